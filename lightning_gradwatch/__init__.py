@@ -1,0 +1,57 @@
+"""See where a recurrent network's gradient vanishes or explodes while it trains, and clip it adaptively."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
+    from lightning_gradwatch.callbacks.grad_watch import GradWatch
+    from lightning_gradwatch.clip import AutoClip, ClipPolicy, Norm, Spike, ZClip
+    from lightning_gradwatch.events import Event, EventKind, Severity
+    from lightning_gradwatch.runlog.reader import load_run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AdaptiveClip": "callbacks.adaptive_clip",
+    "AutoClip": "clip",
+    "ClipPolicy": "clip",
+    "Event": "events",
+    "EventKind": "events",
+    "GradWatch": "callbacks.grad_watch",
+    "Norm": "clip",
+    "Severity": "events",
+    "Spike": "clip",
+    "ZClip": "clip",
+    "load_run": "runlog.reader",
+}
+
+__all__ = [
+    "AdaptiveClip",
+    "AutoClip",
+    "ClipPolicy",
+    "Event",
+    "EventKind",
+    "GradWatch",
+    "Norm",
+    "Severity",
+    "Spike",
+    "ZClip",
+    "load_run",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used, so that reading a run log imports neither torch nor Lightning."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,35 @@
+"""What AdaptiveClip must know about the gradient scaler of mixed precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from lightning_gradwatch.callbacks._compat import Trainer
+
+
+def active_scaler(trainer: Trainer) -> Any | None:
+    """The gradient scaler, where there is one and it is enabled."""
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def unscale_once(scaler: Any, optimizer: Optimizer) -> None:
+    """See to it that the gradients are unscaled.
+
+    Lightning unscales before this hook, except for optimizers that do it in their own step (``fused=True``); those
+    accept gradients that are unscaled already. A second ``unscale_`` would raise.
+    """
+    if _state(scaler, optimizer)["stage"].name == "READY":
+        scaler.unscale_(optimizer)
+
+
+def scaler_will_skip(scaler: Any, optimizer: Optimizer) -> bool:
+    """Whether the scaler itself found an inf or NaN. A host sync: ask only when the norm is not finite."""
+    found = _state(scaler, optimizer)["found_inf_per_device"].values()
+    return any(float(flag) > 0 for flag in found)
+
+
+def _state(scaler: Any, optimizer: Optimizer) -> dict[str, Any]:
+    return scaler._per_optimizer_states[id(optimizer)]

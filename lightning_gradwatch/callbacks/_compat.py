@@ -1,0 +1,74 @@
+"""Lightning under whichever of its two names the user's script has: ``lightning.pytorch`` or ``pytorch_lightning``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+else:
+
+    def _namespace() -> str:
+        """The name already imported, else the one installed; the other is never imported, since that costs a second."""
+        names = ("lightning.pytorch", "pytorch_lightning")
+        for name in names:
+            if name in sys.modules:
+                return name
+        for name in names:
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError:
+                continue
+            return name
+        raise ModuleNotFoundError(
+            "lightning-gradwatch needs `lightning` or `pytorch_lightning`; found neither. "
+            "Install one: pip install lightning"
+        )
+
+    _name = _namespace()
+    _pl = importlib.import_module(_name)
+    LightningDataModule = _pl.LightningDataModule
+    LightningModule = _pl.LightningModule
+    Trainer = _pl.Trainer
+    seed_everything = _pl.seed_everything
+    MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
+    _rank_zero = importlib.import_module(f"{_name}.utilities.rank_zero")
+    rank_zero_info, rank_zero_warn = _rank_zero.rank_zero_info, _rank_zero.rank_zero_warn
+
+    # Where a script has imported both names, a class that derives from both passes either one's checks.
+    _bases = [sys.modules[n].Callback for n in ("lightning.pytorch", "pytorch_lightning") if n in sys.modules]
+    Callback = _bases[0] if len(_bases) == 1 else type("Callback", tuple(_bases), {})
+
+__all__ = [
+    "Callback",
+    "LightningDataModule",
+    "LightningModule",
+    "MisconfigurationException",
+    "Trainer",
+    "rank_zero_info",
+    "rank_zero_warn",
+    "seed_everything",
+]
+
+
+def accumulation(trainer: Trainer) -> int:
+    """By how many micro-batches the loss of the present batch was divided.
+
+    Lightning divides by ``accumulate_grad_batches`` in the last, shorter window of an epoch too.
+    """
+    return int(trainer.accumulate_grad_batches)
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """The gradient scaler's present scale; 1.0 without one."""
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step that Lightning's own monitors log under (LearningRateMonitor does the same)."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)  # pyright: ignore[reportPrivateUsage]

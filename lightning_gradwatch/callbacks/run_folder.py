@@ -1,0 +1,98 @@
+"""The one run log that the callbacks of a Trainer write together."""
+
+from __future__ import annotations
+
+import platform
+import uuid
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from lightning_gradwatch.callbacks._compat import Trainer
+from lightning_gradwatch.runlog.writer import RunLogWriter, choose_folder
+
+FOLDER = "gradwatch"
+
+_open: WeakKeyDictionary[Trainer, dict[str | None, tuple[RunLogWriter, set[int], str]]] = WeakKeyDictionary()
+
+
+def open_run_log(
+    trainer: Trainer, dirpath: str | Path | None, *, owner: object, run_id: str | None = None
+) -> RunLogWriter | None:
+    """The writer of this fit's run log, shared by all callbacks that name the same folder. A collective: call it on all ranks.
+
+    Args:
+        trainer: whose fit.
+        dirpath: where; None is ``<trainer.log_dir or default_root_dir>/gradwatch``.
+        owner: the callback; the log is closed when its last owner closes it.
+        run_id: of the run that is resumed, whose folder is then continued.
+
+    Returns:
+        The writer, or None where nothing can or should be written (``fast_dev_run``; an unwritable default folder, said in a warning).
+
+    Raises:
+        ValueError: a folder that was asked for by name cannot be written.
+    """
+    logs = _open.setdefault(trainer, {})
+    key = None if dirpath is None else str(dirpath)
+    log_dir = trainer.log_dir  # a collective
+    if key in logs:
+        writer, owners, _ = logs[key]
+        owners.add(id(owner))
+        return writer
+    if getattr(trainer, "fast_dev_run", False):
+        return None
+    base = Path(dirpath) if dirpath is not None else Path(log_dir or trainer.default_root_dir) / FOLDER
+    folder, problem = None, None
+    if trainer.is_global_zero:
+        try:
+            folder = choose_folder(base, run_id=run_id)
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            problem = str(error)
+    folder, problem, run_id = trainer.strategy.broadcast((folder, problem, run_id or uuid.uuid4().hex))
+    if problem is not None or folder is None:
+        message = f"`dirpath` must be a folder that can be written; found {str(base)!r} ({problem}). Name another one."
+        if dirpath is not None:
+            raise ValueError(message)
+        warnings.warn(f"No run log is written: {message}", stacklevel=2)
+        return None
+    resumed = trainer.global_step if trainer.global_step > 0 else None
+    writer = RunLogWriter(
+        folder, header={"run_id": run_id, "versions": versions()}, rank=trainer.global_rank, resumed_at_step=resumed
+    )
+    writer.meta({"run_id": run_id, "versions": versions()})
+    logs[key] = (writer, {id(owner)}, run_id)
+    return writer
+
+
+def run_id_of(trainer: Trainer, dirpath: str | Path | None) -> str | None:
+    """The identity of the open run log, to be kept in a checkpoint."""
+    entry = _open.get(trainer, {}).get(None if dirpath is None else str(dirpath))
+    return entry[2] if entry else None
+
+
+def close_run_log(trainer: Trainer, *, owner: object) -> None:
+    """Let go of the run log; the last owner closes its files. Calling it again does nothing."""
+    logs = _open.get(trainer, {})
+    for key, (writer, owners, _) in list(logs.items()):
+        owners.discard(id(owner))
+        if not owners:
+            writer.close()
+            del logs[key]
+
+
+def versions() -> dict[str, Any]:
+    """Versions that a reader needs to make sense of a record, or to repeat the run."""
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for name in ("lightning-gradwatch", "torch", "lightning", "pytorch-lightning", "torchmetrics"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,214 @@
+"""What went wrong, where, and what to do about it: the one vocabulary that every part reports in."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Severity(StrEnum):
+    """How much an event matters: ``info`` is a note, ``warning`` wants a look, ``critical`` spoils the run."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+@dataclass(frozen=True)
+class _Text:
+    severity: Severity
+    message: str
+    remedy: str
+
+
+class EventKind(StrEnum):
+    """Every kind of event. A kind carries its severity, its message and its remedy, shown alike wherever it appears."""
+
+    NONFINITE_LOSS = "NONFINITE_LOSS"
+    NONFINITE_INPUT = "NONFINITE_INPUT"
+    NONFINITE_STATE = "NONFINITE_STATE"
+    NONFINITE_HIDDEN_GRADIENT = "NONFINITE_HIDDEN_GRADIENT"
+    NONFINITE_GRADIENT = "NONFINITE_GRADIENT"
+    EXPLODING_HIDDEN_GRADIENT = "EXPLODING_HIDDEN_GRADIENT"
+    EXPLODING_GRADIENT = "EXPLODING_GRADIENT"
+    VANISHING_HIDDEN_GRADIENT = "VANISHING_HIDDEN_GRADIENT"
+    NO_GRADIENT_THROUGH_TIME = "NO_GRADIENT_THROUGH_TIME"
+    AMP_OVERFLOW = "AMP_OVERFLOW"
+    GRADIENT_CLIPPED = "GRADIENT_CLIPPED"
+    STEP_SKIPPED = "STEP_SKIPPED"
+    NOT_OBSERVED = "NOT_OBSERVED"
+
+    @property
+    def severity(self) -> Severity:
+        """The severity that events of this kind have unless their maker says otherwise."""
+        return _TEXTS[self].severity
+
+    @property
+    def message(self) -> str:
+        """The message template; its fields are those of :class:`Event`, and ``place`` and ``detail``."""
+        return _TEXTS[self].message
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it, in a sentence or two."""
+        return _TEXTS[self].remedy
+
+
+_TEXTS: dict[EventKind, _Text] = {
+    EventKind.NONFINITE_LOSS: _Text(
+        Severity.CRITICAL,
+        "The loss is {value} although every recurrent input and state is finite.{detail}",
+        "Look at what stands between the recurrent output and the loss: a log or a division of 0, an overflowing exp, "
+        "a target out of range. AdaptiveClip skips such a step.",
+    ),
+    EventKind.NONFINITE_INPUT: _Text(
+        Severity.CRITICAL,
+        "The input of {place} holds {value}.{detail}",
+        "Look at this sequence of this batch in the data, and at the layers in front of the recurrent one. "
+        "AdaptiveClip skips such a step, so that the weights stay finite.",
+    ),
+    EventKind.NONFINITE_STATE: _Text(
+        Severity.CRITICAL,
+        "The hidden state of {place} became {value} in the forward pass, from a finite input.{detail}",
+        "If a parameter is named, it is not finite: go back to a checkpoint from before it was spoilt, and clip or "
+        "lower the learning rate. Otherwise the state outgrew its number format: use a gated cell, a normalisation, or a wider dtype.",
+    ),
+    EventKind.NONFINITE_HIDDEN_GRADIENT: _Text(
+        Severity.CRITICAL,
+        "Flowing back through time, the gradient of {place} became {value}; nearer to the loss it is finite.{detail}",
+        "The backward recurrence overflowed: use AdaptiveClip(), lower the learning rate, shorten the sequences "
+        "(truncated BPTT), or initialise the recurrent weight orthogonally (Pascanu et al. 2013).",
+    ),
+    EventKind.NONFINITE_GRADIENT: _Text(
+        Severity.CRITICAL,
+        "The gradient of {place} is {value} although the recurrent states and their gradients are finite.{detail}",
+        "Look at the operation that this parameter enters. AdaptiveClip skips such a step, so that the weights stay finite.",
+    ),
+    EventKind.EXPLODING_HIDDEN_GRADIENT: _Text(
+        Severity.WARNING,
+        "The gradient of {place} grows {value:.3g}-fold on its way back through time (bound {threshold:.3g}).{detail}",
+        "Use AdaptiveClip(), which brings such steps back to their ordinary size (Pascanu et al. 2013); lower the learning rate, "
+        "shorten the sequences, or initialise the recurrent weight orthogonally.",
+    ),
+    EventKind.EXPLODING_GRADIENT: _Text(
+        Severity.WARNING,
+        "The gradient norm of {place} jumped to {value:.3g}; an ordinary step stays under {threshold:.3g}.{detail}",
+        "Use AdaptiveClip(), which brings such a step back to its ordinary size; lower the learning rate if it happens often.",
+    ),
+    EventKind.VANISHING_HIDDEN_GRADIENT: _Text(
+        Severity.WARNING,
+        "The gradient of {place} falls under 1 % after {value:.0f} timesteps.{detail}",
+        "What lies further back cannot be learned. Use a gated cell (nn.LSTM, nn.GRU), start an LSTM's forget-gate bias at 1 "
+        "(Jozefowicz et al. 2015), or initialise the recurrent weight orthogonally or as the identity (Le et al. 2015).",
+    ),
+    EventKind.NO_GRADIENT_THROUGH_TIME: _Text(
+        Severity.WARNING,
+        "No gradient flows through time in {place}: its state is reset or detached at every step.{detail}",
+        "Pass the state of one step on to the next without detach() and without a new initial state.",
+    ),
+    EventKind.AMP_OVERFLOW: _Text(
+        Severity.INFO,
+        "Gradients overflowed under the loss scale {value}; the gradient scaler skips the step and lowers its scale.{detail}",
+        "Nothing to do unless it does not end: then use bf16-mixed, or a smaller initial scale.",
+    ),
+    EventKind.GRADIENT_CLIPPED: _Text(
+        Severity.INFO,
+        "The gradient norm {value:.4g} was clipped to {threshold:.4g}.{detail}",
+        "Nothing to do: this is what clipping is for. If it happens at most steps, lower the learning rate.",
+    ),
+    EventKind.STEP_SKIPPED: _Text(
+        Severity.WARNING,
+        "The optimizer step was skipped: the gradient norm is {value}.{detail}",
+        "Weights and optimizer state are as they were. A single one is harmless; if it goes on, the events before it name the place where it began.",
+    ),
+    EventKind.NOT_OBSERVED: _Text(
+        Severity.WARNING,
+        "{place} was not observed.{detail}",
+        "Call the module itself rather than its .forward, let its output reach the loss, or mark the hidden states with tap().",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When in a training something was found: ``step`` counts optimizer steps done when the forward ran."""
+
+    step: int
+    epoch: int | None = None
+    batch_idx: int | None = None
+    rank: int = 0
+
+    def event(self, kind: EventKind, **fields: Any) -> Event:
+        """An event of this moment."""
+        return Event(kind, self.step, self.epoch, self.batch_idx, self.rank, **fields)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One anomaly, located and explained. What does not apply is None.
+
+    Args:
+        kind: what happened.
+        step: optimizer steps done when the forward ran.
+        epoch, batch_idx, rank: where in the training.
+        module: qualified name of the recurrent module; ``layer`` its layer, ``direction`` ``forward`` or ``reverse``,
+            ``state`` ``h`` or ``c``.
+        timestep: index into the sequence as the caller counts it; ``sequence``: index into the batch.
+        parameter: qualified name of a parameter.
+        value, threshold: what was found and what it was held against, in the kind's unit.
+        action: what was done about it (``skipped``, ``clipped`` …).
+        detail: a sentence more for the message.
+        severity, message, remedy: from the kind unless given.
+    """
+
+    kind: EventKind
+    step: int
+    epoch: int | None = None
+    batch_idx: int | None = None
+    rank: int = 0
+    module: str | None = None
+    layer: int | None = None
+    direction: str | None = None
+    state: str | None = None
+    timestep: int | None = None
+    sequence: int | None = None
+    parameter: str | None = None
+    value: float | None = None
+    threshold: float | None = None
+    action: str | None = None
+    detail: dataclasses.InitVar[str] = ""
+    severity: Severity = None  # type: ignore[assignment]  # filled in from the kind
+    message: str = ""
+    remedy: str = ""
+
+    def __post_init__(self, detail: str) -> None:
+        set_field = object.__setattr__
+        if not self.severity:
+            set_field(self, "severity", self.kind.severity)
+        if not self.remedy:
+            set_field(self, "remedy", self.kind.remedy)
+        if not self.message:
+            fields = {**self.__dict__, "place": self.place, "detail": f" {detail}" if detail else ""}
+            set_field(self, "message", self.kind.message.format_map(fields))
+
+    @property
+    def place(self) -> str:
+        """Where, in words: ``rnn, layer 1 (reverse), timestep 17, sequence 3``."""
+        parts = [self.module] if self.module else []
+        if self.layer is not None:
+            parts.append(f"layer {self.layer}" + (" (reverse)" if self.direction == "reverse" else ""))
+        if self.state == "c":
+            parts.append("cell state")
+        if self.timestep is not None:
+            parts.append(f"timestep {self.timestep}")
+        if self.sequence is not None:
+            parts.append(f"sequence {self.sequence}")
+        if self.parameter:
+            parts.append(f"parameter {self.parameter}")
+        return ", ".join(parts) or "the model"
+
+    def to_record(self) -> dict[str, Any]:
+        """The event as one flat record of the run log."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,184 @@
+"""Norms by timestep and by lag, and what they say: how far back the gradient reaches, and how fast it fades or grows."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+HORIZON_RATIO = 0.01
+"""The gradient horizon is the first lag at which the lagged gradient falls under this share."""
+
+FLOOR = 1e-30
+"""Ratios under this are no longer told apart from underflow; the growth rate leaves them out."""
+
+MAX_POINTS = 1024
+"""Longer lists are thinned to this many points in a record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How far back the gradient reaches. ``lag``: timesteps; ``censored``: it was still above 1 % at the longest lag seen."""
+
+    lag: int | None
+    censored: bool
+
+
+def gradient_horizon(lagged: Floats) -> Horizon:
+    """The first lag at which ``lagged`` falls under 1 %; the longest lag, censored, if it never does.
+
+    Args:
+        lagged: ‖∂L_τ/∂s_{τ−k}‖/‖∂L_τ/∂s_τ‖ over lag k ``(lag,)``, lagged[0] = 1.
+    """
+    if not len(lagged):
+        return Horizon(None, True)
+    under = np.flatnonzero(lagged < HORIZON_RATIO)
+    return Horizon(int(under[0]), False) if len(under) else Horizon(len(lagged) - 1, True)
+
+
+def growth_rate(lagged: Floats) -> float | None:
+    """Least-squares slope of log ``lagged`` over lag, in nats per timestep: < 0 vanishing, > 0 exploding.
+
+    A finite-time Lyapunov exponent of the backward pass. Lags from the first that is not a positive finite number on are left
+    out; with fewer than two left there is none.
+    """
+    usable = np.isfinite(lagged) & (lagged > FLOOR)
+    count = len(lagged) if usable.all() else int(np.argmin(usable))
+    if count < 2:
+        return None
+    lag = np.arange(count, dtype=np.float64)
+    lag -= lag.mean()
+    return float(lag @ np.log(lagged[:count]) / (lag @ lag))
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The norms of one recurrent call, layer, direction and state, each sequence by itself.
+
+    Args:
+        module, call, kind, layer, direction, state: what was measured; ``call`` is its number within the step.
+        timesteps: of the longest sequence.
+        batch_size: of the call; the sequences measured are ``sequences``, indices into it.
+        lengths: of the measured sequences.
+        total, direct: ‖∂L/∂s_t‖ and its part from outside the recurrence ``(sequence, time)``, NaN past a sequence's end.
+        curves: the lagged gradients of every anchor of every sequence ``(curve, lag)``, each starting at 1, NaN past its reach,
+            inf where the gradient is not finite.
+        inexact_reason: None if the figures are exact.
+    """
+
+    module: str
+    call: int
+    kind: str
+    layer: int
+    direction: str
+    state: str
+    timesteps: int
+    batch_size: int
+    sequences: tuple[int, ...]
+    lengths: tuple[int, ...]
+    total: Floats
+    direct: Floats
+    curves: Floats
+    inexact_reason: str | None = None
+
+    def scaled(self, factor: float) -> Profile:
+        """The profile of a loss ``factor`` times as large. Ratios stay as they are."""
+        if factor == 1:
+            return self
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return Profile(**{**fields, "total": self.total * factor, "direct": self.direct * factor})
+
+    @property
+    def exact(self) -> bool:
+        """Whether the figures are those of the training step itself, to rounding."""
+        return self.inexact_reason is None
+
+    def lagged(self) -> Floats:
+        """r_k: the median over the sequences and anchors that reach lag k ``(lag,)``. Empty if no loss reached the output."""
+        return _median(self.curves)
+
+    def total_median(self) -> Floats:
+        """Median over the sequences that reach a timestep ``(time,)``."""
+        return _median(self._finite_or_inf(self.total))
+
+    def total_max(self) -> Floats:
+        """Maximum over the sequences that reach a timestep ``(time,)``."""
+        return _reduce(np.nanmax, self._finite_or_inf(self.total))
+
+    def direct_median(self) -> Floats:
+        """Median of the direct gradient over the sequences that reach a timestep ``(time,)``."""
+        return _median(self._finite_or_inf(self.direct))
+
+    def _finite_or_inf(self, norms: Floats) -> Floats:
+        """NaN within a sequence counts as larger than anything, so that only what lies past its end is left out."""
+        within = np.arange(self.timesteps)[None, :] < np.asarray(self.lengths)[:, None]
+        return np.where(within & np.isnan(norms), np.inf, norms)
+
+    def to_record(self, *, keep_sequences: bool = False) -> dict[str, Any]:
+        """The profile as a record of the run log, without the fields that place it in the training."""
+        lagged = self.lagged()
+        horizon = gradient_horizon(lagged)
+        at, lag_at = evenly(self.timesteps), logarithmically(len(lagged))
+        record: dict[str, Any] = {
+            "call": self.call,
+            "module": self.module,
+            "kind": self.kind,
+            "layer": self.layer,
+            "direction": self.direction,
+            "state": self.state,
+            "timesteps": self.timesteps,
+            "sequences": len(self.sequences),
+            "batch_size": self.batch_size,
+            "exact": self.exact,
+            "inexact_reason": self.inexact_reason,
+            "total": _pick(self.total_median(), at),
+            "total_max": _pick(self.total_max(), at),
+            "direct": _pick(self.direct_median(), at),
+            "lagged": _pick(lagged, lag_at),
+            "at": None if at is None else at.tolist(),
+            "lag_at": None if lag_at is None else lag_at.tolist(),
+            "horizon": horizon.lag,
+            "horizon_censored": horizon.censored,
+            "growth_rate": growth_rate(lagged),
+        }
+        if keep_sequences:
+            record["total_by_sequence"] = [
+                row[:length].tolist() for row, length in zip(self.total, self.lengths, strict=True)
+            ]
+        return record
+
+
+def evenly(count: int) -> npt.NDArray[np.int64] | None:
+    """Evenly spaced timesteps, first and last included, to which a longer list is thinned; None if it is short enough."""
+    if count <= MAX_POINTS:
+        return None
+    return np.linspace(0, count - 1, MAX_POINTS).round().astype(np.int64)
+
+
+def logarithmically(count: int) -> npt.NDArray[np.int64] | None:
+    """Lags to which a longer list is thinned: each of the first ones, then ever sparser; None if it is short enough."""
+    if count <= MAX_POINTS:
+        return None
+    return np.unique(np.geomspace(1, count, MAX_POINTS).round().astype(np.int64)) - 1
+
+
+def _pick(values: Floats, at: npt.NDArray[np.int64] | None) -> list[float]:
+    return (values if at is None else values[at]).tolist()
+
+
+def _reduce(function: Any, rows: Floats) -> Floats:
+    """Reduce over rows, leaving out what is NaN in a row because it lies past its end."""
+    if not rows.size:
+        return np.zeros(rows.shape[-1] if len(rows) else 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column where every gradient is NaN stays NaN
+        return function(rows, axis=0)
+
+
+def _median(rows: Floats) -> Floats:
+    return _reduce(np.nanmedian, rows)

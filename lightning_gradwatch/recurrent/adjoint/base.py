@@ -1,0 +1,123 @@
+"""What every kind of recurrence offers to the sweep: gates recomputed at once, then the adjoint recurrence step by step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.recurrent.call import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights of one layer and direction, in the dtype of the sweep. ``w_hr`` is there with ``proj_size`` only."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
+
+    @classmethod
+    def unpack(cls, flat: tuple[Tensor, ...], shape: Shape, dtype: torch.dtype) -> Weights:
+        """From PyTorch's flat order."""
+        rest = [weight.detach().to(dtype) for weight in flat]
+        w_ih, w_hh = rest[:2]
+        b_ih, b_hh = rest[2:4] if shape.has_bias else (None, None)
+        w_hr = rest[-1] if shape.state_size != shape.hidden_size else None
+        return cls(w_ih, w_hh, b_ih, b_hh, w_hr)
+
+    def flat(self) -> list[Tensor]:
+        """PyTorch's flat order."""
+        return [w for w in (self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr) if w is not None]
+
+
+@dataclass(slots=True)
+class Carry:
+    """What flows from one timestep to the one before it: ``(stream, sequence, width)``.
+
+    ``hidden`` is the recurrent part of ∂L/∂h, ``cell`` that of ∂L/∂c (LSTM only).
+    """
+
+    hidden: Tensor
+    cell: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Ends:
+    """Where sequences end within a chunk, and what the loss sends straight to their final cell state.
+
+    Args:
+        at: step within the chunk → the sequences whose last valid step it is.
+        cell: ``(stream, sequence, hidden)``, what ∂L/∂c_n contributes; None if nothing.
+    """
+
+    at: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    cell: Tensor | None = None
+
+    def begin(self, step: int, carry: Carry) -> None:
+        """Let the sequences that end at ``step`` begin: nothing comes back from beyond their end."""
+        ending = self.at.get(step)
+        if ending is None:
+            return
+        carry.hidden[:, ending] = 0
+        if carry.cell is not None:
+            carry.cell[:, ending] = 0 if self.cell is None else self.cell[:, ending]
+
+
+F = TypeVar("F")
+
+
+class Adjoint(ABC, Generic[F]):
+    """One layer in one direction. All tensors are time-major, in the direction's own order, without graph."""
+
+    def __init__(self, weights: Weights, shape: Shape) -> None:
+        self.weights = weights
+        self.shape = shape
+
+    def run(self, x: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The fused forward of this layer over a chunk: ``(h of every step, last h, last c)``."""
+        function = getattr(torch._VF, self.shape.mode.lower())  # type: ignore[attr-defined]  # the operators behind nn.RNN, nn.LSTM, nn.GRU
+        state: Any = (h[None], c[None]) if c is not None else h[None]
+        result = function(x, state, self.weights.flat(), self.shape.has_bias, 1, 0.0, False, False, False)
+        return result[0], result[1][0], result[2][0] if c is not None else None
+
+    def new_carry(self, streams: int, sequences: int) -> Carry:
+        """Nothing comes back from beyond the end."""
+        like = self.weights.w_hh
+        hidden = like.new_zeros(streams, sequences, self.shape.state_size)
+        cell = like.new_zeros(streams, sequences, self.shape.hidden_size) if self.shape.mode == "LSTM" else None
+        return Carry(hidden, cell)
+
+    @abstractmethod
+    def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> F:
+        """Recompute the gates of all steps of a chunk at once, and from them the factors of the adjoint recurrence.
+
+        Args:
+            x: ``(time, sequence, input)``.
+            h_previous: ``(time, sequence, state)``, the state that entered each step.
+            c_start: ``(sequence, hidden)``, the cell state that entered the first step (LSTM only).
+        """
+
+    @abstractmethod
+    def recomputed(self, factors: F) -> tuple[Tensor, Tensor | None]:
+        """``(h of every step, last c)`` as the recomputed gates give them."""
+
+    @abstractmethod
+    def sweep(self, factors: F, direct: Tensor, carry: Carry, ends: Ends) -> tuple[Tensor, Tensor | None]:
+        """Run the adjoint recurrence from the chunk's last step to its first; ``carry`` is updated in place.
+
+        Args:
+            direct: ``(time, stream, sequence, state)``.
+
+        Returns:
+            ∂L/∂h ``(time, stream, sequence, state)`` and ∂L/∂c ``(time, stream, sequence, hidden)``, both total.
+        """
+
+    @abstractmethod
+    def input_gradient(self, factors: F, hidden: Tensor, cell: Tensor | None) -> Tensor:
+        """∂L/∂x of every step: ``(time, stream, sequence, input)``."""

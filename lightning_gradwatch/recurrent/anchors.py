@@ -1,0 +1,94 @@
+"""The anchors of a lagged profile: timesteps τ whose direct loss L_τ is followed back through time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, REVERSE, Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Timesteps as the caller counts them, ``(anchor, sequence)``, −1 where a sequence has fewer.
+
+    ``scale`` has the same shape: 1/‖∂L_τ‖ of all that enters at τ. A sweep is linear, so each anchor's may start at norm 1,
+    whatever the size of the loss; the profile divides by the norm at lag 0 anyhow.
+    """
+
+    timestep: Tensor
+    scale: Tensor
+
+    def __len__(self) -> int:
+        return len(self.timestep)
+
+
+def direct_norms(call: RecurrentCall, layout: Layout, chunk: int) -> Tensor:
+    """‖what the loss sends directly to each timestep‖: ``(time, sequence)`` float64 on the CPU, states' last steps included."""
+    squares = torch.zeros(layout.timesteps, len(layout.sequences), dtype=torch.float64)
+    output = call.output_gradient.value()
+    if output is not None:
+        for start in range(0, layout.timesteps, chunk):
+            stop = min(start + chunk, layout.timesteps)
+            part = layout.read(output, FORWARD, start, stop)
+            squares[start:stop] = norm(part).cpu() ** 2
+    for slot in (call.h_n_gradient, call.c_n_gradient):
+        gradient = slot.value()
+        if gradient is None:
+            continue
+        for index in range(len(gradient)):
+            direction = index % call.shape.num_directions
+            state = layout.read_state(gradient, index)
+            assert state is not None
+            squares[last_timestep(layout, direction), torch.arange(len(layout.sequences))] += norm(state).cpu() ** 2
+    return squares.sqrt()
+
+
+def norm(tensor: Tensor) -> Tensor:
+    """L2 norm over the last dimension, accumulated in float64: squares of vanished gradients underflow in float32."""
+    dtype = torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    return torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype)
+
+
+def last_timestep(layout: Layout, direction: int) -> Tensor:
+    """The timestep at which each sequence's final state stands: its last one forwards, 0 in reverse."""
+    return layout.lengths - 1 if direction == FORWARD else torch.zeros_like(layout.lengths)
+
+
+def choose_anchors(call: RecurrentCall, layout: Layout, count: int, chunk: int) -> Anchors:
+    """Up to ``count`` anchors a sequence, spread evenly over the timesteps that the loss reaches directly.
+
+    The last of these is always among them; in a bidirectional module the first as well, since it is the last of the
+    reverse direction.
+    """
+    norms = direct_norms(call, layout, chunk)
+    both = call.shape.num_directions == len(DIRECTIONS)
+    count = max(count, 2) if both and count else count
+    timestep = torch.full((count, len(layout.sequences)), -1, dtype=torch.long)
+    scale = torch.ones(count, len(layout.sequences), dtype=torch.float64)
+    for j in range(len(layout.sequences)):
+        reached = torch.nonzero(norms[:, j]).flatten().tolist()
+        for i, rank in enumerate(_spread(len(reached), count, both)):
+            timestep[i, j] = reached[rank]
+            size = float(norms[reached[rank], j])
+            scale[i, j] = 1 / size if 0 < size < float("inf") else 1.0
+    return Anchors(timestep, scale)
+
+
+def _spread(available: int, count: int, both_ends: bool) -> list[int]:
+    """Ranks in ``range(available)``, ascending, each once."""
+    if not available:
+        return []
+    if both_ends:
+        ranks = {round(i * (available - 1) / max(count - 1, 1)) for i in range(count)}
+    else:
+        ranks = {-(-(i + 1) * available // count) - 1 for i in range(count)}
+    return sorted(ranks)
+
+
+def lags(timestep: int, length: int, direction: int) -> int:
+    """How many lags an anchor has, lag 0 included: steps back in the direction's own order."""
+    return length - timestep if direction == REVERSE else timestep + 1

@@ -1,0 +1,197 @@
+"""One forward of a fused recurrent module, kept by reference until its gradients have arrived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What kind of recurrence a module computes, and how large it is.
+
+    Args:
+        mode: PyTorch's own name: ``RNN_TANH``, ``RNN_RELU``, ``LSTM`` or ``GRU``.
+        hidden_size: width of the gates, and of c.
+        state_size: width of h; differs from ``hidden_size`` only with ``proj_size``.
+    """
+
+    mode: str
+    num_layers: int
+    num_directions: int
+    hidden_size: int
+    state_size: int
+    has_bias: bool
+    dropout: float
+    batch_first: bool
+
+    @classmethod
+    def of(cls, module: nn.RNNBase) -> Shape:
+        """The shape of a fused module as it is now."""
+        return cls(
+            mode=module.mode,
+            num_layers=module.num_layers,
+            num_directions=2 if module.bidirectional else 1,
+            hidden_size=module.hidden_size,
+            state_size=module.proj_size or module.hidden_size,
+            has_bias=module.bias,
+            dropout=float(module.dropout) if module.training and module.num_layers > 1 else 0.0,
+            batch_first=module.batch_first,
+        )
+
+    @property
+    def kind(self) -> str:
+        """The kind as the run log names it: ``RNN``, ``LSTM`` or ``GRU``."""
+        return "RNN" if self.mode.startswith("RNN") else self.mode
+
+    @property
+    def weights_per_direction(self) -> int:
+        """How many flat weights one layer has in one direction."""
+        return 2 + 2 * self.has_bias + (self.state_size != self.hidden_size)
+
+
+class GradientSlot:
+    """A tensor hook that keeps the gradient it is shown.
+
+    It holds nothing but gradients: a hook that led back to the call would close the cycle output → hook → call →
+    output, which only the garbage collector frees.
+    """
+
+    __slots__ = ("_gradients",)
+
+    def __init__(self) -> None:
+        self._gradients: list[Tensor] = []
+
+    def __call__(self, gradient: Tensor) -> None:
+        self._gradients.append(gradient)
+
+    @property
+    def arrived(self) -> bool:
+        """Whether a gradient was shown."""
+        return bool(self._gradients)
+
+    def value(self) -> Tensor | None:
+        """The gradient, summed where several backward passes sent one; None if none arrived."""
+        if not self._gradients:
+            return None
+        total = self._gradients[0]
+        for gradient in self._gradients[1:]:
+            total = total + gradient
+        return total
+
+    def clear(self) -> None:
+        """Forget what was kept."""
+        self._gradients.clear()
+
+
+@dataclass(slots=True, weakref_slot=True)
+class RecurrentCall:
+    """References to everything that one forward of a fused module read and made. No tensor is copied.
+
+    Shapes are the module's own: ``input`` and ``output`` are time-major, batch-first, unbatched, or packed data with
+    ``batch_sizes``; ``h0``, ``c0``, ``h_n``, ``c_n`` are ``(layers·directions, batch, width)`` in the caller's batch order,
+    without ``batch`` if unbatched.
+    """
+
+    module: str
+    index: int
+    shape: Shape
+    weights: tuple[Tensor, ...]
+    input: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+    output: Tensor
+    h_n: Tensor
+    c_n: Tensor | None
+    batch_sizes: Tensor | None = None
+    sorted_indices: Tensor | None = None
+    unsorted_indices: Tensor | None = None
+    rng_state: Tensor | None = None
+    output_gradient: GradientSlot = field(default_factory=GradientSlot)
+    h_n_gradient: GradientSlot = field(default_factory=GradientSlot)
+    c_n_gradient: GradientSlot = field(default_factory=GradientSlot)
+    versions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.versions = self._versions()
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        named = [("input", self.input), ("initial state", self.h0), ("initial state", self.c0), ("output", self.output)]
+        return [(name, t) for name, t in named if t is not None] + [("weights", w) for w in self.weights]
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(tensor._version for _, tensor in self._tensors())
+
+    def changed(self) -> str | None:
+        """The first of input, initial state, output and weights that was changed in place since the forward; None if none was."""
+        for (name, tensor), version in zip(self._tensors(), self.versions, strict=True):
+            if tensor._version != version:
+                return name
+        return None
+
+    def has_gradient(self) -> bool:
+        """Whether the loss reached this call at all."""
+        return any(slot.arrived for slot in (self.output_gradient, self.h_n_gradient, self.c_n_gradient))
+
+    def release(self) -> None:
+        """Let go of the gradients, which the tensors' own hooks hold too."""
+        for slot in (self.output_gradient, self.h_n_gradient, self.c_n_gradient):
+            slot.clear()
+
+    def flat_weights(self, layer: int, direction: int) -> tuple[Tensor, ...]:
+        """``w_ih, w_hh[, b_ih, b_hh][, w_hr]`` of one layer and direction."""
+        count = self.shape.weights_per_direction
+        start = (layer * self.shape.num_directions + direction) * count
+        return self.weights[start : start + count]
+
+    def watch_gradients(self) -> None:
+        """Have autograd show this call's slots the gradients that reach output, h_n and c_n."""
+        pairs = (
+            (self.output, self.output_gradient),
+            (self.h_n, self.h_n_gradient),
+            (self.c_n, self.c_n_gradient),
+        )
+        for tensor, slot in pairs:
+            if tensor is not None and tensor.requires_grad:
+                tensor.register_hook(slot)
+
+
+def read_call(
+    name: str, index: int, module: nn.RNNBase, inputs: tuple[object, ...], outputs: object, rng_state: Tensor | None
+) -> RecurrentCall:
+    """A call from what a forward hook is shown.
+
+    Raises:
+        TypeError: the module's forward takes or returns something other than PyTorch's own does.
+    """
+    source, hx = inputs[0], inputs[1] if len(inputs) > 1 else None
+    if not isinstance(outputs, tuple) or len(outputs) != 2:  # pyright: ignore[reportUnknownArgumentType]
+        raise TypeError(f"its forward returned {type(outputs).__name__}, not (output, state)")
+    result, state = outputs  # pyright: ignore[reportUnknownVariableType]
+    h_n, c_n = state if isinstance(state, tuple) else (state, None)  # pyright: ignore[reportUnknownVariableType]
+    h0, c0 = hx if isinstance(hx, tuple | list) else (hx, None)  # pyright: ignore[reportUnknownVariableType]
+    packed = source if isinstance(source, PackedSequence) else None
+    given = packed.data if packed is not None else source
+    made = result.data if isinstance(result, PackedSequence) else result  # pyright: ignore[reportUnknownVariableType]
+    if not (isinstance(given, Tensor) and isinstance(made, Tensor) and isinstance(h_n, Tensor)):
+        raise TypeError("its forward takes or returns something other than tensors and packed sequences")
+    if isinstance(result, PackedSequence) != (packed is not None):
+        raise TypeError("its forward packs the sequences itself")
+    return RecurrentCall(
+        module=name,
+        index=index,
+        shape=Shape.of(module),
+        weights=tuple(module._flat_weights),  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+        input=given,
+        h0=h0 if isinstance(h0, Tensor) else None,
+        c0=c0 if isinstance(c0, Tensor) else None,
+        output=made,
+        h_n=h_n,
+        c_n=c_n if isinstance(c_n, Tensor) else None,
+        batch_sizes=packed.batch_sizes if packed is not None else None,
+        sorted_indices=packed.sorted_indices if packed is not None else None,
+        unsorted_indices=packed.unsorted_indices if packed is not None else None,
+        rng_state=rng_state,
+    )

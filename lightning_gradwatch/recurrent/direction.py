@@ -1,0 +1,143 @@
+"""One layer in one direction during a sweep: its states from chunk to chunk, and the norms found on the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.recurrent.adjoint import Adjoint, Carry, Ends
+from lightning_gradwatch.recurrent.anchors import Anchors, last_timestep, norm
+from lightning_gradwatch.recurrent.layout import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """The chosen sequences' states at both ends, ``(sequence, width)``; None where absent."""
+
+    h0: Tensor | None
+    c0: Tensor | None
+    h_n_gradient: Tensor | None
+    c_n_gradient: Tensor | None
+
+
+class DirectionSweep:
+    """Climbs forwards through the chunks, then goes back through them; both in the direction's own order.
+
+    Attributes:
+        total: ‖∂L/∂h_t‖ ``(time, stream, sequence)``, float64.
+        total_cell: ‖∂L/∂c_t‖, LSTM only.
+        direct: ‖d_t‖ ``(time, sequence)``.
+        direct_cell: ‖∂L/∂c_n‖ at each sequence's last step, LSTM only.
+        first_bad_state: own-order step of each sequence's first state that is not finite, or its length.
+        first_bad_value: that number, of the earliest of them.
+        replay_error: largest difference of recomputed and recorded outputs, relative to the largest output; 0 below the top.
+    """
+
+    def __init__(
+        self,
+        adjoint: Adjoint[Any],
+        layout: Layout,
+        direction: int,
+        anchors: Anchors,
+        boundary: Boundary,
+        keep: bool,
+    ) -> None:
+        self.adjoint, self.layout, self.direction = adjoint, layout, direction
+        shape, like = adjoint.shape, adjoint.weights.w_hh
+        sequences, streams = len(layout.sequences), 1 + len(anchors)
+        lstm = shape.mode == "LSTM"
+        h0 = boundary.h0 if boundary.h0 is not None else like.new_zeros(sequences, shape.state_size)
+        c0 = boundary.c0 if boundary.c0 is not None else like.new_zeros(sequences, shape.hidden_size)
+        self._starts: list[tuple[Tensor, Tensor | None]] = [(h0, c0 if lstm else None)]
+        self._keep, self._kept = keep, -1
+        self._factors: Any = None
+        self._states: Tensor | None = None
+        self._carry: Carry = adjoint.new_carry(streams, sequences)
+        ends = last_timestep(layout, direction)
+        # Which streams a final state belongs to: all of the loss, and the anchors that stand at its own timestep.
+        own = torch.where(anchors.timestep == ends, anchors.scale, 0.0)
+        share = torch.cat([torch.ones(1, sequences, dtype=torch.float64), own]).to(like)[..., None]
+        self._h_n = _shared(boundary.h_n_gradient, share)
+        self._c_n = _shared(boundary.c_n_gradient, share)
+        norms = {"dtype": torch.float64, "device": "cpu"}
+        self.total = torch.zeros(layout.timesteps, streams, sequences, **norms)
+        self.total_cell = torch.zeros(layout.timesteps, streams, sequences, **norms) if lstm else None
+        self.direct = torch.zeros(layout.timesteps, sequences, **norms)
+        self.direct_cell = torch.zeros(layout.timesteps, sequences, **norms) if lstm else None
+        if self.direct_cell is not None and boundary.c_n_gradient is not None:
+            self.direct_cell[layout.lengths - 1, torch.arange(sequences)] = norm(boundary.c_n_gradient).cpu().double()
+        self.first_bad_state = layout.lengths.clone()
+        self.first_bad_value = 0.0
+        self.replay_error = 0.0
+
+    def climb(self, chunk: int, start: int, stop: int, x: Tensor, recorded: Tensor | None) -> Tensor:
+        """Go through a chunk forwards and make it ready for :meth:`back`. Returns its states ``(time, sequence, state)``.
+
+        Args:
+            recorded: the states as the forward recorded them (top layer); None has them computed again from the chunk's start.
+        """
+        if self._keep and self._kept == chunk and self._states is not None:
+            return self._states
+        h_start, c_start = self._starts[chunk]
+        if recorded is None:
+            states, _, _ = self.adjoint.run(x, h_start, c_start)
+        else:
+            states = recorded
+        self._factors = self.adjoint.prepare(x, torch.cat([h_start[None], states[:-1]]), c_start)
+        again, c_end = self.adjoint.recomputed(self._factors)
+        if len(self._starts) == chunk + 1:
+            self._starts.append((states[-1], c_end))
+            self._note_states(start, stop, states)
+            if recorded is not None:
+                self._compare(start, stop, again, recorded)
+        self._kept, self._states = chunk, states
+        return states
+
+    def back(self, start: int, stop: int, direct: Tensor, *, with_input: bool) -> Tensor | None:
+        """Go back through the chunk that was climbed last. Returns ∂L/∂x ``(time, stream, sequence, input)`` if asked.
+
+        Args:
+            direct: ``(time, stream, sequence, state)``, what comes from above; final states are added here.
+        """
+        ends = Ends(cell=self._c_n)
+        for step in torch.unique(self.layout.lengths - 1).tolist():
+            if start <= step < stop:
+                ending = torch.nonzero(self.layout.lengths - 1 == step).flatten().to(direct.device)
+                ends.at[step - start] = ending
+                if self._h_n is not None:
+                    direct[step - start][:, ending] += self._h_n[:, ending]
+        hidden, cell = self.adjoint.sweep(self._factors, direct, self._carry, ends)
+        self.direct[start:stop] = norm(direct[:, 0]).cpu()
+        self.total[start:stop] = norm(hidden).cpu()
+        if self.total_cell is not None and cell is not None:
+            self.total_cell[start:stop] = norm(cell).cpu()
+        return self.adjoint.input_gradient(self._factors, hidden, cell) if with_input else None
+
+    def _note_states(self, start: int, stop: int, states: Tensor) -> None:
+        bad = ~states.isfinite().all(-1).cpu() & self.layout.valid(start, stop)
+        if bool(bad.any()):
+            step, sequence = torch.nonzero(bad)[0].tolist()
+            state = states[step, sequence]
+            if bool((self.first_bad_state == self.layout.lengths).all()):
+                self.first_bad_value = float(state[~state.isfinite()][0])
+            first = torch.where(bad.any(0), start + bad.int().argmax(0), self.layout.lengths)
+            self.first_bad_state = torch.minimum(self.first_bad_state, first)
+
+    def _compare(self, start: int, stop: int, again: Tensor, recorded: Tensor) -> None:
+        valid = self.layout.valid(start, stop).to(again.device)[..., None] & recorded.isfinite()
+        difference = torch.where(valid, again - recorded, 0.0).abs().amax()
+        largest = torch.where(valid, recorded, 0.0).abs().amax().clamp_min(1e-30)
+        error = float(difference / largest)
+        if not error <= self.replay_error:  # a NaN counts as larger than anything
+            self.replay_error = error
+
+
+def _shared(gradient: Tensor | None, share: Tensor) -> Tensor | None:
+    """``(stream, sequence, width)``: what each stream gets of a final state's gradient."""
+    if gradient is None:
+        return None
+    # A share of 0 is no gradient at all, also where the gradient itself is not finite.
+    return torch.where(share != 0, gradient[None] * share, 0.0)

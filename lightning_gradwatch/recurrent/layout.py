@@ -1,0 +1,116 @@
+"""Where a sequence's timesteps lie in a call's tensors: time-major, batch-first, unbatched or packed; forwards or in reverse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.recurrent.call import RecurrentCall
+
+FORWARD, REVERSE = 0, 1
+DIRECTIONS = ("forward", "reverse")
+
+
+def pick_sequences(batch: int, limit: int | None) -> list[int]:
+    """Up to ``limit`` sequences, spread evenly over a batch; None takes all. Touches no random generator."""
+    if limit is None or limit >= batch:
+        return list(range(batch))
+    return [i * batch // limit for i in range(limit)]
+
+
+class Layout:
+    """Reads chosen sequences out of a call's tensors, in a direction's own order.
+
+    In *own order* step 0 is the first that the direction visits: the first timestep forwards, the last valid one in
+    reverse. So every sequence starts at 0 and ends at its own length, whichever way it is read.
+    """
+
+    def __init__(self, call: RecurrentCall, max_sequences: int | None = None) -> None:
+        self._packed = call.batch_sizes is not None
+        self._unbatched = not self._packed and call.input.dim() == 2
+        self._batch_first = call.shape.batch_first and not self._packed and not self._unbatched
+        self.device = call.output.device
+        if call.batch_sizes is not None:
+            self.batch_size = int(call.batch_sizes[0])
+            self.timesteps = len(call.batch_sizes)
+        elif self._unbatched:
+            self.timesteps, self.batch_size = len(call.input), 1
+        else:
+            time, batch = (1, 0) if self._batch_first else (0, 1)
+            self.timesteps, self.batch_size = call.input.shape[time], call.input.shape[batch]
+        self.sequences = pick_sequences(self.batch_size, max_sequences)
+        self._chosen = torch.tensor(self.sequences, dtype=torch.long)
+        self.lengths = torch.full((len(self.sequences),), self.timesteps, dtype=torch.long)
+        self._rows: Tensor | None = None
+        self._packed_rows = 0
+        if call.batch_sizes is not None:
+            self._read_packed(call.batch_sizes, call.unsorted_indices)
+        self.uniform = bool((self.lengths == self.timesteps).all())
+        self._whole_batch = len(self.sequences) == self.batch_size
+
+    def _read_packed(self, batch_sizes: Tensor, unsorted_indices: Tensor | None) -> None:
+        position = self._chosen if unsorted_indices is None else unsorted_indices.cpu()[self._chosen]
+        self._packed_rows = int(batch_sizes.sum())
+        offsets = torch.cumsum(batch_sizes, 0) - batch_sizes
+        self._rows = offsets[:, None] + position[None, :]  # (time, sequence): row of the packed data
+        self.lengths = (batch_sizes[:, None] > position[None, :]).sum(0)
+
+    def valid(self, start: int, stop: int) -> Tensor:
+        """Which own-order steps lie within each sequence: ``(stop - start, sequences)``, boolean."""
+        return torch.arange(start, stop)[:, None] < self.lengths[None, :]
+
+    def times(self, direction: int, start: int, stop: int) -> Tensor:
+        """Timesteps as the caller counts them, of own-order steps: ``(stop - start, sequences)``; clamped where invalid."""
+        own = torch.arange(start, stop)[:, None].expand(-1, len(self.sequences))
+        return own if direction == FORWARD else (self.lengths[None, :] - 1 - own).clamp_min(0)
+
+    def read(self, tensor: Tensor, direction: int, start: int, stop: int) -> Tensor:
+        """Own-order steps ``start`` to ``stop`` of a tensor laid out as the input or output: ``(time, sequence, width)``.
+
+        Steps past a sequence's end read as zeros.
+        """
+        if self._rows is not None:
+            times = self.times(direction, start, stop)
+            rows = self._rows.gather(0, times.clamp_max(self.timesteps - 1))
+            valid = self.valid(start, stop)
+            rows = torch.where(valid, rows, 0).to(tensor.device)
+            values = tensor[rows]
+            return values if self.uniform else values.masked_fill(~valid.to(tensor.device)[..., None], 0)
+        if self._unbatched:
+            tensor = tensor[:, None]
+        elif self._batch_first:
+            tensor = tensor.transpose(0, 1)
+        if direction == REVERSE:
+            part = tensor[self.timesteps - stop : self.timesteps - start].flip(0)
+        else:
+            part = tensor[start:stop]
+        return part if self._whole_batch else part[:, self._chosen.to(tensor.device)]
+
+    def read_padded(self, tensor: Tensor, direction: int, start: int, stop: int) -> Tensor:
+        """As :meth:`read`, of a tensor that is ``(time, sequence, width)`` already, with the chosen sequences only."""
+        if direction == FORWARD:
+            return tensor[start:stop]
+        if self.uniform:
+            return tensor[self.timesteps - stop : self.timesteps - start].flip(0)
+        times = self.times(direction, start, stop).to(tensor.device)
+        values = tensor[times, torch.arange(len(self.sequences), device=tensor.device)]
+        return values.masked_fill(~self.valid(start, stop).to(tensor.device)[..., None], 0)
+
+    def read_state(self, tensor: Tensor | None, index: int) -> Tensor | None:
+        """The chosen sequences of one layer and direction of h0, c0, h_n or c_n: ``(sequence, width)``."""
+        if tensor is None:
+            return None
+        state = tensor[index]
+        return state[None] if self._unbatched else state[self._chosen.to(state.device)]
+
+    def dropout_shape(self, width: int) -> tuple[int, ...]:
+        """The shape in which PyTorch draws the mask between two layers."""
+        if self._rows is not None:
+            return (self._packed_rows, width)
+        return (self.timesteps, self.batch_size, width)
+
+    def read_dropout(self, mask: Tensor, start: int, stop: int) -> Tensor:
+        """The chosen sequences of a mask drawn in :meth:`dropout_shape`, forwards."""
+        if self._rows is not None:
+            return self.read(mask, FORWARD, start, stop)
+        return mask[start:stop][:, self._chosen.to(mask.device)]

@@ -1,0 +1,77 @@
+"""From a recurrent call to its profiles: one for each layer, direction and state."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.profile import Floats, Profile
+from lightning_gradwatch.recurrent.anchors import Anchors, lags
+from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.direction import DirectionSweep
+from lightning_gradwatch.recurrent.layout import DIRECTIONS, Layout
+from lightning_gradwatch.recurrent.sweep import Sweep
+
+
+def profiles(call: RecurrentCall, swept: Sweep) -> list[Profile]:
+    """The profiles of a swept call, lowest layer first; for an LSTM one of h and one of c, which share the lagged curves."""
+    found: list[Profile] = []
+    for layer, pair in enumerate(swept.directions):
+        for direction, sweep in enumerate(pair):
+            states = [("h", sweep.total, sweep.direct)]
+            if sweep.total_cell is not None and sweep.direct_cell is not None:
+                states.append(("c", sweep.total_cell, sweep.direct_cell))
+            curves = _lag_curves(sweep, swept.layout, swept.anchors, direction)
+            for state, total, direct in states:
+                found.append(
+                    Profile(
+                        module=call.module,
+                        call=call.index,
+                        kind=call.shape.kind,
+                        layer=layer,
+                        direction=DIRECTIONS[direction],
+                        state=state,
+                        timesteps=swept.layout.timesteps,
+                        batch_size=swept.layout.batch_size,
+                        sequences=tuple(swept.layout.sequences),
+                        lengths=tuple(swept.layout.lengths.tolist()),
+                        total=_by_time(total[:, 0], swept.layout, direction),
+                        direct=_by_time(direct, swept.layout, direction),
+                        curves=curves,
+                        inexact_reason=swept.inexact_reason,
+                    )
+                )
+    return found
+
+
+def _by_time(norms: Tensor, layout: Layout, direction: int) -> Floats:
+    """``(time, sequence)`` in own order → ``(sequence, time)`` as the caller counts, NaN past the end."""
+    times = layout.times(direction, 0, layout.timesteps)
+    valid = layout.valid(0, layout.timesteps)
+    placed = torch.full_like(norms, torch.nan)
+    own, sequence = torch.nonzero(valid, as_tuple=True)
+    placed[times[own, sequence], sequence] = norms[own, sequence]
+    return placed.T.contiguous().numpy()
+
+
+def _lag_curves(sweep: DirectionSweep, layout: Layout, anchors: Anchors, direction: int) -> Floats:
+    """``(curve, lag)``: each anchor's gradient by lag over that at lag 0; anchors whose own gradient is 0 are left out."""
+    norms = sweep.total[:, 1:]
+    if sweep.total_cell is not None:
+        norms = torch.hypot(norms, sweep.total_cell[:, 1:])  # an LSTM's state is h and c together
+    curves: list[Tensor] = []
+    for a in range(len(anchors)):
+        for j, length in enumerate(layout.lengths.tolist()):
+            timestep = int(anchors.timestep[a, j])
+            if timestep < 0:
+                continue
+            reach = lags(timestep, length, direction)
+            curve = norms[:reach, a, j].flip(0)
+            if curve[0] != 0:
+                curves.append(curve / curve[0])
+    longest = max((len(curve) for curve in curves), default=0)
+    table = np.full((len(curves), longest), np.nan)
+    for row, curve in zip(table, curves, strict=True):
+        row[: len(curve)] = np.nan_to_num(curve.numpy(), nan=np.inf, posinf=np.inf)
+    return table

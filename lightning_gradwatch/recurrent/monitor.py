@@ -1,0 +1,51 @@
+"""The one small reduction of an ordinary step: the norm of the recurrent weights' gradients, read without blocking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class PendingNorm:
+    """A norm on its way from the device. On the CPU it is there at once."""
+
+    __slots__ = ("_arrived", "_value")
+
+    def __init__(self, norm: Tensor) -> None:
+        if norm.device.type == "cuda":
+            # A pinned target and an event: reading a device tensor directly would wait for all work queued before it.
+            self._value = torch.empty((), dtype=norm.dtype, pin_memory=True)
+            self._value.copy_(norm, non_blocking=True)
+            self._arrived: torch.cuda.Event | None = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._value, self._arrived = norm, None
+
+    def ready(self) -> bool:
+        """Whether :meth:`value` can be read without waiting."""
+        return self._arrived is None or self._arrived.query()
+
+    def value(self) -> float:
+        """The norm; NaN or inf where an entry is so, or where its square overflowed."""
+        return float(self._value)
+
+
+def recurrent_weights(module: nn.RNNBase) -> list[nn.Parameter]:
+    """The parameters behind a module's weights from state to state.
+
+    They are looked up by name: reading the attribute of a parametrized weight would compute it anew, and advance a
+    spectral norm's power iteration.
+    """
+    return [parameter for name, parameter in module.named_parameters() if "weight_hh" in name]
+
+
+@torch.no_grad()
+def gradient_norm(weights: Sequence[Tensor]) -> PendingNorm | None:
+    """The L2 norm over the gradients of ``weights``; None if none has one."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if not gradients:
+        return None
+    norms = torch._foreach_norm(gradients)  # type: ignore[attr-defined]  # what clip_grad_norm_ uses
+    return PendingNorm(norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms)))

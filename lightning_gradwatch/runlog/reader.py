@@ -1,0 +1,204 @@
+"""Reads a run log back, whatever state a killed, resumed or still running training left it in."""
+
+# pandas ships no stubs
+# pyright: reportMissingTypeStubs=false
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from lightning_gradwatch.runlog import records
+from lightning_gradwatch.runlog.records import Fields, MalformedError, Record
+from lightning_gradwatch.runlog.schema import (
+    EVENTS_FILE,
+    FORMAT_VERSION,
+    HEADER_KEY,
+    PROFILES_FILE,
+    RUN_FILE,
+    STEPS_FILE,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SUBFOLDER = "gradwatch"
+
+
+class RunLogError(ValueError):
+    """A run log cannot be read; the message says which rule is broken and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training run left behind.
+
+    Args:
+        path: the folder.
+        meta: what run.json says, or the header of the files where it is missing.
+        profile_records, event_records, step_records: the records, every known field there (None where it does not
+            apply), events of all ranks merged by step.
+        skipped_lines: how many torn or malformed lines were passed over.
+    """
+
+    path: Path
+    meta: dict[str, Any]
+    profile_records: list[Record] = field(repr=False)
+    event_records: list[Record] = field(repr=False)
+    step_records: list[Record] = field(repr=False)
+    skipped_lines: int = 0
+
+    @property
+    def name(self) -> str:
+        """How a report calls this run: the folder, and the one around it where the folder's own name says nothing."""
+        path = self.path.resolve()
+        return path.parent.name if path.name == _SUBFOLDER and path.parent.name else path.name or str(path)
+
+    @cached_property
+    def profiles(self) -> pd.DataFrame:
+        """One row per profile; ``total``, ``direct``, ``lagged`` hold lists. Needs the extra ``pandas``."""
+        return self._frame(self.profile_records, records.PROFILE)
+
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        """One row per event. Needs the extra ``pandas``."""
+        return self._frame(self.event_records, records.EVENT)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """One row per optimizer step that AdaptiveClip saw. Needs the extra ``pandas``."""
+        return self._frame(self.step_records, records.STEP)
+
+    def _frame(self, rows: list[Record], fields: tuple[Fields, Fields]) -> pd.DataFrame:
+        from lightning_gradwatch.runlog.frames import to_frame
+
+        return to_frame(rows, fields)
+
+
+def load_run(path: str | Path) -> Run:
+    """Read the run log in ``path``, or in ``path/gradwatch``.
+
+    Torn lines and lines that are no record are passed over and counted. Where a run was resumed, the records that the
+    resumed run wrote again supersede the earlier ones.
+
+    Raises:
+        RunLogError: ``path`` is not a folder, holds no run log, cannot be read, or is of a newer format.
+    """
+    try:
+        folder = _locate(Path(path))
+        files = _Files(folder)
+        profiles = files.read(PROFILES_FILE, records.PROFILE)
+        steps = files.read(STEPS_FILE, records.STEP)
+        events = files.read(EVENTS_FILE, records.EVENT)
+        others = sorted(folder.glob("events.rank*.jsonl"))
+        for other in others:
+            events += files.read(other.name, records.EVENT)
+        if others:
+            events.sort(key=lambda record: record["step"])  # stable: a rank's own order stays
+        return Run(folder, files.meta(), profiles, events, steps, files.skipped)
+    except OSError as error:
+        raise RunLogError(
+            f"The run log must be readable; found {str(path)!r} ({error}). Check its permissions."
+        ) from error
+
+
+def _locate(path: Path) -> Path:
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing"
+        raise RunLogError(
+            f"`path` must be the folder of a run log; found {found} at {str(path)!r}. "
+            f"Name the folder that holds {RUN_FILE} and {PROFILES_FILE}."
+        )
+    for folder in (path, path / _SUBFOLDER):
+        if any((folder / name).is_file() for name in (RUN_FILE, PROFILES_FILE, EVENTS_FILE, STEPS_FILE)):
+            return folder
+    below = sorted(run.parent for pattern in ("*", f"*/{_SUBFOLDER}") for run in path.glob(f"{pattern}/{RUN_FILE}"))
+    hint = f"Did you mean {str(below[-1])!r}?" if below else "GradWatch says where it wrote when the fit ends."
+    raise RunLogError(
+        f"`path` must be the folder of a run log; found neither {RUN_FILE} nor {PROFILES_FILE} in {str(path)!r}. {hint}"
+    )
+
+
+class _Files:
+    """The files of one run log, and what was learned on the way through them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.skipped = 0
+        self._header: dict[str, Any] = {}
+
+    def read(self, name: str, fields: tuple[Fields, Fields]) -> list[Record]:
+        """The valid records of a file that no resumed run supersedes; none where there is no such file."""
+        found: list[Record] = []
+        for raw in self._lines(name):
+            try:
+                if HEADER_KEY in raw:
+                    resumed_at = self._read_header(raw, name)
+                    if resumed_at is not None:
+                        found = [record for record in found if record["step"] < resumed_at]
+                else:
+                    found.append(records.checked(raw, fields))
+            except MalformedError:
+                self.skipped += 1
+        return found
+
+    def meta(self) -> dict[str, Any]:
+        """run.json, completed by the files' header."""
+        try:
+            meta = json.loads((self.folder / RUN_FILE).read_bytes())
+        except FileNotFoundError:
+            return self._header
+        except (ValueError, RecursionError):
+            meta = None
+        if not isinstance(meta, dict):
+            self.skipped += 1
+            return self._header
+        known = cast("dict[str, Any]", meta)
+        if "format_version" in known:
+            try:
+                _check_version(known["format_version"], RUN_FILE)
+            except MalformedError:
+                self.skipped += 1
+        return {**self._header, **known}
+
+    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
+        path = self.folder / name
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            for line in file:
+                if not line.strip():
+                    continue
+                try:
+                    raw = json.loads(line.decode("utf-8"))
+                except (ValueError, RecursionError):  # a wrong encoding is a ValueError too
+                    raw = None
+                if isinstance(raw, dict):
+                    yield cast("dict[str, Any]", raw)
+                else:
+                    self.skipped += 1
+
+    def _read_header(self, raw: dict[str, Any], name: str) -> int | None:
+        _check_version(raw.get("format_version"), name)
+        resumed_at = raw.get("resumed_at_step")
+        if resumed_at is not None and type(resumed_at) is not int:
+            raise MalformedError
+        for key in raw.keys() - {HEADER_KEY, "resumed_at_step"}:
+            self._header.setdefault(key, raw[key])
+        return resumed_at
+
+
+def _check_version(version: Any, name: str) -> None:
+    """Accept this major and the older ones, whatever the minor."""
+    major = version.partition(".")[0] if isinstance(version, str) else ""
+    if not (major.isascii() and major.isdigit() and len(major) < 10):
+        raise MalformedError
+    ours = FORMAT_VERSION.partition(".")[0]
+    if int(major) > int(ours):
+        raise RunLogError(
+            f"The format version of {name} must be {ours}.x or older; found {version[:40]!r}. "
+            "A newer lightning-gradwatch wrote it: pip install --upgrade lightning-gradwatch"
+        )

@@ -1,0 +1,195 @@
+"""What a run's profiles and events amount to, per module, layer and direction, as a verdict in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+from typing import Any
+
+from lightning_gradwatch.events import EventKind
+
+LAST_SAMPLES = 10
+"""A verdict rests on the median over the last so many sampled steps: it is about how training ended up."""
+
+SEVERAL = 3
+"""Vanishing is never judged from fewer sampled steps than this."""
+
+EXPLODING_FACTOR = 100.0
+"""A gradient that grows more than so many times on its way back is exploding."""
+
+Record = Mapping[str, Any]
+
+
+class Verdict(StrEnum):
+    """What is to be thought of one layer's gradient through time."""
+
+    HEALTHY = "healthy"
+    VANISHING = "vanishing"
+    EXPLODING = "exploding"
+    UNDECIDED = "undecided"
+    NOT_OBSERVED = "not observed"
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer and direction of one module.
+
+    Args:
+        module, kind, layer, direction: which; ``layer`` and ``direction`` are None for a module never observed.
+        timesteps: the longest sequence among the last samples.
+        horizon: timesteps, median over the last samples; ``horizon_censored``: the gradient outlives the sequence.
+        growth_rate: nats per timestep, median over the last samples.
+        exact: whether every one of the last samples was.
+        samples: sampled steps in the whole run; ``events``: events that name this place.
+        verdict: one word; ``sentence``: the same in a sentence, without the place.
+    """
+
+    module: str
+    kind: str
+    layer: int | None
+    direction: str | None
+    timesteps: int
+    horizon: int | None
+    horizon_censored: bool
+    growth_rate: float | None
+    exact: bool
+    samples: int
+    events: int
+    verdict: Verdict
+    sentence: str
+
+    @property
+    def place(self) -> str:
+        """Where, in words: ``rnn, layer 1 (reverse)``."""
+        if self.layer is None:
+            return self.module
+        return f"{self.module}, layer {self.layer}" + (" (reverse)" if self.direction == "reverse" else "")
+
+
+def summarise(profile_records: Iterable[Record], event_records: Iterable[Record]) -> list[LayerSummary]:
+    """A verdict for each module, layer and direction that was profiled, and for each module that was not observed."""
+    groups: dict[tuple[str, int, str], list[Record]] = {}
+    for record in profile_records:
+        groups.setdefault((record["module"], record["layer"], record["direction"]), []).append(record)
+    events: dict[str, list[Record]] = {}
+    for event in event_records:
+        if event.get("module") is not None:
+            events.setdefault(event["module"], []).append(event)
+    seen = list(dict.fromkeys(module for module, _, _ in groups))
+    found = [
+        _summary(group, groups[group], events.get(group[0], []))
+        for group in sorted(groups, key=lambda group: (seen.index(group[0]), *group[1:]))
+    ]
+    for module, of_module in events.items():
+        missed = [event for event in of_module if event["kind"] == EventKind.NOT_OBSERVED]
+        if missed and module not in seen:
+            found.append(_unseen(module, missed[-1], len(of_module)))
+    return found
+
+
+def _summary(group: tuple[str, int, str], records: Sequence[Record], events: Sequence[Record]) -> LayerSummary:
+    module, layer, direction = group
+    states = {record.get("state") for record in records}
+    chosen = [record for record in records if "h" not in states or record.get("state") == "h"]
+    steps = sorted({record["step"] for record in chosen})
+    recent = set(steps[-LAST_SAMPLES:])
+    last = [record for record in chosen if record["step"] in recent]
+    here = [
+        event for event in events if event.get("layer") in (None, layer) and event.get("direction") in (None, direction)
+    ]
+    horizon, censored = _median_horizon(last)
+    rates = [rate for record in last if (rate := record.get("growth_rate")) is not None and math.isfinite(rate)]
+    rate = median(rates) if rates else None
+    timesteps = max(record["timesteps"] for record in last)
+    exact = all(record.get("exact") is not False for record in last)
+    verdict, sentence = _judge(last, here, timesteps, horizon, censored, rate, len(steps))
+    if not exact:
+        reason = next((record["inexact_reason"] for record in reversed(last) if record.get("inexact_reason")), "")
+        sentence += " The measurement is not exact" + (f": {reason.rstrip('.')}." if reason else ".")
+    return LayerSummary(
+        module=module,
+        kind=last[-1].get("kind") or "",
+        layer=layer,
+        direction=direction,
+        timesteps=timesteps,
+        horizon=horizon,
+        horizon_censored=censored,
+        growth_rate=rate,
+        exact=exact,
+        samples=len(steps),
+        events=len(here),
+        verdict=verdict,
+        sentence=sentence,
+    )
+
+
+def _judge(
+    last: Sequence[Record],
+    events: Sequence[Record],
+    timesteps: int,
+    horizon: int | None,
+    censored: bool,
+    rate: float | None,
+    samples: int,
+) -> tuple[Verdict, str]:
+    if not all(math.isfinite(norm) for norm in last[-1]["total"]):
+        return Verdict.EXPLODING, "In the last sample the gradient is not finite."
+    if not any(norm for record in last for norm in record["total"]):
+        return Verdict.NOT_OBSERVED, _message(events) or "No gradient reached its hidden states."
+    if timesteps <= 1:
+        return Verdict.NOT_OBSERVED, _message(events) or "Its sequences have one timestep: nothing flows through time."
+    peak = median([max(record.get("lagged") or [0.0]) for record in last])
+    speed = "" if rate is None else f" (growth rate {rate:+.3g} nats per timestep)"
+    if peak > EXPLODING_FACTOR:
+        return Verdict.EXPLODING, f"The gradient grows {peak:.3g}-fold within {timesteps} timesteps{speed}."
+    if horizon is None:
+        return Verdict.UNDECIDED, "The loss sends no gradient from which the horizon could be measured."
+    if censored:
+        return Verdict.HEALTHY, f"The gradient stays above 1 % for all of the {timesteps} timesteps{speed}."
+    fall = f"The gradient falls under 1 % after {horizon} of {timesteps} timesteps{speed}"
+    if samples < SEVERAL:
+        return Verdict.UNDECIDED, f"{fall}, but {_count(samples, 'sample')} cannot tell whether it stays so."
+    return Verdict.VANISHING, f"{fall}: what lies further back is not learned."
+
+
+def _median_horizon(records: Sequence[Record]) -> tuple[int | None, bool]:
+    """The lower median, where a horizon that the sequence cut off counts as longer than any that was seen."""
+    cut = [record["horizon"] for record in records if record.get("horizon") is not None and record["horizon_censored"]]
+    full = sorted(
+        record["horizon"] for record in records if record.get("horizon") is not None and not record["horizon_censored"]
+    )
+    if not cut and not full:
+        return None, False
+    middle = (len(cut) + len(full) - 1) // 2
+    return (full[middle], False) if middle < len(full) else (max(cut), True)
+
+
+def _message(events: Sequence[Record]) -> str:
+    """What an event already says about why nothing was seen."""
+    kinds = (EventKind.NOT_OBSERVED, EventKind.NO_GRADIENT_THROUGH_TIME)
+    return next((event.get("message") or "" for event in reversed(events) if event["kind"] in kinds), "")
+
+
+def _unseen(module: str, event: Record, events: int) -> LayerSummary:
+    return LayerSummary(
+        module=module,
+        kind="",
+        layer=None,
+        direction=None,
+        timesteps=0,
+        horizon=None,
+        horizon_censored=False,
+        growth_rate=None,
+        exact=True,
+        samples=0,
+        events=events,
+        verdict=Verdict.NOT_OBSERVED,
+        sentence=event.get("message") or "It was not observed.",
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

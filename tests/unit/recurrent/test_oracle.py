@@ -1,0 +1,201 @@
+"""The sweep against models unrolled with PyTorch's own cells and autograd."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from lightning_gradwatch.recurrent import Capture, profiles, sweep
+from tests.cases import LOSSES, Case, cases
+from tests.oracles import gradients, norms, unroll
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def measure(case: Case, *, anchors: int = 4, chunk: int = 256, max_sequences: int | None = None):
+    """Forward, backward and sweep of a case; also the generator state before the forward."""
+    module = case.module()
+    capture = Capture({"rnn": module})
+    capture.attach()
+    capture.begin()
+    rng = torch.get_rng_state()
+    output, state = module(*case.inputs())
+    h_n, c_n = state if case.mode == "LSTM" else (state, None)
+    total = torch.zeros((), dtype=case.dtype)
+    for j in range(len(case.lengths)):
+        pick = (lambda s: None if s is None else s) if case.layout.endswith("unbatched") else (lambda s: None if s is None else s[:, j])  # noqa: E731, B023, E501  # fmt: skip
+        total = total + case.loss_of(case.output_of(output, j), pick(h_n), pick(c_n))
+    total.backward()
+    after = torch.get_rng_state()
+    (call,) = capture.calls
+    swept = sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk)
+    assert torch.equal(torch.get_rng_state(), after)
+    found = profiles(call, swept)
+    outputs = [case.output_of(output, j).detach() for j in range(len(case.lengths))]
+    capture.detach()
+    return module, found, swept, outputs, rng
+
+
+def masks_of(case: Case, rng: torch.Tensor) -> list[list[torch.Tensor]] | None:
+    """The dropout of each sequence, drawn by PyTorch's own dropout from the same generator state."""
+    if not case.dropout:
+        return None
+    width = (case.proj_size or case.hidden_size) * case.directions
+    packed = case.layout.startswith("packed")
+    steps, batch = max(case.lengths), len(case.lengths)
+    order = sorted(range(batch), key=lambda j: -case.lengths[j]) if case.layout == "packed" else list(range(batch))
+    torch.set_rng_state(rng)
+    drawn = []
+    for _ in range(case.num_layers - 1):
+        shape = (sum(case.lengths), width) if packed else (steps, batch, width)
+        drawn.append(torch.nn.functional.dropout(torch.ones(shape, dtype=case.dtype), case.dropout))
+    if not packed:
+        return [[mask[:, j] for mask in drawn] for j in range(batch)]
+    rows: list[list[int]] = [[] for _ in range(batch)]
+    row = 0
+    for t in range(steps):
+        for j in order:
+            if case.lengths[j] > t:
+                rows[j].append(row)
+                row += 1
+    return [[mask[rows[j]] for mask in drawn] for j in range(batch)]
+
+
+def assert_close(found, expected, tolerance: float, what: str) -> None:
+    """Relative error, of each profile as a whole and of each norm in it that is not lost in another's rounding."""
+    found, expected = np.asarray(found, float), np.asarray(expected, float)
+    assert found.shape == expected.shape, what
+    scale = np.abs(expected).max(initial=0.0)
+    assert np.abs(found - expected).max(initial=0.0) <= tolerance * scale, f"{what}: {found} {expected}"
+
+
+def check(case: Case, **options) -> None:
+    module, found, swept, outputs, rng = measure(case, **options)
+    tolerance = TOLERANCE[case.dtype]
+    h0, c0 = case.states()
+    masks = masks_of(case, rng)
+    assert all(p.exact for p in found), found[0].inexact_reason
+    curves = {(p.layer, p.direction): iter(p.curves) for p in found if p.state == "h"}
+    unrolled, losses = [], []
+    for j, x in enumerate(case.sequences()):
+        pick = lambda s: None if s is None else s[:, j]  # noqa: E731, B023
+        model = unroll(module, x, pick(h0), pick(c0), masks[j] if masks else None)
+        assert torch.allclose(torch.cat(model.output), outputs[j], rtol=tolerance * 10, atol=tolerance * 10)
+        unrolled.append(model)
+        losses.append(case.loss_of(model.output, model.h_n, model.c_n if case.mode == "LSTM" else None))
+    for p in found:
+        d = ("forward", "reverse").index(p.direction)
+        for j, (model, loss) in enumerate(zip(unrolled, losses, strict=True)):
+            states = model.h[p.layer][d] if p.state == "h" else model.c[p.layer][d]
+            index = p.layer * case.directions + d
+            if p.state == "h":
+                direct = norms(gradients(loss, model.h_out[p.layer][d]))
+            else:
+                direct = torch.zeros(len(states), dtype=torch.float64)
+                direct[0 if d else -1] = norms(gradients(loss, [model.c_n[index]]))[0]
+            what = f"{p.layer} {p.direction} {p.state} sequence {j}"
+            length = case.lengths[j]
+            assert_close(p.total[j, :length], norms(gradients(loss, states)), tolerance, "total " + what)
+            assert_close(p.direct[j, :length], direct, tolerance, "direct " + what)
+            assert np.isnan(p.total[j, length:]).all()
+    for (layer, direction), rows in curves.items():
+        check_curves(case, unrolled, losses, swept, layer, direction, rows, tolerance)
+
+
+def check_curves(case, unrolled, losses, swept, layer, direction, rows, tolerance) -> None:
+    """Each anchor's curve is that of autograd on what the loss sends directly to the anchor."""
+    d = ("forward", "reverse").index(direction)
+    for a in range(len(swept.anchors)):
+        for j, (model, loss) in enumerate(zip(unrolled, losses, strict=True)):
+            t = int(swept.anchors.timestep[a, j])
+            if t < 0:
+                continue
+            sent = anchor_loss(case, model, loss, t)
+            order = range(t, -1, -1) if not d else range(t, case.lengths[j])
+            squares = norms(gradients(sent, [model.h[layer][d][s] for s in order])) ** 2
+            if case.mode == "LSTM":
+                squares = squares + norms(gradients(sent, [model.c[layer][d][s] for s in order])) ** 2
+            expected = squares.sqrt()
+            if expected[0] == 0:
+                continue
+            row = next(rows)
+            reach = len(expected)
+            assert np.isnan(row[reach:]).all()
+            assert_close(row[:reach], expected / expected[0], tolerance, f"lagged {layer} {direction} {j} {t}")
+    assert next(rows, None) is None
+
+
+def anchor_loss(case: Case, model, loss, t: int):
+    """L_τ: what enters through the output at τ, and through the final states that stand at τ, each with its own direct gradient."""
+    leaves = [(model.output[t], gradients(loss, [model.output[t]])[0])]
+    last = len(model.output) - 1
+    # A final state's own share of the loss is the direct gradient of its copy less what the copy passes to the layer above.
+    weigh = case.loss_of(model.output, model.h_n, model.c_n if case.mode == "LSTM" else None)
+    for index in range(len(model.h_n)):
+        if t != (0 if index % case.directions else last):
+            continue
+        detached = [h.detach().requires_grad_() for h in model.h_n]
+        c_detached = [None if c is None else c.detach().requires_grad_() for c in model.c_n]
+        outputs = [o.detach() for o in model.output]
+        alone = case.loss_of(outputs, detached, c_detached if case.mode == "LSTM" else None)
+        leaves.append((model.h_n[index], gradients(alone, [detached[index]])[0]))
+        if case.mode == "LSTM":
+            leaves.append((model.c_n[index], gradients(alone, [c_detached[index]])[0]))
+    outputs = [o.detach().requires_grad_() for o in model.output]
+    alone = case.loss_of(outputs, [h.detach() for h in model.h_n], [None if c is None else c.detach() for c in model.c_n] if case.mode == "LSTM" else None)  # fmt: skip  # noqa: E501
+    leaves[0] = (model.output[t], gradients(alone, [outputs[t]])[0])
+    assert torch.isfinite(weigh)
+    return sum((value * sent).sum() for value, sent in leaves)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_sweep_agrees_with_autograd_in_float64(case: Case) -> None:
+    """Total, direct and lagged gradients of every layer, direction, state and sequence agree with autograd to 1e-10."""
+    check(case)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases(dtype=torch.float32))
+def test_sweep_agrees_with_autograd_in_float32(case: Case) -> None:
+    """In float32 they agree to 1e-5."""
+    check(case)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases())
+def test_chunks_change_nothing(case: Case) -> None:
+    """A sweep in chunks of two timesteps finds the same."""
+    check(case, chunk=2)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("mode", ["RNN_TANH", "RNN_RELU", "LSTM", "GRU"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_every_kind_and_loss(mode: str, loss: str, bidirectional: bool) -> None:
+    """Every kind agrees with autograd under a loss on all outputs, the last, one in the middle, h_n, c_n and all of them."""
+    if loss == "c_n" and mode != "LSTM":
+        loss = "h_n"
+    check(Case(mode=mode, loss=loss, bidirectional=bidirectional, num_layers=2, layout="packed", lengths=(3, 7, 5)))
+
+
+def test_some_sequences_of_a_batch_are_exact_too() -> None:
+    """Sweeping 2 of 5 sequences gives those two as a sweep of all does."""
+    case = Case(lengths=(6,) * 5, num_layers=2, dropout=0.3)
+    _, whole, _, _, _ = measure(case)
+    _, some, _, _, _ = measure(case, max_sequences=2)
+    assert some[0].sequences == (0, 2)
+    for p, q in zip(whole, some, strict=True):
+        assert np.allclose(p.total[[0, 2]], q.total, rtol=1e-12)
+
+
+def test_the_hook_on_the_output_sees_only_the_direct_gradient() -> None:
+    """With a loss on the last step the direct gradient is 0 everywhere else, while the total is not."""
+    _, found, _, _, _ = measure(replace(Case(), loss="last"))
+    h = found[0]
+    assert (h.direct[:, :-1] == 0).all()
+    assert (h.total[:, :-1] > 1e-4).all()

@@ -121,7 +121,8 @@ _TEXTS: dict[EventKind, _Text] = {
     EventKind.STEP_SKIPPED: _Text(
         Severity.WARNING,
         "The optimizer step was skipped: the gradient norm is {value}.{detail}",
-        "Weights and optimizer state are as they were. A single one is harmless; if it goes on, the events before it name the place where it began.",
+        "Weights and optimizer state are as they were. A single one is harmless; if it goes on, the events before it name "
+        "the place where it began.",
     ),
     EventKind.NOT_OBSERVED: _Text(
         Severity.WARNING,

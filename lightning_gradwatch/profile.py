@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,8 +90,7 @@ class Profile:
         """The profile of a loss ``factor`` times as large. Ratios stay as they are."""
         if factor == 1:
             return self
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return Profile(**{**fields, "total": self.total * factor, "direct": self.direct * factor})
+        return replace(self, total=self.total * factor, direct=self.direct * factor)
 
     @property
     def exact(self) -> bool:

@@ -34,14 +34,14 @@ class Case:
 
     def module(self) -> nn.RNNBase:
         torch.manual_seed(self.seed)
-        options = dict(
-            num_layers=self.num_layers,
-            bidirectional=self.bidirectional,
-            bias=self.bias,
-            dropout=self.dropout,
-            batch_first=self.layout.startswith("batch_first"),
-            dtype=self.dtype,
-        )
+        options = {
+            "num_layers": self.num_layers,
+            "bidirectional": self.bidirectional,
+            "bias": self.bias,
+            "dropout": self.dropout,
+            "batch_first": self.layout.startswith("batch_first"),
+            "dtype": self.dtype,
+        }
         if self.mode == "LSTM":
             module = nn.LSTM(self.input_size, self.hidden_size, proj_size=self.proj_size, **options)
         elif self.mode == "GRU":
@@ -98,6 +98,10 @@ class Case:
             return output
         return output[sequence] if self.layout == "batch_first" else output[:, sequence]
 
+    def state_of(self, state: Tensor | None, sequence: int) -> Tensor | None:
+        """One sequence's part of h_n or c_n, ``(layers·directions, width)``."""
+        return state if state is None or self.layout.endswith("unbatched") else state[:, sequence]
+
     def loss_of(self, output, h_n, c_n) -> Tensor:
         """The loss of one sequence.
 
@@ -129,9 +133,7 @@ def cases(draw, dtype: torch.dtype = torch.float64) -> Case:
     """Cases over everything that is claimed to be exact."""
     mode = draw(st.sampled_from(["RNN_TANH", "RNN_RELU", "LSTM", "GRU"]))
     layout = draw(
-        st.sampled_from(
-            ["time_major", "batch_first", "unbatched", "batch_first_unbatched", "packed_sorted", "packed"]
-        )
+        st.sampled_from(["time_major", "batch_first", "unbatched", "batch_first_unbatched", "packed_sorted", "packed"])
     )
     batch = 1 if layout.endswith("unbatched") else draw(st.integers(1, 4))
     longest = draw(st.integers(1, 9))

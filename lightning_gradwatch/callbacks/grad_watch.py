@@ -43,7 +43,7 @@ def _harmless(hook: Callable[Concatenate[GradWatch, P], None]) -> Callable[Conca
         except Exception as error:  # whatever it is, it is ours and must not reach the training
             if self.raise_own_errors:
                 raise
-            self._close()
+            self._close()  # pyright: ignore[reportPrivateUsage]  # a decorator of this class
             warnings.warn(
                 f"GradWatch failed ({type(error).__name__}: {error}) and watches no more; the training is not affected. "
                 "Please report it.",
@@ -88,7 +88,8 @@ class GradWatch(Callback):
         lagged, totals: its accumulated profiles by ``(module, layer, direction)``.
 
     Raises:
-        ValueError: an argument breaks its rule; at the start of fit, a pattern that matches nothing, or a ``dirpath`` that cannot be written.
+        ValueError: an argument breaks its rule; at the start of fit, a pattern that matches nothing, or a ``dirpath`` that
+            cannot be written.
     """
 
     raise_own_errors = False
@@ -118,12 +119,13 @@ class GradWatch(Callback):
         self.modules, self.every_n_steps = modules, every_n_steps
         self.max_sequences, self.anchors, self.keep_sequences = max_sequences, anchors, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
-        self._resumed: str | None = None
+        self._resumed: str | None = None  # the run that the next fit continues
         self._reset()
 
     def _reset(self) -> None:
         self.events: list[Event] = []
         self.run_dir: Path | None = None
+        self._run_id: str | None = None
         self.lagged: dict[tuple[str, int, str], LaggedGradient] = {}
         self.totals: dict[tuple[str, int, str], TotalGradient] = {}
         self._watch: Watch | None = None
@@ -153,7 +155,7 @@ class GradWatch(Callback):
             return
         self._trainer = trainer
         self._log = open_run_log(trainer, self.dirpath, owner=self, run_id=self._resumed)
-        self._resumed = run_id_of(trainer, self.dirpath)
+        self._resumed, self._run_id = None, run_id_of(trainer, self.dirpath)
         self.run_dir = self._log.folder if self._log else None
         self._begin(pl_module, modules)
 
@@ -170,7 +172,12 @@ class GradWatch(Callback):
         if self._log is not None:
             names = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")
             watched = {
-                name: {"kind": type(m).__name__, "layers": m.num_layers, "hidden_size": m.hidden_size, "observed": False}
+                name: {
+                    "kind": type(m).__name__,
+                    "layers": m.num_layers,
+                    "hidden_size": m.hidden_size,
+                    "observed": False,
+                }
                 for name, m in modules.items()
             }
             self._log.meta({"config": {"GradWatch": {n: getattr(self, n) for n in names}}, "modules": watched})
@@ -331,13 +338,15 @@ class GradWatch(Callback):
         except Exception as error:  # the user's own callable: its failure must not harm the run
             if not self._warned_callable:
                 self._warned_callable = True
-                warnings.warn(f"`on_event` failed ({type(error).__name__}: {error}); the training goes on.", stacklevel=2)
+                warnings.warn(
+                    f"`on_event` failed ({type(error).__name__}: {error}); the training goes on.", stacklevel=2
+                )
 
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
         """The identity of the run log, so that a resumed run continues its own."""
-        return {"run_id": self._resumed}
+        return {"run_id": self._run_id}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The run log that this run continues."""
@@ -346,7 +355,9 @@ class GradWatch(Callback):
     @property
     def state_key(self) -> str:
         """Distinct for instances that watch different modules or write to different folders."""
-        return self._generate_state_key(modules=self.modules, dirpath=None if self.dirpath is None else str(self.dirpath))
+        return self._generate_state_key(
+            modules=self.modules, dirpath=None if self.dirpath is None else str(self.dirpath)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that a copy holds no model and no trainer."""

@@ -62,11 +62,14 @@ class DirectionSweep:
         share = torch.cat([torch.ones(1, sequences, dtype=torch.float64), own]).to(like)[..., None]
         self._h_n = _shared(boundary.h_n_gradient, share)
         self._c_n = _shared(boundary.c_n_gradient, share)
-        norms = {"dtype": torch.float64, "device": "cpu"}
-        self.total = torch.zeros(layout.timesteps, streams, sequences, **norms)
-        self.total_cell = torch.zeros(layout.timesteps, streams, sequences, **norms) if lstm else None
-        self.direct = torch.zeros(layout.timesteps, sequences, **norms)
-        self.direct_cell = torch.zeros(layout.timesteps, sequences, **norms) if lstm else None
+
+        def norms(*size: int) -> Tensor:
+            return torch.zeros(size, dtype=torch.float64, device="cpu")
+
+        self.total = norms(layout.timesteps, streams, sequences)
+        self.total_cell = norms(layout.timesteps, streams, sequences) if lstm else None
+        self.direct = norms(layout.timesteps, sequences)
+        self.direct_cell = norms(layout.timesteps, sequences) if lstm else None
         if self.direct_cell is not None and boundary.c_n_gradient is not None:
             self.direct_cell[layout.lengths - 1, torch.arange(sequences)] = norm(boundary.c_n_gradient).cpu().double()
         self.first_bad_state = layout.lengths.clone()

@@ -80,10 +80,8 @@ class Layout:
             tensor = tensor[:, None]
         elif self._batch_first:
             tensor = tensor.transpose(0, 1)
-        if direction == REVERSE:
-            part = tensor[self.timesteps - stop : self.timesteps - start].flip(0)
-        else:
-            part = tensor[start:stop]
+        backwards = slice(self.timesteps - stop, self.timesteps - start)
+        part = tensor[backwards].flip(0) if direction == REVERSE else tensor[start:stop]
         return part if self._whole_batch else part[:, self._chosen.to(tensor.device)]
 
     def read_padded(self, tensor: Tensor, direction: int, start: int, stop: int) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_gradwatch.recurrent.adjoint.base import Adjoint, Carry, Ends
 
@@ -32,8 +32,8 @@ class GRUAdjoint(Adjoint[GRUFactors]):
 
     def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> GRUFactors:
         w = self.weights
-        from_input = F.linear(x, w.w_ih, w.b_ih)
-        from_state = F.linear(h_previous, w.w_hh, w.b_hh)
+        from_input = functional.linear(x, w.w_ih, w.b_ih)
+        from_state = functional.linear(h_previous, w.w_hh, w.b_hh)
         i_r, i_z, i_n = from_input.chunk(3, -1)
         s_r, s_z, s_n = from_state.chunk(3, -1)
         r = (i_r + s_r).sigmoid()

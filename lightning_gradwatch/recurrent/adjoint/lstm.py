@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_gradwatch.recurrent.adjoint.base import Adjoint, Carry, Ends
 
@@ -35,7 +35,7 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
     def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> LSTMFactors:
         assert c_start is not None
         w = self.weights
-        a = F.linear(x, w.w_ih, w.b_ih) + F.linear(h_previous, w.w_hh, w.b_hh)
+        a = functional.linear(x, w.w_ih, w.b_ih) + functional.linear(h_previous, w.w_hh, w.b_hh)
         i, f, g, o = a.chunk(4, -1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         c = torch.empty_like(f)
@@ -55,7 +55,7 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
 
     def recomputed(self, factors: LSTMFactors) -> tuple[Tensor, Tensor | None]:
         w_hr = self.weights.w_hr
-        return factors.m if w_hr is None else F.linear(factors.m, w_hr), factors.c[-1]
+        return factors.m if w_hr is None else functional.linear(factors.m, w_hr), factors.c[-1]
 
     def _to_m(self, hidden: Tensor) -> Tensor:
         w_hr = self.weights.w_hr

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_gradwatch.recurrent.adjoint.base import Adjoint, Carry, Ends
 
@@ -24,7 +24,7 @@ class RNNAdjoint(Adjoint[RNNFactors]):
 
     def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> RNNFactors:
         w = self.weights
-        a = F.linear(x, w.w_ih, w.b_ih) + F.linear(h_previous, w.w_hh, w.b_hh)
+        a = functional.linear(x, w.w_ih, w.b_ih) + functional.linear(h_previous, w.w_hh, w.b_hh)
         if self.shape.mode == "RNN_RELU":
             return RNNFactors(a.relu(), (a > 0).to(a.dtype))
         h = a.tanh()

@@ -27,8 +27,7 @@ def measure(case: Case, *, anchors: int = 4, chunk: int = 256, max_sequences: in
     h_n, c_n = state if case.mode == "LSTM" else (state, None)
     total = torch.zeros((), dtype=case.dtype)
     for j in range(len(case.lengths)):
-        pick = (lambda s: None if s is None else s) if case.layout.endswith("unbatched") else (lambda s: None if s is None else s[:, j])  # noqa: E731, B023, E501  # fmt: skip
-        total = total + case.loss_of(case.output_of(output, j), pick(h_n), pick(c_n))
+        total = total + case.loss_of(case.output_of(output, j), case.state_of(h_n, j), case.state_of(c_n, j))
     total.backward()
     after = torch.get_rng_state()
     (call,) = capture.calls
@@ -82,8 +81,8 @@ def check(case: Case, **options) -> None:
     curves = {(p.layer, p.direction): iter(p.curves) for p in found if p.state == "h"}
     unrolled, losses = [], []
     for j, x in enumerate(case.sequences()):
-        pick = lambda s: None if s is None else s[:, j]  # noqa: E731, B023
-        model = unroll(module, x, pick(h0), pick(c0), masks[j] if masks else None)
+        start = [None if state is None else state[:, j] for state in (h0, c0)]
+        model = unroll(module, x, *start, masks[j] if masks else None)
         assert torch.allclose(torch.cat(model.output), outputs[j], rtol=tolerance * 10, atol=tolerance * 10)
         unrolled.append(model)
         losses.append(case.loss_of(model.output, model.h_n, model.c_n if case.mode == "LSTM" else None))
@@ -130,26 +129,21 @@ def check_curves(case, unrolled, losses, swept, layer, direction, rows, toleranc
 
 
 def anchor_loss(case: Case, model, loss, t: int):
-    """L_τ: what enters through the output at τ, and through the final states that stand at τ, each with its own direct gradient."""
-    leaves = [(model.output[t], gradients(loss, [model.output[t]])[0])]
+    """L_τ: what enters through the output at τ, and through the final states that stand at τ, each with its own gradient."""
+    lstm = case.mode == "LSTM"
+    # The loss of copies that have no past: the gradients of these are what the loss sends directly.
+    outputs = [value.detach().requires_grad_() for value in model.output]
+    h_n = [value.detach().requires_grad_() for value in model.h_n]
+    c_n = [value.detach().requires_grad_() for value in model.c_n] if lstm else None
+    alone = case.loss_of(outputs, h_n, c_n)
+    sent = [(model.output[t], outputs[t])]
     last = len(model.output) - 1
-    # A final state's own share of the loss is the direct gradient of its copy less what the copy passes to the layer above.
-    weigh = case.loss_of(model.output, model.h_n, model.c_n if case.mode == "LSTM" else None)
-    for index in range(len(model.h_n)):
-        if t != (0 if index % case.directions else last):
-            continue
-        detached = [h.detach().requires_grad_() for h in model.h_n]
-        c_detached = [None if c is None else c.detach().requires_grad_() for c in model.c_n]
-        outputs = [o.detach() for o in model.output]
-        alone = case.loss_of(outputs, detached, c_detached if case.mode == "LSTM" else None)
-        leaves.append((model.h_n[index], gradients(alone, [detached[index]])[0]))
-        if case.mode == "LSTM":
-            leaves.append((model.c_n[index], gradients(alone, [c_detached[index]])[0]))
-    outputs = [o.detach().requires_grad_() for o in model.output]
-    alone = case.loss_of(outputs, [h.detach() for h in model.h_n], [None if c is None else c.detach() for c in model.c_n] if case.mode == "LSTM" else None)  # fmt: skip  # noqa: E501
-    leaves[0] = (model.output[t], gradients(alone, [outputs[t]])[0])
-    assert torch.isfinite(weigh)
-    return sum((value * sent).sum() for value, sent in leaves)
+    for index in range(len(h_n)):
+        if t == (0 if index % case.directions else last):
+            sent.append((model.h_n[index], h_n[index]))
+            if lstm:
+                sent.append((model.c_n[index], c_n[index]))
+    return sum((value * gradients(alone, [copy])[0]).sum() for value, copy in sent)
 
 
 @settings(max_examples=60, deadline=None)

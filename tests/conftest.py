@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 from torch import nn
@@ -22,13 +20,23 @@ def _own_errors_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_hook_outlives_a_test():
+def _no_hook_outlives_a_test(monkeypatch: pytest.MonkeyPatch):
     """Every owner of hooks must have taken them off, whatever ended the fit."""
+    from lightning_gradwatch.recurrent import Capture
+
+    attached: list[Capture] = []
+    attach = Capture.attach
+
+    def noted(self: Capture) -> None:
+        attached.append(self)
+        attach(self)
+
+    monkeypatch.setattr(Capture, "attach", noted)
     yield
-    for module in [found for found in gc.get_objects() if issubclass(type(found), nn.RNNBase)]:
-        ours = [
-            hook
-            for hook in module._forward_hooks.values()
-            if "lightning_gradwatch" in str(getattr(hook, "__module__", ""))
-        ]
-        assert not ours, f"{module} still has {ours}"
+    left = [name for capture in attached for name, m in capture.modules.items() if _hooks_of(capture, m)]
+    assert not left, f"hooks were left on {left}"
+
+
+def _hooks_of(capture, module: nn.Module) -> list[object]:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return [hook for hook in hooks if getattr(hook, "__self__", None) is capture]

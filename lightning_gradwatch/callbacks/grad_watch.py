@@ -222,7 +222,7 @@ class GradWatch(Callback):
         records = [record for recent in self._records.values() for record in recent]
         lines = ["GradWatch: how far the gradient reaches back through time"]
         for layer in summarise(records, [event.to_record() for event in self.events]):
-            lines.append(f"  {layer.place} ({layer.kind}): {layer.verdict}. {layer.sentence}")
+            lines.append(f"  {layer.line}")
         lines.append(f"  {len(self.events)} event(s)." + (f" Run log: {self.run_dir}" if self.run_dir else ""))
         return lines
 

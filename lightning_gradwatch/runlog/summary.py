@@ -14,8 +14,12 @@ from lightning_gradwatch.events import EventKind
 LAST_SAMPLES = 10
 """A verdict rests on the median over the last so many sampled steps: it is about how training ended up."""
 
+# The three numbers of the detectors, repeated here because those load numpy and a command must start at once.
 SEVERAL = 3
 """Vanishing is never judged from fewer sampled steps than this."""
+
+VANISHING_SHARE = 0.5
+"""A horizon shorter than this share of the sequence is vanishing."""
 
 EXPLODING_FACTOR = 100.0
 """A gradient that grows more than so many times on its way back is exploding."""
@@ -60,6 +64,11 @@ class LayerSummary:
     events: int
     verdict: Verdict
     sentence: str
+
+    @property
+    def line(self) -> str:
+        """The whole verdict in one line of text."""
+        return f"{self.place}{f' ({self.kind})' if self.kind else ''}: {self.verdict}. {self.sentence}"
 
     @property
     def place(self) -> str:
@@ -135,21 +144,25 @@ def _judge(
     rate: float | None,
     samples: int,
 ) -> tuple[Verdict, str]:
-    if not all(math.isfinite(norm) for norm in last[-1]["total"]):
-        return Verdict.EXPLODING, "In the last sample the gradient is not finite."
-    if not any(norm for record in last for norm in record["total"]):
+    norms = [norm for record in last for norm in record["total"]]
+    if any(map(math.isinf, last[-1].get("total_max") or last[-1]["total"])):
+        return Verdict.EXPLODING, "In the last sample a gradient is not finite."
+    if not any(norm > 0 for norm in norms):  # NaN stands where no sequence reached
         return Verdict.NOT_OBSERVED, _message(events) or "No gradient reached its hidden states."
     if timesteps <= 1:
         return Verdict.NOT_OBSERVED, _message(events) or "Its sequences have one timestep: nothing flows through time."
     peak = median([max(record.get("lagged") or [0.0]) for record in last])
     speed = "" if rate is None else f" (growth rate {rate:+.3g} nats per timestep)"
     if peak > EXPLODING_FACTOR:
-        return Verdict.EXPLODING, f"The gradient grows {peak:.3g}-fold within {timesteps} timesteps{speed}."
+        grown = f"{peak:.3g}-fold" if math.isfinite(peak) else "beyond every finite number"
+        return Verdict.EXPLODING, f"The gradient grows {grown} within {timesteps} timesteps{speed}."
     if horizon is None:
         return Verdict.UNDECIDED, "The loss sends no gradient from which the horizon could be measured."
     if censored:
         return Verdict.HEALTHY, f"The gradient stays above 1 % for all of the {timesteps} timesteps{speed}."
     fall = f"The gradient falls under 1 % after {horizon} of {timesteps} timesteps{speed}"
+    if horizon >= VANISHING_SHARE * timesteps:
+        return Verdict.HEALTHY, f"{fall}."
     if samples < SEVERAL:
         return Verdict.UNDECIDED, f"{fall}, but {_count(samples, 'sample')} cannot tell whether it stays so."
     return Verdict.VANISHING, f"{fall}: what lies further back is not learned."

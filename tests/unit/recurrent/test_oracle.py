@@ -65,11 +65,13 @@ def masks_of(case: Case, rng: torch.Tensor) -> list[list[torch.Tensor]] | None:
 
 
 def assert_close(found, expected, tolerance: float, what: str) -> None:
-    """Relative error, of each profile as a whole and of each norm in it that is not lost in another's rounding."""
+    """Relative error: in float64 of every single norm, however small it is beside the others; in float32, where small ones
+    are differences of large ones in autograd too, relative to the largest of the profile.
+    """
     found, expected = np.asarray(found, float), np.asarray(expected, float)
     assert found.shape == expected.shape, what
-    scale = np.abs(expected).max(initial=0.0)
-    assert np.abs(found - expected).max(initial=0.0) <= tolerance * scale, f"{what}: {found} {expected}"
+    scale = np.abs(expected) if tolerance == TOLERANCE[torch.float64] else np.abs(expected).max(initial=0.0)
+    assert (np.abs(found - expected) <= tolerance * scale).all(), f"{what}: {found} {expected}"
 
 
 def check(case: Case, **options) -> None:
@@ -146,21 +148,21 @@ def anchor_loss(case: Case, model, loss, t: int):
     return sum((value * gradients(alone, [copy])[0]).sum() for value, copy in sent)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(cases())
 def test_sweep_agrees_with_autograd_in_float64(case: Case) -> None:
     """Total, direct and lagged gradients of every layer, direction, state and sequence agree with autograd to 1e-10."""
     check(case)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(cases(dtype=torch.float32))
 def test_sweep_agrees_with_autograd_in_float32(case: Case) -> None:
     """In float32 they agree to 1e-5."""
     check(case)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(cases())
 def test_chunks_change_nothing(case: Case) -> None:
     """A sweep in chunks of two timesteps finds the same."""

@@ -1,0 +1,264 @@
+"""What watching costs: GradWatch beside the bare run, ``detect_anomaly`` and a model unrolled with cells and ``retain_grad``.
+
+    python benchmarks/overhead.py [--steps N] [--json FILE]
+
+Everything runs in one process on one machine, interleaved step by step, so that its noise hits all alike; figures are medians
+of paired ratios with the 25th and 75th percentile. Each variant has its own model, optimizer and Trainer callbacks' hooks,
+driven in the order in which the Trainer calls them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_gradwatch import GradWatch
+from lightning_gradwatch.recurrent import Capture, profiles, sweep
+
+TIME, BATCH, HIDDEN, EMBEDDING, WORDS, LAYERS = 128, 32, 256, 128, 1000, 2
+
+
+class LanguageModel(pl.LightningModule):
+    """A 2-layer LSTM language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, EMBEDDING)
+        self.rnn = nn.LSTM(EMBEDDING, HIDDEN, LAYERS, batch_first=True)
+        self.head = nn.Linear(HIDDEN, WORDS)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        output, _ = self.rnn(self.embedding(batch[:, :-1]))
+        return nn.functional.cross_entropy(self.head(output).flatten(0, 1), batch[:, 1:].flatten())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+class UnrolledLanguageModel(LanguageModel):
+    """The same, unrolled with nn.LSTMCell, every hidden state retaining its gradient: what one would write by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.ModuleList(nn.LSTMCell(EMBEDDING if i == 0 else HIDDEN, HIDDEN) for i in range(LAYERS))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        x = self.embedding(batch[:, :-1])
+        state = [(x.new_zeros(len(x), HIDDEN), x.new_zeros(len(x), HIDDEN)) for _ in self.rnn]
+        outputs, self.kept = [], []
+        for t in range(x.shape[1]):
+            value = x[:, t]
+            for i, cell in enumerate(self.rnn):
+                state[i] = cell(value, state[i])
+                value = state[i][0]
+                value.retain_grad()
+                self.kept.append(value)
+            outputs.append(value)
+        logits = self.head(torch.stack(outputs, 1))
+        return nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+
+    def on_after_backward(self) -> None:
+        self.norms = torch.stack([h.grad.norm(dim=-1).median() for h in self.kept])
+        self.kept = []
+
+
+def batches(count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, WORDS, (BATCH, TIME + 1), generator=generator) for _ in range(count)]
+
+
+def train(model: pl.LightningModule, data: list[Tensor], callbacks: list[pl.Callback], anomaly: bool) -> list[float]:
+    """Seconds of each training step of one Trainer over ``data``, callbacks' hooks included."""
+    first, last = pl.Callback(), pl.Callback()
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[first, *callbacks, last], detect_anomaly=anomaly,
+    )  # fmt: skip
+    starts, ends = [], []
+    first.on_train_batch_start = lambda *_: starts.append(time.perf_counter())  # type: ignore[method-assign]
+    last.on_train_batch_end = lambda *_: ends.append(time.perf_counter())  # type: ignore[method-assign]
+    trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=None))
+    return [end - start for start, end in zip(starts, ends, strict=True)]
+
+
+def interleaved(variants: dict[str, Callable[[list[Tensor]], list[float]]], rounds: int, steps: int) -> dict[str, list[float]]:
+    """Rounds of ``steps`` training steps of each variant in turn; the first step of a round warms up and is left out."""
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            taken[name].append(statistics.median(variants[name](batches(steps + 1))[1:]))
+    return taken
+
+
+def ratio(values: list[float], base: list[float]) -> dict[str, float]:
+    """Median and quartiles of the paired ratios."""
+    ratios = [value / other for value, other in zip(values, base, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"median": middle, "p25": low, "p75": high}
+
+
+def alternate_steps(steps: int) -> dict[str, dict[str, float]]:
+    """GradWatch's ordinary step against the bare one, alternating within one run.
+
+    A claim of 1 % drowns in the difference of two runs, so one model is trained, and on every second step its hooks are on.
+    The sampled step is timed on its own: its sweep beside the training step that it follows.
+    """
+    model = LanguageModel()
+    optimizer = model.configure_optimizers()
+    with tempfile.TemporaryDirectory() as folder, _attached(model, Path(folder)) as (watch, trainer):
+        bare, watched = [], []
+        data = batches(8)
+        for i in range(2 * steps + 8):
+            on = i % 2 == 1
+            begun = time.perf_counter()
+            if on:
+                watch.on_train_batch_start(trainer, model, data[i % 8], i)
+            loss = model.training_step(data[i % 8], i)
+            optimizer.zero_grad()
+            if on:
+                watch.on_before_backward(trainer, model, loss)
+            loss.backward()
+            if on:
+                watch.on_after_backward(trainer, model)
+            optimizer.step()
+            if on:
+                watch.on_train_batch_end(trainer, model, None, data[i % 8], i)
+            if i >= 8:
+                (watched if on else bare).append(time.perf_counter() - begun)
+        sampled = _time_sweeps(watch, model, data, max(steps // 10, 5))
+    pairs = ratio(watched, bare)
+    step = statistics.median(bare)
+    share = statistics.median(sampled) / step
+    return {
+        "ordinary step / bare step": pairs,
+        "sampled step's sweep / bare step": {"median": share, "p25": statistics.quantiles(sampled, n=4)[0] / step, "p75": statistics.quantiles(sampled, n=4)[2] / step},
+        "at the defaults (ordinary + sweep / 50)": {"median": pairs["median"] + share / 50, "p25": pairs["p25"] + share / 50, "p75": pairs["p75"] + share / 50},
+        "bare step, milliseconds": {"median": 1e3 * step, "p25": 1e3 * statistics.quantiles(bare, n=4)[0], "p75": 1e3 * statistics.quantiles(bare, n=4)[2]},
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _attached(model: pl.LightningModule, folder: Path) -> Iterator[tuple[GradWatch, pl.Trainer]]:
+    """A GradWatch whose first sample is done, on a Trainer that has been set up by a fit."""
+    watch = GradWatch(every_n_steps=10**9, dirpath=folder / "run", summary=False)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(model, torch.utils.data.DataLoader(batches(2), batch_size=None))
+    watch.on_train_start(trainer, model)
+    watch._last_sampled = 0
+    yield watch, trainer
+    watch.teardown(trainer, model, "fit")
+
+
+def _time_sweeps(watch: GradWatch, model: pl.LightningModule, data: list[Tensor], count: int) -> list[float]:
+    """Seconds that a sampled step adds: sweep, profiles, events, records in the run log."""
+    seconds = []
+    real = watch._watch._sample
+
+    def timed(*arguments: object) -> None:
+        begun = time.perf_counter()
+        real(*arguments)
+        seconds.append(time.perf_counter() - begun)
+
+    watch._watch._sample = timed
+    for i in range(count):
+        watch._last_sampled = None
+        watch.on_train_batch_start(watch._trainer, model, data[i % 8], i)
+        loss = model.training_step(data[i % 8], i)
+        model.zero_grad()
+        loss.backward()
+        watch.on_after_backward(watch._trainer, model)
+        watch.on_train_batch_end(watch._trainer, model, None, data[i % 8], i)
+    return seconds[1:]
+
+
+def long_sequence(timesteps: int = 10_000, batch: int = 4, hidden: int = 128) -> dict[str, object]:
+    """A sweep of very long sequences: whether it is exact, how long it takes, and the memory that it needs beyond the call's own."""
+    found: dict[str, object] = {}
+    for kind in (nn.RNN, nn.GRU, nn.LSTM):
+        torch.manual_seed(0)
+        module = kind(32, hidden)
+        capture = Capture({"rnn": module})
+        capture.attach()
+        capture.begin()
+        begun = time.perf_counter()
+        output, _ = module(torch.randn(timesteps, batch, 32))
+        output.square().mean().backward()
+        trained = time.perf_counter() - begun
+        (call,) = capture.calls
+        entry: dict[str, object] = {"forward and backward, seconds": trained}
+        for chunk in (64, 256, timesteps):
+            begun = time.perf_counter()
+            with PeakMemory() as peak:
+                swept = sweep(call, chunk=chunk)
+            entry[f"chunk {chunk}"] = {
+                "seconds": time.perf_counter() - begun,
+                "extra MiB": peak.mebibytes,
+                "exact": all(profile.exact for profile in profiles(call, swept)),
+            }
+        capture.detach()
+        found[kind.__name__] = entry
+    return found
+
+
+class PeakMemory:
+    """By how much the process's resident memory rose above what it was before, at its highest (Linux)."""
+
+    mebibytes = 0.0
+
+    def __enter__(self) -> PeakMemory:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self._before = self._kibibytes("VmRSS")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.mebibytes = (self._kibibytes("VmHWM") - self._before) / 1024
+
+    def _kibibytes(self, name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=100, help="pairs of alternating steps")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of whole Trainer runs")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    options = parser.parse_args()
+    figures: dict[str, object] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    figures["alternating steps"] = alternate_steps(options.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        count = iter(range(10**6))
+        variants = {
+            "bare": lambda data: train(LanguageModel(), data, [], False),
+            "GradWatch at its defaults": lambda data: train(
+                LanguageModel(), data, [GradWatch(dirpath=Path(folder) / str(next(count)), summary=False)], False
+            ),
+            "detect_anomaly": lambda data: train(LanguageModel(), data, [], True),
+            "unrolled with retain_grad": lambda data: train(UnrolledLanguageModel(), data, [], False),
+        }
+        taken = interleaved(variants, options.rounds, 6)
+    figures["whole Trainer runs, ordinary steps / bare"] = {n: ratio(v, taken["bare"]) for n, v in taken.items() if n != "bare"}
+    figures["10,000 timesteps, batch 4, 128 hidden"] = long_sequence()
+    text = json.dumps(figures, indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""``gradwatch events RUN``: what went wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from lightning_gradwatch.cli._load import load
+from lightning_gradwatch.events import EventKind, Severity
+from lightning_gradwatch.runlog.schema import to_json
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    """Add the subcommand's arguments."""
+    parser = subparsers.add_parser("events", help="list the events of a run", description=__doc__)
+    parser.add_argument("path", metavar="RUN", type=Path, help="folder of a run log")
+    kinds, severities = [kind.value for kind in EventKind], [severity.value for severity in Severity]
+    parser.add_argument("--kind", type=str.upper, choices=kinds, metavar="KIND", help=", ".join(kinds))
+    parser.add_argument("--severity", type=str.lower, choices=severities, help="only events of this severity")
+    parser.add_argument("--module", metavar="NAME", help="only events of this module; * and ? match as in file names")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line, for other programs")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List the events that fit, in the order in which they happened."""
+    found = load(args.path)
+    chosen = [event for event in found.event_records if _fits(event, args)]
+    if args.json:
+        for event in chosen:
+            print(json.dumps(to_json(event)))
+        return 0
+    from lightning_gradwatch.report.console import print_events, print_summary
+
+    if len(chosen) == len(found.event_records):
+        print_summary(found)
+    print_events(chosen)
+    return 0
+
+
+def _fits(event: dict[str, Any], args: argparse.Namespace) -> bool:
+    return (
+        (args.kind is None or event["kind"] == args.kind)
+        and (args.severity is None or event["severity"] == args.severity)
+        and (args.module is None or fnmatchcase(event["module"] or "", args.module))
+    )

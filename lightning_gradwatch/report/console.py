@@ -1,0 +1,71 @@
+"""Events and verdicts in the terminal, by rich."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_gradwatch.events import Severity
+from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.summary import horizon_text, summarise
+from lightning_gradwatch.runlog.reader import Run
+
+_STYLES: dict[str, str] = {Severity.CRITICAL: "bold red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
+
+
+def print_events(events: Sequence[Mapping[str, Any]], *, console: Any = None) -> None:
+    """Print events as a table: when, what and how bad, what happened; then each kind's remedy once.
+
+    Args:
+        events: event records.
+        console: a ``rich.console.Console``; None is the standard output.
+
+    Raises:
+        ImportError: rich is missing.
+    """
+    console = console or require("rich.console").Console()
+    text = require("rich.text").Text  # text, not markup: a module's name may hold brackets
+    if not events:
+        console.print("No events.")
+        return
+    table = require("rich.table").Table(box=require("rich.box").SIMPLE_HEAD, pad_edge=False)
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("kind", overflow="fold")
+    table.add_column("what happened", overflow="fold", ratio=1)
+    for event in events:
+        style = _STYLES.get(event.get("severity") or "", "")
+        table.add_row(
+            text(str(event["step"])), text(_clean(event["kind"]), style=style), text(_clean(event.get("message") or ""))
+        )
+    console.print(table)
+    for kind, remedy in _remedies(events).items():
+        console.print(text.assemble((_clean(kind), "bold"), ": ", _clean(remedy)))
+
+
+def print_summary(run: Run, *, console: Any = None) -> None:
+    """Print the verdict on each module, layer and direction.
+
+    Raises:
+        ImportError: rich is missing.
+    """
+    console = console or require("rich.console").Console()
+    text = require("rich.text").Text
+    table = require("rich.table").Table(box=require("rich.box").SIMPLE_HEAD, pad_edge=False)
+    for heading, options in (("where", {}), ("verdict", {}), ("horizon", {"justify": "right"}), ("", {"ratio": 1})):
+        table.add_column(heading, overflow="fold", **options)
+    found = summarise(run.profile_records, run.event_records)
+    for layer in found:
+        table.add_row(
+            *(text(_clean(cell)) for cell in (layer.place, layer.verdict, horizon_text(layer), layer.sentence))
+        )
+    console.print(table if found else "No profile was recorded: nothing can be said about the gradient through time.")
+
+
+def _remedies(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {event["kind"]: event["remedy"] for event in events if event.get("remedy")}
+
+
+def _clean(text: str) -> str:
+    """Without control characters: a run log must not steer the terminal. Lone surrogates cannot be printed."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    return plain.encode("utf-8", "replace").decode("utf-8")

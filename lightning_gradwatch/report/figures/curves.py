@@ -1,0 +1,143 @@
+"""One gradient's curves: by timestep, by lag, and its horizon over training."""
+
+# matplotlib's own annotations are partial
+# pyright: reportUnknownMemberType=false
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning_gradwatch.report import series
+from lightning_gradwatch.report.figures._common import axes_or_new, colour, profiles_of
+from lightning_gradwatch.runlog.reader import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_profile(
+    run: Run | Sequence[series.Record],
+    *,
+    module: str | None = None,
+    layer: int | None = None,
+    direction: str | None = None,
+    state: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Direct beside total gradient by timestep, of the last sample. Arguments as for :func:`plot_heatmap`."""
+    key, records = series.select(profiles_of(run), module=module, layer=layer, direction=direction, state=state)
+    ax = axes_or_new(ax)
+    last = series.one_per_step(records)[-1]
+    at = series.timesteps(last)
+    ax.plot(at, last["total"], color=colour(0.3), label="total (median over sequences)")
+    if last.get("total_max") is not None:
+        ax.plot(at, last["total_max"], color=colour(0.3), linewidth=0.8, linestyle=":", label="total (maximum)")
+    if last.get("direct") is not None:
+        ax.plot(at, last["direct"], "o", color=colour(0.75), markersize=3, label="direct (from the loss)")
+    ax.set_yscale("log", nonpositive="mask")
+    ax.set_xlabel("timestep")
+    ax.set_ylabel("gradient norm")
+    ax.set_title(f"{key.label}, step {last['step']}")
+    ax.legend(fontsize="small")
+    return ax
+
+
+def plot_lag(
+    run: Run | Sequence[series.Record],
+    *,
+    module: str | None = None,
+    layer: int | None = None,
+    direction: str | None = None,
+    state: str | None = None,
+    ax: Axes | None = None,
+    curves: int = 5,
+) -> Axes:
+    """The lagged gradient of a few samples over training, with the 1 % line and the last horizon.
+
+    Args:
+        curves: how many samples at most, the first and the last among them.
+
+    The other arguments are those of :func:`plot_heatmap`.
+    """
+    key, records = series.select(profiles_of(run), module=module, layer=layer, direction=direction, state=state)
+    ax = axes_or_new(ax)
+    samples = [record for record in series.one_per_step(records) if record.get("lagged")]
+    chosen = [samples[index] for index in series.spread(len(samples), curves)]
+    for place, record in enumerate(chosen):
+        last = place == len(chosen) - 1
+        shade = colour(0.85 - 0.75 * place / max(1, len(chosen) - 1) if len(chosen) > 1 else 0.1)
+        ax.plot(
+            series.lags(record),
+            record["lagged"],
+            color=shade,
+            linewidth=2.2 if last else 1.2,
+            label=f"step {record['step']}",
+        )
+    ax.axhline(0.01, color="0.35", linewidth=1, linestyle="--")
+    ax.annotate(
+        "1 %",
+        (1, 0.01),
+        xycoords=("axes fraction", "data"),
+        xytext=(-3, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize="small",
+        color="0.35",
+    )
+    if chosen and chosen[-1].get("horizon") is not None:
+        horizon = chosen[-1]["horizon"]
+        if chosen[-1]["horizon_censored"]:
+            ax.set_title(f"horizon: beyond {horizon} timesteps")
+        else:
+            ax.axvline(horizon, color="crimson", linewidth=1, linestyle=":")
+            ax.plot([horizon], [0.01], "o", color="crimson", markersize=6)
+            ax.set_title(f"horizon: {horizon} timesteps")
+    else:
+        ax.set_title(key.label if chosen else f"{key.label}: no lagged gradient recorded")
+    ax.set_yscale("log", nonpositive="mask")
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(max(bottom, 1e-8), max(top, 2.0))
+    ax.set_xlabel("lag (timesteps back)")
+    ax.set_ylabel("gradient relative to lag 0")
+    if chosen:
+        ax.legend(fontsize="small", loc="lower left")
+    return ax
+
+
+def plot_horizon(
+    run: Run | Sequence[series.Record],
+    *,
+    module: str | None = None,
+    layer: int | None = None,
+    direction: str | None = None,
+    state: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Horizon over training beside the sequence length. Arguments as for :func:`plot_heatmap`.
+
+    A censored horizon, which the sequence cut off, is drawn as an open upward triangle: the true one lies higher.
+    """
+    key, records = series.select(profiles_of(run), module=module, layer=layer, direction=direction, state=state)
+    ax = axes_or_new(ax)
+    samples = [record for record in series.one_per_step(records) if record.get("horizon") is not None]
+    steps = [record["step"] for record in samples]
+    ax.plot(steps, [record["horizon"] for record in samples], color=colour(0.3), linewidth=1.2)
+    for censored, marker, label in ((False, "o", "horizon"), (True, "^", "at least (censored)")):
+        some = [record for record in samples if bool(record["horizon_censored"]) is censored]
+        if some:
+            ax.plot(
+                [record["step"] for record in some],
+                [record["horizon"] for record in some],
+                marker,
+                color=colour(0.3),
+                markerfacecolor="none" if censored else colour(0.3),
+                markersize=4,
+                label=label,
+            )
+    ax.plot(steps, [record["timesteps"] for record in samples], "--", color="0.4", label="sequence length")
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("training step")
+    ax.set_ylabel("timesteps")
+    ax.set_title(key.label)
+    ax.legend(fontsize="small")
+    return ax

@@ -1,0 +1,167 @@
+"""What the page draws, as plain numbers: records chosen so that a long run still makes a small page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_gradwatch.report import series
+from lightning_gradwatch.report.series import Key
+from lightning_gradwatch.runlog.reader import Run
+
+_CELLS = 500_000  # of all heatmaps together: about 5 MB of the page
+_POINTS = 40_000  # of all other curves, per list
+_TIMESTEPS = 512  # rows of a heatmap: more than its pixels show nothing more
+_SERIES = 200
+_LAG_CURVES = 5
+_STEPS = 4_000
+
+Record = Mapping[str, Any]
+
+
+def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
+    """The data of the page: for each run, its gradients by key, and its optimizer steps.
+
+    Numbers are rounded to six significant digits. Whatever is left out is said in a ``note`` beside it.
+    """
+    groups = [series.group(run.profile_records) for run in runs]
+    every = list(dict.fromkeys(key for found in groups for key in found))
+    keys = every[:_SERIES]
+    drawn = sum(key in found for found in groups for key in keys)
+    cells, points = _CELLS // max(1, drawn), min(1024, _POINTS // max(1, drawn))
+    return {
+        "keys": [{"label": key.label, "state": key.state} for key in keys],
+        "omitted": len(every) - len(keys),
+        "runs": [
+            {
+                "name": name,
+                "series": {
+                    str(place): _gradient(found[key], cells, points) for place, key in enumerate(keys) if key in found
+                },
+                "clipping": _clipping(run.step_records),
+            }
+            for run, name, found in zip(runs, names, groups, strict=True)
+        ],
+    }
+
+
+def key_of(event: Record, keys: Sequence[Key]) -> int | None:
+    """The place of the gradient that an event is about: the first key that fits what the event names."""
+    if event.get("module") is None:
+        return None
+    wanted = (event["module"], event.get("layer"), event.get("direction"), event.get("state"))
+    for place, key in enumerate(keys):
+        if all(want is None or want == have for want, have in zip(wanted, key, strict=True)):
+            return place
+    return None
+
+
+def _gradient(records: Sequence[Record], cells: int, points: int) -> dict[str, Any]:
+    longest = max((len(record["total"]) for record in records), default=0)
+    rows = min(_TIMESTEPS, max(1, longest))
+    grid = series.grid(records, most_steps=max(20, min(1000, cells // rows)), most_timesteps=rows)
+    samples = series.one_per_step(records)
+    return {
+        "grid": {
+            "steps": grid.steps,
+            "timesteps": grid.timesteps,
+            "rows": [[_short(value) for value in row] for row in grid.rows],
+            "note": grid.thinned,
+        },
+        "last": _last(samples[-1], points),
+        "lag": _lag(samples, points),
+        "horizon": _horizon(samples, points),
+    }
+
+
+def _last(record: Record, points: int) -> dict[str, Any]:
+    at = series.timesteps(record)
+    kept = series.spread(len(at), points)
+    return {
+        "step": record["step"],
+        "at": [at[place] for place in kept],
+        **{name: _take(record.get(name), kept) for name in ("total", "total_max", "direct")},
+        "note": _thinned(kept, at, "timesteps"),
+    }
+
+
+def _lag(samples: Sequence[Record], points: int) -> list[dict[str, Any]]:
+    able = [record for record in samples if record.get("lagged")]
+    curves: list[dict[str, Any]] = []
+    for place in series.spread(len(able), _LAG_CURVES):
+        record, at = able[place], series.lags(able[place])
+        kept = series.spread(len(at), points)
+        curves.append(
+            {
+                "step": record["step"],
+                "at": [at[index] for index in kept],
+                "lagged": _take(record["lagged"], kept),
+                "horizon": record.get("horizon"),
+                "censored": bool(record.get("horizon_censored")),
+                "note": _thinned(kept, at, "lags"),
+            }
+        )
+    return curves
+
+
+def _horizon(samples: Sequence[Record], points: int) -> dict[str, Any]:
+    kept = series.spread(len(samples), points)
+    chosen = [samples[place] for place in kept]
+    return {
+        "steps": [record["step"] for record in chosen],
+        "horizon": [record.get("horizon") for record in chosen],
+        "censored": [bool(record.get("horizon_censored")) for record in chosen],
+        "timesteps": [record["timesteps"] for record in chosen],
+        "growth": [_short(record.get("growth_rate")) for record in chosen],
+        "note": _thinned(kept, samples, "samples"),
+    }
+
+
+def _clipping(steps: Sequence[Record]) -> list[dict[str, Any]]:
+    """Per optimizer: evenly spread steps; besides these, the largest norms, so that no spike is thinned away."""
+    by_optimizer: dict[int, list[Record]] = {}
+    for record in steps:
+        by_optimizer.setdefault(record.get("optimizer") or 0, []).append(record)
+    found: list[dict[str, Any]] = []
+    for optimizer in sorted(by_optimizer)[:8]:
+        records = by_optimizer[optimizer]
+        largest = sorted(range(len(records)), key=lambda place: -(records[place].get("grad_norm") or 0.0))
+        marked = [place for place, record in enumerate(records) if record.get("skipped") or _is_clipped(record)]
+        spread = series.spread(len(records), _STEPS)
+        marks = [marked[place] for place in series.spread(len(marked), _STEPS // 4)]
+        kept = sorted({*spread, *marks, *largest[: _STEPS // 8]}) if len(spread) < len(records) else spread
+        chosen = [records[place] for place in kept]
+        found.append(
+            {
+                "optimizer": optimizer,
+                "steps": [record["step"] for record in chosen],
+                "norm": [_short(record.get("grad_norm")) for record in chosen],
+                "threshold": [_short(record.get("clip_threshold")) for record in chosen],
+                "clipped": [_is_clipped(record) for record in chosen],
+                "skipped": [bool(record.get("skipped")) for record in chosen],
+                "counts": {
+                    "steps": len(records),
+                    "clipped": sum(map(_is_clipped, records)),
+                    "skipped": sum(bool(record.get("skipped")) for record in records),
+                },
+                "note": _thinned(kept, records, "optimizer steps, the largest norms among them,"),
+            }
+        )
+    return found
+
+
+def _is_clipped(record: Record) -> bool:
+    coefficient = record.get("clip_coefficient")
+    return not record.get("skipped") and coefficient is not None and coefficient < 1.0
+
+
+def _take(values: Sequence[float] | None, kept: Sequence[int]) -> list[float | None] | None:
+    return None if values is None else [_short(values[place]) for place in kept]
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _thinned(kept: Sequence[int], every: Sequence[Any], noun: str) -> str:
+    return f"{len(kept)} of {len(every)} {noun} shown" if len(kept) < len(every) else ""

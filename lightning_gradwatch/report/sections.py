@@ -1,0 +1,143 @@
+"""The parts of the page that are text: verdicts, notes, events. Whatever comes from a run log is escaped here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from lightning_gradwatch.events import Severity
+from lightning_gradwatch.report.payload import key_of
+from lightning_gradwatch.report.series import Key
+from lightning_gradwatch.report.summary import LayerSummary, horizon_text, summarise
+from lightning_gradwatch.runlog.reader import Run
+from lightning_gradwatch.runlog.summary import Verdict
+
+_MOST_EVENTS = 500
+_MOST_VERDICTS = 100
+_SIGNS = {  # told apart without colour
+    Verdict.HEALTHY: "✓",
+    Verdict.VANISHING: "↘",
+    Verdict.EXPLODING: "↗",
+    Verdict.UNDECIDED: "?",
+    Verdict.NOT_OBSERVED: "∅",
+}
+_RANKS: dict[str, int] = {Severity.CRITICAL: 0, Severity.WARNING: 1, Severity.INFO: 2}
+
+Record = Mapping[str, Any]
+
+
+def verdicts(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """A card for each module, layer and direction of each run."""
+    parts: list[str] = []
+    for run, name in zip(runs, names, strict=True):
+        found = summarise(run.profile_records, run.event_records)
+        cards = "".join(_card(layer) for layer in found[:_MOST_VERDICTS])
+        if not found:
+            cards = "<p>No profile was recorded: nothing can be said about the gradient through time.</p>"
+        if len(found) > _MOST_VERDICTS:
+            cards += f"<p>{len(found) - _MOST_VERDICTS} more are left out here.</p>"
+        parts.append(f'<section class="run"><h3>{escape(name)}</h3><div class="cards">{cards}</div></section>')
+    return "".join(parts)
+
+
+def notes(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """What the reader must know about the records themselves."""
+    parts = [
+        f"<p class=note>{escape(name)}: {run.skipped_lines:,} torn or malformed "
+        f"{'line was' if run.skipped_lines == 1 else 'lines were'} passed over.</p>"
+        for run, name in zip(runs, names, strict=True)
+        if run.skipped_lines
+    ]
+    return "".join(parts)
+
+
+def events(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> str:
+    """The events of all runs: how many of each kind, then a table of the gravest ones in the order of their steps."""
+    every = [(place, event) for place, run in enumerate(runs) for event in run.event_records]
+    if not every:
+        return "<p>No event was recorded.</p>"
+    counts = Counter(event["kind"] for _, event in every)
+    chips = "".join(f"<li>{escape(kind)} <b>{count:,}</b></li>" for kind, count in counts.most_common(30))
+    gravest = sorted(every, key=lambda item: _RANKS.get(item[1].get("severity") or "", 3))[:_MOST_EVENTS]
+    rows = "".join(
+        _row(place, names[place], event, keys, several=len(runs) > 1)
+        for place, event in sorted(gravest, key=lambda item: item[1]["step"])
+    )
+    left_out = ""
+    if len(every) > len(gravest):
+        left_out = (
+            f"<p class=note>The table holds the {len(gravest)} gravest of {len(every):,} events; "
+            "<code>gradwatch events</code> lists them all.</p>"
+        )
+    headings = ["step", *(["run"] if len(runs) > 1 else []), "severity", "kind", "where", "what happened"]
+    head = "".join(
+        f'<th aria-sort="{"ascending" if heading == "step" else "none"}"><button type=button>{heading}</button></th>'
+        for heading in headings
+    )
+    return (
+        f'<ul class="chips">{chips}</ul>{left_out}'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Events">'
+        f'<table id="events"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{_remedies(every)}'
+    )
+
+
+def footer(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """Which versions wrote the records."""
+    parts: list[str] = []
+    for run, name in zip(runs, names, strict=True):
+        versions = run.meta.get("versions")
+        if isinstance(versions, Mapping):
+            pairs = list(versions.items())[:10]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            said = ", ".join(f"{part} {version}" for part, version in pairs)  # pyright: ignore[reportUnknownVariableType]
+            parts.append(f"<p>{escape(name)}: {escape(said[:500])}</p>")
+    return "".join(parts)
+
+
+def _card(layer: LayerSummary) -> str:
+    facts: list[str] = []
+    if layer.horizon is not None:
+        facts.append(f"<div><dt>horizon</dt><dd>{horizon_text(layer)} timesteps</dd></div>")
+    if layer.growth_rate is not None:
+        facts.append(f"<div><dt>growth rate</dt><dd>{layer.growth_rate:+.3g} per timestep</dd></div>")
+    facts.append(f"<div><dt>samples</dt><dd>{layer.samples:,}</dd></div>")
+    facts.append(f"<div><dt>events</dt><dd>{layer.events:,}</dd></div>")
+    word = layer.verdict.replace(" ", "-")
+    kind = f" <span class=kind>{escape(layer.kind)}</span>" if layer.kind else ""
+    return (
+        f'<article class="card {word}"><p class=badge><span aria-hidden=true>{_SIGNS[layer.verdict]}</span> '
+        f"{layer.verdict}</p><h4>{escape(layer.place)}{kind}</h4><p>{escape(layer.sentence)}</p>"
+        f"<dl>{''.join(facts)}</dl></article>"
+    )
+
+
+def _row(place: int, name: str, event: Record, keys: Sequence[Key], *, several: bool) -> str:
+    severity = event.get("severity") or ""
+    key = key_of(event, keys)
+    step = event["step"]
+    link = f"<button type=button class=goto data-run={place} data-step={step} data-key={'' if key is None else key}>"
+    cells = [(f"{link}{step}</button>", step), *([(escape(name), place)] if several else [])]
+    cells.append((f'<span class="severity {escape(severity)}">{escape(severity)}</span>', _RANKS.get(severity, 3)))
+    cells += [(escape(text), None) for text in (event["kind"], _where(event), event.get("message") or "")]
+    return (
+        "<tr>"
+        + "".join(f"<td{'' if order is None else f' data-order={order}'}>{cell}</td>" for cell, order in cells)
+        + "</tr>"
+    )
+
+
+def _where(event: Record) -> str:
+    names = ("module", "layer", "direction", "state", "timestep", "sequence", "parameter")
+    parts = [
+        str(event[name]) if name == "module" else f"{name} {event[name]}"
+        for name in names
+        if event.get(name) is not None and event[name] != "forward"
+    ]
+    return ", ".join(parts)
+
+
+def _remedies(every: Sequence[tuple[int, Record]]) -> str:
+    found = {event["kind"]: event["remedy"] for _, event in every if event.get("remedy")}
+    items = "".join(f"<dt>{escape(kind)}</dt><dd>{escape(remedy)}</dd>" for kind, remedy in list(found.items())[:30])
+    return f"<h3>What to do</h3><dl class=remedies>{items}</dl>" if items else ""

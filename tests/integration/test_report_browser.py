@@ -1,0 +1,180 @@
+"""The report in a real browser: drawn from the run log's numbers, quiet, offline, for mouse and keyboard."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.report import write_report
+from lightning_gradwatch.runlog import Run, RunLogWriter, load_run
+from tests.browser import Browser, find_browser
+from tests.runlogs import profile, write_run
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_browser() is None, reason="no Chromium: apt-get install chromium"),
+]
+
+DRAWN = "document.body.dataset.drawn !== undefined"
+HEATMAP = "document.querySelectorAll('#grid .panel')[{}].querySelector('.plot').data[0]"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    executable = find_browser()
+    assert executable
+    browser = Browser(executable, tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_heard_yet(browser):
+    browser.problems.clear()
+    browser.requests.clear()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return [
+        load_run(write_run(folder / "rnn", start=-0.5, end=-0.4)),
+        load_run(write_run(folder / "lstm", kind="LSTM", layers=2, start=-0.2, end=0.0, explode_at=500, seed=1)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory):
+    return write_report(runs, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def assert_quiet_and_offline(browser: Browser) -> None:
+    assert browser.problems == []
+    asked = [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:"))]
+    assert asked == []
+    assert any(url.startswith("file:") for url in browser.requests)  # the listening itself works
+
+
+def assert_same(shown: list[list], records: list) -> None:
+    for column, record in enumerate(records):
+        for timestep, value in enumerate(record["total"]):
+            cell = shown[timestep][column]
+            assert cell == "inf" if math.isinf(value) else cell == pytest.approx(value, rel=1e-5)
+
+
+def of(run: Run, layer: int, state: str) -> list:
+    return [record for record in run.profile_records if (record["layer"], record["state"]) == (layer, state)]
+
+
+def test_the_pictures_show_the_run_log(browser, runs, page):
+    """Heatmap and lag curves hold, in the browser, what the run log holds, for each run beside the other."""
+    browser.open(page)
+    browser.wait_for(DRAWN)
+    for place, run in enumerate(runs):
+        records = of(run, 0, "h")
+        assert browser.run(HEATMAP.format(place) + ".x") == [record["step"] for record in records]
+        assert_same(browser.run(HEATMAP.format(place) + ".customdata"), records)
+        colours = browser.run(HEATMAP.format(place) + ".z")
+        assert colours[-1][0] == pytest.approx(math.log10(records[0]["total"][-1]), rel=1e-4)
+        lag = f"document.querySelectorAll('#lag .plot')[{place}].data"
+        last = browser.run(f"{lag}.filter(trace => trace.line).at(-1).y")
+        assert last == pytest.approx(records[-1]["lagged"], rel=1e-5)
+    crosses = browser.run("document.querySelectorAll('#grid .plot')[1].data[1].x.length")
+    assert crosses == sum(math.isinf(value) for record in of(runs[1], 0, "h") for value in record["total"]) > 0
+    norms = browser.run("document.querySelector('#clip .plot').data[0].y")
+    assert norms == pytest.approx([record["grad_norm"] for record in runs[0].step_records], rel=1e-5)
+    assert_quiet_and_offline(browser)
+
+
+def test_a_gradient_is_chosen_by_keyboard(browser, runs, page):
+    """The select is reached and changed with keys alone; a run that lacks the gradient says so in words."""
+    browser.open(page)
+    browser.wait_for(DRAWN)
+    browser.run("document.getElementById('key').focus()")
+    for _ in range(3):  # past (0, h), (0, c) and (1, h)
+        browser.press("ArrowDown", 40)
+    browser.wait_for("document.body.dataset.drawn === '3'")
+    assert browser.run("document.getElementById('key').selectedOptions[0].text") == "model.rnn, layer 1, c"
+    assert_same(browser.run(HEATMAP.format(1) + ".customdata"), of(runs[1], 1, "c"))
+    words = browser.run("document.querySelector('#grid .panel').innerText")
+    assert "This run has no such gradient." in words
+    assert_quiet_and_offline(browser)
+
+
+def test_events_are_sorted_and_lead_to_the_pictures(browser, runs, page):
+    """A heading sorts by its column and back; an event's step is marked in the heatmap of its layer."""
+    browser.open(page)
+    browser.wait_for(DRAWN)
+    read = "[...document.querySelectorAll('#events tbody tr')].map(row => Number(row.cells[0].innerText))"
+    steps = browser.run(read)
+    assert steps == sorted(event["step"] for run in runs for event in run.event_records)
+    browser.run("document.querySelector('#events th button').click()")
+    assert browser.run(read) == steps[::-1]
+    last = of(runs[1], 1, "h")[-1]["step"]
+    target = 'document.querySelector(\'.goto[data-run="1"][data-key="2"]\')'
+    step = int(browser.run(f"{target}.dataset.step"))
+    assert step <= last
+    browser.run(f"{target}.click()")
+    browser.wait_for("document.body.dataset.drawn === '2'")
+    shapes = browser.run("document.querySelectorAll('#grid .panel')[1].querySelector('.plot').layout.shapes")
+    assert [shape["x0"] for shape in shapes] == [step]
+    assert_quiet_and_offline(browser)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1600])
+def test_it_fits_the_screen(browser, page, tmp_path, width, dark):
+    """At 400 and 1600 pixels nothing is wider than the window, pictures fill their panels, text stands out from its ground."""
+    browser.open(page, width=width, dark=dark)
+    browser.wait_for(DRAWN)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    widths = browser.run(
+        "[...document.querySelectorAll('.plot')].map(p => [p.clientWidth, p.layout.width || p._fullLayout.width])"
+    )
+    assert len(widths) == 10
+    assert all(abs(panel - drawn) <= 2 for panel, drawn in widths)
+    ground = browser.run("getComputedStyle(document.body).backgroundColor")
+    lightness = sum(map(int, ground[4:-1].split(","))) / 3
+    assert lightness < 60 if dark else lightness > 200
+    folder = Path(os.environ.get("GRADWATCH_ARTIFACTS", tmp_path))  # where CI wants to keep the pictures
+    shot = browser.screenshot(folder / f"report-{width}-{'dark' if dark else 'light'}.png")
+    assert shot.stat().st_size > 50_000
+    assert_quiet_and_offline(browser)
+
+
+def test_hostile_names_run_nothing(browser, tmp_path):
+    """A module, a kind and a message full of markup are shown as they are and execute nothing."""
+    name = "</script><script>window.hacked=1</script><img src=http://127.0.0.1:9/x onerror='window.hacked=2'><b>"
+    writer = RunLogWriter(tmp_path / "run", header={})
+    for step in range(4):
+        writer.profile(profile(step, module=name, kind=name))
+    writer.event(Event(EventKind.NOT_OBSERVED, 1, module=name, detail=name))
+    writer.close()
+    browser.open(write_report(load_run(tmp_path / "run"), tmp_path / "report.html", names=[name]))
+    browser.wait_for(DRAWN)
+    assert browser.run("window.hacked") is None
+    assert browser.run("document.querySelectorAll('img, b:not(header b):not(.chips b)').length") == 0
+    assert browser.run("document.getElementById('key').options[0].text") == f"{name}, layer 0, h"
+    assert_quiet_and_offline(browser)
+
+
+def test_a_long_run_opens_quickly(browser, tmp_path):
+    """A run of 100,000 steps, sampled every 50, makes a page under 15 MB that opens in a few seconds."""
+    run = Run(
+        tmp_path,
+        {},
+        [profile(50 * n, layer=layer, timesteps=128, rate=-0.05) for n in range(2000) for layer in range(2)],
+        [Event(EventKind.GRADIENT_CLIPPED, n, value=2.0, threshold=1.0).to_record() for n in range(20_000)],
+        [{"step": n, "grad_norm": 1.0 + n % 7, "clip_coefficient": 1.0, "skipped": False} for n in range(100_000)],
+    )
+    page = write_report(run, tmp_path / "report.html")
+    assert page.stat().st_size < 15_000_000
+    seconds = browser.open(page)
+    browser.wait_for(DRAWN)
+    print(f"opened in {seconds:.2f} s, {page.stat().st_size / 1e6:.1f} MB")
+    assert seconds < 10  # 3 on an idle machine; a shared one must not fail for its neighbours
+    assert_quiet_and_offline(browser)

@@ -1,0 +1,105 @@
+"""The command: exit codes, one line for a mistake, and a quick start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lightning_gradwatch.cli import main
+from tests.runlogs import write_run
+
+
+def test_events_lists_what_fits(tmp_path, capsys):
+    """Kind, severity and module narrow the list; --json gives the records themselves."""
+    write_run(tmp_path, explode_at=100, start=-0.5, end=-0.5)
+
+    def kinds(*options: str) -> list[str]:
+        assert main(["events", str(tmp_path), "--json", *options]) == 0
+        return [json.loads(line)["kind"] for line in capsys.readouterr().out.splitlines()]
+
+    every = kinds()
+    assert {"GRADIENT_CLIPPED", "STEP_SKIPPED", "VANISHING_HIDDEN_GRADIENT"} == set(every)
+    assert kinds("--kind", "step_skipped") == ["STEP_SKIPPED"] * 2
+    assert kinds("--severity", "warning") == [kind for kind in every if kind != "GRADIENT_CLIPPED"]
+    assert set(kinds("--module", "model.*")) == {"VANISHING_HIDDEN_GRADIENT"}
+    assert kinds("--module", "nothing") == []
+
+
+def test_events_prints_a_table(tmp_path, capsys):
+    """Without --json the verdict and the events are shown to a person."""
+    write_run(tmp_path, explode_at=100)
+    assert main(["events", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "STEP_SKIPPED" in shown
+    assert "exploding" in shown
+
+
+def test_report_writes_the_page_and_says_where(tmp_path, capsys):
+    """By default it lies in the run's folder; -o names another place; several runs share a page."""
+    first, second = write_run(tmp_path / "a", steps=40), write_run(tmp_path / "b", steps=40)
+    assert main(["report", str(first)]) == 0
+    assert capsys.readouterr().out.strip() == str(first / "report.html")
+    assert (first / "report.html").stat().st_size > 1_000_000
+    assert main(["report", str(first), str(second), "-o", str(tmp_path / "both.html")]) == 0
+    assert "<h3>b</h3>" in (tmp_path / "both.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["events", "{}/nowhere"], "found nothing at"),
+        (["report", "{}"], "found neither run.json nor"),
+        (["report", "{}/run", "-o", "{}/no/such/folder.html"], "`--output` must be a file that can be written"),
+        (["events", "{}/run", "--kind", "NONSENSE"], "invalid choice: 'NONSENSE'"),
+        (["events"], "required: RUN"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, words):
+    """What was wrong and what to do, no usage block, no traceback."""
+    write_run(tmp_path / "run", steps=3)
+    assert main([argument.format(tmp_path) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_damaged_lines_are_said(tmp_path, capsys):
+    """The list is complete but for the damaged line, and the user is told."""
+    write_run(tmp_path, steps=30)
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"kind": "STEP')
+    assert main(["events", str(tmp_path), "--json"]) == 0
+    assert "1 torn or malformed line was passed over" in capsys.readouterr().err
+
+
+def test_help_and_version_succeed(capsys):
+    """They print to standard output and exit with 0."""
+    for option in ("--help", "--version"):
+        assert main([option]) == 0
+        assert "gradwatch" in capsys.readouterr().out
+
+
+def test_the_start_loads_nothing_heavy(tmp_path):
+    """Listing events as JSON imports neither torch nor Lightning nor what draws; as a module it is the same command."""
+    write_run(tmp_path, steps=3)
+    command = [sys.executable, "-X", "importtime", "-m", "lightning_gradwatch", "events", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "lightning_gradwatch" in loaded
+    heavy = {"torch", "lightning", "pytorch_lightning", "numpy", "pandas", "matplotlib", "plotly", "rich"}
+    assert not loaded & heavy
+
+
+def test_a_closed_pipe_is_no_error(tmp_path):
+    """`gradwatch events RUN --json | head -1` ends quietly."""
+    write_run(tmp_path, steps=60_000, every=60_000, timesteps=2)
+    command = f'"{sys.executable}" -m lightning_gradwatch events "{tmp_path}" --json | head -1'
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1

@@ -1,0 +1,63 @@
+"""Events and verdicts in the terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from rich.console import Console
+
+from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.report import print_events, print_summary, summary_lines
+from lightning_gradwatch.runlog import load_run
+from tests.runlogs import write_run
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=100)
+
+
+def test_an_event_is_shown_with_its_one_text(console):
+    """Kind, message and remedy are the event's own; a remedy appears once."""
+    event = Event(EventKind.VANISHING_HIDDEN_GRADIENT, 40, module="rnn", layer=0, value=12.0, threshold=20.0)
+    print_events([event.to_record()] * 3, console=console)
+    shown = " ".join(console.file.getvalue().split())
+    assert shown.count("falls under 1 % after 12 timesteps.") == 3
+    assert shown.count("What lies further back cannot be learned.") == 1
+
+
+def test_a_hostile_name_neither_styles_nor_steers_the_terminal(console):
+    """Brackets are no markup, and escape codes do not reach the terminal."""
+    event = Event(EventKind.NOT_OBSERVED, 1, module="[red]x\x1b]0;title\x07\u202e\ud800")
+    print_events([event.to_record()], console=console)
+    shown = console.file.getvalue()
+    assert "[red]x" in shown
+    assert not {"\x1b", "\x07", "\u202e", "\ud800"} & set(shown)
+
+
+def test_the_summary_shows_horizon_and_verdict(tmp_path, console):
+    """The table says what the lines say."""
+    run = load_run(write_run(tmp_path, start=-0.5, end=-0.5))
+    print_summary(run, console=console)
+    shown = " ".join(console.file.getvalue().split())
+    assert "vanishing" in shown
+    assert "10 of 40" in shown
+    assert summary_lines(run)[0].startswith("model.rnn, layer 0 (RNN): vanishing. The gradient falls under 1 %")
+
+
+def test_nothing_to_show_is_said(tmp_path, console):
+    """No events and no profiles are words, not an empty table."""
+    print_events([], console=console)
+    print_summary(load_run(write_run(tmp_path, steps=0)), console=console)
+    assert "No events." in console.file.getvalue()
+    assert "No profile was recorded" in console.file.getvalue()
+
+
+def test_without_rich_the_error_names_the_extra(monkeypatch):
+    """One clear error."""
+    monkeypatch.delitem(sys.modules, "rich.console")
+    monkeypatch.setitem(sys.modules, "rich", None)
+    with pytest.raises(ImportError, match=r"pip install 'lightning-gradwatch\[report\]'"):
+        print_events([])

@@ -1,0 +1,130 @@
+"""The page, as text: complete, escaped, small enough. How it looks in a browser is another test's matter."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.report import html, payload, write_report
+from lightning_gradwatch.runlog import Run, RunLogWriter, load_run
+from tests.runlogs import profile, write_run
+
+HOSTILE = "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)>&\"'\ud800"
+
+
+@pytest.fixture(autouse=True)
+def _without_plotly_itself(monkeypatch):
+    """The library's five megabytes say nothing about our page and would be searched over and over."""
+
+    class Offline:
+        @staticmethod
+        def get_plotlyjs() -> str:
+            return "/* plotly */"
+
+    monkeypatch.setattr(html, "require", lambda module: Offline)
+
+
+def data_of(page: str) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_the_data_are_those_of_the_run(tmp_path):
+    """Every total of every gradient is in the page, rounded to six digits."""
+    run = load_run(write_run(tmp_path, kind="LSTM", layers=2))
+    data = data_of(write_report(run, tmp_path / "report.html").read_text())
+    assert [key["label"] for key in data["keys"]] == [f"model.rnn, layer {n}, {s}" for n in (0, 1) for s in "hc"]
+    for place, (layer, state) in enumerate([(0, "h"), (0, "c"), (1, "h"), (1, "c")]):
+        records = [r for r in run.profile_records if (r["layer"], r["state"]) == (layer, state)]
+        grid = data["runs"][0]["series"][str(place)]["grid"]
+        assert grid["steps"] == [record["step"] for record in records]
+        for column, record in enumerate(records):
+            assert [row[column] for row in grid["rows"]] == pytest.approx(record["total"], rel=1e-5)
+        assert grid["note"] == ""
+
+
+def test_nothing_of_the_run_log_is_markup(tmp_path):
+    """Names, messages, kinds and versions that hold HTML appear as text, whatever part of the page they are in."""
+    folder = tmp_path / "<b>run"
+    writer = RunLogWriter(folder, header={})
+    writer.meta({"versions": {HOSTILE: HOSTILE}})
+    writer.profile(profile(module=HOSTILE, kind=HOSTILE, direction=HOSTILE, state=HOSTILE))
+    writer.event(Event(EventKind.NOT_OBSERVED, 1, module="x" + HOSTILE, message=HOSTILE, remedy=HOSTILE))
+    writer.close()
+    lines = (folder / "events.jsonl").read_text()
+    (folder / "events.jsonl").write_text(lines.replace('"NOT_OBSERVED"', json.dumps(HOSTILE)).replace('"warning"', json.dumps(HOSTILE)))  # fmt: skip  # noqa: E501
+    page = write_report(load_run(folder), tmp_path / "report.html", names=[HOSTILE]).read_text()
+    without_scripts = re.sub(r"<script nonce=.*?</script>", "", page, flags=re.DOTALL)
+    for markup in ("<script", "<img", "<!--<"):
+        assert markup not in without_scripts
+    assert page.count("<script") == page.count("</script>") == 3
+    assert "&lt;img src=x onerror=alert(2)&gt;" in page
+    assert data_of(page)["keys"][0]["label"].startswith("</script>")
+
+
+def test_the_policy_admits_only_the_page_s_own_scripts(tmp_path):
+    """Each page has its own word, which its scripts carry and no other could know."""
+    run = load_run(write_run(tmp_path, steps=20))
+    words = set()
+    for name in ("a", "b"):
+        page = write_report(run, tmp_path / name).read_text()
+        (word,) = set(re.findall(r'<script nonce="([^"]+)"', page))
+        assert f"default-src 'none'; script-src 'nonce-{word}'" in page
+        words.add(word)
+    assert len(words) == 2
+
+
+def test_a_long_run_is_thinned_and_says_so(tmp_path):
+    """100,000 steps in many gradients stay well under 15 MB with plotly's 5; spikes and skipped steps are kept."""
+    profiles = [profile(step * 50, layer=layer, timesteps=600) for step in range(200) for layer in range(12)]
+    steps = [
+        {"step": step, "grad_norm": 99.0 if step == 77_777 else 1.0, "clip_coefficient": 1.0, "skipped": step == 5_431}
+        for step in range(100_000)
+    ]
+    page = write_report(Run(tmp_path, {}, profiles, [], steps), tmp_path / "report.html").read_text()
+    assert len(page) < 9_000_000
+    data = data_of(page)
+    (clipping,) = data["runs"][0]["clipping"]
+    assert len(clipping["steps"]) < 6_000
+    assert clipping["norm"][clipping["steps"].index(77_777)] == 99.0
+    assert clipping["skipped"][clipping["steps"].index(5_431)] is True
+    assert "of 100000 optimizer steps" in clipping["note"]
+    grid = data["runs"][0]["series"]["0"]["grid"]
+    assert "sampled steps" in grid["note"]
+    assert "300 of 600 recorded timesteps" in grid["note"]
+
+
+def test_many_events_are_counted_and_the_gravest_listed(tmp_path):
+    """The table holds the critical one, however many notes came before it."""
+    notes = [Event(EventKind.GRADIENT_CLIPPED, step, value=2.0, threshold=1.0).to_record() for step in range(5000)]
+    grave = Event(EventKind.NONFINITE_LOSS, 4999, value=float("nan")).to_record()
+    page = write_report(Run(tmp_path, {}, [], [*notes, grave], []), tmp_path / "report.html").read_text()
+    assert page.count("<tr>") == 501
+    assert "GRADIENT_CLIPPED <b>5,000</b>" in page
+    assert "<td>NONFINITE_LOSS</td>" in page
+    assert "500 gravest of 5,001 events" in page
+
+
+def test_more_gradients_than_can_be_drawn_are_said(tmp_path):
+    """A run with hundreds of modules makes a page, and the page says that it does not show all."""
+    profiles = [profile(module=f"m{number}", timesteps=4) for number in range(250)]
+    assert payload.build([Run(tmp_path, {}, profiles, [], [])], ["run"])["omitted"] == 50
+
+
+def test_an_empty_run_is_said_in_words(tmp_path):
+    """A run without any record still makes a page."""
+    page = write_report(load_run(write_run(tmp_path, steps=0)), tmp_path / "report.html").read_text()
+    assert "No profile was recorded" in page
+    assert "No event was recorded" in page
+
+
+def test_passed_over_lines_and_equal_names_are_said(tmp_path):
+    """The page tells how many lines were damaged, and two runs of one name apart."""
+    runs = [Run(tmp_path / number / "gradwatch" / "..", {}, [profile()], [], [], 3) for number in ("a/v", "b/v")]
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    assert "v: 3 torn or malformed lines were passed over" in page
+    assert "<h3>v (2)</h3>" in page
+    with pytest.raises(ValueError, match="at least one run"):
+        write_report([], tmp_path / "report.html")

@@ -1,0 +1,122 @@
+"""Verdicts in words."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lightning_gradwatch.detect import exploding, vanishing
+from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.runlog import summarise, summary
+from lightning_gradwatch.runlog.summary import Verdict
+from tests.runlogs import profile
+
+
+def judge(*records, events=()):
+    (found,) = summarise(records, [event.to_record() for event in events])
+    return found
+
+
+def test_the_verdict_and_the_detectors_draw_the_same_lines():
+    """An event and a verdict must not contradict each other."""
+    assert summary.SEVERAL == vanishing.SAMPLES
+    assert summary.VANISHING_SHARE == vanishing.VANISHING_SHARE
+    assert summary.EXPLODING_FACTOR == exploding.EXPLODING_FACTOR
+
+
+@pytest.mark.parametrize(
+    ("rate", "verdict", "horizon", "censored"),
+    [
+        (-0.01, Verdict.HEALTHY, 39, True),
+        (-0.15, Verdict.HEALTHY, 31, False),  # 1 % after 31 of 40 timesteps
+        (-0.5, Verdict.VANISHING, 10, False),
+        (0.3, Verdict.EXPLODING, 39, True),
+    ],
+)
+def test_a_growth_rate_leads_to_its_verdict(rate, verdict, horizon, censored):
+    """Horizon and rate are those of the profiles, and the sentence says them."""
+    found = judge(*[profile(step, rate=rate) for step in range(5)])
+    assert (found.verdict, found.horizon, found.horizon_censored) == (verdict, horizon, censored)
+    assert found.growth_rate == rate
+    assert (found.samples, found.timesteps) == (5, 40)
+    assert f"{rate:+.3g} nats" in found.sentence
+
+
+def test_vanishing_is_never_judged_from_fewer_than_three_samples():
+    """Two samples that look like vanishing leave it undecided."""
+    records = [profile(step, rate=-0.5) for step in range(3)]
+    assert judge(*records[:2]).verdict == Verdict.UNDECIDED
+    assert judge(*records).verdict == Verdict.VANISHING
+
+
+def test_several_calls_of_one_step_are_one_sample():
+    """A module called three times in one step has been sampled once."""
+    calls = [{**profile(0, rate=-0.5), "call": call} for call in range(3)]
+    assert judge(*calls).samples == 1
+    assert judge(*calls).verdict == Verdict.UNDECIDED
+
+
+def test_the_verdict_is_about_the_end_of_training():
+    """A gradient that vanished early and no longer does is healthy; one odd sample changes nothing."""
+    early = [profile(step, rate=-0.5) for step in range(30)]
+    late = [profile(step, rate=-0.01) for step in range(30, 39)]
+    assert judge(*early, *late, profile(39, rate=-0.5)).verdict == Verdict.HEALTHY
+
+
+def test_a_censored_horizon_counts_as_longer_than_any_seen():
+    """Short sequences cut the horizon off; that must not pull the median down."""
+    cut = [profile(step, rate=-0.1, timesteps=5) for step in range(3)]
+    seen = [profile(step, rate=-0.2, timesteps=60) for step in range(3, 5)]
+    assert judge(*cut, *seen).horizon_censored
+    assert judge(*cut[:1], *seen).horizon == 24
+
+
+def test_a_norm_that_is_not_finite_is_exploding_and_a_missing_one_is_not():
+    """inf is a gradient that overflowed; NaN stands where no measured sequence reached."""
+    gone, short = profile(9), profile(9)
+    gone["total_max"][3] = math.inf
+    short["total"][39] = short["total_max"][39] = math.nan
+    assert judge(profile(0), gone).verdict == Verdict.EXPLODING
+    assert judge(profile(0), short).verdict == Verdict.HEALTHY
+
+
+def test_zeros_are_not_observed():
+    """All-zero gradients are reported as not observed, with the reason that an event gives."""
+    zero = {**profile(), "total": [0.0] * 40, "total_max": [0.0] * 40, "lagged": [], "horizon": None}
+    assert judge(zero).verdict == Verdict.NOT_OBSERVED
+    event = Event(EventKind.NOT_OBSERVED, 0, module="rnn", detail="It is frozen.")
+    assert "It is frozen." in judge(zero, events=[event]).sentence
+
+
+def test_a_module_without_profiles_is_named_with_its_reason():
+    """A module that was never observed is in the summary although it has no profile."""
+    event = Event(EventKind.NOT_OBSERVED, 0, module="encoder", detail="Its .forward was called directly.")
+    seen, unseen = summarise([profile()], [event.to_record()])
+    assert seen.module == "rnn"
+    assert (unseen.place, unseen.verdict) == ("encoder", Verdict.NOT_OBSERVED)
+    assert ".forward was called directly" in unseen.line
+
+
+def test_one_timestep_is_not_observed():
+    """Where there is no time, nothing flows through it."""
+    assert judge(profile(timesteps=1)).verdict == Verdict.NOT_OBSERVED
+
+
+def test_events_are_counted_where_they_belong():
+    """An event of one layer counts there; one of the whole module counts for each of its layers."""
+    records = [profile(layer=layer) for layer in (0, 1)]
+    events = [
+        Event(EventKind.VANISHING_HIDDEN_GRADIENT, 1, module="rnn", layer=1, direction="forward", value=3.0),
+        Event(EventKind.NONFINITE_INPUT, 1, module="rnn", value=math.nan),
+        Event(EventKind.STEP_SKIPPED, 1),
+    ]
+    found = summarise(records, [event.to_record() for event in events])
+    assert [layer.events for layer in found] == [1, 2]
+
+
+def test_an_inexact_measurement_says_so():
+    """The reason is part of the sentence."""
+    found = judge({**profile(), "exact": False, "inexact_reason": "cuDNN keeps its dropout mask"})
+    assert not found.exact
+    assert found.sentence.endswith("The measurement is not exact: cuDNN keeps its dropout mask.")

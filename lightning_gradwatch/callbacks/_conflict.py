@@ -16,10 +16,9 @@ def other_clipping(trainer: Trainer, module: LightningModule) -> str | None:
         return f"the Trainer (gradient_clip_val={trainer.gradient_clip_val})"
     hook = "configure_gradient_clipping"
     # By module name, so that a LightningModule of either namespace is known as Lightning's own.
-    if (
-        hook in vars(module)
-        or (not getattr(type(module), hook).__module__.endswith("pytorch.core.module")
-        and not getattr(type(module), hook).__module__.startswith("pytorch_lightning."))
+    if hook in vars(module) or (
+        not getattr(type(module), hook).__module__.endswith("pytorch.core.module")
+        and not getattr(type(module), hook).__module__.startswith("pytorch_lightning.")
     ):
         return f"{type(module).__name__}.{hook}" if module.automatic_optimization else None
     return None

@@ -7,7 +7,7 @@ import uuid
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from lightning_gradwatch.callbacks._compat import Trainer
@@ -37,38 +37,53 @@ def open_run_log(
     """
     logs = _open.setdefault(trainer, {})
     key = None if dirpath is None else str(dirpath)
+    held = logs.get(key)
     log_dir = trainer.log_dir  # a collective
-    if key in logs:
-        writer, owners, _ = logs[key]
-        owners.add(id(owner))
-        return writer
-    if getattr(trainer, "fast_dev_run", False):
-        return None
     base = Path(dirpath) if dirpath is not None else Path(log_dir or trainer.default_root_dir) / FOLDER
-    folder, problem = None, None
-    if trainer.is_global_zero:
-        try:
-            folder = choose_folder(base, run_id=run_id)
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            problem = str(error)
-    folder, problem, run_id = trainer.strategy.broadcast((folder, problem, run_id or uuid.uuid4().hex))
-    if problem is not None or folder is None:
-        message = f"`dirpath` must be a folder that can be written; found {str(base)!r} ({problem}). Name another one."
+    offer = _Offer(None, None, None)
+    if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+        offer = _Offer(held[0].folder, None, held[2]) if held else _choose(base, run_id)
+    # Rank 0 decides, at every call: a rank whose callback failed has let go of a log that the others still hold, and a
+    # rank that took a shortcut here would leave the others waiting.
+    offer = trainer.strategy.broadcast(offer)
+    if offer.problem is not None:
+        message = (
+            f"`dirpath` must be a folder that can be written; found {str(base)!r} ({offer.problem}). Name another one."
+        )
         if dirpath is not None:
             raise ValueError(message)
         warnings.warn(f"No run log is written: {message}", stacklevel=2)
+    if offer.folder is None or offer.run_id is None:
         return None
+    if held is not None and held[0].folder == offer.folder:
+        held[1].add(id(owner))
+        return held[0]
+    about = {"run_id": offer.run_id, "versions": versions()}
     resumed = trainer.global_step if trainer.global_step > 0 else None
-    writer = RunLogWriter(
-        folder, header={"run_id": run_id, "versions": versions()}, rank=trainer.global_rank, resumed_at_step=resumed
-    )
-    writer.meta({"run_id": run_id, "versions": versions()})
-    logs[key] = (writer, {id(owner)}, run_id)
+    writer = RunLogWriter(offer.folder, header=about, rank=trainer.global_rank, resumed_at_step=resumed)
+    writer.meta(about)
+    logs[key] = (writer, {id(owner)}, offer.run_id)
     return writer
+
+
+class _Offer(NamedTuple):
+    """What rank 0 tells the others: the folder, or why there is none, and the run's identity."""
+
+    folder: Path | None
+    problem: str | None
+    run_id: str | None
+
+
+def _choose(base: Path, run_id: str | None) -> _Offer:
+    try:
+        folder = choose_folder(base, run_id=run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return _Offer(None, str(error), None)
+    return _Offer(folder, None, run_id or uuid.uuid4().hex)
 
 
 def run_id_of(trainer: Trainer, dirpath: str | Path | None) -> str | None:

@@ -1,0 +1,119 @@
+"""Where AdaptiveClip says what it did: the Trainer's loggers, the run log, and events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning_gradwatch.callbacks._clip_state import ClipState
+from lightning_gradwatch.callbacks._compat import Trainer, logged_step, rank_zero_warn
+from lightning_gradwatch.callbacks.run_folder import close_run_log, open_run_log, run_id_of
+from lightning_gradwatch.clip import Decision
+from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.runlog.schema import StepRecord
+from lightning_gradwatch.runlog.writer import RunLogWriter
+
+
+class ClipReport:
+    """The output of one callback; a copy of it writes to no run log.
+
+    Args:
+        on_event: called with each event; an exception in it is said once.
+        logging: whether to write to the Trainer's loggers.
+    """
+
+    def __init__(self, on_event: Callable[[Event], None] | None, logging: bool) -> None:
+        self.on_event = on_event
+        self.logging = logging
+        self.events: list[Event] = []
+        self.batch_idx: int | None = None
+        self.run_log: RunLogWriter | None = None
+        self.run_dir: Path | None = None
+        self.run_id: str | None = None
+        self._warned: set[str] = set()
+        self._pending: dict[str, float] = {}
+        self._pending_step = 0
+
+    def open(self, trainer: Trainer, dirpath: str | Path | None, owner: object) -> None:
+        """Begin a fit. A collective."""
+        self.events, self.batch_idx, self._pending = [], None, {}
+        self._warned = set()
+        self.run_log = open_run_log(trainer, dirpath, owner=owner, run_id=self.run_id)
+        self.run_id = run_id_of(trainer, dirpath)
+        self.run_dir = None if self.run_log is None else self.run_log.folder
+
+    def close(self, trainer: Trainer, owner: object) -> None:
+        """End the fit. Calling it again does nothing."""
+        self.run_log = None
+        close_run_log(trainer, owner=owner)
+
+    def step(
+        self, trainer: Trainer, index: int, norm: float, decision: Decision, state: ClipState, *, skipped: bool = False
+    ) -> None:
+        """Write one optimizer step to the run log, and keep it for the loggers where it is their turn."""
+        clipped_norm = norm * decision.coefficient
+        if self.run_log is not None:
+            self.run_log.step(
+                StepRecord(
+                    step=trainer.global_step,
+                    optimizer=index,
+                    grad_norm=norm,
+                    clip_threshold=decision.threshold,
+                    clip_coefficient=decision.coefficient,
+                    clipped_norm=clipped_norm,
+                    skipped=skipped,
+                )
+            )
+        connector = trainer._logger_connector  # pyright: ignore[reportPrivateUsage]  # LearningRateMonitor's own cadence
+        if not (self.logging and trainer.loggers and connector.should_update_logs):
+            return
+        prefix = f"gradwatch/{index}/" if len(trainer.optimizers) > 1 else "gradwatch/"
+        values = {
+            "grad_norm": norm,
+            "clip_threshold": decision.threshold,
+            "clip_coefficient": decision.coefficient,
+            "clipped_norm": clipped_norm,
+            "clip_rate": state.clip_rate,
+            "skipped_steps": float(state.skipped),
+        }
+        self._pending.update({prefix + name: value for name, value in values.items() if value is not None})
+        self._pending_step = logged_step(trainer)
+
+    def flush(self, trainer: Trainer) -> None:
+        """Write the batch's steps to the loggers: one row a batch, whatever the number of optimizers."""
+        pending, self._pending = self._pending, {}
+        if pending:
+            for logger in trainer.loggers:
+                logger.log_metrics(pending, step=self._pending_step)
+
+    def event(self, trainer: Trainer, kind: EventKind, index: int, *, detail: str = "", **fields: Any) -> None:
+        """Make an event and hand it to whoever wants it."""
+        which = f"Optimizer {index}." if len(trainer.optimizers) > 1 else ""
+        event = Event(
+            kind,
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            batch_idx=self.batch_idx,
+            rank=trainer.global_rank,
+            detail=" ".join(filter(None, (detail, which))),
+            **fields,
+        )
+        self.events.append(event)
+        if self.run_log is not None:
+            self.run_log.event(event)
+        if self.on_event is None:
+            return
+        try:
+            self.on_event(event)
+        except Exception as error:
+            self.warn_once("on_event", f"`on_event` raised {error!r}; the event is kept, and training goes on.")
+
+    def warn_once(self, key: str, message: str) -> None:
+        """Warn, once a fit for each key."""
+        if key not in self._warned:
+            self._warned.add(key)
+            rank_zero_warn(message)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "run_log": None}

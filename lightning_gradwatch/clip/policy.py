@@ -1,0 +1,115 @@
+"""What a clipping policy is: a norm in, a decision out, and a state that survives a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy says about one step.
+
+    Args:
+        threshold: the bound that the norm was held against, in the norm's unit; None while there is none yet.
+        coefficient: what the gradients are multiplied by, in (0, 1]; 1.0 leaves them untouched. Only a policy
+            ``as_published`` may return NaN here, where its original does.
+    """
+
+    threshold: float | None
+    coefficient: float
+
+
+@runtime_checkable
+class ClipPolicy(Protocol):
+    """A rule for adaptive clipping by the global norm. One instance serves one optimizer.
+
+    A policy of your own needs these three methods and nothing else::
+
+        class Halfway:
+            def __init__(self, max_norm: float = 1.0) -> None:
+                self.max_norm = max_norm
+
+            def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:
+                return Decision(self.max_norm, min(1.0, (self.max_norm / norm) ** 0.5))
+
+            def state_dict(self) -> dict[str, Any]:
+                return {}
+
+            def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+    ``AdaptiveClip`` hands it only norms that are finite and greater than zero. While a policy has an attribute
+    ``wants_parameter_norm`` that is true, it is also given the norm of the optimizer's parameters.
+    """
+
+    def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:
+        """Judge one step by its gradient norm, and remember what later decisions need."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, of int, float, str, bool, None, list and dict only (``torch.load(weights_only=True)``)."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state that :meth:`state_dict` gave."""
+        ...
+
+
+def usable(norm: float) -> bool:
+    """Whether a norm may enter a history: finite and greater than zero."""
+    return math.isfinite(norm) and norm > 0.0
+
+
+def bounded(norm: float, threshold: float) -> Decision:
+    """Scale by threshold/norm where the norm exceeds the threshold (Pascanu et al. 2013, algorithm 1)."""
+    return Decision(threshold, ratio(threshold, norm) if norm > threshold else 1.0)
+
+
+def ratio(target: float, norm: float) -> float:
+    """The coefficient that brings ``norm`` to ``target``; never 0, which would drop the gradient for good."""
+    return max(target / norm, sys.float_info.min)
+
+
+def require(holds: bool, owner: object, argument: str, rule: str, found: object, remedy: str) -> None:
+    """Raise the one form of error that all arguments share."""
+    if not holds:
+        raise ValueError(f"{type(owner).__name__}: `{argument}` must be {rule}; found {found!r}. {remedy}")
+
+
+def describe(policy: object) -> str:
+    """A text that is the same in every process for the same policy with the same arguments."""
+    arguments = getattr(policy, "arguments", None)
+    listed = ", ".join(f"{name}={value!r}" for name, value in arguments().items()) if callable(arguments) else ""  # pyright: ignore
+    return f"{type(policy).__qualname__}({listed})"
+
+
+class StatelessMixin:
+    """For policies that remember nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+class ArgumentsMixin:
+    """Keeps a policy's arguments as public attributes, and shows them."""
+
+    _arguments: tuple[str, ...] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return {name: getattr(self, name) for name in self._arguments}
+
+    def __repr__(self) -> str:
+        return describe(self)
+
+
+def copy_of(policy: ClipPolicy) -> ClipPolicy:
+    """An independent policy in the same state, for another optimizer."""
+    return copy.deepcopy(policy)

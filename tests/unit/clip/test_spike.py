@@ -1,0 +1,145 @@
+"""Spike: nothing on a healthy run, everything on an exploding one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_gradwatch.clip import Spike
+from tests.unit.clip.streams import decide_all, lognormal
+
+
+def clipped(stream: list[float], policy: Spike | None = None) -> list[int]:
+    """The steps that were clipped."""
+    decisions = decide_all(policy or Spike(), stream)
+    return [step for step, decision in enumerate(decisions) if decision.coefficient < 1]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stationary_run_is_never_clipped(spread: float, seed: int) -> None:
+    """Norms that only scatter are ordinary, from the first step on."""
+    assert clipped(lognormal(2000, spread=spread, seed=seed)) == []
+
+
+@pytest.mark.parametrize("rate", [-0.02, -0.002, 0.002, 0.02])
+def test_a_drift_is_never_clipped(rate: float) -> None:
+    """Norms that rise or fall by 2 % a step are ordinary: a warm-up, a decay, a network that sharpens."""
+    assert clipped([n * math.exp(rate * i) for i, n in enumerate(lognormal(1000, spread=0.2))]) == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.floats(100.0, 1e30), at=st.integers(1, 150))
+def test_a_spike_comes_back_to_the_ordinary_level(size: float, at: int) -> None:
+    """One exploding norm, also at the second step, is scaled to the size of an ordinary one and touches no other."""
+    policy, stream = Spike(), lognormal(200)
+    decide_all(policy, stream[:at])
+    decision = policy.decide(size)
+    assert 0.3 < size * decision.coefficient < 3.0
+    assert clipped(stream[at:], policy) == []
+
+
+def test_the_first_step_is_held_by_the_parameters() -> None:
+    """Before any history a norm of 10 parameter norms or more is scaled to a tenth of them."""
+    policy = Spike()
+    assert policy.wants_parameter_norm
+    decision = policy.decide(3.0e9, parameter_norm=50.0)
+    assert decision.threshold == pytest.approx(500.0)
+    assert 3.0e9 * decision.coefficient == pytest.approx(5.0)
+    assert policy.decide(3.0e6, parameter_norm=50.0).coefficient * 3.0e6 == pytest.approx(5.0)
+    assert policy.decide(4.0, parameter_norm=50.0).coefficient == 1.0
+
+
+def test_a_tiny_first_norm_does_not_pin_the_run() -> None:
+    """Where the first gradient is next to nothing (an output layer of zeros), what follows is ordinary."""
+    policy = Spike()
+    for norm in (1e-9, 0.3, 0.4, 0.2, *lognormal(50)):
+        assert policy.decide(norm, parameter_norm=60.0).coefficient == 1.0
+
+
+def test_parameters_are_asked_for_only_at_first() -> None:
+    """After ten ordinary norms the policy speaks from its own history."""
+    policy = Spike()
+    decide_all(policy, [1.0] * 10)
+    assert not policy.wants_parameter_norm
+
+
+def test_an_absurd_first_norm_is_outvoted() -> None:
+    """Without parameters the first norm is taken on trust, and forgotten when the others differ."""
+    policy = Spike()
+    decide_all(policy, [1e12, 1.0, 1.1, 0.9])
+    assert policy.decide(1e6).coefficient == pytest.approx(1e-6, rel=0.2)
+
+
+def test_a_run_that_keeps_exploding_is_held_for_ever() -> None:
+    """Norms that grow without end are brought back to the first level, however long it lasts."""
+    policy = Spike()
+    decide_all(policy, lognormal(100))
+    for step in range(2000):
+        norm = min(1e3 * 1.1**step, 1e35)
+        if step > 700:
+            norm *= 10.0 ** (step % 7 - 3)  # held, but wild
+        assert norm * policy.decide(norm).coefficient < 3.0
+
+
+def test_a_run_that_explodes_from_the_first_steps_is_held() -> None:
+    """A tenfold growth each step from the second on never lets through more than eight first norms."""
+    policy = Spike()
+    taken = [n * policy.decide(n, parameter_norm=10.0).coefficient for n in (10.0**k for k in range(30))]
+    assert max(taken) <= 10.0
+
+
+def test_a_run_that_has_exploded_is_held_shorter() -> None:
+    """Until 20 ordinary steps have passed the bound is 4 medians, which an ordinary step seldom reaches."""
+    policy = Spike()
+    decide_all(policy, [1.0] * 100)
+    taken = [norm * policy.decide(norm).coefficient for norm in (1e3, 2e5, 1e4, 1e7, 5.0, 3.9)]
+    assert taken == pytest.approx([1.0, 1.0, 1.0, 1.0, 1.0, 3.9])
+    decide_all(policy, [1.0] * 20)
+    assert policy.decide(5.0).coefficient == 1.0
+
+
+def test_instability_cannot_raise_the_bound() -> None:
+    """Large ordinary norms between explosions leave the bound where it was."""
+    policy = Spike()
+    decide_all(policy, [1.0] * 100)
+    before = policy.decide(1e9).threshold
+    for _ in range(300):
+        decide_all(policy, [3.5, 1e9, 3.9, 1e5])
+    decide_all(policy, [1.0] * 21)
+    assert policy.decide(1.0).threshold == pytest.approx(before)
+
+
+def test_a_new_level_is_accepted_in_steps() -> None:
+    """A permanent, steady jump by 200 is clipped for a while, and then ordinary for good."""
+    policy = Spike()
+    decide_all(policy, lognormal(100))
+    steps = clipped([200 * n for n in lognormal(300, seed=1)], policy)
+    assert len(steps) >= 20
+    assert max(steps) < 120
+
+
+def test_a_plateau_that_still_rises_is_no_new_level() -> None:
+    """A row of clipped norms that climbs by 5 % a step stays held."""
+    policy = Spike()
+    decide_all(policy, [1.0] * 100)
+    assert len(clipped([100 * 1.05**i for i in range(200)], policy)) == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"deviations": 0.0}, "`deviations` must be > 0; found 0.0"),
+        ({"least_factor": 1.0}, "`least_factor` must be > 1; found 1.0"),
+        ({"most_factor": 2.0}, "`most_factor` must be finite and ≥ least_factor"),
+        ({"most_factor": math.inf}, "`most_factor` must be finite"),
+        ({"window": 5}, "`window` must be ≥ 20; found 5"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(arguments: dict[str, float], match: str) -> None:
+    """Each error names the argument, the rule and what was found."""
+    with pytest.raises(ValueError, match=match):
+        Spike(**arguments)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.callbacks.grad_watch import GradWatch
     from lightning_gradwatch.clip import AutoClip, ClipPolicy, Norm, Spike, ZClip
     from lightning_gradwatch.events import Event, EventKind, Severity
+    from lightning_gradwatch.recurrent.tap import tap
     from lightning_gradwatch.runlog.reader import load_run
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOMES = {
     "Spike": "clip",
     "ZClip": "clip",
     "load_run": "runlog.reader",
+    "tap": "recurrent.tap",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Spike",
     "ZClip",
     "load_run",
+    "tap",
 ]
 
 

@@ -65,7 +65,8 @@ class Profile:
         timesteps: of the longest sequence.
         batch_size: of the call; the sequences measured are ``sequences``, indices into it.
         lengths: of the measured sequences.
-        total, direct: ‖∂L/∂s_t‖ and its part from outside the recurrence ``(sequence, time)``, NaN past a sequence's end.
+        total, direct: ‖∂L/∂s_t‖ and its part from outside the recurrence ``(sequence, time)``, NaN past a sequence's end; ``direct``
+            is None where it cannot be told apart.
         curves: the lagged gradients of every anchor of every sequence ``(curve, lag)``, each starting at 1, NaN past its reach,
             inf where the gradient is not finite.
         inexact_reason: None if the figures are exact.
@@ -82,7 +83,7 @@ class Profile:
     sequences: tuple[int, ...]
     lengths: tuple[int, ...]
     total: Floats
-    direct: Floats
+    direct: Floats | None
     curves: Floats
     inexact_reason: str | None = None
 
@@ -90,7 +91,8 @@ class Profile:
         """The profile of a loss ``factor`` times as large. Ratios stay as they are."""
         if factor == 1:
             return self
-        return replace(self, total=self.total * factor, direct=self.direct * factor)
+        direct = None if self.direct is None else self.direct * factor
+        return replace(self, total=self.total * factor, direct=direct)
 
     @property
     def exact(self) -> bool:
@@ -109,9 +111,9 @@ class Profile:
         """Maximum over the sequences that reach a timestep ``(time,)``."""
         return _reduce(np.nanmax, self._finite_or_inf(self.total))
 
-    def direct_median(self) -> Floats:
+    def direct_median(self) -> Floats | None:
         """Median of the direct gradient over the sequences that reach a timestep ``(time,)``."""
-        return _median(self._finite_or_inf(self.direct))
+        return None if self.direct is None else _median(self._finite_or_inf(self.direct))
 
     def _finite_or_inf(self, norms: Floats) -> Floats:
         """NaN within a sequence counts as larger than anything, so that only what lies past its end is left out."""
@@ -137,7 +139,7 @@ class Profile:
             "inexact_reason": self.inexact_reason,
             "total": _pick(self.total_median(), at),
             "total_max": _pick(self.total_max(), at),
-            "direct": _pick(self.direct_median(), at),
+            "direct": None if (direct := self.direct_median()) is None else _pick(direct, at),
             "lagged": _pick(lagged, lag_at),
             "at": None if at is None else at.tolist(),
             "lag_at": None if lag_at is None else lag_at.tolist(),

@@ -1,9 +1,11 @@
-"""What AdaptiveClip must know about the gradient scaler of mixed precision."""
+"""What the callbacks must know about the gradient scaler of mixed precision."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks._compat import Trainer
@@ -13,6 +15,21 @@ def active_scaler(trainer: Trainer) -> Any | None:
     """The gradient scaler, where there is one and it is enabled."""
     scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def loss_scale(trainer: Trainer) -> Callable[[], float]:
+    """What multiplies the loss of this backward pass, to be read when it is wanted; 1.0 without a scaler.
+
+    The scale is kept as it is now, on its device: read later it may have been updated, read now it would be a host sync.
+    """
+    scaler = active_scaler(trainer)
+    if scaler is None:
+        return lambda: 1.0
+    scale = scaler._scale
+    if not isinstance(scale, Tensor):  # it is made when the first loss is scaled
+        return lambda: float(scaler.get_scale())
+    kept = scale.clone()
+    return lambda: float(kept)
 
 
 def unscale_once(scaler: Any, optimizer: Optimizer) -> None:

@@ -100,7 +100,7 @@ class ClipReport:
             **fields,
         )
         self.events.append(event)
-        if self.run_log is not None:
+        if self.run_log is not None and trainer.is_global_zero:  # the decision is that of all ranks: one record of it
             self.run_log.event(event)
         if self.on_event is None:
             return

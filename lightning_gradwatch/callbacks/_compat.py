@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
     from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 else:
 
@@ -61,12 +61,6 @@ def accumulation(trainer: Trainer) -> int:
     Lightning divides by ``accumulate_grad_batches`` in the last, shorter window of an epoch too.
     """
     return int(trainer.accumulate_grad_batches)
-
-
-def loss_scale(trainer: Trainer) -> float:
-    """The gradient scaler's present scale; 1.0 without one."""
-    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
-    return float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0
 
 
 def logged_step(trainer: Trainer) -> int:

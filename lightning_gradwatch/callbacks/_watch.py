@@ -11,16 +11,29 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.detect import (
     ExplodingDetector,
+    LoopPlaces,
     NormJumpDetector,
+    Place,
     SweptCall,
     VanishingDetector,
     locate_nonfinite,
 )
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.recurrent import Capture, RecurrentCall, profiles, sweep
-from lightning_gradwatch.recurrent.discover import plain_name
-from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, recurrent_weights
+from lightning_gradwatch.recurrent import (
+    Capture,
+    Loop,
+    RecurrentCall,
+    loop_profiles,
+    measure_lags,
+    profiles,
+    stitch,
+    sweep,
+)
+from lightning_gradwatch.recurrent.discover import Discovery, plain_name, scripted
+from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm
+
+Call = RecurrentCall | Loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,7 @@ class _Pending:
     """A step whose norm is still on its way from the device."""
 
     norm: PendingNorm
-    calls: list[RecurrentCall]
+    calls: list[Call]
     loss: Tensor | None
     step: Step
 
@@ -56,6 +69,7 @@ class Watch:
     Args:
         model: its names are those of the events.
         modules: qualified name → module.
+        find_cells: look for cells of the model's own on the first step.
         max_sequences: swept on a sampled step; None takes all.
         anchors: of each lagged profile.
         on_profiles: told the profiles of a sampled step.
@@ -65,8 +79,9 @@ class Watch:
     def __init__(
         self,
         model: nn.Module,
-        modules: dict[str, nn.RNNBase],
+        modules: dict[str, nn.Module],
         *,
+        find_cells: bool,
         max_sequences: int | None,
         anchors: int,
         on_profiles: Callable[[list[Profile], Step], None],
@@ -74,53 +89,120 @@ class Watch:
     ) -> None:
         self.capture = Capture(modules)
         self.observed: set[str] = set()
+        self.called_around: set[str] = set()
         self._model, self._max_sequences, self._anchors = model, max_sequences, anchors
         self._on_profiles, self._on_event = on_profiles, on_event
-        self._weights = [weight for module in modules.values() for weight in recurrent_weights(module)]
         self._jump = NormJumpDetector()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
         self._nonfinite = self._overflowing = False
+        self._severed: set[str] = set()
         self._pending: list[_Pending] = []
+        self._scripted = scripted(model) if find_cells else {}
         self.capture.attach()
+        self._weights = list(self.capture.parameters())
+        self._discovery = Discovery(model, modules.values()) if find_cells else None
+
+    def before_backward(self, loss: Tensor, step: Step) -> None:
+        """On a sampled step, follow the loss back through the loops, while their graph is still there."""
+        if not step.sampled or not loss.requires_grad:
+            return
+        for call in self.capture.calls:
+            if isinstance(call, Loop) and len(call.h) > 1 and call.curves is None:
+                measure_lags(call, loss)
 
     def after_backward(self, loss: Tensor | None, step: Step) -> None:
         """Take the calls whose gradients have arrived; sweep them if the step is sampled or its norm is out of the ordinary."""
         if self.capture.failure is not None:
             raise self.capture.failure
-        calls = [call for call in self.capture.calls if call.has_gradient()]
+        severed = self.capture.loops.severed()
+        calls = self.capture.take()
         if not calls:
             return
-        self.capture.calls = [call for call in self.capture.calls if not call.has_gradient()]
         self.observed.update(call.module for call in calls)
+        self._report_severed(severed, step.moment)
         norm = gradient_norm(self._weights)
         if norm is not None:
             self._pending.append(_Pending(norm, calls, loss, step))
         if step.sampled:
             self._sample(calls, step)
         if norm is None:
-            release(calls)
+            _release(calls)
         self.poll()
+
+    def end_step(self) -> bool:
+        """Let go of the step. Returns whether cells were found that the next step should sample."""
+        capture = self.capture
+        for call in capture.calls:
+            capture.unseen.setdefault(call.module, "no loss reached its output")
+        for name, module in capture.modules.items():
+            if name not in self.observed and any(p.grad is not None for p in module.parameters()):
+                self.called_around.add(name)
+        capture.end()
+        capture.clear()
+        return self._end_discovery()
+
+    def has_nothing(self) -> bool:
+        """Whether a whole step has passed in which there was nothing to watch."""
+        return not (self.capture.modules or self.observed or self._discovery or self._scripted)
+
+    def unobserved(self) -> list[tuple[str, str]]:
+        """Each module that was never observed, with the reason."""
+        found = [
+            (name, f"TorchScript holds it ({kind}), which takes no hooks.") for name, kind in self._scripted.items()
+        ]
+        for name in self.capture.modules:
+            if name in self.observed:
+                continue
+            if name in self.capture.unseen:
+                reason = self.capture.unseen[name]
+            elif name in self.called_around:
+                reason = "its weights have gradients, so its .forward was called around the module"
+            else:
+                reason = "its forward was not called in a training step, or no loss reached its output"
+            found.append((name, f"{reason[0].upper()}{reason[1:]}."))
+        return found
 
     def poll(self, *, wait: bool = False) -> None:
         """Judge the norms that have arrived; with ``wait``, all of them."""
         while self._pending and (wait or self._pending[0].norm.ready()):
             pending = self._pending.pop(0)
             self._judge(pending.norm.value(), pending)
-            release(pending.calls)
+            _release(pending.calls)
 
     def close(self) -> None:
         """Take the hooks off and let go of everything."""
         for pending in self._pending:
-            release(pending.calls)
+            _release(pending.calls)
         self._pending.clear()
         self.capture.detach()
+        if self._discovery is not None:
+            self._discovery.close()
 
-    def _sample(self, calls: list[RecurrentCall], step: Step) -> None:
+    def _end_discovery(self) -> bool:
+        discovery, self._discovery = self._discovery, None
+        if discovery is None:
+            return False
+        discovery.close()
+        for name, module in discovery.found.items():
+            self.capture.add(name, module)
+        self._weights = list(self.capture.parameters())
+        return bool(discovery.found)
+
+    def _report_severed(self, severed: list[str], moment: Moment) -> None:
+        for name in severed:
+            if name not in self._severed:
+                self._severed.add(name)
+                self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
+
+    def _sample(self, calls: list[Call], step: Step) -> None:
         unscale = step.unscale()
         found: list[Profile] = []
-        for call in calls:
-            swept = sweep(call, max_sequences=self._max_sequences, anchors=self._anchors)
-            found += [profile.scaled(unscale) for profile in profiles(call, swept)]
+        for call in stitch(calls):
+            if isinstance(call, Loop):
+                found += loop_profiles(call, self._max_sequences)
+            else:
+                found += profiles(call, sweep(call, max_sequences=self._max_sequences, anchors=self._anchors))
+        found = [profile.scaled(unscale) for profile in found]
         self._on_profiles(found, step)
         for profile in found:
             for event in (self._exploding(profile, step.moment), self._vanishing(profile, step.moment)):
@@ -130,7 +212,7 @@ class Watch:
     def _judge(self, norm: float, pending: _Pending) -> None:
         step = pending.step
         if not math.isfinite(norm):
-            self._find_nonfinite(norm, pending)
+            self._find_nonfinite(pending)
             return
         self._nonfinite = self._overflowing = False
         bound = self._jump(norm) if step.complete else None
@@ -139,17 +221,14 @@ class Watch:
             if not step.sampled:
                 self._sample(pending.calls, step)
 
-    def _find_nonfinite(self, norm: float, pending: _Pending) -> None:
+    def _find_nonfinite(self, pending: _Pending) -> None:
         """Look for where it began; once an episode, which a finite step ends."""
         if self._nonfinite:
             return
         step = pending.step
         loss = None if pending.loss is None else float(pending.loss.detach())
-        whole = [
-            SweptCall(call, sweep(call, anchors=0, max_sequences=None), self._weight_names(call))
-            for call in pending.calls
-        ]
-        event = locate_nonfinite(whole, loss, self._named_parameters(), step.moment)
+        places = [self._place(call) for call in pending.calls]
+        event = locate_nonfinite(places, loss, self._named_parameters(), step.moment)
         if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
             if not self._overflowing:
                 self._overflowing = True
@@ -161,6 +240,13 @@ class Watch:
         self._on_event(event)
         if not step.sampled:
             self._sample(pending.calls, step)
+
+    def _place(self, call: Call) -> Place:
+        if isinstance(call, Loop):
+            return LoopPlaces(call)
+        module = self.capture.modules[call.module]
+        names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
+        return SweptCall(call, sweep(call, anchors=0, max_sequences=None), names)
 
     def _overflowed(self, moment: Moment) -> Event:
         """Every entry is finite: only the sum of their squares left float32."""
@@ -181,16 +267,11 @@ class Watch:
         ]
         return watched + [(plain_name(name), parameter) for name, parameter in self._model.named_parameters()]
 
-    def _weight_names(self, call: RecurrentCall) -> list[str]:
-        names = self.capture.modules[call.module]._all_weights  # pyright: ignore[reportPrivateUsage]
-        return [f"{call.module}.{name}" for layer in names for name in layer]
-
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
 """Under a loss scale, gradients that overflow behind a finite loss and finite states are the scaler's search."""
 
 
-def release(calls: list[RecurrentCall]) -> None:
-    """Let go of the gradients that the tensors' hooks of these calls still hold."""
+def _release(calls: list[Call]) -> None:
     for call in calls:
         call.release()

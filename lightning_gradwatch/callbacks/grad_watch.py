@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections import deque
@@ -11,26 +12,33 @@ from typing import Any, Concatenate, Literal, ParamSpec, cast
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale
 from lightning_gradwatch.callbacks._compat import (
     Callback,
     LightningModule,
     Trainer,
     accumulation,
     logged_step,
-    loss_scale,
     rank_zero_info,
+    rank_zero_warn,
 )
-from lightning_gradwatch.callbacks._watch import Step, Watch
+from lightning_gradwatch.callbacks._sampling import Sampling
+from lightning_gradwatch.callbacks._sharding import gradients_are_common, out_of_reach
+from lightning_gradwatch.callbacks._watch import Call, Step, Watch
 from lightning_gradwatch.callbacks.run_folder import close_run_log, open_run_log, run_id_of
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.recurrent.discover import discover
+from lightning_gradwatch.recurrent.discover import describe, discover
 from lightning_gradwatch.runlog.summary import LAST_SAMPLES, summarise
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
 P = ParamSpec("P")
+
+_COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW)
+"""What follows from the gradients of the parameters: where all ranks see the same ones, rank 0 writes it."""
 
 
 def _harmless(hook: Callable[Concatenate[GradWatch, P], None]) -> Callable[Concatenate[GradWatch, P], None]:
@@ -134,7 +142,8 @@ class GradWatch(Callback):
         self._records: dict[tuple[str, int, str, str, int], deque[dict[str, Any]]] = {}
         self._loss: Tensor | None = None
         self._moment = Moment(0)
-        self._last_sampled: int | None = None
+        self._hidden = False
+        self._sampling = Sampling(self.every_n_steps)
         self._warned_callable = False
 
     # ------------------------------------------------------------------ the fit begins and ends
@@ -146,24 +155,20 @@ class GradWatch(Callback):
         self._close()
         self._reset()
         modules = discover(pl_module, None if self.modules == "auto" else self.modules)
-        if not modules:
-            warnings.warn(
-                "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU) in the model and watches nothing. "
-                "Take it out, or check that the model is the one you mean.",
-                stacklevel=2,
-            )
-            return
         self._trainer = trainer
         self._log = open_run_log(trainer, self.dirpath, owner=self, run_id=self._resumed)
         self._resumed, self._run_id = None, run_id_of(trainer, self.dirpath)
         self.run_dir = self._log.folder if self._log else None
-        self._begin(pl_module, modules)
+        self._begin(trainer, pl_module, modules)
 
     @_harmless
-    def _begin(self, pl_module: LightningModule, modules: Mapping[str, torch.nn.RNNBase]) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, modules: Mapping[str, torch.nn.Module]) -> None:
+        hidden = {name: reason for name, m in modules.items() if (reason := out_of_reach(trainer, m)) is not None}
+        self._say_hidden(trainer, hidden)
         self._watch = Watch(
             pl_module,
-            dict(modules),
+            {name: module for name, module in modules.items() if name not in hidden},
+            find_cells=self.modules == "auto",
             max_sequences=self.max_sequences,
             anchors=self.anchors,
             on_profiles=self._take_profiles,
@@ -171,16 +176,19 @@ class GradWatch(Callback):
         )
         if self._log is not None:
             names = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")
-            watched = {
-                name: {
-                    "kind": type(m).__name__,
-                    "layers": m.num_layers,
-                    "hidden_size": m.hidden_size,
-                    "observed": False,
-                }
-                for name, m in modules.items()
-            }
-            self._log.meta({"config": {"GradWatch": {n: getattr(self, n) for n in names}}, "modules": watched})
+            self._log.meta(
+                {"config": {"GradWatch": {n: getattr(self, n) for n in names}}, "modules": describe(modules)}
+            )
+
+    def _say_hidden(self, trainer: Trainer, hidden: Mapping[str, str]) -> None:
+        self._hidden = bool(hidden)
+        if not hidden or not trainer.is_global_zero:
+            return
+        rank_zero_warn(f"GradWatch does not observe {', '.join(hidden)}: {next(iter(hidden.values()))}.")
+        now = Moment(trainer.global_step, trainer.current_epoch)
+        for name, reason in hidden.items():
+            detail = f"{reason[0].upper()}{reason[1:]}."
+            self._take_event(now.event(EventKind.NOT_OBSERVED, module=name, detail=detail))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found; take the hooks off."""
@@ -200,7 +208,7 @@ class GradWatch(Callback):
         if watch is not None:
             watch.close()
             if self._log is not None:
-                self._log.meta({"modules": {name: {"observed": True} for name in sorted(watch.observed)}})
+                self._log.meta({"modules": describe(watch.capture.modules, watch.observed)})
         if self._trainer is not None:
             close_run_log(self._trainer, owner=self)
         self._log = self._trainer = self._loss = None
@@ -211,10 +219,8 @@ class GradWatch(Callback):
         if watch is None:
             return
         watch.poll(wait=True)
-        for name in watch.capture.modules:
-            if name not in watch.observed:
-                reason = watch.capture.unseen.get(name, "its forward was not called, or no loss reached its output")
-                self._take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=f"{reason[0].upper()}{reason[1:]}."))  # fmt: skip  # noqa: E501
+        for name, reason in watch.unobserved():
+            self._take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
         if self.summary:
             rank_zero_info("\n".join(self._summary_lines()))
 
@@ -239,14 +245,22 @@ class GradWatch(Callback):
 
     @_harmless
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keep a reference to the loss until its gradients have arrived."""
+        """Keep a reference to the loss until its gradients have arrived; follow it through loops on a sampled step."""
         if self._watch is not None:
+            self._look(trainer, pl_module)  # what a raw ``loss.backward()`` before this one left
             self._loss = loss
+            self._watch.before_backward(loss, self._step(trainer, pl_module, self._watch.capture.calls))
 
     @_harmless
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the calls whose gradients have arrived."""
         self._look(trainer, pl_module)
+
+    @_harmless
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at what a raw ``loss.backward()`` left, while the weights are still those of its forward."""
+        if not pl_module.automatic_optimization:
+            self._look(trainer, pl_module)
 
     @_harmless
     def on_train_batch_end(
@@ -256,36 +270,40 @@ class GradWatch(Callback):
         if self._watch is None:
             return
         self._look(trainer, pl_module)
-        self._watch.capture.end()
-        for call in self._watch.capture.calls:
-            self._watch.capture.unseen.setdefault(call.module, "no loss reached its output")
-        self._watch.capture.clear()
+        self._watch.end_step()
+        if self._watch.has_nothing() and not self._hidden:
+            self._close()
+            rank_zero_warn(
+                "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the "
+                "model and watches nothing. Take it out, or mark the hidden states with tap().",
+            )
 
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._watch is None:
             return
         loss, self._loss = self._loss, None
-        automatic = pl_module.automatic_optimization
-        windows = accumulation(trainer) if automatic else 1
-        batch_idx = self._moment.batch_idx or 0
-        step = Step(
-            moment=self._moment,
-            micro_batch=batch_idx % windows,
-            sampled=self._is_sampled(trainer),
-            unscale=lambda: windows / loss_scale(trainer),
-            complete=not (automatic and trainer.fit_loop._should_accumulate()),  # pyright: ignore[reportPrivateUsage]
-            scaled=loss_scale_in_use(trainer),
-        )
-        if step.sampled and any(call.has_gradient() for call in self._watch.capture.calls):
-            self._last_sampled = logged_step(trainer)
+        arrived = [call for call in self._watch.capture.calls if call.has_gradient()]
+        step = self._step(trainer, pl_module, arrived, raw=loss is None)
+        if step.sampled:
+            self._sampling.note((call.module for call in arrived), self._now(trainer))
         self._watch.after_backward(loss, step)
 
-    def _is_sampled(self, trainer: Trainer) -> bool:
-        """The first step of a fit, then every n-th; of a step's micro-batches the first."""
-        done = logged_step(trainer)
-        if self._last_sampled is None:
-            return True
-        return done % self.every_n_steps == 0 and done != self._last_sampled
+    def _step(self, trainer: Trainer, pl_module: LightningModule, calls: Sequence[Call], *, raw: bool = False) -> Step:
+        """What is known of a backward pass through ``calls``; a ``raw`` one went past Lightning, which scaled nothing."""
+        automatic = pl_module.automatic_optimization
+        windows = accumulation(trainer) if automatic else 1
+        scale = (lambda: 1.0) if raw else loss_scale(trainer)
+        return Step(
+            moment=self._moment,
+            micro_batch=(self._moment.batch_idx or 0) % windows,
+            sampled=self._sampling.due((c.module for c in calls), self._now(trainer), again=not automatic),
+            unscale=lambda: windows / scale(),
+            complete=not (automatic and trainer.fit_loop._should_accumulate()),  # pyright: ignore[reportPrivateUsage]
+            scaled=not raw and active_scaler(trainer) is not None,
+        )
+
+    def _now(self, trainer: Trainer) -> tuple[int, int | None]:
+        return logged_step(trainer), self._moment.batch_idx
 
     # ------------------------------------------------------------------ what was found
 
@@ -328,8 +346,12 @@ class GradWatch(Callback):
             logger.log_metrics(dict(scalars), step=logged_step(self._trainer))
 
     def _take_event(self, event: Event) -> None:
+        common = self._trainer is not None and gradients_are_common(self._trainer)
+        if common and event.kind == EventKind.NONFINITE_GRADIENT:
+            note = "Gradients are averaged over the processes: it may have begun on another one, which says so in its own events."
+            event = dataclasses.replace(event, message=f"{event.message} {note}", detail="")
         self.events.append(event)
-        if self._log is not None:
+        if self._log is not None and not (common and event.rank and event.kind in _COMMON):
             self._log.event(event)
         if self.on_event is None:
             return
@@ -363,14 +385,9 @@ class GradWatch(Callback):
         """Without what belongs to a running fit, so that a copy holds no model and no trainer."""
         state = self.__dict__.copy()
         state.update(_watch=None, _log=None, _trainer=None, _loss=None)
-        state.pop("log", None)  # Lightning binds the module's log method to its callbacks
+        for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks
+            state.pop(bound, None)
         return state
-
-
-def loss_scale_in_use(trainer: Trainer) -> bool:
-    """Whether a gradient scaler multiplies the loss. Reads no tensor."""
-    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
-    return scaler is not None and bool(scaler.is_enabled())
 
 
 def _scalars(profile: Profile, record: Mapping[str, Any]) -> dict[str, float]:

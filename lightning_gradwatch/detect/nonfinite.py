@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.recurrent.call import RecurrentCall
-from lightning_gradwatch.recurrent.direction import DirectionSweep
-from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, Layout
-from lightning_gradwatch.recurrent.sweep import Sweep
 
 
-@dataclass(frozen=True, slots=True)
-class SweptCall:
-    """A call with its sweep over all sequences and the names of its weights."""
+class Place(Protocol):
+    """Something that computed in this step, and can be asked what went wrong in it."""
 
-    call: RecurrentCall
-    sweep: Sweep
-    names: Sequence[str]
+    def in_forward(self, moment: Moment) -> Event | None:
+        """The first number of its forward that is not finite."""
+        ...
+
+    def in_backward(self, moment: Moment) -> Event | None:
+        """The first on the way back, as seen from the loss."""
+        ...
 
 
 def locate_nonfinite(
-    calls: Sequence[SweptCall],
+    places: Sequence[Place],
     loss: float | None,
     parameters: Iterable[tuple[str, nn.Parameter]],
     moment: Moment,
@@ -35,161 +33,46 @@ def locate_nonfinite(
     """The one event that says where non-finite numbers began on this step; None if there are none.
 
     Args:
-        calls: all recurrent calls of the step, in the order of their forwards, swept over all sequences.
+        places: all recurrent calls and loops of the step, in the order of their forwards.
         loss: its value; None if it is not known.
         parameters: whose gradients to look through when nothing was found before them.
     """
-    for swept in calls:
-        found = _in_forward(swept, moment)
+    for place in places:
+        found = place.in_forward(moment)
         if found is not None:
             return found
     if loss is not None and not math.isfinite(loss):
         return moment.event(EventKind.NONFINITE_LOSS, value=loss)
-    for swept in reversed(calls):
-        found = _in_backward(swept, moment)
+    for place in reversed(places):
+        found = place.in_backward(moment)
         if found is not None:
             return found
     for name, parameter in parameters:
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            return moment.event(EventKind.NONFINITE_GRADIENT, parameter=name, value=_bad_value(parameter.grad))
+            return moment.event(EventKind.NONFINITE_GRADIENT, parameter=name, value=bad_value(parameter.grad))
     return None
 
 
-def _in_forward(swept: SweptCall, moment: Moment) -> Event | None:
-    call, layout = swept.call, swept.sweep.layout
-    kind, place = EventKind.NONFINITE_INPUT, _first_bad_input(call, layout)
-    if place is None:
-        kind, place = EventKind.NONFINITE_STATE, _first_bad_state(call, swept.sweep)
-    if place is None:
-        return None
-    return moment.event(kind, module=call.module, **place, **_parameter(swept))
-
-
-def _first_bad_input(call: RecurrentCall, layout: Layout) -> dict[str, Any] | None:
-    """The earliest timestep of the input, or an initial state, that is not finite."""
-    for state, tensor in (("h", call.h0), ("c", call.c0)):
-        for index in range(0 if tensor is None else len(tensor)):
-            rows = layout.read_state(tensor, index)
-            assert rows is not None
-            bad = torch.nonzero(~rows.isfinite().all(-1)).flatten()
-            if len(bad):
-                layer, direction = divmod(index, call.shape.num_directions)
-                return {
-                    "layer": layer,
-                    "direction": DIRECTIONS[direction],
-                    "state": state,
-                    "sequence": layout.sequences[int(bad[0])],
-                    "value": _bad_value(rows[bad[0]]),
-                    "detail": "It is the initial state that the call was given.",
-                }
-    x = layout.read(call.input.detach(), FORWARD, 0, layout.timesteps)
-    found = _earliest(~x.isfinite().all(-1))
-    if found is None:
-        return None
-    timestep, sequence, count = found
-    return {
-        "timestep": timestep,
-        "sequence": layout.sequences[sequence],
-        "value": _bad_value(x[timestep, sequence]),
-        "detail": _others(count),
-    }
-
-
-def _first_bad_state(call: RecurrentCall, swept: Sweep) -> dict[str, Any] | None:
-    """The first state that is not finite in the order in which the module computes: a stack's layers step by step, or, in a
-    bidirectional one, layer after layer.
-    """
-    layout = swept.layout
-    best: tuple[tuple[int, ...], dict[str, Any]] | None = None
-    for layer, pair in enumerate(swept.directions):
-        for direction, sweep in enumerate(pair):
-            bad = torch.nonzero(sweep.first_bad_state < layout.lengths).flatten()
-            if not len(bad):
-                continue
-            own = int(sweep.first_bad_state[bad].min())
-            sequence = int(torch.nonzero(sweep.first_bad_state == own).flatten()[0])
-            order = (layer, own) if len(pair) > 1 else (own, layer)
-            place = {
-                "layer": layer,
-                "direction": DIRECTIONS[direction],
-                "state": "h",
-                "timestep": _caller_time(layout, direction, own, sequence),
-                "sequence": layout.sequences[sequence],
-                "value": sweep.first_bad_value,
-            }
-            if best is None or order < best[0]:
-                best = order, place
-    return None if best is None else best[1]
-
-
-def _in_backward(swept: SweptCall, moment: Moment) -> Event | None:
-    """The place nearest to the loss where a hidden state's gradient is not finite: top layer first, last own step first."""
-    layout = swept.sweep.layout
-    best: tuple[tuple[int, ...], dict[str, Any]] | None = None
-    for layer, pair in enumerate(swept.sweep.directions):
-        for direction, sweep in enumerate(pair):
-            found = _latest_bad_gradient(sweep, layout)
-            if found is None:
-                continue
-            own, sequence, from_outside, value = found
-            order = (-layer, -own) if len(pair) > 1 else (-own, -layer)
-            place = {
-                "layer": layer,
-                "direction": DIRECTIONS[direction],
-                "state": "h",
-                "timestep": _caller_time(layout, direction, own, sequence),
-                "sequence": layout.sequences[sequence],
-                "value": value,
-                "detail": "It arrives there from outside the recurrence." if from_outside else "",
-            }
-            if best is None or order < best[0]:
-                best = order, place
-    if best is None:
-        return None
-    return moment.event(
-        EventKind.NONFINITE_HIDDEN_GRADIENT, module=swept.call.module, **{**best[1], **_parameter(swept, best[1])}
-    )
-
-
-def _latest_bad_gradient(sweep: DirectionSweep, layout: Layout) -> tuple[int, int, bool, float] | None:
-    """``(own step, sequence, whether it came from outside, its norm)``."""
-    valid = layout.valid(0, layout.timesteps)
-    bad = ~sweep.total[:, 0].isfinite() & valid
-    if not bool(bad.any()):
-        return None
-    own = int(torch.nonzero(bad.any(1)).max())
-    sequence = int(torch.nonzero(bad[own]).flatten()[0])
-    from_outside = not math.isfinite(float(sweep.direct[own, sequence]))
-    return own, sequence, from_outside, float(sweep.total[own, 0, sequence])
-
-
-def _parameter(swept: SweptCall, place: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The first weight of the call that is not finite, if any: then it is the cause, whatever it spoils first."""
-    for name, weight in zip(swept.names, swept.call.weights, strict=True):
+def bad_parameter(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
+    """The first weight that is not finite, if any: then it is the cause, whatever it spoils first."""
+    for name, weight in weights:
         bad = torch.nonzero(~weight.detach().isfinite())
         if len(bad):
             entry = ", ".join(str(i) for i in bad[0].tolist())
             value = float(weight.detach()[tuple(bad[0].tolist())])
-            return {"parameter": name, "detail": f"The cause is {name}[{entry}] = {value}.{_others(len(bad), ' ')}"}
+            return {
+                "parameter": name,
+                "detail": f"The cause is {name}[{entry}] = {value}.{other_places(len(bad), ' ')}",
+            }
     return {}
 
 
-def _caller_time(layout: Layout, direction: int, own: int, sequence: int) -> int:
-    return int(layout.times(direction, own, own + 1)[0, sequence])
-
-
-def _earliest(bad: Tensor) -> tuple[int, int, int] | None:
-    """``(time, sequence, how many)`` of the first true entry of ``(time, sequence)``, in time."""
-    places = torch.nonzero(bad)
-    if not len(places):
-        return None
-    return int(places[0, 0]), int(places[0, 1]), len(places)
-
-
-def _bad_value(tensor: Tensor) -> float:
+def bad_value(tensor: Tensor) -> float:
+    """The first entry that is not finite."""
     flat = tensor.detach().flatten()
     return float(flat[~flat.isfinite()][0])
 
 
-def _others(count: int, before: str = "") -> str:
+def other_places(count: int, before: str = "") -> str:
+    """How many places are so, if it is more than the one that is named."""
     return f"{before}In all, {count} places are so." if count > 1 else ""

@@ -2,7 +2,21 @@
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.capture import Capture
+from lightning_gradwatch.recurrent.loop import Loop, loop_profiles, measure_lags
 from lightning_gradwatch.recurrent.measure import profiles
+from lightning_gradwatch.recurrent.stitch import stitch
 from lightning_gradwatch.recurrent.sweep import Sweep, sweep
+from lightning_gradwatch.recurrent.tap import tap
 
-__all__ = ["Capture", "RecurrentCall", "Sweep", "profiles", "sweep"]
+__all__ = [
+    "Capture",
+    "Loop",
+    "RecurrentCall",
+    "Sweep",
+    "loop_profiles",
+    "measure_lags",
+    "profiles",
+    "stitch",
+    "sweep",
+    "tap",
+]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -60,12 +63,24 @@ class GradientSlot:
     """
 
     __slots__ = ("_gradients",)
+    _paused: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._gradients: list[Tensor] = []
 
     def __call__(self, gradient: Tensor) -> None:
-        self._gradients.append(gradient)
+        if not GradientSlot._paused:
+            self._gradients.append(gradient)
+
+    @classmethod
+    @contextmanager
+    def paused(cls) -> Generator[None]:
+        """Have no slot keep anything: what runs through the graph now is no backward pass of the training."""
+        cls._paused = True
+        try:
+            yield
+        finally:
+            cls._paused = False
 
     @property
     def arrived(self) -> bool:
@@ -112,6 +127,8 @@ class RecurrentCall:
     output_gradient: GradientSlot = field(default_factory=GradientSlot)
     h_n_gradient: GradientSlot = field(default_factory=GradientSlot)
     c_n_gradient: GradientSlot = field(default_factory=GradientSlot)
+    parts: tuple[RecurrentCall, ...] = ()
+    """The calls that this one was joined from, in time; none if it is one forward."""
     versions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -126,6 +143,10 @@ class RecurrentCall:
 
     def changed(self) -> str | None:
         """The first of input, initial state, output and weights that was changed in place since the forward; None if none was."""
+        for part in self.parts:
+            changed = part.changed()
+            if changed is not None:
+                return changed
         for (name, tensor), version in zip(self._tensors(), self.versions, strict=True):
             if tensor._version != version:
                 return name
@@ -139,6 +160,8 @@ class RecurrentCall:
         """Let go of the gradients, which the tensors' own hooks hold too."""
         for slot in (self.output_gradient, self.h_n_gradient, self.c_n_gradient):
             slot.clear()
+        for part in self.parts:
+            part.release()
 
     def flat_weights(self, layer: int, direction: int) -> tuple[Tensor, ...]:
         """``w_ih, w_hh[, b_ih, b_hh][, w_hr]`` of one layer and direction."""

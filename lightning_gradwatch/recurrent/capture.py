@@ -2,49 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.call import RecurrentCall, read_call
+from lightning_gradwatch.recurrent.inner import InnerCalls, has_own_forward
+from lightning_gradwatch.recurrent.loop import Loop
+from lightning_gradwatch.recurrent.loops import Loops
+from lightning_gradwatch.recurrent.tap import listen
 
 
 class Capture:
-    """Watches fused recurrent modules. Between :meth:`begin` and :meth:`clear` every forward that can train leaves a call.
+    """Watches recurrent modules. Between :meth:`begin` and :meth:`end` every forward that can train leaves a call or a loop.
 
     Args:
-        modules: qualified name → ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU``.
+        modules: qualified name → ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or any module that is called once a timestep.
 
     Attributes:
-        calls: of the present step, in order.
+        calls: of the present step, in order of their first forward.
         unseen: module name → why its last forward could not be kept.
         failure: an error of our own in a hook, kept for the next look instead of breaking the forward.
     """
 
-    def __init__(self, modules: dict[str, nn.RNNBase]) -> None:
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
         self.modules = modules
-        self.calls: list[RecurrentCall] = []
+        self.calls: list[RecurrentCall | Loop] = []
         self.unseen: dict[str, str] = {}
         self.failure: Exception | None = None
+        self.loops = Loops(self.calls)
         self._active = False
-        self._rng_state: torch.Tensor | None = None
+        self._rng_state: Tensor | None = None
         self._names = {module: name for name, module in modules.items()}
+        self._inner: dict[nn.Module, InnerCalls] = {}
         self._handles: list[RemovableHandle] = []
+        self._end_listening: Callable[[], None] | None = None
 
     def attach(self) -> None:
         """Put the hooks on."""
+        self._end_listening = listen(self._after_tap)
         for module in self.modules.values():
-            if module.dropout and module.num_layers > 1:
-                self._handles.append(module.register_forward_pre_hook(self._before_forward))
-            self._handles.append(module.register_forward_hook(self._after_forward, with_kwargs=True))
+            self.attach_to(module)
+
+    def attach_to(self, module: nn.Module) -> None:
+        """Put the hooks on one module."""
+        if not isinstance(module, nn.RNNBase):
+            self._handles.append(module.register_forward_hook(self._after_cell, with_kwargs=True))
+            return
+        if has_own_forward(module):
+            self._handles.append(module.register_forward_pre_hook(self._before_own_forward))
+            self._handles.append(module.register_forward_hook(self._after_own_forward, always_call=True))
+            return
+        if module.dropout and module.num_layers > 1:
+            self._handles.append(module.register_forward_pre_hook(self._before_forward))
+        self._handles.append(module.register_forward_hook(self._after_forward, with_kwargs=True))
+
+    def add(self, name: str, module: nn.Module) -> None:
+        """Watch one more module, found while training."""
+        self.modules[name], self._names[module] = module, name
+        self.attach_to(module)
 
     def detach(self) -> None:
         """Take the hooks off and let go of everything. Calling it again does nothing."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._end_listening is not None:
+            self._end_listening()
         self._active = False
         self.clear()
 
@@ -61,8 +88,15 @@ class Capture:
         """Let go of the calls, and of the gradients that their tensors' hooks still hold."""
         for call in self.calls:
             call.release()
-        self.calls = []
+        self.calls.clear()
+        self.loops.clear()
         self._rng_state = None
+
+    def take(self) -> list[RecurrentCall | Loop]:
+        """Take away the calls whose gradients have arrived, in order; the others stay."""
+        arrived = [call for call in self.calls if call.has_gradient()]
+        self.calls[:] = [call for call in self.calls if not call.has_gradient()]
+        return arrived
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert: a copied or pickled model carries our hooks along, and they must do nothing there."""
@@ -71,33 +105,78 @@ class Capture:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__({})
 
-    def _before_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # The state of the CPU's generator is what the masks between layers can be drawn from again; cuDNN keeps its own.
-        on_cpu = next(module.parameters()).device.type == "cpu"
-        if self._active and module.training and torch.is_grad_enabled() and on_cpu:
-            self._rng_state = torch.get_rng_state()
+    # ------------------------------------------------------------------ hooks: nothing in them may reach the user's forward
 
-    def _after_forward(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+    def _guarded(self, keep: Callable[[], None]) -> None:
         if not (self._active and torch.is_grad_enabled()):
             return
         try:
-            self._keep(module, inputs, kwargs, outputs)
-        except Exception as error:  # whatever it is, it must not reach the user's forward
+            keep()
+        except Exception as error:  # whatever it is, it is ours and must not break the user's forward
             self.failure, self._active = error, False
+
+    def _before_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._guarded(lambda: self._save_generator(module))
+
+    def _save_generator(self, module: nn.Module) -> None:
+        # The state of the CPU's generator is what the masks between layers can be drawn from again; cuDNN keeps its own.
+        if module.training and next(module.parameters()).device.type == "cpu":
+            self._rng_state = torch.get_rng_state()
+
+    def _after_forward(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        self._guarded(lambda: self._keep(module, inputs, kwargs, outputs))
 
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         assert isinstance(module, nn.RNNBase)
-        name = self._names[module]
         arguments = (*inputs, *(kwargs[key] for key in ("input", "hx")[len(inputs) :] if key in kwargs))
         rng_state, self._rng_state = self._rng_state, None
+        self._read(module, lambda name, index: read_call(name, index, module, arguments, outputs, rng_state))
+
+    def _read(self, module: nn.Module, read: Callable[[str, int], RecurrentCall]) -> None:
+        name = self._names[module]
         try:
-            index = sum(call.module == name for call in self.calls)
-            call = read_call(name, index, module, arguments, outputs, rng_state)
+            call = read(name, sum(call.module == name for call in self.calls))
         except TypeError as error:
             self.unseen[name] = str(error)
             return
-        if not any(t.requires_grad for t in (call.output, call.h_n)):
+        if not (call.output.requires_grad or call.h_n.requires_grad):
             self.unseen[name] = "nothing in it needs a gradient"
             return
         call.watch_gradients()
         self.calls.append(call)
+
+    def _before_own_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._guarded(lambda: self._enter(module))
+
+    def _enter(self, module: nn.Module) -> None:
+        assert isinstance(module, nn.RNNBase)
+        if module not in self._inner:  # a forward that calls itself is followed once
+            self._inner[module] = InnerCalls(module)
+            self._inner[module].__enter__()
+
+    def _after_own_forward(self, module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+        inner = self._inner.pop(module, None)
+        if inner is None:
+            return
+        inner.__exit__(None, None, None)  # also after an error of the forward, whatever became of us meanwhile
+        self._guarded(lambda: self._keep_inner(module, inner))
+
+    def _keep_inner(self, module: nn.Module, inner: InnerCalls) -> None:
+        if not inner.seen:
+            self.unseen[self._names[module]] = "its forward does not call PyTorch's own recurrence"
+        for read in inner.calls():
+            self._read(module, read)
+
+    def _after_cell(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        self._guarded(lambda: self.loops.keep(self._names[module], module, inputs, kwargs, outputs))
+
+    def _after_tap(self, name: str, state: Tensor) -> None:
+        self._guarded(lambda: self.loops.tap(name, state))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters behind the weights from state to state. They are looked up by name: reading the attribute of a
+        parametrized weight would compute it anew, and advance a spectral norm's power iteration.
+        """
+        for module in self.modules.values():
+            named = list(module.named_parameters())
+            yield from [p for name, p in named if "weight_hh" in name] or [p for _, p in named if p.dim() > 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class PendingNorm:
@@ -30,15 +30,6 @@ class PendingNorm:
     def value(self) -> float:
         """The norm; NaN or inf where an entry is so, or where its square overflowed."""
         return float(self._value)
-
-
-def recurrent_weights(module: nn.RNNBase) -> list[nn.Parameter]:
-    """The parameters behind a module's weights from state to state.
-
-    They are looked up by name: reading the attribute of a parametrized weight would compute it anew, and advance a
-    spectral norm's power iteration.
-    """
-    return [parameter for name, parameter in module.named_parameters() if "weight_hh" in name]
 
 
 @torch.no_grad()

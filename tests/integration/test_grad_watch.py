@@ -337,10 +337,12 @@ def test_a_killed_run_leaves_a_log_that_loads(tmp_path) -> None:
         run.fit(TinyLanguageModel(), sentences())
         """)
     )
-    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen([sys.executable, str(script)], stdout=output, stderr=output)
     profiles = tmp_path / "run" / "profiles.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not (profiles.exists() and profiles.stat().st_size > 20_000):
+        assert process.poll() is None, (tmp_path / "output").read_text()
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,0 +1,147 @@
+"""The first number that is not finite in a call of a fused module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.detect.nonfinite import bad_parameter, bad_value, other_places
+from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.direction import DirectionSweep
+from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, Layout
+from lightning_gradwatch.recurrent.sweep import Sweep
+
+
+@dataclass(frozen=True, slots=True)
+class SweptCall:
+    """A recurrent call with its sweep over all sequences and the names of its weights."""
+
+    call: RecurrentCall
+    sweep: Sweep
+    names: Sequence[str]
+
+    def in_forward(self, moment: Moment) -> Event | None:
+        """Its input and initial state, then its states."""
+        kind, place = EventKind.NONFINITE_INPUT, _first_bad_input(self.call, self.sweep.layout)
+        if place is None:
+            kind, place = EventKind.NONFINITE_STATE, _first_bad_state(self.sweep)
+        if place is None:
+            return None
+        return moment.event(kind, module=self.call.module, **{**place, **self._cause()})
+
+    def in_backward(self, moment: Moment) -> Event | None:
+        """The place nearest to the loss where a hidden state's gradient is not finite: top layer first, last own step first."""
+        layout = self.sweep.layout
+        best: tuple[tuple[int, ...], dict[str, Any]] | None = None
+        for layer, pair in enumerate(self.sweep.directions):
+            for direction, sweep in enumerate(pair):
+                found = _latest_bad_gradient(sweep, layout)
+                if found is None:
+                    continue
+                own, sequence, from_outside, value = found
+                order = (-layer, -own) if len(pair) > 1 else (-own, -layer)
+                place = {
+                    "layer": layer,
+                    "direction": DIRECTIONS[direction],
+                    "state": "h",
+                    "timestep": _caller_time(layout, direction, own, sequence),
+                    "sequence": layout.sequences[sequence],
+                    "value": value,
+                    "detail": "It arrives there from outside the recurrence." if from_outside else "",
+                }
+                if best is None or order < best[0]:
+                    best = order, place
+        if best is None:
+            return None
+        fields = {**best[1], **self._cause()}
+        return moment.event(EventKind.NONFINITE_HIDDEN_GRADIENT, module=self.call.module, **fields)
+
+    def _cause(self) -> dict[str, Any]:
+        return bad_parameter(zip(self.names, self.call.weights, strict=True))
+
+
+def _first_bad_input(call: RecurrentCall, layout: Layout) -> dict[str, Any] | None:
+    """The earliest timestep of the input, or an initial state, that is not finite."""
+    for state, tensor in (("h", call.h0), ("c", call.c0)):
+        for index in range(0 if tensor is None else len(tensor)):
+            rows = layout.read_state(tensor, index)
+            assert rows is not None
+            bad = torch.nonzero(~rows.isfinite().all(-1)).flatten()
+            if len(bad):
+                layer, direction = divmod(index, call.shape.num_directions)
+                return {
+                    "layer": layer,
+                    "direction": DIRECTIONS[direction],
+                    "state": state,
+                    "sequence": layout.sequences[int(bad[0])],
+                    "value": bad_value(rows[bad[0]]),
+                    "detail": "It is the initial state that the call was given.",
+                }
+    x = layout.read(call.input.detach(), FORWARD, 0, layout.timesteps)
+    found = _earliest(~x.isfinite().all(-1))
+    if found is None:
+        return None
+    timestep, sequence, count = found
+    return {
+        "timestep": timestep,
+        "sequence": layout.sequences[sequence],
+        "value": bad_value(x[timestep, sequence]),
+        "detail": other_places(count),
+    }
+
+
+def _first_bad_state(swept: Sweep) -> dict[str, Any] | None:
+    """The first state that is not finite in the order in which the module computes: a stack's layers step by step, or, in a
+    bidirectional one, layer after layer.
+    """
+    layout = swept.layout
+    best: tuple[tuple[int, ...], dict[str, Any]] | None = None
+    for layer, pair in enumerate(swept.directions):
+        for direction, sweep in enumerate(pair):
+            bad = torch.nonzero(sweep.first_bad_state < layout.lengths).flatten()
+            if not len(bad):
+                continue
+            own = int(sweep.first_bad_state[bad].min())
+            sequence = int(torch.nonzero(sweep.first_bad_state == own).flatten()[0])
+            order = (layer, own) if len(pair) > 1 else (own, layer)
+            place = {
+                "layer": layer,
+                "direction": DIRECTIONS[direction],
+                "state": "h",
+                "timestep": _caller_time(layout, direction, own, sequence),
+                "sequence": layout.sequences[sequence],
+                "value": sweep.first_bad_value,
+            }
+            if best is None or order < best[0]:
+                best = order, place
+    return None if best is None else best[1]
+
+
+def _latest_bad_gradient(sweep: DirectionSweep, layout: Layout) -> tuple[int, int, bool, float] | None:
+    """``(own step, sequence, whether it came from outside, its norm)``."""
+    valid = layout.valid(0, layout.timesteps)
+    bad = ~sweep.total[:, 0].isfinite() & valid
+    if not bool(bad.any()):
+        return None
+    own = int(torch.nonzero(bad.any(1)).max())
+    sequence = int(torch.nonzero(bad[own]).flatten()[0])
+    from_outside = not math.isfinite(float(sweep.direct[own, sequence]))
+    return own, sequence, from_outside, float(sweep.total[own, 0, sequence])
+
+
+def _caller_time(layout: Layout, direction: int, own: int, sequence: int) -> int:
+    return int(layout.times(direction, own, own + 1)[0, sequence])
+
+
+def _earliest(bad: Tensor) -> tuple[int, int, int] | None:
+    """``(time, sequence, how many)`` of the first true entry of ``(time, sequence)``, in time."""
+    places = torch.nonzero(bad)
+    if not len(places):
+        return None
+    return int(places[0, 0]), int(places[0, 1]), len(places)

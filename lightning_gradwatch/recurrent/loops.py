@@ -1,0 +1,125 @@
+"""Which calls of a cell follow one another: sequences found by the identity of the state that comes in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, MutableSequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.loop import Loop, LoopState
+
+REACH = 8
+"""How many operations may lie between a state that comes out and the same state when it goes in again (a mask, a norm)."""
+
+FEW = 3
+"""A cell called fewer times than this in a step may well have no time to flow through."""
+
+
+class Loops:
+    """Joins the calls of cells, and the taps, of one training step to sequences, each appended to ``calls`` when it begins."""
+
+    def __init__(self, calls: MutableSequence[RecurrentCall | Loop]) -> None:
+        self._calls = calls
+        self._last: dict[int, Loop] = {}
+        self._of_module: dict[str, list[Loop]] = {}
+        self._severed: Counter[str] = Counter()
+        self._number: Counter[str] = Counter()
+
+    def clear(self) -> None:
+        """A new step begins."""
+        self._last.clear()
+        self._of_module.clear()
+        self._severed.clear()
+        self._number.clear()
+
+    def severed(self) -> list[str]:
+        """Modules whose every call of this step began anew, or from a detached state: no gradient flows through time."""
+        return [
+            name
+            for name, count in self._severed.items()
+            if count >= FEW and all(len(loop.h) == 1 for loop in self._of_module.get(name, []))
+        ]
+
+    def tap(self, name: str, state: Tensor) -> None:
+        """The next state of a tap."""
+        if not state.requires_grad:
+            return
+        loops = self._of_module.get(name)
+        loop = loops[-1] if loops else self._begin(name, "tap", ())
+        loop.inputs.append(None)
+        loop.h.append(LoopState.of(state))
+
+    def keep(self, name: str, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        """One call of a cell."""
+        given = [*tensors(inputs), *tensors(kwargs.values())]
+        made = tensors((outputs,))
+        if not made or not made[0].requires_grad:
+            return
+        x, states = given[0], given[1:]
+        loop = self._continued(name, states if isinstance(module, nn.RNNCellBase) else given)
+        if loop is None:
+            if self._is_severed(name, states):
+                self._severed[name] += 1
+            loop = self._begin(name, _kind(module), _weights(name, module))
+        loop.inputs.append(x)
+        loop.h.append(LoopState.of(made[0]))
+        if isinstance(module, nn.LSTMCell) and len(made) > 1:
+            loop.c.append(LoopState.of(made[1]))
+            # Without a batch dimension PyTorch squeezes both results, and h no longer hangs on this c in the graph.
+            loop.c_is_total = made[1].dim() == 2
+        for state in made:
+            self._last[id(state)] = loop
+
+    def _begin(self, name: str, kind: str, weights: tuple[tuple[str, Tensor], ...]) -> Loop:
+        loop = Loop(name, self._number[name], kind, weights=weights)
+        self._number[name] += 1
+        self._of_module.setdefault(name, []).append(loop)
+        self._calls.append(loop)
+        return loop
+
+    def _continued(self, name: str, states: Iterable[Tensor]) -> Loop | None:
+        """The sequence whose last state this call was given, itself or a few operations later."""
+        states = list(states)
+        for state in states:
+            loop = self._last.get(id(state))
+            if loop is not None and loop.module == name:
+                return loop
+        nodes = {id(loop.h[-1].edge.node): loop for loop in self._of_module.get(name, [])}
+        frontier = [state.grad_fn for state in states if state.grad_fn is not None]
+        for _ in range(REACH):
+            for node in frontier:
+                if id(node) in nodes:
+                    return nodes[id(node)]
+            frontier = [below for node in frontier for below, _ in node.next_functions if below is not None]
+        return None
+
+    def _is_severed(self, name: str, states: list[Tensor]) -> bool:
+        """Whether a call begins without past though there was one before: no state given, or one that was detached."""
+        if name not in self._of_module:
+            return True
+        return all(not state.requires_grad for state in states)
+
+
+def tensors(values: Iterable[Any]) -> list[Tensor]:
+    """All tensors in nested tuples and lists, in order."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += tensors(value)  # pyright: ignore[reportUnknownArgumentType]
+    return found
+
+
+def _kind(module: nn.Module) -> str:
+    for base, kind in ((nn.LSTMCell, "LSTM"), (nn.GRUCell, "GRU"), (nn.RNNCell, "RNN")):
+        if isinstance(module, base):
+            return kind
+    return type(module).__name__
+
+
+def _weights(name: str, module: nn.Module) -> tuple[tuple[str, Tensor], ...]:
+    return tuple((f"{name}.{own}", parameter) for own, parameter in module.named_parameters())

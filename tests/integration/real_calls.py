@@ -1,0 +1,237 @@
+"""Recurrent networks as real models call them: one small LightningModule for each way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
+
+from lightning_gradwatch import tap
+from tests.models import TinyLanguageModel
+
+LENGTHS = torch.tensor([8, 5, 7, 3, 8, 2, 6, 4])
+"""Of the batch's sequences where they differ."""
+
+
+class PackingLSTM(nn.LSTM):
+    """A subclass that packs inside its own forward."""
+
+    def forward(self, x: Tensor, lengths: Tensor, enforce_sorted: bool = False):  # type: ignore[override]
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=enforce_sorted)
+        output, state = super().forward(packed)
+        return pad_packed_sequence(output, batch_first=True)[0], state
+
+
+@dataclass
+class Encoded:
+    """A package's own container of an output."""
+
+    values: Tensor
+    state: Any
+
+
+class ContainerGRU(nn.GRU):
+    """A subclass that returns a container of its own."""
+
+    def forward(self, x: Tensor, hx: Tensor | None = None) -> Encoded:  # type: ignore[override]
+        return Encoded(*super().forward(x, hx))
+
+
+class OwnCell(nn.Module):
+    """A cell of one's own: h ← tanh(W [x, h])."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(width + hidden, hidden)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.mix(torch.cat([x, h], -1)))
+
+
+class ScriptedLoop(nn.Module):
+    """A loop that is to be scripted."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(x.shape[0], 8)
+        outputs = []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+class Way(TinyLanguageModel):
+    """A language model whose recurrent part is ``run``, given the module ``rnn``."""
+
+    def __init__(self, make: Callable[[], nn.Module], run: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.rnn = make()
+        self.run = run
+
+    def loss(self, words: Tensor, batch_idx: int) -> Tensor:
+        output = self.run(self.rnn, self.embedding(words[:, :-1]))
+        return nn.functional.cross_entropy(self.head(output).flatten(0, 1), words[:, 1:].flatten())
+
+
+def start(x: Tensor) -> Tensor:
+    return x.new_zeros(len(x), 8)
+
+
+def over_cell(cell: nn.Module, x: Tensor, call: Callable[[Any, Tensor, Any], Any] | None = None) -> Tensor:
+    state: Any = (start(x), start(x)) if isinstance(cell, nn.LSTMCell) else start(x)
+    outputs = []
+    for t in range(x.shape[1]):
+        state = (call or (lambda c, x, s: c(x, s)))(cell, x[:, t], state)
+        outputs.append(state[0] if isinstance(state, tuple) else state)
+    return torch.stack(outputs, 1)
+
+
+def twice(rnn: nn.Module, x: Tensor) -> Tensor:
+    """Encode the first half, decode the second from its state."""
+    encoded, state = rnn(x[:, :4])
+    decoded, _ = rnn(x[:, 4:], state)
+    return torch.cat([encoded, decoded], 1)
+
+
+def truncated(rnn: nn.Module, x: Tensor) -> Tensor:
+    first, state = rnn(x[:, :4])
+    second, _ = rnn(x[:, 4:], tuple(s.detach() for s in state))
+    return torch.cat([first, second], 1)
+
+
+def teacher_forced(rnn: nn.Module, x: Tensor) -> Tensor:
+    state, outputs = None, []
+    for t in range(x.shape[1]):
+        output, state = rnn(x[:, t : t + 1], state)
+        outputs.append(output)
+    return torch.cat(outputs, 1)
+
+
+def mostly_without_gradient(rnn: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        for _ in range(15):
+            rnn(x)
+    return rnn(x)[0]
+
+
+def in_place(cell: nn.Module, x: Tensor) -> Tensor:
+    """States in a list, changed in place afterwards."""
+    states = [start(x)]
+    for t in range(x.shape[1]):
+        states.append(cell(x[:, t], states[-1]).clone())
+        states[-1][:, 0] = 0
+    return torch.stack(states[1:], 1)
+
+
+def tapped(mix: nn.Module, x: Tensor) -> Tensor:
+    h, outputs = start(x), []
+    for t in range(x.shape[1]):
+        h = tap(torch.tanh(mix(torch.cat([x[:, t], h], -1))), "mine")
+        outputs.append(h)
+    return torch.stack(outputs, 1)
+
+
+def packed(rnn: nn.Module, x: Tensor) -> Tensor:
+    output, _ = rnn(pack_padded_sequence(x, LENGTHS, batch_first=True, enforce_sorted=False))
+    assert isinstance(output, PackedSequence)
+    return pad_packed_sequence(output, batch_first=True)[0]
+
+
+def functional(rnn: nn.Module, x: Tensor) -> Tensor:
+    weights = {name: parameter * 1.5 for name, parameter in rnn.named_parameters()}
+    return torch.func.functional_call(rnn, weights, (x,))[0]
+
+
+def frozen() -> nn.Module:
+    return nn.LSTM(6, 8, batch_first=True).requires_grad_(False)
+
+
+def parametrized(how: Callable[..., nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: how(nn.LSTM(6, 8, batch_first=True), "weight_hh_l0")
+
+
+def lstm() -> nn.Module:
+    return nn.LSTM(6, 8, batch_first=True)
+
+
+def first(rnn: nn.Module, x: Tensor) -> Tensor:
+    return rnn(x)[0]
+
+
+EXACT, INEXACT, NOT_OBSERVED, NO_TIME = "exact", "inexact", "not observed", "no gradient through time"
+
+WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Tensor], str]] = {
+    "a fused module": (lstm, first, EXACT),
+    "a packed sequence": (lstm, packed, EXACT),
+    "nn.RNNCell in a loop": (lambda: nn.RNNCell(6, 8), over_cell, EXACT),
+    "nn.GRUCell in a loop": (lambda: nn.GRUCell(6, 8), over_cell, EXACT),
+    "nn.LSTMCell in a loop": (lambda: nn.LSTMCell(6, 8), over_cell, EXACT),
+    "cell states in a list, changed in place": (lambda: nn.GRUCell(6, 8), in_place, EXACT),
+    "a cell of one's own, found by itself": (lambda: OwnCell(6, 8), over_cell, EXACT),
+    "states marked with tap": (lambda: nn.Linear(14, 8), tapped, EXACT),
+    "a fused module fed one timestep at a time": (lstm, teacher_forced, EXACT),
+    "one module for encoding and decoding": (lstm, twice, EXACT),
+    "truncated BPTT within a step": (lstm, truncated, EXACT),
+    "15 calls under no_grad and one that trains": (lstm, mostly_without_gradient, EXACT),
+    "a subclass that packs in its own forward": (
+        lambda: PackingLSTM(6, 8, batch_first=True),
+        lambda rnn, x: rnn(x, LENGTHS)[0],
+        EXACT,
+    ),
+    "a subclass that returns its own container": (
+        lambda: ContainerGRU(6, 8, batch_first=True),
+        lambda rnn, x: rnn(x).values,
+        EXACT,
+    ),
+    "a frozen module": (frozen, first, EXACT),
+    "weight_norm": (parametrized(parametrizations.weight_norm), first, EXACT),
+    "spectral_norm": (parametrized(parametrizations.spectral_norm), first, EXACT),
+    "orthogonal": (parametrized(parametrizations.orthogonal), first, EXACT),
+    "functional_call": (lstm, functional, EXACT),
+    "activation checkpointing, not reentrant": (
+        lstm,
+        lambda rnn, x: checkpoint(lambda y: rnn(y)[0], x, use_reentrant=False),
+        EXACT,
+    ),
+    "activation checkpointing, reentrant": (
+        lstm,
+        lambda rnn, x: checkpoint(lambda y: rnn(y)[0], x, use_reentrant=True),
+        EXACT,
+    ),
+    "torch.compile of a fused module": (lambda: torch.compile(lstm(), backend="eager"), first, EXACT),
+    "torch.compile of a cell": (lambda: torch.compile(nn.GRUCell(6, 8), backend="eager"), over_cell, EXACT),
+    "an output changed in place": (lambda: nn.GRU(6, 8, batch_first=True), lambda rnn, x: rnn(x)[0].mul_(0.5), INEXACT),
+    "an output that the loss does not use": (lstm, lambda rnn, x: torch.cat([rnn(x)[0].detach(), x[..., :0]], -1), NOT_OBSERVED),
+    "cell.forward called directly": (
+        lambda: nn.GRUCell(6, 8),
+        lambda cell, x: over_cell(cell, x, lambda c, y, s: c.forward(y, s)),
+        NOT_OBSERVED,
+    ),
+    "a scripted loop": (lambda: torch.jit.script(ScriptedLoop(6, 8)), lambda loop, x: loop(x), NOT_OBSERVED),
+    "a state reset at every step": (
+        lambda: nn.GRUCell(6, 8),
+        lambda cell, x: over_cell(cell, x, lambda c, y, s: c(y)),
+        NO_TIME,
+    ),
+    "a state detached at every step": (
+        lambda: nn.GRUCell(6, 8),
+        lambda cell, x: over_cell(cell, x, lambda c, y, s: c(y, s.detach())),
+        NO_TIME,
+    ),
+}  # fmt: skip
+
+
+def model_of(way: str) -> pl.LightningModule:
+    make, run, _ = WAYS[way]
+    return Way(make, run)

@@ -13,7 +13,7 @@ from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, REVERSE, L
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """Timesteps as the caller counts them, ``(anchor, sequence)``, −1 where a sequence has fewer.
+    """Timesteps as the caller counts them, ``(anchor, sequence)``, latest first, −1 where a sequence has fewer.
 
     ``scale`` has the same shape: 1/‖∂L_τ‖ of all that enters at τ. A sweep is linear, so each anchor's may start at norm 1,
     whatever the size of the loss; the profile divides by the norm at lag 0 anyhow.
@@ -24,6 +24,14 @@ class Anchors:
 
     def __len__(self) -> int:
         return len(self.timestep)
+
+    def begun(self, start: int) -> int:
+        """How many anchors lie at ``start`` or later in any sequence: going back in time, only these carry a gradient so far."""
+        return int((self.timestep >= start).any(1).sum()) if len(self) else 0
+
+    def beginnings(self) -> list[int]:
+        """The latest timestep of each anchor, where going back in time its gradient begins."""
+        return [int(row.max()) for row in self.timestep if int(row.max()) >= 0]
 
 
 def direct_norms(call: RecurrentCall, layout: Layout, chunk: int) -> Tensor:
@@ -71,7 +79,7 @@ def choose_anchors(call: RecurrentCall, layout: Layout, count: int, chunk: int) 
     scale = torch.ones(count, len(layout.sequences), dtype=torch.float64)
     for j in range(len(layout.sequences)):
         reached = torch.nonzero(norms[:, j]).flatten().tolist()
-        for i, rank in enumerate(_spread(len(reached), count, both)):
+        for i, rank in enumerate(reversed(_spread(len(reached), count, both))):
             timestep[i, j] = reached[rank]
             size = float(norms[reached[rank], j])
             scale[i, j] = 1 / size if 0 < size < float("inf") else 1.0

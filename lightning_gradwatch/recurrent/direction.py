@@ -52,9 +52,8 @@ class DirectionSweep:
         h0 = boundary.h0 if boundary.h0 is not None else like.new_zeros(sequences, shape.state_size)
         c0 = boundary.c0 if boundary.c0 is not None else like.new_zeros(sequences, shape.hidden_size)
         self._starts: list[tuple[Tensor, Tensor | None]] = [(h0, c0 if lstm else None)]
-        self._keep, self._kept = keep, -1
-        self._factors: Any = None
-        self._states: Tensor | None = None
+        self._keep = keep
+        self._climbed: dict[int, tuple[Tensor, Any]] = {}
         self._carry: Carry = adjoint.new_carry(streams, sequences)
         ends = last_timestep(layout, direction)
         # Which streams a final state belongs to: all of the loss, and the anchors that stand at its own timestep.
@@ -82,42 +81,49 @@ class DirectionSweep:
         Args:
             recorded: the states as the forward recorded them (top layer); None has them computed again from the chunk's start.
         """
-        if self._keep and self._kept == chunk and self._states is not None:
-            return self._states
+        if chunk in self._climbed:
+            return self._climbed[chunk][0]
+        if not self._keep:
+            self._climbed.clear()
         h_start, c_start = self._starts[chunk]
         if recorded is None:
             states, _, _ = self.adjoint.run(x, h_start, c_start)
         else:
             states = recorded
-        self._factors = self.adjoint.prepare(x, torch.cat([h_start[None], states[:-1]]), c_start)
-        again, c_end = self.adjoint.recomputed(self._factors)
+        factors = self.adjoint.prepare(x, torch.cat([h_start[None], states[:-1]]), c_start)
+        again, c_end = self.adjoint.recomputed(factors)
         if len(self._starts) == chunk + 1:
             self._starts.append((states[-1], c_end))
             self._note_states(start, stop, states)
             if recorded is not None:
                 self._compare(start, stop, again, recorded)
-        self._kept, self._states = chunk, states
+        self._climbed[chunk] = states, factors
         return states
 
-    def back(self, start: int, stop: int, direct: Tensor, *, with_input: bool) -> Tensor | None:
-        """Go back through the chunk that was climbed last. Returns ∂L/∂x ``(time, stream, sequence, input)`` if asked.
+    def back(self, chunk: int, start: int, stop: int, direct: Tensor, *, with_input: bool) -> Tensor | None:
+        """Go back through a chunk that was climbed. Returns ∂L/∂x ``(time, stream, sequence, input)`` if asked.
 
         Args:
-            direct: ``(time, stream, sequence, state)``, what comes from above; final states are added here.
+            direct: ``(time, stream, sequence, state)``, what comes from above, of the streams that have begun; final states are
+                added here.
         """
-        ends = Ends(cell=self._c_n)
+        streams = direct.shape[1]
+        ends = Ends(cell=None if self._c_n is None else self._c_n[:streams])
         for step in torch.unique(self.layout.lengths - 1).tolist():
             if start <= step < stop:
                 ending = torch.nonzero(self.layout.lengths - 1 == step).flatten().to(direct.device)
                 ends.at[step - start] = ending
                 if self._h_n is not None:
-                    direct[step - start][:, ending] += self._h_n[:, ending]
-        hidden, cell = self.adjoint.sweep(self._factors, direct, self._carry, ends)
+                    direct[step - start][:, ending] += self._h_n[:streams, ending]
+        _, factors = self._climbed.pop(chunk)
+        carry = self._carry.first(streams)
+        hidden, cell = self.adjoint.sweep(factors, direct, carry, ends)
+        self._carry.replace(carry)
         self.direct[start:stop] = norm(direct[:, 0]).cpu()
-        self.total[start:stop] = norm(hidden).cpu()
+        self.total[start:stop, :streams] = norm(hidden).cpu()
         if self.total_cell is not None and cell is not None:
-            self.total_cell[start:stop] = norm(cell).cpu()
-        return self.adjoint.input_gradient(self._factors, hidden, cell) if with_input else None
+            self.total_cell[start:stop, :streams] = norm(cell).cpu()
+        return self.adjoint.input_gradient(factors, hidden, cell) if with_input else None
 
     def _note_states(self, start: int, stop: int, states: Tensor) -> None:
         bad = ~states.isfinite().all(-1).cpu() & self.layout.valid(start, stop)

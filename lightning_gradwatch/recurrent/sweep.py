@@ -67,8 +67,8 @@ class _Stack:
         self.dtype = call.weights[0].dtype
         if self.dtype not in TOLERANCES:
             self.dtype = torch.float32
-        self.streams = 1 + len(anchors)
-        self.chunks = [(s, min(s + chunk, layout.timesteps)) for s in range(0, layout.timesteps, chunk)]
+        self.chunk = chunk
+        self.chunks = self._chunks(chunk)
         self.masks = redraw_masks(call, layout)
         self.output_gradient = call.output_gradient.value()
         self.h_n_gradient, self.c_n_gradient = call.h_n_gradient.value(), call.c_n_gradient.value()
@@ -88,7 +88,20 @@ class _Stack:
             c_n_gradient=self._cast(layout.read_state(self.c_n_gradient, index)),
         )
         adjoint = ADJOINTS[call.shape.mode](weights, call.shape)
-        return DirectionSweep(adjoint, layout, direction, self.anchors, boundary, len(self.chunks) == 1)
+        return DirectionSweep(adjoint, layout, direction, self.anchors, boundary, layout.timesteps <= self.chunk)
+
+    def _chunks(self, chunk: int) -> list[tuple[int, int]]:
+        """At most ``chunk`` steps each; a new one begins behind each anchor, so that no stream is carried before it begins."""
+        steps = self.layout.timesteps
+        edges = {*range(0, steps, chunk), steps}
+        if self.call.shape.num_directions == 1:
+            edges |= {step + 1 for step in self.anchors.beginnings()}
+        ordered = sorted(edges)
+        return list(zip(ordered[:-1], ordered[1:], strict=True))
+
+    def _streams(self, start: int) -> int:
+        """How many streams carry a gradient at ``start`` or later; all of them where a direction runs the other way."""
+        return 1 + (self.anchors.begun(start) if self.call.shape.num_directions == 1 else len(self.anchors))
 
     def _cast(self, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.detach().to(self.dtype)
@@ -111,8 +124,9 @@ class _Stack:
     def _from_output(self, direction: int, start: int, stop: int) -> Tensor:
         """What the loss sends to a direction of the top layer, for every stream."""
         width = self.call.shape.state_size
-        direct = next(iter(self.call.weights)).new_zeros(
-            stop - start, self.streams, len(self.layout.sequences), width, dtype=self.dtype
+        streams = self._streams(start)
+        direct = self.call.weights[0].new_zeros(
+            stop - start, streams, len(self.layout.sequences), width, dtype=self.dtype
         )
         if self.output_gradient is None:
             return direct
@@ -120,7 +134,7 @@ class _Stack:
         whole = self.layout.read(columns, direction, start, stop).to(self.dtype)
         direct[:, 0] = whole
         times = self.layout.times(direction, start, stop)
-        here = (times[:, None] == self.anchors.timestep) & self.layout.valid(start, stop)[:, None]
+        here = (times[:, None] == self.anchors.timestep[: streams - 1]) & self.layout.valid(start, stop)[:, None]
         t, a, s = torch.nonzero(here, as_tuple=True)
         scale = self.anchors.scale[a, s].to(direct)
         direct[t, a + 1, s] = whole[t, s] * scale[:, None]
@@ -135,7 +149,7 @@ class _Stack:
             self._climb(chunk)
             gradient = self._from_output(FORWARD, start, stop)
             for layer in range(len(self.directions) - 1, -1, -1):
-                below = self.directions[layer][0].back(start, stop, gradient, with_input=layer > 0)
+                below = self.directions[layer][0].back(chunk, start, stop, gradient, with_input=layer > 0)
                 mask = self._mask(layer, start, stop)
                 gradient = below if mask is None or below is None else below * mask[:, None]
                 if gradient is None:
@@ -191,7 +205,7 @@ class _Stack:
                 start, stop = self.chunks[k]
                 recorded = self._recorded(direction, start, stop) if top else None
                 sweep.climb(k, start, stop, source(direction, start, stop), recorded)
-                part = sweep.back(start, stop, gradient(direction, start, stop), with_input=layer > 0)
+                part = sweep.back(k, start, stop, gradient(direction, start, stop), with_input=layer > 0)
                 if part is not None:
                     parts.insert(0, part)
             if parts:

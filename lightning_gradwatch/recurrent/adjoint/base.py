@@ -46,6 +46,16 @@ class Carry:
     hidden: Tensor
     cell: Tensor | None = None
 
+    def first(self, streams: int) -> Carry:
+        """That of the first ``streams`` alone; the others have not begun."""
+        return Carry(self.hidden[:streams].clone(), None if self.cell is None else self.cell[:streams].clone())
+
+    def replace(self, part: Carry) -> None:
+        """Take over what the first streams carry now."""
+        self.hidden[: len(part.hidden)] = part.hidden
+        if self.cell is not None and part.cell is not None:
+            self.cell[: len(part.cell)] = part.cell
+
 
 @dataclass(slots=True)
 class Ends:

@@ -26,9 +26,24 @@ HERE = Path(__file__).parent
 
 def write_event_page(_app: object) -> None:
     """One section for each event kind, with its own message and remedy."""
-    lines = ["# Event kinds", "", "What each kind means and what to do about it; the same text that the event itself carries.", ""]
+    lines = [
+        "# Event kinds",
+        "",
+        "What each kind means and what to do about it; the same text that the event itself carries.",
+        "",
+    ]
     for kind in EventKind:
-        lines += [f"({kind.lower()})=", f"## {kind}", "", f"*Severity: {kind.severity}.*", "", f"> {kind.message}", "", kind.remedy, ""]
+        lines += [
+            f"({kind.lower()})=",
+            f"## {kind}",
+            "",
+            f"*Severity: {kind.severity}.*",
+            "",
+            f"> {kind.message}",
+            "",
+            kind.remedy,
+            "",
+        ]
     page = HERE / "reference" / "events.md"
     text = "\n".join(lines)
     if not page.exists() or page.read_text() != text:

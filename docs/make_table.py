@@ -1,6 +1,6 @@
 """Write `reference/configurations.md` from the results of the tests, which train every configuration and see what is observed.
 
-    python docs/make_table.py
+python docs/make_table.py
 """
 
 from __future__ import annotations

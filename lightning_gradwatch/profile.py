@@ -30,14 +30,16 @@ class Horizon:
 
 
 def gradient_horizon(lagged: Floats) -> Horizon:
-    """The first lag at which ``lagged`` falls under 1 %; the longest lag, censored, if it never does.
+    """The first lag at which ``lagged`` falls under 1 %; the longest lag, censored, if it never does. There is none where the
+    curve is not finite before it falls.
 
     Args:
         lagged: ‖∂L_τ/∂s_{τ−k}‖/‖∂L_τ/∂s_τ‖ over lag k ``(lag,)``, lagged[0] = 1.
     """
-    if not len(lagged):
-        return Horizon(None, True)
     under = np.flatnonzero(lagged < HORIZON_RATIO)
+    seen = lagged[: under[0]] if len(under) else lagged
+    if not len(lagged) or not np.isfinite(seen).all():
+        return Horizon(None, True)
     return Horizon(int(under[0]), False) if len(under) else Horizon(len(lagged) - 1, True)
 
 

@@ -92,7 +92,9 @@ def train(model: pl.LightningModule, data: list[Tensor], callbacks: list[pl.Call
     return [end - start for start, end in zip(starts, ends, strict=True)]
 
 
-def interleaved(variants: dict[str, Callable[[list[Tensor]], list[float]]], rounds: int, steps: int) -> dict[str, list[float]]:
+def interleaved(
+    variants: dict[str, Callable[[list[Tensor]], list[float]]], rounds: int, steps: int
+) -> dict[str, list[float]]:
     """Rounds of ``steps`` training steps of each variant in turn; the first step of a round warms up and is left out."""
     taken: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
@@ -102,30 +104,52 @@ def interleaved(variants: dict[str, Callable[[list[Tensor]], list[float]]], roun
     return taken
 
 
-def ratio(values: list[float], base: list[float]) -> dict[str, float]:
-    """Median and quartiles of the paired ratios."""
-    ratios = [value / other for value, other in zip(values, base, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
     return {"median": middle, "p25": low, "p75": high}
 
 
-def alternate_steps(steps: int) -> dict[str, dict[str, float]]:
-    """GradWatch's ordinary step against the bare one, alternating within one run.
+def ratio(values: list[float], base: list[float]) -> dict[str, float]:
+    """Median and quartiles of the paired ratios."""
+    return spread([value / other for value, other in zip(values, base, strict=True)])
 
-    A claim of 1 % drowns in the difference of two runs, so one model is trained, and on every second step its hooks are on.
-    The sampled step is timed on its own: its sweep beside the training step that it follows.
+
+def alternate_steps(steps: int) -> dict[str, dict[str, float]]:
+    """GradWatch's ordinary step against the bare one, alternating within one run; and the sweep of a sampled step.
+
+    A claim of 1 % drowns in the difference of two runs, so one model is trained, and on every second step its hooks work.
     """
+    bare, watched = alternate(10**9, steps)
+    sampled = [on - off for off, on in zip(*alternate(1, max(steps // 4, 5)), strict=True)]
+    step = statistics.median(bare)
+    pairs, sweeps = ratio(watched, bare), spread([seconds / step for seconds in sampled])
+    return {
+        "ordinary step / bare step": pairs,
+        "what a sampled step adds / bare step": sweeps,
+        "at the defaults (ordinary + sampled / 50)": {name: pairs[name] + sweeps["median"] / 50 for name in pairs},
+        "bare step, milliseconds": spread([1e3 * seconds for seconds in bare]),
+    }
+
+
+WARM_UP = 6
+
+
+def alternate(every_n_steps: int, steps: int) -> tuple[list[float], list[float]]:
+    """Seconds of ``steps`` bare and ``steps`` watched training steps in turn, the callback's hooks called as the Trainer does."""
     model = LanguageModel()
     optimizer = model.configure_optimizers()
-    with tempfile.TemporaryDirectory() as folder, _attached(model, Path(folder)) as (watch, trainer):
-        bare, watched = [], []
-        data = batches(8)
-        for i in range(2 * steps + 8):
-            on = i % 2 == 1
+    data = batches(8)
+    bare: list[float] = []
+    watched: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, _attached(model, Path(folder), every_n_steps) as (watch, trainer):
+        for i in range(2 * (steps + WARM_UP)):
+            batch, on = data[i % 8], i % 2 == 1
+            trainer.fit_loop.epoch_loop._batches_that_stepped += on
             begun = time.perf_counter()
             if on:
-                watch.on_train_batch_start(trainer, model, data[i % 8], i)
-            loss = model.training_step(data[i % 8], i)
+                watch.on_train_batch_start(trainer, model, batch, i)
+            loss = model.training_step(batch, i)
             optimizer.zero_grad()
             if on:
                 watch.on_before_backward(trainer, model, loss)
@@ -134,56 +158,29 @@ def alternate_steps(steps: int) -> dict[str, dict[str, float]]:
                 watch.on_after_backward(trainer, model)
             optimizer.step()
             if on:
-                watch.on_train_batch_end(trainer, model, None, data[i % 8], i)
-            if i >= 8:
+                watch.on_train_batch_end(trainer, model, None, batch, i)
+            if i >= 2 * WARM_UP:
                 (watched if on else bare).append(time.perf_counter() - begun)
-        sampled = _time_sweeps(watch, model, data, max(steps // 10, 5))
-    pairs = ratio(watched, bare)
-    step = statistics.median(bare)
-    share = statistics.median(sampled) / step
-    return {
-        "ordinary step / bare step": pairs,
-        "sampled step's sweep / bare step": {"median": share, "p25": statistics.quantiles(sampled, n=4)[0] / step, "p75": statistics.quantiles(sampled, n=4)[2] / step},
-        "at the defaults (ordinary + sweep / 50)": {"median": pairs["median"] + share / 50, "p25": pairs["p25"] + share / 50, "p75": pairs["p75"] + share / 50},
-        "bare step, milliseconds": {"median": 1e3 * step, "p25": 1e3 * statistics.quantiles(bare, n=4)[0], "p75": 1e3 * statistics.quantiles(bare, n=4)[2]},
-    }  # fmt: skip
+    return bare, watched
 
 
 @contextlib.contextmanager
-def _attached(model: pl.LightningModule, folder: Path) -> Iterator[tuple[GradWatch, pl.Trainer]]:
-    """A GradWatch whose first sample is done, on a Trainer that has been set up by a fit."""
-    watch = GradWatch(every_n_steps=10**9, dirpath=folder / "run", summary=False)
+def _attached(model: pl.LightningModule, folder: Path, every_n_steps: int) -> Iterator[tuple[GradWatch, pl.Trainer]]:
+    """A GradWatch on a Trainer that has been set up by a fit."""
+    watch = GradWatch(every_n_steps=every_n_steps, dirpath=folder / "run", summary=False)
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
     trainer.fit(model, torch.utils.data.DataLoader(batches(2), batch_size=None))
     watch.on_train_start(trainer, model)
-    watch._last_sampled = 0
     yield watch, trainer
     watch.teardown(trainer, model, "fit")
-
-
-def _time_sweeps(watch: GradWatch, model: pl.LightningModule, data: list[Tensor], count: int) -> list[float]:
-    """Seconds that a sampled step adds: sweep, profiles, events, records in the run log."""
-    seconds = []
-    real = watch._watch._sample
-
-    def timed(*arguments: object) -> None:
-        begun = time.perf_counter()
-        real(*arguments)
-        seconds.append(time.perf_counter() - begun)
-
-    watch._watch._sample = timed
-    for i in range(count):
-        watch._last_sampled = None
-        watch.on_train_batch_start(watch._trainer, model, data[i % 8], i)
-        loss = model.training_step(data[i % 8], i)
-        model.zero_grad()
-        loss.backward()
-        watch.on_after_backward(watch._trainer, model)
-        watch.on_train_batch_end(watch._trainer, model, None, data[i % 8], i)
-    return seconds[1:]
 
 
 def long_sequence(timesteps: int = 10_000, batch: int = 4, hidden: int = 128) -> dict[str, object]:
@@ -252,7 +249,9 @@ def main() -> None:
             "unrolled with retain_grad": lambda data: train(UnrolledLanguageModel(), data, [], False),
         }
         taken = interleaved(variants, options.rounds, 6)
-    figures["whole Trainer runs, ordinary steps / bare"] = {n: ratio(v, taken["bare"]) for n, v in taken.items() if n != "bare"}
+    figures["whole Trainer runs, ordinary steps / bare"] = {
+        n: ratio(v, taken["bare"]) for n, v in taken.items() if n != "bare"
+    }
     figures["10,000 timesteps, batch 4, 128 hidden"] = long_sequence()
     text = json.dumps(figures, indent=2)
     print(text)

@@ -180,7 +180,7 @@ class Event:
     threshold: float | None = None
     action: str | None = None
     detail: dataclasses.InitVar[str] = ""
-    severity: Severity = None  # type: ignore[assignment]  # filled in from the kind
+    severity: Severity | None = None  # of the kind, unless given
     message: str = ""
     remedy: str = ""
 

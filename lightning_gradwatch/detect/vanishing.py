@@ -7,7 +7,7 @@ from statistics import median
 
 import numpy as np
 
-from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
 
 SAMPLES = 3
@@ -25,7 +25,8 @@ def is_vanishing(horizon: float, timesteps: int) -> bool:
 class VanishingDetector:
     """Reports a layer whose gradient horizon stays short over several samples; once an episode.
 
-    A horizon that the sequence cut off (censored) never counts, and ends an episode.
+    A horizon that the sequence cut off (censored) never counts, and ends an episode. Where the gradient reached further earlier in
+    the run, the event is a note and no warning: what has been learned needs little gradient.
 
     Args:
         samples: how many sampled steps in a row.
@@ -40,6 +41,7 @@ class VanishingDetector:
         self.samples = samples
         self._recent: dict[tuple[str, int, str, int], deque[int]] = {}
         self._episodes: set[tuple[str, int, str]] = set()
+        self._furthest: dict[tuple[str, int, str], int] = {}
 
     def __call__(self, profile: Profile, moment: Moment) -> Event | None:
         """The event of a profile of h, if it begins an episode."""
@@ -52,11 +54,14 @@ class VanishingDetector:
         if horizon.censored or horizon.lag is None or not is_vanishing(horizon.lag, profile.timesteps):
             recent.clear()
             self._episodes.discard(key)
+            self._furthest[key] = max(self._furthest.get(key, 0), horizon.lag or 0)
             return None
         recent.append(horizon.lag)
         if len(recent) < self.samples or key in self._episodes or not (rate is None or rate < 0):
             return None
         self._episodes.add(key)
+        further = self._furthest.get(key)
+        earlier = "" if further is None else f" Earlier it reached {further}; if the loss is low by now, it was enough."
         speed = "" if rate is None else f", growth rate {rate:+.3g} nats per timestep"
         return moment.event(
             EventKind.VANISHING_HIDDEN_GRADIENT,
@@ -66,5 +71,6 @@ class VanishingDetector:
             state="h",
             value=float(median(recent)),
             threshold=VANISHING_SHARE * profile.timesteps,
-            detail=f"The sequences have {profile.timesteps}; so it was in {len(recent)} samples in a row{speed}.",
+            severity=None if further is None else Severity.INFO,
+            detail=f"The sequences have {profile.timesteps}; so it was in {len(recent)} samples in a row{speed}.{earlier}",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ class _Stack:
         if self.call.shape.num_directions == 1:
             edges |= {step + 1 for step in self.anchors.beginnings()}
         ordered = sorted(edges)
-        return list(zip(ordered[:-1], ordered[1:], strict=True))
+        return list(pairwise(ordered))
 
     def _streams(self, start: int) -> int:
         """How many streams carry a gradient at ``start`` or later; all of them where a direction runs the other way."""

@@ -19,6 +19,7 @@ _MOST_VERDICTS = 100
 _SIGNS = {  # told apart without colour
     Verdict.HEALTHY: "✓",
     Verdict.VANISHING: "↘",
+    Verdict.SHORTENED: "⇥",
     Verdict.EXPLODING: "↗",
     Verdict.UNDECIDED: "?",
     Verdict.NOT_OBSERVED: "∅",

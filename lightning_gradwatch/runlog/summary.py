@@ -32,6 +32,7 @@ class Verdict(StrEnum):
 
     HEALTHY = "healthy"
     VANISHING = "vanishing"
+    SHORTENED = "shortened"
     EXPLODING = "exploding"
     UNDECIDED = "undecided"
     NOT_OBSERVED = "not observed"
@@ -115,6 +116,11 @@ def _summary(group: tuple[str, int, str], records: Sequence[Record], events: Seq
     timesteps = max(record["timesteps"] for record in last)
     exact = all(record.get("exact") is not False for record in last)
     verdict, sentence = _judge(last, here, timesteps, horizon, censored, rate, len(steps))
+    reached = _longest_reach(chosen)
+    if verdict is Verdict.VANISHING and reached is not None:
+        # A gradient that once reached far has shown what is there to learn; what has been learned needs little of it.
+        verdict = Verdict.SHORTENED
+        sentence = f"{sentence.partition(':')[0]}; at step {reached['step']} it reached {reached['horizon']}, as learning may leave it."
     if not exact:
         reason = next((record["inexact_reason"] for record in reversed(last) if record.get("inexact_reason")), "")
         sentence += " The measurement is not exact" + (f": {reason.rstrip('.')}." if reason else ".")
@@ -166,6 +172,13 @@ def _judge(
     if samples < SEVERAL:
         return Verdict.UNDECIDED, f"{fall}, but {_count(samples, 'sample')} cannot tell whether it stays so."
     return Verdict.VANISHING, f"{fall}: what lies further back is not learned."
+
+
+def _longest_reach(records: Sequence[Record]) -> Record | None:
+    """The record whose gradient reached furthest, if it was no short horizon; None if every sample's was."""
+    seen = [record for record in records if record.get("horizon") is not None]
+    far = [r for r in seen if r["horizon_censored"] or r["horizon"] >= VANISHING_SHARE * r["timesteps"]]
+    return max(far, key=lambda record: record["horizon"], default=None)
 
 
 def _median_horizon(records: Sequence[Record]) -> tuple[int | None, bool]:

@@ -51,6 +51,18 @@ class TestVanishing:
         """After a recovery it may be reported again."""
         assert [step for step, _ in run(VanishingDetector(), [-1] * 3 + [0] + [-1] * 3)] == [2, 6]
 
+    def test_what_reached_further_before_is_a_note(self) -> None:
+        """A horizon that shrank in training is information, one that was short from the start a warning."""
+        always, shrunk = VanishingDetector(), VanishingDetector()
+        for step in range(3):
+            event = always(decaying(-1.0), Moment(step))
+        shrunk(decaying(-0.05), Moment(0))
+        for step in range(1, 4):
+            note = shrunk(decaying(-1.0), Moment(step))
+        assert event.severity == "warning"
+        assert note.severity == "info"
+        assert "Earlier it reached 39" in note.message
+
     def test_calls_of_one_module_are_judged_apart(self) -> None:
         """Three calls in one step are not three samples."""
         detector = VanishingDetector()

@@ -50,6 +50,13 @@ def test_vanishing_is_never_judged_from_fewer_than_three_samples():
     assert judge(*records).verdict == Verdict.VANISHING
 
 
+def test_a_horizon_that_shrank_is_no_failure():
+    """A gradient that once reached far and no longer does is called shortened, with where it reached; never vanishing."""
+    found = judge(profile(0, rate=-0.01), *[profile(step, rate=-0.5) for step in range(1, 20)])
+    assert found.verdict == Verdict.SHORTENED
+    assert "at step 0 it reached 39" in found.sentence
+
+
 def test_several_calls_of_one_step_are_one_sample():
     """A module called three times in one step has been sampled once."""
     calls = [{**profile(0, rate=-0.5), "call": call} for call in range(3)]

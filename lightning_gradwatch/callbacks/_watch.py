@@ -183,8 +183,8 @@ class Watch:
         if discovery is None:
             return False
         discovery.close()
-        for name, module in discovery.found.items():
-            self.capture.add(name, module)
+        for name, (module, position) in discovery.found.items():
+            self.capture.add(name, module, position)
         self._weights = list(self.capture.parameters())
         return bool(discovery.found)
 

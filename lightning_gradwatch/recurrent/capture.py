@@ -60,9 +60,10 @@ class Capture:
             self._handles.append(module.register_forward_pre_hook(self._before_forward))
         self._handles.append(module.register_forward_hook(self._after_forward, with_kwargs=True))
 
-    def add(self, name: str, module: nn.Module) -> None:
-        """Watch one more module, found while training."""
+    def add(self, name: str, module: nn.Module, position: int = 0) -> None:
+        """Watch one more module, found while training, whose state is the ``position``-th tensor that it returns."""
         self.modules[name], self._names[module] = module, name
+        self.loops.positions[name] = position
         self.attach_to(module)
 
     def detach(self) -> None:

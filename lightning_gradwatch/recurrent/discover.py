@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -75,18 +76,25 @@ def scripted(model: nn.Module) -> dict[str, str]:
 class Discovery:
     """Finds cells of one's own: modules called several times in one forward whose output comes back as their input.
 
-    It watches every module without a recurrent one inside for one training step, by hooks that keep identities only.
+    It watches every module without a recurrent one inside for one training step. Its hooks hold no tensor, so that the step needs no
+    more memory than any other.
+
+    Attributes:
+        found: qualified name → the module, and which of the tensors that it returns comes back.
     """
 
     def __init__(self, model: nn.Module, known: Iterable[nn.Module]) -> None:
-        self.found: dict[str, nn.Module] = {}
-        self._made: dict[nn.Module, dict[int, Tensor]] = {}
+        self.found: dict[str, tuple[nn.Module, int]] = {}
+        self._made: dict[nn.Module, dict[int, tuple[weakref.ref[Tensor], int]]] = {}
         known = set(known)
+        inside = {module for recurrent in known for module in recurrent.modules()}
         self._names = {
             module: plain_name(name)
             for name, module in model.named_modules()
-            if name and not isinstance(module, torch.jit.ScriptModule) and known.isdisjoint(module.modules())
-            if not any(module in set(other.modules()) for other in known)
+            if name
+            and module not in inside
+            and not isinstance(module, torch.jit.ScriptModule)
+            and known.isdisjoint(module.modules())
         }
         self._handles = [module.register_forward_hook(self._after, with_kwargs=True) for module in self._names]
 
@@ -94,17 +102,23 @@ class Discovery:
         if not torch.is_grad_enabled():
             return
         made = self._made.setdefault(module, {})
-        if any(id(tensor) in made for tensor in tensors((*inputs, *kwargs.values()))):
-            self.found.setdefault(self._names[module], module)
-        # The tensors are held, so that no later one gets the identity of one that is gone.
-        made.update((id(tensor), tensor) for tensor in tensors((outputs,)) if tensor.requires_grad)
+        for tensor in tensors((*inputs, *kwargs.values())):
+            known = made.get(id(tensor))
+            if (
+                known is not None and known[0]() is tensor
+            ):  # a tensor that is gone may have left its identity to another
+                self.found.setdefault(self._names[module], (module, known[1]))
+        for position, tensor in enumerate(tensors((outputs,))):
+            if tensor.requires_grad:
+                made[id(tensor)] = weakref.ref(tensor), position
 
     def close(self) -> None:
-        """Take the hooks off and forget the tensors."""
+        """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._made.clear()
 
     def __getstate__(self) -> dict[str, Any]:
+        """A copy is inert, as a copy of a capture is."""
         return {"found": {}, "_made": {}, "_names": {}, "_handles": []}

@@ -19,9 +19,14 @@ FEW = 3
 
 
 class Loops:
-    """Joins the calls of cells, and the taps, of one training step to sequences, each appended to ``calls`` when it begins."""
+    """Joins the calls of cells, and the taps, of one training step to sequences, each appended to ``calls`` when it begins.
+
+    Attributes:
+        positions: module name → which of the tensors that it returns is its state, where that is not the first.
+    """
 
     def __init__(self, calls: MutableSequence[RecurrentCall | Loop]) -> None:
+        self.positions: dict[str, int] = {}
         self._calls = calls
         self._last: dict[int, Loop] = {}
         self._of_module: dict[str, list[Loop]] = {}
@@ -55,7 +60,7 @@ class Loops:
     def keep(self, name: str, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         """One call of a cell."""
         given = [*tensors(inputs), *tensors(kwargs.values())]
-        made = tensors((outputs,))
+        made = tensors((outputs,))[self.positions.get(name, 0) :]
         if not made or not made[0].requires_grad:
             return
         x, states = given[0], given[1:]
@@ -70,8 +75,8 @@ class Loops:
             loop.c.append(LoopState.of(made[1]))
             # Without a batch dimension PyTorch squeezes both results, and h no longer hangs on this c in the graph.
             loop.c_is_total = made[1].dim() == 2
-        for state in made:
-            self._last[id(state)] = loop
+        for state in (loop.h[-1], *loop.c[-1:]):  # these are held, so that no later tensor gets their identity
+            self._last[id(state.tensor)] = loop
 
     def _begin(self, name: str, kind: str, weights: tuple[tuple[str, Tensor], ...]) -> Loop:
         loop = Loop(name, self._number[name], kind, weights=weights)

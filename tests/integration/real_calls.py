@@ -55,6 +55,26 @@ class OwnCell(nn.Module):
         return torch.tanh(self.mix(torch.cat([x, h], -1)))
 
 
+class OwnCellWithOutput(OwnCell):
+    """A cell that returns an output and, behind it, its state."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(width, hidden)
+        self.out = nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        state = super().forward(x, h)
+        return self.out(state), state
+
+
+def with_output(cell: nn.Module, x: Tensor) -> Tensor:
+    h, outputs = start(x), []
+    for t in range(x.shape[1]):
+        output, h = cell(x[:, t], h)
+        outputs.append(output)
+    return torch.stack(outputs, 1)
+
+
 class ScriptedLoop(nn.Module):
     """A loop that is to be scripted."""
 
@@ -179,6 +199,7 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Ten
     "nn.LSTMCell in a loop": (lambda: nn.LSTMCell(6, 8), over_cell, EXACT),
     "cell states in a list, changed in place": (lambda: nn.GRUCell(6, 8), in_place, EXACT),
     "a cell of one's own, found by itself": (lambda: OwnCell(6, 8), over_cell, EXACT),
+    "a cell of one's own that returns output and state": (lambda: OwnCellWithOutput(6, 8), with_output, EXACT),
     "states marked with tap": (lambda: nn.Linear(14, 8), tapped, EXACT),
     "a fused module fed one timestep at a time": (lstm, teacher_forced, EXACT),
     "one module for encoding and decoding": (lstm, twice, EXACT),

@@ -104,3 +104,11 @@ def test_a_cell_of_ones_own_is_sampled_on_the_step_after_it_was_found(tmp_path) 
     records = records_of("a cell of one's own, found by itself", tmp_path)
     assert [record["step"] for record in records] == [1, 2, 4]
     assert {record["kind"] for record in records} == {"OwnCell"}
+
+
+def test_the_state_of_ones_own_cell_is_what_comes_back(tmp_path) -> None:
+    """Of a cell that returns output and state, the state's gradient is measured: it has a past at every timestep."""
+    (record, *_) = records_of("a cell of one's own that returns output and state", tmp_path)
+    assert record["timesteps"] == 8
+    assert len(record["lagged"]) == 8
+    assert all(0 < ratio < 1 for ratio in record["lagged"][1:])

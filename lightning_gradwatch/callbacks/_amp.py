@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -17,19 +16,17 @@ def active_scaler(trainer: Trainer) -> Any | None:
     return scaler if scaler is not None and scaler.is_enabled() else None
 
 
-def loss_scale(trainer: Trainer) -> Callable[[], float]:
-    """What multiplies the loss of this backward pass, to be read when it is wanted; 1.0 without a scaler.
+def loss_scale(trainer: Trainer) -> Tensor | float:
+    """What multiplies the loss of this backward pass; 1.0 without a scaler.
 
     The scale is kept as it is now, on its device: read later it may have been updated, read now it would be a host sync.
     """
     scaler = active_scaler(trainer)
     if scaler is None:
-        return lambda: 1.0
+        return 1.0
     scale = scaler._scale
-    if not isinstance(scale, Tensor):  # it is made when the first loss is scaled
-        return lambda: float(scaler.get_scale())
-    kept = scale.clone()
-    return lambda: float(kept)
+    # It is made when the first loss is scaled.
+    return scale.clone() if isinstance(scale, Tensor) else float(scaler.get_scale())
 
 
 def unscale_once(scaler: Any, optimizer: Optimizer) -> None:

@@ -31,7 +31,7 @@ from lightning_gradwatch.recurrent import (
     sweep,
 )
 from lightning_gradwatch.recurrent.discover import Discovery, plain_name, scripted
-from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm
+from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
 
 Call = RecurrentCall | Loop
 
@@ -40,7 +40,7 @@ Call = RecurrentCall | Loop
 class Step:
     """What is known of a step besides its tensors.
 
-    ``unscale``: by what hidden-state gradients are multiplied to undo loss scale and gradient accumulation.
+    ``windows``: by how much the loss was divided for gradient accumulation; ``scale``: by how much a gradient scaler multiplied it.
     ``complete``: whether the parameters' gradients are those of the whole optimizer step. ``scaled``: whether a gradient
     scaler is at work.
     """
@@ -48,9 +48,14 @@ class Step:
     moment: Moment
     micro_batch: int
     sampled: bool
-    unscale: Callable[[], float]
+    windows: int
+    scale: Tensor | float
     complete: bool
     scaled: bool
+
+    def unscale(self) -> float:
+        """By what hidden-state gradients are multiplied to undo both. A host sync where a scaler is at work."""
+        return self.windows / float(self.scale)
 
 
 @dataclass(slots=True)
@@ -120,7 +125,7 @@ class Watch:
             return
         self.observed.update(call.module for call in calls)
         self._report_severed(severed, step.moment)
-        norm = gradient_norm(self._weights)
+        norm = gradient_norm(self._weights, step.scale)
         if norm is not None:
             self._pending.append(_Pending(norm, calls, loss, step))
         if step.sampled:
@@ -156,7 +161,7 @@ class Watch:
             if name in self.capture.unseen:
                 reason = self.capture.unseen[name]
             elif name in self.called_around:
-                reason = "its weights have gradients, so its .forward was called around the module"
+                reason = "its weights have gradients but no hook fired: its .forward was called around it, or it was compiled before the fit"
             else:
                 reason = "its forward was not called in a training step, or no loss reached its output"
             found.append((name, f"{reason[0].upper()}{reason[1:]}."))
@@ -232,10 +237,10 @@ class Watch:
         if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
             if not self._overflowing:
                 self._overflowing = True
-                self._on_event(step.moment.event(EventKind.AMP_OVERFLOW, value=1 / step.unscale(), action="skipped"))
+                self._on_event(step.moment.event(EventKind.AMP_OVERFLOW, value=float(step.scale), action="skipped"))
             return
         if event is None:
-            event = self._overflowed(step.moment)
+            event = self._overflowed(step)
         self._nonfinite = True
         self._on_event(event)
         if not step.sampled:
@@ -248,13 +253,13 @@ class Watch:
         names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
         return SweptCall(call, sweep(call, anchors=0, max_sequences=None), names)
 
-    def _overflowed(self, moment: Moment) -> Event:
+    def _overflowed(self, step: Step) -> Event:
         """Every entry is finite: only the sum of their squares left float32."""
-        norms = [weight.grad.double().norm() for weight in self._weights if weight.grad is not None]
+        norms = [local(weight.grad).double().norm() for weight in self._weights if weight.grad is not None]
         bound = self._jump.bound()
-        return moment.event(
+        return step.moment.event(
             EventKind.EXPLODING_GRADIENT,
-            value=float(torch.stack(norms).norm()),
+            value=float(torch.stack(norms).norm() / step.scale),
             threshold=bound if bound is not None else math.sqrt(torch.finfo(torch.float32).max),
             detail="It is that of the recurrent weights' gradient; the sum of its squares overflows float32.",
         )

@@ -140,6 +140,9 @@ class GradWatch(Callback):
         self._log: RunLogWriter | None = None
         self._trainer: Trainer | None = None
         self._records: dict[tuple[str, int, str, str, int], deque[dict[str, Any]]] = {}
+        self._furthest: dict[
+            tuple[str, int, str, str, int], dict[str, Any]
+        ] = {}  # of all samples, not the last ones only
         self._loss: Tensor | None = None
         self._moment = Moment(0)
         self._hidden = False
@@ -168,7 +171,7 @@ class GradWatch(Callback):
         self._watch = Watch(
             pl_module,
             {name: module for name, module in modules.items() if name not in hidden},
-            find_cells=self.modules == "auto",
+            find_cells=self.modules == "auto" and not hidden,
             max_sequences=self.max_sequences,
             anchors=self.anchors,
             on_profiles=self._take_profiles,
@@ -225,7 +228,8 @@ class GradWatch(Callback):
             rank_zero_info("\n".join(self._summary_lines()))
 
     def _summary_lines(self) -> list[str]:
-        records = [record for recent in self._records.values() for record in recent]
+        kept = [*self._furthest.values(), *(record for recent in self._records.values() for record in recent)]
+        records = list({id(record): record for record in kept}.values())
         lines = ["GradWatch: how far the gradient reaches back through time"]
         for layer in summarise(records, [event.to_record() for event in self.events]):
             lines.append(f"  {layer.line}")
@@ -292,12 +296,12 @@ class GradWatch(Callback):
         """What is known of a backward pass through ``calls``; a ``raw`` one went past Lightning, which scaled nothing."""
         automatic = pl_module.automatic_optimization
         windows = accumulation(trainer) if automatic else 1
-        scale = (lambda: 1.0) if raw else loss_scale(trainer)
         return Step(
             moment=self._moment,
             micro_batch=(self._moment.batch_idx or 0) % windows,
             sampled=self._sampling.due((c.module for c in calls), self._now(trainer), again=not automatic),
-            unscale=lambda: windows / scale(),
+            windows=windows,
+            scale=1.0 if raw else loss_scale(trainer),
             complete=not (automatic and trainer.fit_loop._should_accumulate()),  # pyright: ignore[reportPrivateUsage]
             scaled=not raw and active_scaler(trainer) is not None,
         )
@@ -316,6 +320,8 @@ class GradWatch(Callback):
                 self._log.profile(cast("Any", record))
             key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)
             self._records.setdefault(key, deque(maxlen=LAST_SAMPLES)).append(record)
+            if _reach(record) > _reach(self._furthest.get(key)):
+                self._furthest[key] = record
             if profile.state == "h":
                 self._accumulate(profile)
                 scalars |= _scalars(profile, record)
@@ -388,6 +394,13 @@ class GradWatch(Callback):
         for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks
             state.pop(bound, None)
         return state
+
+
+def _reach(record: Mapping[str, Any] | None) -> float:
+    """How much of its sequence a record's gradient reaches back over; more than all of it if it was cut off."""
+    if record is None or record["horizon"] is None:
+        return 0.0
+    return record["horizon"] / record["timesteps"] + record["horizon_censored"]
 
 
 def _scalars(profile: Profile, record: Mapping[str, Any]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.recurrent.monitor import local
 
 
 class Place(Protocol):
@@ -48,8 +49,9 @@ def locate_nonfinite(
         if found is not None:
             return found
     for name, parameter in parameters:
-        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            return moment.event(EventKind.NONFINITE_GRADIENT, parameter=name, value=bad_value(parameter.grad))
+        gradient = None if parameter.grad is None else local(parameter.grad)
+        if gradient is not None and not bool(gradient.isfinite().all()):
+            return moment.event(EventKind.NONFINITE_GRADIENT, parameter=name, value=bad_value(gradient))
     return None
 
 

@@ -136,7 +136,7 @@ class RecurrentCall:
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         named = [("input", self.input), ("initial state", self.h0), ("initial state", self.c0), ("output", self.output)]
-        return [(name, t) for name, t in named if t is not None] + [("weights", w) for w in self.weights]
+        return [(name, t) for name, t in named if t is not None] + [("weight", w) for w in self.weights]
 
     def _versions(self) -> tuple[int, ...]:
         return tuple(tensor._version for _, tensor in self._tensors())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +36,7 @@ class Capture:
         self.failure: Exception | None = None
         self.loops = Loops(self.calls)
         self._active = False
+        self._number: Counter[str] = Counter()  # calls of a module in the present step
         self._rng_state: Tensor | None = None
         self._names = {module: name for name, module in modules.items()}
         self._inner: dict[nn.Module, InnerCalls] = {}
@@ -91,6 +93,7 @@ class Capture:
             call.release()
         self.calls.clear()
         self.loops.clear()
+        self._number.clear()
         self._rng_state = None
 
     def take(self) -> list[RecurrentCall | Loop]:
@@ -136,13 +139,14 @@ class Capture:
     def _read(self, module: nn.Module, read: Callable[[str, int], RecurrentCall]) -> None:
         name = self._names[module]
         try:
-            call = read(name, sum(call.module == name for call in self.calls))
+            call = read(name, self._number[name])
         except TypeError as error:
             self.unseen[name] = str(error)
             return
         if not (call.output.requires_grad or call.h_n.requires_grad):
             self.unseen[name] = "nothing in it needs a gradient"
             return
+        self._number[name] += 1
         call.watch_gradients()
         self.calls.append(call)
 

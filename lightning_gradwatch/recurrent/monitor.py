@@ -32,11 +32,17 @@ class PendingNorm:
         return float(self._value)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's own part of a tensor that may be sharded (DTensor): an operation on the whole would be a collective."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
 @torch.no_grad()
-def gradient_norm(weights: Sequence[Tensor]) -> PendingNorm | None:
-    """The L2 norm over the gradients of ``weights``; None if none has one."""
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
+def gradient_norm(weights: Sequence[Tensor], scale: Tensor | float = 1.0) -> PendingNorm | None:
+    """The L2 norm over the gradients of ``weights``, divided by the loss ``scale``; None if none has one."""
+    gradients = [local(weight.grad) for weight in weights if weight.grad is not None]
     if not gradients:
         return None
     norms = torch._foreach_norm(gradients)  # type: ignore[attr-defined]  # what clip_grad_norm_ uses
-    return PendingNorm(norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms)))
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return PendingNorm(norm / scale if isinstance(scale, Tensor) else norm)

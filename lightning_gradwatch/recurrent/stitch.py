@@ -28,8 +28,9 @@ def stitch(calls: Sequence[RecurrentCall | Loop]) -> list[RecurrentCall | Loop]:
         else:
             chain.append(call)
     joined = [chain[0] if len(chain) == 1 else _join(chain) for chain in chains]
+    first = {call.module: call.index for call in reversed(calls) if isinstance(call, RecurrentCall)}
     for place, call in enumerate(joined):  # they are counted anew: many calls may have become one
-        call.index = sum(before.module == call.module for before in joined[:place])
+        call.index = first[call.module] + sum(before.module == call.module for before in joined[:place])
     return [*joined, *loops]
 
 

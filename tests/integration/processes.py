@@ -21,15 +21,22 @@ def run(*arguments: object, seconds: float = 120, **environment: str) -> subproc
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as hung:
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in _family(process.pid):
+            os.kill(pid, signal.SIGKILL)
         out, err = process.communicate()
         raise AssertionError(f"hung for {seconds} s: {' '.join(map(str, arguments))}\n{out}\n{err}") from hung
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that it started: launchers put their ranks into groups of their own."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    children = listed.read_text().split() if listed.exists() else []
+    return [pid, *(member for child in children for member in _family(int(child)))]
 
 
 def succeed(*arguments: object, seconds: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -4,27 +4,61 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.tuner import Tuner
 
-from lightning_gradwatch import GradWatch
+from lightning_gradwatch import GradWatch, load_run
+from tests.integration.ways import Adversarial, Fails, Fused, Manual, SkipsBatches, scaled
 from tests.models import TinyLanguageModel, sentences, trainer
 
 
 @dataclass
 class Configuration:
-    """One way to train."""
+    """One way to train.
+
+    Args:
+        model: arguments of ``kind``.
+        fit: the Trainer's options; a function is called for its value, so that both trainings get one of their own.
+        callbacks: makes callbacks besides ours.
+        watches: makes ours, given the run log's folder.
+        before: called with Trainer, model and data before the fit.
+        onednn: whether PyTorch may use it; its half-precision recurrence does not train on every CPU.
+        fails: whether the fit ends in an exception.
+        first_batch: the first one with a loss, which must be measured.
+        exact: whether every profile must be exact; if not, none may claim it.
+    """
 
     name: str
     model: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
     validate: bool = False
     resume: bool = False
+    kind: type[pl.LightningModule] = TinyLanguageModel
+    callbacks: Callable[[], list[Callback]] = list
+    watches: Callable[[Path], list[Callback]] = lambda path: [
+        GradWatch(every_n_steps=2, dirpath=path, keep_sequences=True)
+    ]
+    before: Callable[[pl.Trainer, pl.LightningModule, dict[str, Any]], object] | None = None
+    onednn: bool = True
+    fails: bool = False
+    first_batch: int = 0
+    exact: bool = True
 
 
 def _each(name: str, layers: int = 2, dropout: float = 0.3, **options: Any) -> list[Configuration]:
@@ -32,18 +66,78 @@ def _each(name: str, layers: int = 2, dropout: float = 0.3, **options: Any) -> l
     return [Configuration(f"{name} {cell}", {"cell": cell, **model}, **options) for cell in ("RNN", "LSTM", "GRU")]
 
 
-CONFIGURATIONS = [
+def _way(name: str, model: dict[str, Any] | None = None, **options: Any) -> Configuration:
+    return Configuration(name, {"layers": 2, "dropout": 0.2} if model is None else model, **options)
+
+
+def _find_learning_rate(run: pl.Trainer, model: pl.LightningModule, data: dict[str, Any]) -> None:
+    Tuner(run).lr_find(model, **data, num_training=5, update_attr=True)
+
+
+MODELS = [
     *_each("one layer", 1, 0.0),
     *_each("two layers", 2, 0.0),
     Configuration("relu", {"cell": "RNN_RELU", "layers": 2}),
     *_each("dropout", 3),
     *_each("bidirectional", model={"bidirectional": True}),
-    *_each("validation", fit={"val_check_interval": 2}, validate=True),
-    *_each("resume", validate=True, resume=True),
-    Configuration("accumulation", {"layers": 2}, {"accumulate_grad_batches": 3}),
-    Configuration("clipping by the Trainer", {"layers": 2}, {"gradient_clip_val": 0.1}),
-    Configuration("SGD", {"optimizer": "SGD", "lr": 0.5}),
 ]
+WAYS = [
+    *_each("validation", fit={"val_check_interval": 2}, validate=True),
+    *_each("resume in mid-epoch", validate=True, resume=True),
+    _way("accumulation", fit={"accumulate_grad_batches": 3}),
+    _way("accumulation by schedule", callbacks=lambda: [GradientAccumulationScheduler({0: 1, 1: 4, 2: 3})]),
+    _way("clipping by the Trainer", fit={"gradient_clip_val": 0.1}),
+    _way("SGD", {"optimizer": "SGD", "lr": 0.5}),
+    _way("LBFGS", {"optimizer": "LBFGS", "lr": 0.1}, fit={"max_steps": 3}),
+    *_each("bf16-mixed", fit={"precision": "bf16-mixed"}, onednn=False, exact=False),
+    *_each("bf16-true", fit={"precision": "bf16-true"}, onednn=False, exact=False),
+    *_each("64-true", fit={"precision": "64-true"}),
+    *_each("16-mixed", fit={"plugins": scaled}, onednn=False, exact=False),
+    _way("16-mixed, overflowing", fit={"plugins": lambda: scaled(2.0**24)}, onednn=False, exact=False),
+    _way("16-mixed, fused optimizer", kind=Fused, fit={"plugins": scaled}, onednn=False, exact=False),
+    _way("16-mixed, by hand", kind=Manual, fit={"plugins": scaled}, onednn=False, exact=False),
+    _way("no loss at times", {"without_loss": (0, 2)}, kind=SkipsBatches, first_batch=1),
+    _way("by hand", kind=Manual),
+    _way("by hand, raw backward", {"backward": "raw"}, kind=Manual),
+    _way(
+        "by hand, raw backward, raw optimizer",
+        {"backward": "raw", "wrapped": False},
+        fit={"max_epochs": 2, "max_steps": -1},
+        exact=False,
+        kind=Manual,
+    ),
+    _way("two optimizers", {}, kind=Adversarial),
+    _way("two optimizers in turn", {"in_turn": True}, kind=Adversarial),
+    _way("overfit_batches", fit={"overfit_batches": 2}),
+    _way("fast_dev_run", fit={"fast_dev_run": 3}),
+    _way("barebones", fit={"barebones": True, "num_sanity_val_steps": 0}),
+    _way("limit_train_batches", fit={"limit_train_batches": 3}),
+    _way("max_time", fit={"max_time": {"hours": 1}}),
+    _way("detect_anomaly", fit={"detect_anomaly": True}),
+    _way(
+        "averaged weights",
+        callbacks=lambda: [StochasticWeightAveraging(0.01, swa_epoch_start=1)],
+        fit={"max_epochs": 3},
+    ),
+    _way("early stopping", validate=True, callbacks=lambda: [EarlyStopping("val_loss", patience=0, min_delta=1.0)]),
+    _way("learning rate found first", before=_find_learning_rate),
+    _way("learning rate found in the fit", callbacks=lambda: [LearningRateFinder(num_training_steps=5)]),
+    _way(
+        "several instances",
+        {},
+        kind=Adversarial,
+        watches=lambda path: [
+            GradWatch(["generator"], dirpath=path),
+            GradWatch(["discriminator"], every_n_steps=1, dirpath=path),
+        ],
+    ),
+    *(
+        _way(f"an error in {hook}", callbacks=lambda hook=hook: [Fails(hook)], fails=True)
+        for hook in ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_train_batch_end")
+    ),
+    _way("interrupted", callbacks=lambda: [Fails("on_before_zero_grad", error=KeyboardInterrupt)], fails=True),
+]
+CONFIGURATIONS = [*MODELS, *WAYS]
 
 
 class Recorder(Callback):
@@ -56,46 +150,61 @@ class Recorder(Callback):
         self.seen.append({name: value.clone() for name, value in trainer.callback_metrics.items()})
 
 
-def train(configuration: Configuration, tmp_path, watched: bool) -> dict[str, Any]:
+def train(configuration: Configuration, tmp_path: Path, watched: bool) -> dict[str, Any]:
     """Train from a fixed seed and return everything that must not differ."""
     torch.manual_seed(7)
     random.seed(7)
     np.random.seed(7)
-    model = TinyLanguageModel(**configuration.model)
+    model = configuration.kind(**configuration.model)
     recorder = Recorder()
-    watch = [GradWatch(every_n_steps=2, dirpath=tmp_path / "run", keep_sequences=True)] if watched else []
+    watches = configuration.watches(tmp_path / "run") if watched else []
     checkpoints = (
         [ModelCheckpoint(tmp_path / "ckpt", every_n_train_steps=3, save_top_k=-1)] if configuration.resume else []
     )
-    options = {
-        "max_steps": 8,
-        "enable_checkpointing": bool(checkpoints),
-        "num_sanity_val_steps": 1,
-        **configuration.fit,
-    }
+    options = {"max_steps": 8, "enable_checkpointing": bool(checkpoints), "num_sanity_val_steps": 1}
+    options |= {name: value() if callable(value) else value for name, value in configuration.fit.items()}
     data = {
         "train_dataloaders": sentences(shuffle=True),
         "val_dataloaders": sentences(8) if configuration.validate else None,
     }
-    fit = trainer(tmp_path, [recorder, *copy.deepcopy(watch), *checkpoints], **options)
-    fit.fit(model, **data)
+    fit = trainer(tmp_path, [recorder, *copy.deepcopy(watches), *configuration.callbacks(), *checkpoints], **options)
+    raised = None
+    with torch.backends.mkldnn.flags(enabled=configuration.onednn):
+        if configuration.before is not None:
+            configuration.before(fit, model, data)
+        try:
+            fit.fit(model, **data)
+        except (RuntimeError, SystemExit) as error:
+            raised = repr(error)
+    assert (raised is not None) == configuration.fails, raised
     if configuration.resume:
         path = next((tmp_path / "ckpt").glob("*step=3.ckpt"))
         torch.manual_seed(8)
-        model = TinyLanguageModel(**configuration.model)
-        fit = trainer(tmp_path, [recorder, *copy.deepcopy(watch)], **{**options, "enable_checkpointing": False})
+        model = configuration.kind(**configuration.model)
+        fit = trainer(tmp_path, [recorder, *copy.deepcopy(watches)], **{**options, "enable_checkpointing": False})
         fit.fit(model, **data, ckpt_path=path, weights_only=True)
-    for callback in fit.callbacks:
-        if isinstance(callback, GradWatch):
-            assert callback.lagged, "GradWatch measured nothing, so there is nothing to compare"
+    if watched:
+        _check_what_was_measured(configuration, fit, tmp_path / "run")
     return {
         "weights": model.state_dict(),
-        "optimizer": fit.optimizers[0].state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in fit.optimizers],
         "metrics": recorder.seen,
+        "raised": raised,
+        "steps": (fit.global_step, fit.current_epoch),
         "torch rng": torch.get_rng_state(),
         "python rng": random.getstate(),
         "numpy rng": np.random.get_state()[1],
     }
+
+
+def _check_what_was_measured(configuration: Configuration, fit: pl.Trainer, folder: Path) -> None:
+    """Otherwise there would be nothing to compare."""
+    assert all(callback.lagged for callback in fit.callbacks if isinstance(callback, GradWatch))
+    if fit.fast_dev_run:
+        return
+    records = load_run(folder).profile_records
+    assert (records[0]["step"], records[0]["batch_idx"]) == (configuration.first_batch,) * 2
+    assert {record["exact"] for record in records} == {configuration.exact}
 
 
 def assert_identical(one: Any, other: Any, path: str = "") -> None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from lightning_gradwatch import load_run
+from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
 from tests.integration.processes import succeed
 from tests.integration.scripts.ddp import SPOILT_BATCH, SPOILT_SEQUENCE, SPOILT_TIMESTEP
 from tests.integration.scripts.fsdp2 import BOUND
 from tests.integration.test_invariance import assert_identical
+from tests.models import TinyLanguageModel, sentences, trainer
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 SCENARIOS = (
@@ -60,6 +63,7 @@ def ddp(tmp_path_factory) -> Runs:
     return Runs(folder, done.stdout + done.stderr)
 
 
+@pytest.mark.slow
 class TestDDP:
     """Two ranks whose sequences differ in length."""
 
@@ -189,3 +193,37 @@ class TestFSDP2:
         assert "GradWatch failed" not in fsdp2.output
         one, other = fsdp2.ranks("bare"), fsdp2.ranks("watched")
         assert_identical([rank["weights"] for rank in one], [rank["weights"] for rank in other])
+
+
+class LooksAtHooks(Callback):
+    """Counts the hooks on the recurrent layer while it trains."""
+
+    def __init__(self) -> None:
+        self.hooks: list[int] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.hooks.append(len(pl_module.rnn._forward_hooks))
+
+
+@pytest.mark.parametrize(
+    ("name", "watch_reason", "clip_reason"),
+    [
+        ("DeepSpeedStrategy", "DeepSpeed's engine owns its weights", "DeepSpeed clips and steps inside its own engine"),
+        ("FSDPStrategy", "under FSDP 1 its weights are gone", "under FSDP 1 each rank sees only its shards"),
+    ],
+)
+def test_what_cannot_be_done_is_said(tmp_path: Path, name: str, watch_reason: str, clip_reason: str) -> None:
+    """Under DeepSpeed and FSDP 1 each callback says in one warning that it does nothing and why; the training goes on untouched."""
+    stand_in = type(name, (SingleDeviceStrategy,), {})(device=torch.device("cpu"))
+    look, watch, clip = LooksAtHooks(), GradWatch(), AdaptiveClip("norm")
+    run = trainer(tmp_path, [look, watch, clip], strategy=stand_in)
+    with pytest.warns(UserWarning, match="GradWatch does not observe") as caught:
+        run.fit(TinyLanguageModel(), sentences())
+    messages = [str(w.message) for w in caught if "GradWatch" in str(w.message) or "AdaptiveClip" in str(w.message)]
+    assert len(messages) == 2
+    assert any(f"GradWatch does not observe rnn: {watch_reason}" in message for message in messages)
+    assert any(f"AdaptiveClip does nothing in this fit: {clip_reason}" in message for message in messages)
+    assert [(event.kind, event.module) for event in watch.events] == [(EventKind.NOT_OBSERVED, "rnn")]
+    assert watch_reason in watch.events[0].message.replace("Under", "under")
+    assert set(look.hooks) == {0}
+    assert (clip.events, run.global_step) == ([], 6)

@@ -19,6 +19,7 @@ pytestmark = [
 
 def train(way: str, tmp_path, watched: bool):
     torch.manual_seed(3)
+    torch._dynamo.reset()  # what was compiled without hooks would be reused, and with it their absence
     model = model_of(way)
     watch = GradWatch(every_n_steps=2, dirpath=tmp_path / "run", keep_sequences=True, max_sequences=None)
     fit = trainer(tmp_path, [watch] if watched else [], max_steps=5)

@@ -1,0 +1,132 @@
+"""LightningModules that train in ways of their own, and what a Trainer needs for its other ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor, nn
+
+from tests.models import WORDS, TinyLanguageModel
+
+
+class Fused(TinyLanguageModel):
+    """With an optimizer that undoes the loss scale in its own step."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), self.lr, fused=True)
+
+
+class SkipsBatches(TinyLanguageModel):
+    """Returns no loss at the batches named."""
+
+    def __init__(self, *, without_loss: tuple[int, ...], **options: Any) -> None:
+        super().__init__(**options)
+        self.without_loss = without_loss
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+        loss = super().training_step(batch, batch_idx)
+        return None if batch_idx in self.without_loss else loss
+
+
+class Manual(TinyLanguageModel):
+    """Optimizes by hand, two steps a batch; the sequence is cut in two, and the state carried over without its graph.
+
+    Args:
+        backward: ``lightning`` or ``raw``: through ``manual_backward`` or past it.
+        wrapped: whether the optimizer is Lightning's wrapper, which calls hooks, or the bare one, which calls none.
+    """
+
+    def __init__(self, *, backward: str = "lightning", wrapped: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.automatic_optimization = False
+        self.backward_by, self.wrapped = backward, wrapped
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        optimizer = self.optimizers(use_pl_optimizer=self.wrapped)
+        state = None
+        for words in batch[0].split(5, dim=1):
+            output, state = self.rnn(self.embedding(words[:, :-1]), state)
+            loss = nn.functional.cross_entropy(self.head(output).flatten(0, 1), words[:, 1:].flatten())
+            optimizer.zero_grad()
+            if self.backward_by == "raw":
+                loss.backward()
+            else:
+                self.manual_backward(loss)
+            optimizer.step()
+            state = (state[0].detach(), state[1].detach())
+            self.log("train_loss", loss)
+
+
+class InTurn(TinyLanguageModel):
+    """Trains one recurrent layer at even batches, another at odd ones."""
+
+    def __init__(self) -> None:
+        super().__init__("GRU")
+        self.other = nn.GRU(6, 8, batch_first=True)
+
+    def loss(self, words: Tensor, batch_idx: int) -> Tensor:
+        output, _ = (self.other if batch_idx % 2 else self.rnn)(self.embedding(words[:, :-1]))
+        return nn.functional.cross_entropy(self.head(output).flatten(0, 1), words[:, 1:].flatten())
+
+
+class Adversarial(pl.LightningModule):
+    """A generator (LSTM) and a discriminator (GRU), each with its optimizer; the discriminator steps twice a batch.
+
+    Args:
+        in_turn: train the generator at even batches and the discriminator at odd ones.
+    """
+
+    def __init__(self, in_turn: bool = False) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.in_turn = in_turn
+        self.generator, self.readout = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, WORDS)
+        self.discriminator, self.verdict = nn.GRU(WORDS, 5, batch_first=True), nn.Linear(5, 1)
+
+    def _judge(self, sentences: Tensor, truth: float) -> Tensor:
+        verdict = self.verdict(self.discriminator(sentences)[1][-1])
+        return nn.functional.binary_cross_entropy_with_logits(verdict, torch.full_like(verdict, truth))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        words = batch[0]
+        for_generator, for_discriminator = self.optimizers()
+        fake = self.readout(self.generator(torch.randn(*words.shape, 4))[0]).softmax(-1)
+        if not (self.in_turn and batch_idx % 2):
+            self._step(for_generator, self._judge(fake, 1.0))
+        if not (self.in_turn and batch_idx % 2 == 0):
+            real = nn.functional.one_hot(words, WORDS).float()
+            for _ in range(2):
+                self._step(for_discriminator, self._judge(real, 1.0) + self._judge(fake.detach(), 0.0))
+
+    def _step(self, optimizer: Any, loss: Tensor) -> None:
+        self.toggle_optimizer(optimizer)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.untoggle_optimizer(optimizer)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        generator = [*self.generator.parameters(), *self.readout.parameters()]
+        discriminator = [*self.discriminator.parameters(), *self.verdict.parameters()]
+        return [torch.optim.Adam(generator, 0.01), torch.optim.SGD(discriminator, 0.1, momentum=0.9)]
+
+
+class Fails(Callback):
+    """Raises in one hook at one step."""
+
+    def __init__(self, hook: str, step: int = 3, error: type[BaseException] = RuntimeError) -> None:
+        def fail(trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+            if trainer.global_step == step:
+                raise error("the user's own")
+
+        setattr(self, hook, fail)
+
+
+def scaled(initial: float = 1024.0, growth_interval: int = 3) -> MixedPrecision:
+    """fp16 on the CPU with a gradient scaler whose scale changes within a few steps."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=initial, growth_interval=growth_interval)
+    return MixedPrecision("16-mixed", "cpu", scaler=scaler)

@@ -161,7 +161,7 @@ class Watch:
             if name in self.capture.unseen:
                 reason = self.capture.unseen[name]
             elif name in self.called_around:
-                reason = "its weights have gradients but no hook fired: its .forward was called around it, or it was compiled before the fit"
+                reason = "its weights have gradients but no hook fired: .forward was called around it, or it was compiled before"
             else:
                 reason = "its forward was not called in a training step, or no loss reached its output"
             found.append((name, f"{reason[0].upper()}{reason[1:]}."))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, cast
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import torch
 from torch import Tensor
@@ -24,21 +22,16 @@ from lightning_gradwatch.callbacks._compat import (
     rank_zero_info,
     rank_zero_warn,
 )
+from lightning_gradwatch.callbacks._findings import Findings
 from lightning_gradwatch.callbacks._sampling import Sampling
-from lightning_gradwatch.callbacks._sharding import gradients_are_common, out_of_reach
+from lightning_gradwatch.callbacks._sharding import out_of_reach
 from lightning_gradwatch.callbacks._watch import Call, Step, Watch
 from lightning_gradwatch.callbacks.run_folder import close_run_log, open_run_log, run_id_of
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
-from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent.discover import describe, discover
-from lightning_gradwatch.runlog.summary import LAST_SAMPLES, summarise
-from lightning_gradwatch.runlog.writer import RunLogWriter
 
 P = ParamSpec("P")
-
-_COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW)
-"""What follows from the gradients of the parameters: where all ranks see the same ones, rank 0 writes it."""
 
 
 def _harmless(hook: Callable[Concatenate[GradWatch, P], None]) -> Callable[Concatenate[GradWatch, P], None]:
@@ -91,9 +84,7 @@ class GradWatch(Callback):
         enabled: False switches everything off.
 
     Attributes:
-        events: those of the last fit.
-        run_dir: where its run log lies; None before a fit and where none could be written.
-        lagged, totals: its accumulated profiles by ``(module, layer, direction)``.
+        run_dir: where the run log of the last fit lies; None before a fit and where none could be written.
 
     Raises:
         ValueError: an argument breaks its rule; at the start of fit, a pattern that matches nothing, or a ``dirpath`` that
@@ -131,23 +122,29 @@ class GradWatch(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self.events: list[Event] = []
         self.run_dir: Path | None = None
         self._run_id: str | None = None
-        self.lagged: dict[tuple[str, int, str], LaggedGradient] = {}
-        self.totals: dict[tuple[str, int, str], TotalGradient] = {}
+        self._found = Findings(self.keep_sequences, self.on_event)
         self._watch: Watch | None = None
-        self._log: RunLogWriter | None = None
-        self._trainer: Trainer | None = None
-        self._records: dict[tuple[str, int, str, str, int], deque[dict[str, Any]]] = {}
-        self._furthest: dict[
-            tuple[str, int, str, str, int], dict[str, Any]
-        ] = {}  # of all samples, not the last ones only
         self._loss: Tensor | None = None
         self._moment = Moment(0)
         self._hidden = False
         self._sampling = Sampling(self.every_n_steps)
-        self._warned_callable = False
+
+    @property
+    def events(self) -> list[Event]:
+        """The events of the present fit, or of the last one."""
+        return self._found.events
+
+    @property
+    def lagged(self) -> dict[tuple[str, int, str], LaggedGradient]:
+        """The lagged gradients accumulated over the fit, by module, layer and direction."""
+        return self._found.lagged
+
+    @property
+    def totals(self) -> dict[tuple[str, int, str], TotalGradient]:
+        """The total gradients accumulated over the fit, by module, layer and direction."""
+        return self._found.totals
 
     # ------------------------------------------------------------------ the fit begins and ends
 
@@ -158,10 +155,10 @@ class GradWatch(Callback):
         self._close()
         self._reset()
         modules = discover(pl_module, None if self.modules == "auto" else self.modules)
-        self._trainer = trainer
-        self._log = open_run_log(trainer, self.dirpath, owner=self, run_id=self._resumed)
+        log = open_run_log(trainer, self.dirpath, owner=self, run_id=self._resumed)
+        self._found.trainer, self._found.log = trainer, log
         self._resumed, self._run_id = None, run_id_of(trainer, self.dirpath)
-        self.run_dir = self._log.folder if self._log else None
+        self.run_dir = log.folder if log else None
         self._begin(trainer, pl_module, modules)
 
     @_harmless
@@ -174,14 +171,13 @@ class GradWatch(Callback):
             find_cells=self.modules == "auto" and not hidden,
             max_sequences=self.max_sequences,
             anchors=self.anchors,
-            on_profiles=self._take_profiles,
-            on_event=self._take_event,
+            on_profiles=self._found.take_profiles,
+            on_event=self._found.take_event,
         )
-        if self._log is not None:
+        if self._found.log is not None:
             names = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")
-            self._log.meta(
-                {"config": {"GradWatch": {n: getattr(self, n) for n in names}}, "modules": describe(modules)}
-            )
+            config = {name: getattr(self, name) for name in names}
+            self._found.log.meta({"config": {"GradWatch": config}, "modules": describe(modules)})
 
     def _say_hidden(self, trainer: Trainer, hidden: Mapping[str, str]) -> None:
         self._hidden = bool(hidden)
@@ -191,7 +187,7 @@ class GradWatch(Callback):
         now = Moment(trainer.global_step, trainer.current_epoch)
         for name, reason in hidden.items():
             detail = f"{reason[0].upper()}{reason[1:]}."
-            self._take_event(now.event(EventKind.NOT_OBSERVED, module=name, detail=detail))
+            self._found.take_event(now.event(EventKind.NOT_OBSERVED, module=name, detail=detail))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found; take the hooks off."""
@@ -210,11 +206,11 @@ class GradWatch(Callback):
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.close()
-            if self._log is not None:
-                self._log.meta({"modules": describe(watch.capture.modules, watch.observed)})
-        if self._trainer is not None:
-            close_run_log(self._trainer, owner=self)
-        self._log = self._trainer = self._loss = None
+            if self._found.log is not None:
+                self._found.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
+        if self._found.trainer is not None:
+            close_run_log(self._found.trainer, owner=self)
+        self._found.log = self._found.trainer = self._loss = None
 
     @_harmless
     def _conclude(self) -> None:
@@ -223,18 +219,10 @@ class GradWatch(Callback):
             return
         watch.poll(wait=True)
         for name, reason in watch.unobserved():
-            self._take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
+            self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
         if self.summary:
-            rank_zero_info("\n".join(self._summary_lines()))
-
-    def _summary_lines(self) -> list[str]:
-        kept = [*self._furthest.values(), *(record for recent in self._records.values() for record in recent)]
-        records = list({id(record): record for record in kept}.values())
-        lines = ["GradWatch: how far the gradient reaches back through time"]
-        for layer in summarise(records, [event.to_record() for event in self.events]):
-            lines.append(f"  {layer.line}")
-        lines.append(f"  {len(self.events)} event(s)." + (f" Run log: {self.run_dir}" if self.run_dir else ""))
-        return lines
+            lines = self._found.summary()
+            rank_zero_info("\n".join(lines) + (f" Run log: {self.run_dir}" if self.run_dir else ""))
 
     # ------------------------------------------------------------------ one step
 
@@ -309,67 +297,6 @@ class GradWatch(Callback):
     def _now(self, trainer: Trainer) -> tuple[int, int | None]:
         return logged_step(trainer), self._moment.batch_idx
 
-    # ------------------------------------------------------------------ what was found
-
-    def _take_profiles(self, found: list[Profile], step: Step) -> None:
-        when = self._when(step)
-        scalars: dict[str, float] = {}
-        for profile in found:
-            record = {**when, **profile.to_record(keep_sequences=self.keep_sequences)}
-            if self._log is not None:
-                self._log.profile(cast("Any", record))
-            key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)
-            self._records.setdefault(key, deque(maxlen=LAST_SAMPLES)).append(record)
-            if _reach(record) > _reach(self._furthest.get(key)):
-                self._furthest[key] = record
-            if profile.state == "h":
-                self._accumulate(profile)
-                scalars |= _scalars(profile, record)
-        self._log_scalars(scalars)
-
-    def _when(self, step: Step) -> dict[str, Any]:
-        moment = step.moment
-        return {
-            "step": moment.step,
-            "epoch": moment.epoch,
-            "batch_idx": moment.batch_idx,
-            "micro_batch": step.micro_batch,
-        }
-
-    def _accumulate(self, profile: Profile) -> None:
-        key = (profile.module, profile.layer, profile.direction)
-        if key not in self.lagged:
-            self.lagged[key], self.totals[key] = LaggedGradient(), TotalGradient()
-        self.lagged[key].update(torch.from_numpy(profile.lagged()))
-        self.totals[key].update(
-            torch.from_numpy(profile.total_median().copy()), torch.from_numpy(profile.total_max().copy())
-        )
-
-    def _log_scalars(self, scalars: Mapping[str, float]) -> None:
-        if self._trainer is None or not scalars:
-            return
-        for logger in self._trainer.loggers:
-            logger.log_metrics(dict(scalars), step=logged_step(self._trainer))
-
-    def _take_event(self, event: Event) -> None:
-        common = self._trainer is not None and gradients_are_common(self._trainer)
-        if common and event.kind == EventKind.NONFINITE_GRADIENT:
-            note = "Gradients are averaged over the processes: it may have begun on another one, which says so in its own events."
-            event = dataclasses.replace(event, message=f"{event.message} {note}", detail="")
-        self.events.append(event)
-        if self._log is not None and not (common and event.rank and event.kind in _COMMON):
-            self._log.event(event)
-        if self.on_event is None:
-            return
-        try:
-            self.on_event(event)
-        except Exception as error:  # the user's own callable: its failure must not harm the run
-            if not self._warned_callable:
-                self._warned_callable = True
-                warnings.warn(
-                    f"`on_event` failed ({type(error).__name__}: {error}); the training goes on.", stacklevel=2
-                )
-
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
@@ -390,30 +317,10 @@ class GradWatch(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that a copy holds no model and no trainer."""
         state = self.__dict__.copy()
-        state.update(_watch=None, _log=None, _trainer=None, _loss=None)
+        state.update(_watch=None, _loss=None)
         for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks
             state.pop(bound, None)
         return state
-
-
-def _reach(record: Mapping[str, Any] | None) -> float:
-    """How much of its sequence a record's gradient reaches back over; more than all of it if it was cut off."""
-    if record is None or record["horizon"] is None:
-        return 0.0
-    return record["horizon"] / record["timesteps"] + record["horizon_censored"]
-
-
-def _scalars(profile: Profile, record: Mapping[str, Any]) -> dict[str, float]:
-    prefix = f"gradwatch/{profile.module}/l{profile.layer}" + ("r" if profile.direction == "reverse" else "")
-    total: Sequence[float] = record["total"]
-    values: Iterable[tuple[str, float | None]] = (
-        ("horizon", record["horizon"]),
-        ("growth_rate", record["growth_rate"]),
-        ("total_first", total[0] if total else None),
-        ("total_last", total[-1] if total else None),
-        ("total_max", float(profile.total_max().max(initial=0.0))),
-    )
-    return {f"{prefix}/{name}": float(value) for name, value in values if value is not None}
 
 
 def _at_least_one(name: str, value: int, remedy: str) -> None:

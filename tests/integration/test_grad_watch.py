@@ -289,7 +289,7 @@ def test_a_copy_holds_no_model(tmp_path) -> None:
             watch = trainer.callbacks[0]
             copied = copy.deepcopy(watch)
             assert copied._watch is None
-            assert copied._trainer is None
+            assert copied._found.trainer is None
             sizes.append(len(pickle.dumps(watch)))
             assert not any(isinstance(v, torch.nn.Module) and not hasattr(v, "compute") for v in vars(copied).values())
             inert = copy.deepcopy(pl_module)

@@ -1,0 +1,133 @@
+"""What GradWatch found in a fit: kept, written to the run log, and told to loggers and the user."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+
+from lightning_gradwatch.callbacks._compat import Trainer, logged_step
+from lightning_gradwatch.callbacks._sharding import gradients_are_common
+from lightning_gradwatch.callbacks._watch import Step
+from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
+from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.runlog.summary import LAST_SAMPLES, summarise
+from lightning_gradwatch.runlog.writer import RunLogWriter
+
+_COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW)
+"""What follows from the gradients of the parameters: where all ranks see the same ones, rank 0 writes it."""
+
+Place = tuple[str, int, str]
+"""Module, layer, direction."""
+
+
+class Findings:
+    """The findings of one fit. What belongs to the running fit (``trainer``, ``log``) is let go of when it ends.
+
+    Args:
+        keep_sequences: have records keep the total gradient of every measured sequence.
+        on_event: the user's callable; an error in it is one warning.
+    """
+
+    def __init__(self, keep_sequences: bool = False, on_event: Callable[[Event], None] | None = None) -> None:
+        self.events: list[Event] = []
+        self.lagged: dict[Place, LaggedGradient] = {}
+        self.totals: dict[Place, TotalGradient] = {}
+        self.trainer: Trainer | None = None
+        self.log: RunLogWriter | None = None
+        self._keep_sequences, self._on_event = keep_sequences, on_event
+        self._recent: dict[tuple[Any, ...], deque[dict[str, Any]]] = {}
+        self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of all samples, not the recent ones only
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "trainer": None, "log": None}
+
+    def take_profiles(self, found: list[Profile], step: Step) -> None:
+        """The profiles of a sampled step."""
+        scalars: dict[str, float] = {}
+        for profile in found:
+            record = {
+                "step": step.moment.step,
+                "epoch": step.moment.epoch,
+                "batch_idx": step.moment.batch_idx,
+                "micro_batch": step.micro_batch,
+                **profile.to_record(keep_sequences=self._keep_sequences),
+            }
+            if self.log is not None:
+                self.log.profile(cast("Any", record))
+            self._remember(profile, record)
+            if profile.state == "h":
+                self._accumulate(profile)
+                scalars |= _scalars(profile, record)
+        if self.trainer is not None and scalars:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(dict(scalars), step=logged_step(self.trainer))
+
+    def take_event(self, event: Event) -> None:
+        """An event, wherever it comes from."""
+        common = self.trainer is not None and gradients_are_common(self.trainer)
+        if common and event.kind == EventKind.NONFINITE_GRADIENT:
+            note = "Gradients are averaged over the processes: it may have begun on another one, which says so in its own events."
+            event = dataclasses.replace(event, message=f"{event.message} {note}", detail="")
+        self.events.append(event)
+        if self.log is not None and not (common and event.rank and event.kind in _COMMON):
+            self.log.event(event)
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except Exception as error:  # the user's own callable: its failure must not harm the run
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"`on_event` failed ({type(error).__name__}: {error}); the training goes on.", stacklevel=2
+                )
+
+    def summary(self) -> list[str]:
+        """What was found, in a few lines: per module and layer the verdict, and how many events."""
+        kept = [*self._furthest.values(), *(record for recent in self._recent.values() for record in recent)]
+        records = list({id(record): record for record in kept}.values())
+        lines = ["GradWatch: how far the gradient reaches back through time"]
+        lines += [f"  {layer.line}" for layer in summarise(records, [event.to_record() for event in self.events])]
+        count = len(self.events)
+        return [*lines, f"  {count} event{'' if count == 1 else 's'}."]
+
+    def _remember(self, profile: Profile, record: dict[str, Any]) -> None:
+        key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)
+        self._recent.setdefault(key, deque(maxlen=LAST_SAMPLES)).append(record)
+        if _reach(record) > _reach(self._furthest.get(key)):
+            self._furthest[key] = record
+
+    def _accumulate(self, profile: Profile) -> None:
+        key = (profile.module, profile.layer, profile.direction)
+        if key not in self.lagged:
+            self.lagged[key], self.totals[key] = LaggedGradient(), TotalGradient()
+        self.lagged[key].update(torch.from_numpy(profile.lagged()))
+        median, largest = profile.total_median(), profile.total_max()
+        self.totals[key].update(torch.from_numpy(median), torch.from_numpy(largest))
+
+
+def _reach(record: Mapping[str, Any] | None) -> float:
+    """How much of its sequence a record's gradient reaches back over; more than all of it if it was cut off."""
+    if record is None or record["horizon"] is None:
+        return 0.0
+    return record["horizon"] / record["timesteps"] + record["horizon_censored"]
+
+
+def _scalars(profile: Profile, record: Mapping[str, Any]) -> dict[str, float]:
+    prefix = f"gradwatch/{profile.module}/l{profile.layer}" + ("r" if profile.direction == "reverse" else "")
+    total: Sequence[float] = record["total"]
+    values: Iterable[tuple[str, float | None]] = (
+        ("horizon", record["horizon"]),
+        ("growth_rate", record["growth_rate"]),
+        ("total_first", total[0] if total else None),
+        ("total_last", total[-1] if total else None),
+        ("total_max", float(profile.total_max().max(initial=0.0))),
+    )
+    return {f"{prefix}/{name}": float(value) for name, value in values if value is not None}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
     from lightning_gradwatch.callbacks.grad_watch import GradWatch
-    from lightning_gradwatch.clip import AutoClip, ClipPolicy, Norm, Spike, ZClip
+    from lightning_gradwatch.clip import AGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
     from lightning_gradwatch.events import Event, EventKind, Severity
     from lightning_gradwatch.recurrent.tap import tap
     from lightning_gradwatch.runlog.reader import load_run
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AGC": "clip",
+    "AdaGC": "clip",
     "AdaptiveClip": "callbacks.adaptive_clip",
     "AutoClip": "clip",
     "ClipPolicy": "clip",
@@ -25,12 +27,16 @@ _HOMES = {
     "Norm": "clip",
     "Severity": "events",
     "Spike": "clip",
+    "TensorPolicy": "clip",
+    "Value": "clip",
     "ZClip": "clip",
     "load_run": "runlog.reader",
     "tap": "recurrent.tap",
 }
 
 __all__ = [
+    "AGC",
+    "AdaGC",
     "AdaptiveClip",
     "AutoClip",
     "ClipPolicy",
@@ -40,6 +46,8 @@ __all__ = [
     "Norm",
     "Severity",
     "Spike",
+    "TensorPolicy",
+    "Value",
     "ZClip",
     "load_run",
     "tap",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_gradwatch.callbacks._clip_state import ClipState
+from lightning_gradwatch.callbacks._clip_step import Outcome
 from lightning_gradwatch.callbacks._compat import Trainer, logged_step, rank_zero_warn
 from lightning_gradwatch.callbacks.run_folder import close_run_log, open_run_log, run_id_of
-from lightning_gradwatch.clip import Decision
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.runlog.schema import StepRecord
 from lightning_gradwatch.runlog.writer import RunLogWriter
@@ -48,35 +48,32 @@ class ClipReport:
         self.run_log = None
         close_run_log(trainer, owner=owner)
 
-    def step(
-        self, trainer: Trainer, index: int, norm: float, decision: Decision, state: ClipState, *, skipped: bool = False
-    ) -> None:
+    def step(self, trainer: Trainer, index: int, outcome: Outcome, state: ClipState, *, skipped: bool = False) -> None:
         """Write one optimizer step to the run log, and keep it for the loggers where it is their turn."""
-        clipped_norm = norm * decision.coefficient
         if self.run_log is not None:
             self.run_log.step(
                 StepRecord(
                     step=trainer.global_step,
                     optimizer=index,
-                    grad_norm=norm,
-                    clip_threshold=decision.threshold,
-                    clip_coefficient=decision.coefficient,
-                    clipped_norm=clipped_norm,
+                    grad_norm=outcome.norm,
+                    clip_threshold=outcome.decision.threshold,
+                    clip_coefficient=outcome.decision.coefficient,
+                    clipped_norm=outcome.clipped_norm,
                     skipped=skipped,
                 )
             )
+        self._keep(trainer, index, "", {**_values(outcome, state), "skipped_steps": float(state.skipped)})
+
+    def part(self, trainer: Trainer, index: int, key: str, outcome: Outcome, state: ClipState) -> None:
+        """Keep for the loggers what became of the parameters that a pattern names."""
+        values = _values(outcome, state)
+        self._keep(trainer, index, f"{key}/", {"grad_norm": values["grad_norm"]} if state.policy is None else values)
+
+    def _keep(self, trainer: Trainer, index: int, key: str, values: Mapping[str, float | None]) -> None:
         connector = trainer._logger_connector  # pyright: ignore[reportPrivateUsage]  # LearningRateMonitor's own cadence
         if not (self.logging and trainer.loggers and connector.should_update_logs):
             return
-        prefix = f"gradwatch/{index}/" if len(trainer.optimizers) > 1 else "gradwatch/"
-        values = {
-            "grad_norm": norm,
-            "clip_threshold": decision.threshold,
-            "clip_coefficient": decision.coefficient,
-            "clipped_norm": clipped_norm,
-            "clip_rate": state.clip_rate,
-            "skipped_steps": float(state.skipped),
-        }
+        prefix = (f"gradwatch/{index}/" if len(trainer.optimizers) > 1 else "gradwatch/") + key
         self._pending.update({prefix + name: value for name, value in values.items() if value is not None})
         self._pending_step = logged_step(trainer)
 
@@ -117,3 +114,14 @@ class ClipReport:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "run_log": None}
+
+
+def _values(outcome: Outcome, state: ClipState) -> dict[str, float | None]:
+    return {
+        "grad_norm": outcome.norm,
+        "clip_threshold": outcome.decision.threshold,
+        "clip_coefficient": outcome.decision.coefficient,
+        "clipped_norm": outcome.clipped_norm,
+        "clipped_share": outcome.decision.share,
+        "clip_rate": state.clip_rate,
+    }

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_gradwatch.clip import ClipPolicy, Decision
+from lightning_gradwatch.clip import ClipPolicy, Decision, TensorPolicy
+from lightning_gradwatch.clip.policy import copy_of
+
+Policy = ClipPolicy | TensorPolicy
 
 
 @dataclass
 class ClipState:
-    """One optimizer's policy and counts.
+    """One policy's own instance, and counts of the steps that it saw.
 
     Args:
-        policy: its own instance.
+        policy: None where nothing is clipped.
         steps: optimizer steps seen with gradients; ``clipped`` and ``skipped``: how many of them were.
-        successive_skips: skips since the last step taken.
+        successive_skips: skips, or gradients replaced, since the last step taken as it was.
         in_episode: whether the step before was clipped, so that an episode of clipping is one event.
         episodes: how many there were.
     """
 
-    policy: ClipPolicy
+    policy: Policy | None
     steps: int = 0
     clipped: int = 0
     skipped: int = 0
@@ -35,12 +39,11 @@ class ClipState:
 
     def count(self, decision: Decision) -> bool:
         """Count a step taken; true where it begins an episode of clipping."""
-        clipped = decision.coefficient < 1.0
-        begins = clipped and not self.in_episode
+        begins = decision.clipped and not self.in_episode
         self.steps += 1
-        self.clipped += clipped
+        self.clipped += decision.clipped
         self.episodes += begins
-        self.in_episode = clipped
+        self.in_episode = decision.clipped
         self.successive_skips = 0
         return begins
 
@@ -51,15 +54,49 @@ class ClipState:
         self.successive_skips += 1
         self.in_episode = False
 
+    def count_replaced(self) -> None:
+        """Count a step whose gradients were replaced."""
+        self.steps += 1
+        self.clipped += 1
+        self.successive_skips += 1
+        self.in_episode = False
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, and the policy's own state."""
-        return {**{name: getattr(self, name) for name in _COUNTS}, "policy": self.policy.state_dict()}
+        policy = {} if self.policy is None else self.policy.state_dict()
+        return {**{name: getattr(self, name) for name in _COUNTS}, "policy": policy}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
         for name in _COUNTS:
             setattr(self, name, state[name])
-        self.policy.load_state_dict(state["policy"])
+        if self.policy is not None:
+            self.policy.load_state_dict(state["policy"])
+
+
+class OptimizerState:
+    """One optimizer's policies and counts.
+
+    Args:
+        policy: copied for the parameters that no pattern names; its counts are the optimizer's.
+        policies: copied, each for those that its pattern names.
+    """
+
+    def __init__(self, policy: Policy, policies: Mapping[str, Policy]) -> None:
+        self.rest = ClipState(copy_of(policy))
+        self.patterns = {pattern: ClipState(copy_of(policy)) for pattern, policy in policies.items()}
+        self.excluded = ClipState(None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each."""
+        patterns = {pattern: state.state_dict() for pattern, state in self.patterns.items()}
+        return {**self.rest.state_dict(), "policies": patterns}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state."""
+        self.rest.load_state_dict(state)
+        for pattern, own in self.patterns.items():
+            own.load_state_dict(state["policies"][pattern])
 
 
 _COUNTS = ("steps", "clipped", "skipped", "successive_skips", "in_episode", "episodes")

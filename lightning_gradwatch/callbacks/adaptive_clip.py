@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks._amp import active_scaler, scaler_will_skip, unscale_once
+from lightning_gradwatch.callbacks._clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
+from lightning_gradwatch.callbacks._clip_parts import Part, Parts
 from lightning_gradwatch.callbacks._clip_report import ClipReport
-from lightning_gradwatch.callbacks._clip_state import ClipState
+from lightning_gradwatch.callbacks._clip_state import OptimizerState
+from lightning_gradwatch.callbacks._clip_step import UNTOUCHED, Outcome, clip, measure, together, whole_norm
 from lightning_gradwatch.callbacks._compat import (
     Callback,
     LightningModule,
@@ -22,17 +24,12 @@ from lightning_gradwatch.callbacks._compat import (
     rank_zero_warn,
 )
 from lightning_gradwatch.callbacks._conflict import other_clipping, unsupported_strategy
-from lightning_gradwatch.clip import ClipPolicy, Decision, make_policy
-from lightning_gradwatch.clip.norms import norms_of, scale_
-from lightning_gradwatch.clip.policy import copy_of, describe
-from lightning_gradwatch.events import Event, EventKind, Severity
+from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
+from lightning_gradwatch.events import Event, EventKind
 
-_MOST_CLIP_EVENTS = 100  # an optimizer's; a policy that clips by habit would flood the log
-_UNTOUCHED = Decision(None, 1.0)
+_MOST_CLIP_EVENTS = 100  # a policy's; one that clips by habit would flood the log
 
-
-class NonFiniteGradientError(FloatingPointError):
-    """Raised by ``AdaptiveClip(on_nonfinite="raise")``."""
+__all__ = ["AdaptiveClip", "NonFiniteGradientError"]
 
 
 class AdaptiveClip(Callback):
@@ -45,33 +42,47 @@ class AdaptiveClip(Callback):
     Logged, at the Trainer's ``log_every_n_steps``, under the step that LearningRateMonitor uses too. With several
     optimizers the index follows the prefix: ``gradwatch/1/grad_norm``.
 
-    ============================  =========================================================  =======================
-    key                           meaning                                                    unit
-    ============================  =========================================================  =======================
-    ``gradwatch/grad_norm``       norm before clipping                                       the loss's per parameter
-    ``gradwatch/clip_threshold``  bound that the norm was held against; left out while none  as ``grad_norm``
-    ``gradwatch/clip_coefficient``  what the gradients were multiplied by; 1 is untouched    ratio
-    ``gradwatch/clipped_norm``    norm after clipping                                        as ``grad_norm``
-    ``gradwatch/clip_rate``       share of all steps so far that were clipped                ratio
-    ``gradwatch/skipped_steps``   steps skipped so far; the gradient scaler's own not counted  steps
-    ============================  =========================================================  =======================
+    ==============================  ===========================================================  ========================
+    key                             meaning                                                      unit
+    ==============================  ===========================================================  ========================
+    ``gradwatch/grad_norm``         norm before clipping                                         the loss's per parameter
+    ``gradwatch/clip_threshold``    bound that the norm was held against; left out while none    as ``grad_norm``
+    ``gradwatch/clip_coefficient``  what the gradients were multiplied by; 1 is untouched        ratio
+    ``gradwatch/clipped_norm``      norm after clipping                                          as ``grad_norm``
+    ``gradwatch/clipped_share``     share of units or tensors that were clipped, by policies     ratio
+                                    that judge each; then ``clip_coefficient`` is norm after
+                                    clipping by norm before
+    ``gradwatch/clip_rate``         share of all steps so far that were clipped                  ratio
+    ``gradwatch/skipped_steps``     steps skipped so far; the gradient scaler's own not counted  steps
+    ==============================  ===========================================================  ========================
+
+    They are those of the parameters under ``policy``; of all that are clipped, where every one has a policy of its own.
+    ``policies={"encoder.*": …}`` adds all but the last again as ``gradwatch/encoder/grad_norm`` and so on, with what is not
+    a letter, digit, dash or dot made ``_``; ``exclude`` adds ``gradwatch/excluded/grad_norm``. An inf or NaN anywhere
+    concerns the whole step.
 
     All are written in ``on_train_batch_end``, from what ``on_before_optimizer_step`` saw. The run log holds every step.
 
-    Events: ``GRADIENT_CLIPPED`` at the first step of each episode of successive clipped steps, for the first 100
+    Events: ``GRADIENT_CLIPPED`` at the first step of each episode of successive clipped steps, for a policy's first 100
     episodes; ``STEP_SKIPPED`` at each skip; ``AMP_OVERFLOW`` where the gradient scaler skips.
 
     A skipped step leaves the weights and the optimizer's state as they were, weight decay and momentum included. The
     Trainer's ``global_step`` and the learning-rate schedule go on all the same.
 
     Args:
-        policy: ``"spike"``, ``"norm"``, ``"autoclip"``, ``"zclip"``, or a :class:`ClipPolicy`.
+        policy: ``"spike"``, ``"norm"``, ``"value"``, ``"autoclip"``, ``"zclip"``, ``"agc"``, ``"adagc"``, or a
+            :class:`ClipPolicy` or :class:`TensorPolicy`.
+        exclude: patterns of parameter names that are not clipped and don't count in the norm, such as ``["head.*"]``.
+        policies: patterns of those with a policy of their own, such as ``{"encoder.*": "norm"}``. The first that matches
+            counts, after ``exclude``. A pattern may also name a parameter group: ``group:0``, ``group:<its name>``.
         on_nonfinite: what to do when the norm is inf or NaN. ``skip`` the step; ``raise`` an error; ``stop`` skips and
-            ends training; ``ignore`` leaves the gradients. Under a gradient scaler the scaler skips.
+            ends training; ``ignore`` leaves the gradients. ``shrink_recurrent``, as in Pascanu's own code, also at a norm
+            over 1e10: the gradient of each ``weight_hh`` becomes 0.02 of it, all others zero. Under a gradient scaler
+            the scaler skips.
         on_conflict: when the Trainer's ``gradient_clip_val`` or the module's ``configure_gradient_clipping`` clips too:
             ``both`` act, said once; ``defer`` measures, logs and skips but leaves clipping to the other; ``raise`` an
             error before training.
-        max_successive_skips: after so many skips in a row training is stopped, with a critical event; None for never.
+        max_successive_skips: after so many skips (or shrinks) in a row training is stopped, with a critical event; None for never.
         dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event. An exception in it is said once and harms nothing.
         log: whether to write to the Trainer's loggers.
@@ -79,16 +90,18 @@ class AdaptiveClip(Callback):
 
     def __init__(
         self,
-        policy: str | ClipPolicy = "spike",
-        on_nonfinite: Literal["skip", "raise", "stop", "ignore"] = "skip",
+        policy: str | ClipPolicy | TensorPolicy = "spike",
+        exclude: list[str] | None = None,
+        policies: dict[str, str | ClipPolicy | TensorPolicy] | None = None,
+        on_nonfinite: Literal["skip", "raise", "stop", "shrink_recurrent", "ignore"] = "skip",
         on_conflict: Literal["both", "defer", "raise"] = "both",
         max_successive_skips: int | None = 25,
         dirpath: str | Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         log: bool = True,
     ) -> None:
-        self._prototype = make_policy(policy)
-        _require_one_of("on_nonfinite", on_nonfinite, ("skip", "raise", "stop", "ignore"))
+        self._parts = Parts(policy, exclude, policies)
+        _require_one_of("on_nonfinite", on_nonfinite, ACTIONS)
         _require_one_of("on_conflict", on_conflict, ("both", "defer", "raise"))
         if max_successive_skips is not None and max_successive_skips < 1:
             raise ValueError(
@@ -100,7 +113,7 @@ class AdaptiveClip(Callback):
         self.max_successive_skips = max_successive_skips
         self.dirpath = dirpath
         self._report = ClipReport(on_event, log)
-        self._states: dict[int, ClipState] = {}
+        self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
         self._acting = True
         self._deferring = False
@@ -119,17 +132,19 @@ class AdaptiveClip(Callback):
     def state_key(self) -> str:
         """Tells the states of two instances with different arguments apart."""
         return self._generate_state_key(
-            policy=describe(self._prototype), on_nonfinite=self.on_nonfinite, on_conflict=self.on_conflict
+            **self._parts.describe(), on_nonfinite=self.on_nonfinite, on_conflict=self.on_conflict
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for others that clip."""
+        """Hold the patterns against the module's names; look for others that clip."""
         self._acting, self._deferring = True, False
         reason = unsupported_strategy(trainer)
         if reason is not None:
             self._acting = False
             rank_zero_warn(f"AdaptiveClip does nothing in this fit: {reason}.")
             return
+        self._parts.begin(pl_module, trainer.optimizers)
+        self._nonfinite.check(pl_module)
         other = other_clipping(trainer, pl_module)
         if other is None:
             return
@@ -163,7 +178,7 @@ class AdaptiveClip(Callback):
             return
         try:
             with torch.no_grad():
-                self._step(trainer, optimizer)
+                self._step(trainer, pl_module, optimizer)
         except NonFiniteGradientError:
             raise
         except Exception as error:
@@ -203,105 +218,79 @@ class AdaptiveClip(Callback):
         # Lightning binds the module's `log` and `log_dict` to each callback; the module would come along.
         return {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
 
-    def _state_of(self, index: int) -> ClipState:
+    @property
+    def _nonfinite(self) -> NonFinite:
+        return NonFinite(self.on_nonfinite, self.max_successive_skips, self._report)
+
+    def _state_of(self, index: int) -> OptimizerState:
         if index not in self._states:
-            self._states[index] = ClipState(copy_of(self._prototype))
+            self._states[index] = self._parts.new_state()
         return self._states[index]
 
-    def _step(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not parameters:  # training_step returned None
-            return
-        index = _index_of(optimizer, trainer)
-        state = self._state_of(index)
+    def _step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
+        if not any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            return  # training_step returned None; the scaler would find nothing to unscale either
         scaler = active_scaler(trainer)
         if scaler is not None:
             unscale_once(scaler, optimizer)
-        gradients: list[Tensor] = [p.grad for p in parameters]
-        norm, parameter_norm = norms_of(gradients, parameters if _wants_parameter_norm(state.policy) else [])
-        if not math.isfinite(norm):
+        index = _index_of(optimizer, trainer)
+        state = self._state_of(index)
+        parts = self._parts.of(module, optimizer, state)
+        if not parts:
+            return
+        measured = measure(parts, deferring=self._deferring)
+        norm = whole_norm(measured)
+        if self._nonfinite.concerns(norm):
             if scaler is not None and scaler_will_skip(scaler, optimizer):
                 self._note_overflow(trainer, index, norm, float(scaler.get_scale()))
             else:
-                self._not_finite(trainer, index, norm, parameters)
+                self._nonfinite.handle(trainer, index, norm, parts, state)
             return
-        decision = state.policy.decide(norm, parameter_norm=parameter_norm) if norm > 0.0 else _UNTOUCHED
-        if self._deferring:
-            decision = Decision(decision.threshold, 1.0)
-        if decision.coefficient != 1.0:
-            scale_(gradients, decision.coefficient)
-        if state.count(decision) and state.episodes <= _MOST_CLIP_EVENTS:
-            self._say_clipped(trainer, index, norm, decision)
-        self._report.step(trainer, index, norm, decision, state)
+        outcomes = [clip(part, own, deferring=self._deferring) for part, own in zip(parts, measured, strict=True)]
+        self._count(trainer, index, parts, outcomes)
 
-    def _say_clipped(self, trainer: Trainer, index: int, norm: float, decision: Decision) -> None:
-        target = norm * decision.coefficient
-        details: list[str] = []
-        if decision.threshold is not None and not math.isclose(decision.threshold, target, rel_tol=1e-3):
-            details.append(f"An ordinary step stays under {decision.threshold:.4g}.")
-        if self._state_of(index).episodes == _MOST_CLIP_EVENTS:
+    def _count(self, trainer: Trainer, index: int, parts: list[Part], outcomes: list[Outcome]) -> None:
+        rest = self._state_of(index).rest
+        for part, outcome in zip(parts, outcomes, strict=True):
+            if part.state.count(outcome.decision) and part.state.episodes <= _MOST_CLIP_EVENTS:
+                self._say_clipped(trainer, index, part, outcome)
+            if part.state is not rest:
+                self._report.part(trainer, index, part.key, outcome, part.state)
+        if parts[0].state is rest:
+            headline = outcomes[0]
+        else:
+            clipped = [o for p, o in zip(parts, outcomes, strict=True) if p.state.policy is not None]
+            headline = together(clipped or outcomes)
+            rest.count(headline.decision)
+        self._report.step(trainer, index, headline, rest)
+
+    def _say_clipped(self, trainer: Trainer, index: int, part: Part, outcome: Outcome) -> None:
+        threshold, details = outcome.decision.threshold, list[str]()
+        if part.pattern:
+            details.append(f"It is that of {part.pattern}.")
+        if threshold is not None and not math.isclose(threshold, outcome.clipped_norm, rel_tol=1e-3):
+            details.append(f"An ordinary step stays under {threshold:.4g}.")
+        if part.state.episodes == _MOST_CLIP_EVENTS:
             details.append("Further ones are counted in gradwatch/clip_rate only.")
         self._report.event(
             trainer,
             EventKind.GRADIENT_CLIPPED,
             index,
-            value=norm,
-            threshold=target,
+            value=outcome.norm,
+            threshold=outcome.clipped_norm,
             action="clipped",
             detail=" ".join(details),
         )
 
     def _note_overflow(self, trainer: Trainer, index: int, norm: float, scale: float) -> None:
         self._report.event(trainer, EventKind.AMP_OVERFLOW, index, value=scale, action="skipped by the scaler")
-        self._report.step(trainer, index, norm, _UNTOUCHED, self._state_of(index), skipped=True)
-
-    def _not_finite(self, trainer: Trainer, index: int, norm: float, parameters: list[Tensor]) -> None:
-        state = self._state_of(index)
-        if self.on_nonfinite == "raise":
-            raise NonFiniteGradientError(
-                f"The gradient norm is {norm} at optimizer step {trainer.global_step} (epoch {trainer.current_epoch}, "
-                f'batch {self._report.batch_idx}). Use AdaptiveClip(on_nonfinite="skip") to pass over such steps, or '
-                "GradWatch() to see where it begins."
-            )
-        if self.on_nonfinite == "ignore":
-            state.count(_UNTOUCHED)
-        else:
-            for parameter in parameters:
-                parameter.grad = None  # zeros would still move weights by momentum and weight decay
-            state.count_skip()
-            self._say_skipped(trainer, index, norm, state.successive_skips)
-        self._report.step(trainer, index, norm, _UNTOUCHED, state, skipped=self.on_nonfinite != "ignore")
-
-    def _say_skipped(self, trainer: Trainer, index: int, norm: float, successive: int) -> None:
-        alarm = successive == self.max_successive_skips
-        stops = alarm or self.on_nonfinite == "stop"
-        if stops:
-            trainer.should_stop = True
-        if alarm:
-            self._report.warn_once(
-                "alarm",
-                f"AdaptiveClip skipped {successive} steps in succession, since their gradients were not finite; training "
-                "is stopped. Look at the events for where it began, or raise `max_successive_skips`.",
-            )
-        self._report.event(
-            trainer,
-            EventKind.STEP_SKIPPED,
-            index,
-            value=norm,
-            action="stopped" if stops else "skipped",
-            detail=f"So were the {successive - 1} before it: training is stopped." if alarm else "",
-            severity=Severity.CRITICAL if alarm else EventKind.STEP_SKIPPED.severity,
-        )
+        self._report.step(trainer, index, Outcome(norm, UNTOUCHED, norm), self._state_of(index).rest, skipped=True)
 
 
 def _require_one_of(argument: str, found: object, allowed: tuple[str, ...]) -> None:
     if found not in allowed:
         names = ", ".join(f'"{name}"' for name in allowed)
         raise ValueError(f'`{argument}` must be one of {names}; found {found!r}. Leave it out for "{allowed[0]}".')
-
-
-def _wants_parameter_norm(policy: ClipPolicy) -> bool:
-    return bool(getattr(policy, "wants_parameter_norm", False))
 
 
 def _index_of(optimizer: Optimizer, trainer: Trainer) -> int:

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lightning_gradwatch.clip.adagc import AdaGC
+from lightning_gradwatch.clip.agc import AGC
 from lightning_gradwatch.clip.autoclip import AutoClip
 from lightning_gradwatch.clip.norm import Norm
 from lightning_gradwatch.clip.policy import ClipPolicy
 from lightning_gradwatch.clip.spike import Spike
+from lightning_gradwatch.clip.tensor_policy import TensorPolicy
+from lightning_gradwatch.clip.value import Value
 from lightning_gradwatch.clip.zclip import ZClip
 
-POLICIES: dict[str, Callable[[], ClipPolicy]] = {"norm": Norm, "autoclip": AutoClip, "zclip": ZClip, "spike": Spike}
+POLICIES: dict[str, Callable[[], ClipPolicy | TensorPolicy]] = {
+    "spike": Spike,
+    "norm": Norm,
+    "value": Value,
+    "autoclip": AutoClip,
+    "zclip": ZClip,
+    "agc": AGC,
+    "adagc": AdaGC,
+}
 """What each name stands for; a name means the policy with its defaults."""
 
 
-def make_policy(policy: str | ClipPolicy) -> ClipPolicy:
+def make_policy(policy: str | ClipPolicy | TensorPolicy, argument: str = "policy") -> ClipPolicy | TensorPolicy:
     """A policy from its name, or the one given.
+
+    Args:
+        argument: what an error calls it.
 
     Raises:
         ValueError: no policy has this name.
@@ -25,13 +40,13 @@ def make_policy(policy: str | ClipPolicy) -> ClipPolicy:
         if policy.lower() not in POLICIES:
             names = ", ".join(f'"{name}"' for name in POLICIES)
             raise ValueError(
-                f"`policy` must be one of {names}, or a ClipPolicy; found {policy!r}. "
+                f"`{argument}` must be one of {names}, or a ClipPolicy or TensorPolicy; found {policy!r}. "
                 'Use "spike" for the default, or an instance such as Norm(max_norm=0.5) to set arguments.'
             )
         return POLICIES[policy.lower()]()
-    if isinstance(policy, type) or not isinstance(policy, ClipPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(policy, type) or not isinstance(policy, ClipPolicy | TensorPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            "`policy` must be a name or an object with `decide`, `state_dict` and `load_state_dict`; "
+            f"`{argument}` must be a name or an object with `decide` (or `clip_`), `state_dict` and `load_state_dict`; "
             f"found {policy!r}. Pass an instance, such as Norm(max_norm=0.5)."
         )
     return policy

@@ -21,17 +21,16 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
         values = _values(tensor)
         if values.numel():
             groups[values.device, values.dtype, type(values)].append(values)
-    if not groups:
-        return torch.zeros(())
-    norms: list[Tensor] = []
-    for (_, dtype, _), group in groups.items():
-        wide = torch.promote_types(dtype, torch.float32)
-        each = torch._foreach_norm(group, 2, dtype=wide)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        norms.append(_whole(_norm(torch.stack(each))))
-    if len(norms) == 1:
-        return norms[0]
-    first = norms[0].device
-    return _norm(torch.stack([norm.to(first, torch.float64 if first.type != "mps" else None) for norm in norms]))
+    norms = [_norm(_norms_of_group(group)) for group in groups.values()]
+    return _norm(_side_by_side(norms)) if len(norms) > 1 else norms[0] if norms else torch.zeros(())
+
+
+def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm of each tensor, as one vector on the first one's device, without a host sync; inf as in :func:`global_norm`."""
+    values = [_values(tensor) for tensor in tensors]
+    if len({(v.device, v.dtype, type(v)) for v in values}) == 1:
+        return _norms_of_group(values)
+    return _side_by_side([_norms_of_group([v])[0] for v in values])
 
 
 def true_norm(tensors: Iterable[Tensor]) -> float:
@@ -60,9 +59,15 @@ def norms_of(gradients: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> 
     if not parameters:
         value, size = float(norm), None
     else:
-        both = torch.stack([norm, global_norm(parameters).to(norm)])
-        value, size = cast("list[float]", both.tolist())  # pyright: ignore[reportUnknownMemberType]
+        value, size = read([norm, global_norm(parameters)])
     return (true_norm(gradients) if math.isinf(value) else value), size
+
+
+def read(scalars: Sequence[Tensor]) -> list[float]:
+    """The values of scalars on any devices, in one host sync."""
+    if len(scalars) <= 1:
+        return [float(scalar) for scalar in scalars]
+    return cast("list[float]", _side_by_side(scalars).tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 def scale_(tensors: Sequence[Tensor], coefficient: float) -> None:
@@ -80,6 +85,12 @@ def scale_(tensors: Sequence[Tensor], coefficient: float) -> None:
             tensor.mul_(coefficient)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A DTensor's full value (a collective that every rank reaches); any other tensor as it is."""
+    full = getattr(tensor, "full_tensor", None)
+    return full() if full is not None else tensor
+
+
 def _values(tensor: Tensor) -> Tensor:
     """Dense values; a sparse gradient's duplicates are summed first, as its optimizer will do."""
     return tensor.coalesce().values() if tensor.is_sparse else tensor
@@ -89,11 +100,18 @@ def _norm(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tensor)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """A DTensor's full value (a collective that every rank reaches); any other tensor as it is."""
-    full = getattr(tensor, "full_tensor", None)
-    return full() if full is not None else tensor
+def _norms_of_group(tensors: Sequence[Tensor]) -> Tensor:
+    """Of tensors that share device, dtype and type; half precisions are summed in float32."""
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    each = torch._foreach_norm(list(tensors), 2, dtype=wide)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    return whole(torch.stack(each))
+
+
+def _side_by_side(scalars: Sequence[Tensor]) -> Tensor:
+    """On the first one's device, in float64 where that has it: one of them may be of a wider range than another."""
+    device = scalars[0].device
+    return torch.stack([scalar.to(device, torch.float64 if device.type != "mps" else None) for scalar in scalars])
 
 
 def _float(tensor: Tensor) -> float:
-    return float(_whole(tensor))
+    return float(whole(tensor))

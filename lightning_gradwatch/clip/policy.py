@@ -6,7 +6,9 @@ import copy
 import math
 import sys
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+_P = TypeVar("_P")
 
 
 @dataclass(frozen=True)
@@ -16,11 +18,19 @@ class Decision:
     Args:
         threshold: the bound that the norm was held against, in the norm's unit; None while there is none yet.
         coefficient: what the gradients are multiplied by, in (0, 1]; 1.0 leaves them untouched. Only a policy
-            ``as_published`` may return NaN here, where its original does.
+            ``as_published`` may return NaN here, where its original does. Of a policy that clips tensors it is the
+            norm after, divided by the norm before.
+        share: of a policy that clips tensors, the share of what it judges that was clipped; else None.
     """
 
     threshold: float | None
     coefficient: float
+    share: float | None = None
+
+    @property
+    def clipped(self) -> bool:
+        """Whether anything was."""
+        return self.coefficient < 1.0 or bool(self.share)
 
 
 @runtime_checkable
@@ -110,6 +120,6 @@ class ArgumentsMixin:
         return describe(self)
 
 
-def copy_of(policy: ClipPolicy) -> ClipPolicy:
+def copy_of(policy: _P) -> _P:
     """An independent policy in the same state, for another optimizer."""
     return copy.deepcopy(policy)

@@ -18,12 +18,12 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip, NonFiniteGradientError
 from lightning_gradwatch.clip import AutoClip, ClipPolicy, Decision, Norm, Spike, ZClip
 from lightning_gradwatch.events import Event, EventKind, Severity
 from tests.integration.clip_models import Adversarial, Regression, data, finite, fit, trainer_for
+from tests.integration.clip_steps import Counted, PlantHuge, kinds, steps_of
 
 INF, NAN = math.inf, math.nan
 
@@ -36,16 +36,6 @@ def _one_thread() -> None:
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, 0.01, weight_decay=0.1)
-
-
-def kinds(callback: AdaptiveClip) -> list[EventKind]:
-    return [event.kind for event in callback.events]
-
-
-def steps_of(callback: AdaptiveClip) -> list[dict[str, Any]]:
-    assert callback.run_dir is not None
-    lines = [json.loads(line) for line in (callback.run_dir / "steps.jsonl").read_text().splitlines()]
-    return [line for line in lines if "grad_norm" in line]
 
 
 # -- what is not finite --------------------------------------------------------------------------------------------
@@ -152,15 +142,6 @@ def test_an_explosion_comes_back_to_the_ordinary_level(tmp_path: Path) -> None:
     assert max(module.losses) < 20 * module.losses[0]
 
 
-class PlantHuge(pl.Callback):
-    """Writes 1e30 into every entry of the gradients at step 3."""
-
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        if trainer.global_step == 3:
-            for p in pl_module.parameters():
-                p.grad.fill_(1e30)
-
-
 def test_gradients_of_1e30_have_a_true_norm(tmp_path: Path) -> None:
     """Squares that overflow float32 are neither a false inf nor a silent zero update: the step is clipped."""
     module, callback = Regression(), AdaptiveClip(Norm(0.5))
@@ -197,29 +178,6 @@ def test_optimizers_do_not_share_a_policy(tmp_path: Path) -> None:
         header = next(csv.reader(file))
     assert {"gradwatch/0/grad_norm", "gradwatch/1/grad_norm"} <= set(header)
     assert "gradwatch/grad_norm" not in header
-
-
-class CountSyncs(TorchDispatchMode):
-    """Counts the operators that wait for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.syncs, self.calls = 0, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += 1
-        self.syncs += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
-class Counted(AdaptiveClip):
-    """AdaptiveClip whose steps are counted."""
-
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        with CountSyncs() as count:
-            super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        assert count.calls > 0
-        self.__dict__.setdefault("syncs", []).append(count.syncs)
 
 
 @pytest.mark.parametrize("policy", ["spike", "autoclip", "zclip", "norm"])
@@ -333,9 +291,9 @@ def test_without_a_conflict_nothing_is_said(tmp_path: Path) -> None:
 # -- loggers -------------------------------------------------------------------------------------------------------
 
 
-def logged(tmp_path: Path, every: int) -> list[dict[str, str]]:
+def logged(tmp_path: Path, every: int, policy: Any = None) -> list[dict[str, str]]:
     # Fresh norms of 1 and more make Norm(0.1) clip; NaN at 3 is skipped.
-    callback = AdaptiveClip(Norm(0.1))
+    callback = AdaptiveClip(policy or Norm(0.1))
     logger = CSVLogger(tmp_path, version=0)
     fit(trainer_for(tmp_path, callback, logger=logger, log_every_n_steps=every), Regression({3: NAN}))
     with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
@@ -343,11 +301,11 @@ def logged(tmp_path: Path, every: int) -> list[dict[str, str]]:
 
 
 def test_the_docstring_tabulates_what_is_logged(tmp_path: Path) -> None:
-    """The keys in the class docstring are those in the CSV file, no more and no fewer."""
-    rows = logged(tmp_path, 1)
+    """The keys in the class docstring are those that one policy or another logs, no more and no fewer."""
+    rows = [logged(tmp_path / "norm", 1)[0], logged(tmp_path / "agc", 1, "agc")[0]]
     documented = set(re.findall(r"^ *``(gradwatch/\w+)`` ", AdaptiveClip.__doc__ or "", re.MULTILINE))
-    assert documented == {key for key in rows[0] if key.startswith("gradwatch/")}
-    assert len(documented) == 6
+    assert documented == {key for row in rows for key in row if key.startswith("gradwatch/")}
+    assert len(documented) == 7
 
 
 def test_each_step_is_one_row_that_agrees_with_itself(tmp_path: Path) -> None:

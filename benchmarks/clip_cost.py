@@ -1,0 +1,93 @@
+"""What AdaptiveClip's step costs beside `torch.nn.utils.clip_grad_norm_`, for each policy.
+
+    python benchmarks/clip_cost.py
+    python benchmarks/clip_cost.py --device cuda --rounds 300
+
+All are run in turn, round by round, on the same gradients of 10 million parameters in 100 tensors; each round gives one ratio to
+`clip_grad_norm_` of that round. Shown are the medians with quartiles. The norm stays under the bound of `Norm`, `Spike` and
+`clip_grad_norm_`, so that these measure only; `clip_grad_norm_` multiplies all the same. What waits for the device is waited for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from lightning_gradwatch.callbacks._clip_parts import Parts
+from lightning_gradwatch.callbacks._clip_step import clip, measure
+from lightning_gradwatch.clip import POLICIES, ClipPolicy, Norm, TensorPolicy
+
+ENTRIES, TENSORS, BOUND = 10_000_000, 100, 1e9
+
+
+def model(device: str) -> nn.Module:
+    """100 matrices of 100,000 entries each, with gradients."""
+    width = ENTRIES // TENSORS // 100
+    module = nn.ParameterDict({f"w{i}": nn.Parameter(torch.randn(100, width, device=device)) for i in range(TENSORS)})
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return module
+
+
+def step_of(policy: str | ClipPolicy | TensorPolicy, module: nn.Module, **patterns: list[str]) -> Callable[[], object]:
+    """One optimizer step of AdaptiveClip without the Trainer: find the parts, measure, decide, act."""
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    parts = Parts(policy, patterns.get("exclude"), None)
+    parts.begin(module, [optimizer])
+    state = parts.new_state()
+
+    def step() -> None:
+        own = parts.of(module, optimizer, state)
+        for part, measured in zip(own, measure(own, deferring=False), strict=True):
+            clip(part, measured, deferring=False)
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    module = model(arguments.device)
+    parameters = list(module.parameters())
+    fresh = [p.grad.clone() for p in parameters if p.grad is not None]
+    steps: dict[str, Callable[[], object]] = {
+        "clip_grad_norm_": lambda: torch.nn.utils.clip_grad_norm_(parameters, BOUND),
+        **{name: step_of(Norm(BOUND) if name == "norm" else name, module) for name in POLICIES},
+        "norm, with exclude": step_of(Norm(BOUND), module, exclude=["w1*"]),
+    }
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    with torch.no_grad():
+        for round_ in range(arguments.rounds + 5):
+            for name, step in steps.items():
+                for parameter, gradient in zip(parameters, fresh, strict=True):
+                    parameter.grad.copy_(gradient)  # type: ignore[union-attr]
+                _wait(arguments.device)
+                start = time.perf_counter()
+                step()
+                _wait(arguments.device)
+                if round_ >= 5:
+                    times[name].append(time.perf_counter() - start)
+    bare = times["clip_grad_norm_"]
+    print(f"{'':>20}  {'ms':>8}  {'quartiles':>17}  {'ratio':>6}  {'quartiles':>13}")
+    for name, own in times.items():
+        low, middle, high = statistics.quantiles([1e3 * t for t in own], n=4)
+        ratios = statistics.quantiles([a / b for a, b in zip(own, bare, strict=True)], n=4)
+        print(f"{name:>20}  {middle:8.2f}  {low:8.2f} {high:8.2f}  {ratios[1]:6.2f}  {ratios[0]:6.2f} {ratios[2]:6.2f}")
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""One optimizer step of AdaptiveClip: measure all parts in one host sync, then clip each by its policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.callbacks._clip_parts import Part
+from lightning_gradwatch.clip import ClipPolicy, Decision, TensorPolicy
+from lightning_gradwatch.clip.norms import global_norm, read, scale_, true_norm
+
+UNTOUCHED = Decision(None, 1.0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was read from the device for one part.
+
+    Args:
+        norm: before clipping.
+        parameter_norm: where its policy wants it.
+        clipped_norm, share: where its policy has clipped the tensors already.
+    """
+
+    norm: float
+    parameter_norm: float | None = None
+    clipped_norm: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one part, or of all: norm before, decision, norm after."""
+
+    norm: float
+    decision: Decision
+    clipped_norm: float
+
+
+def measure(parts: Sequence[Part], *, deferring: bool) -> list[Measured]:
+    """Norms of all parts; those whose policy works on tensors are clipped on the way, unless another is to clip."""
+    readings = [_launch(part, deferring=deferring) for part in parts]
+    values = iter(read([scalar for reading in readings for scalar in reading.values()]))
+    measured = [Measured(**{name: next(values) for name in reading}) for reading in readings]
+    if not any(math.isinf(m.norm) for m in measured):
+        return measured
+    return [
+        _settle(p, m, deferring=deferring) if math.isinf(m.norm) else m for p, m in zip(parts, measured, strict=True)
+    ]
+
+
+def clip(part: Part, measured: Measured, *, deferring: bool) -> Outcome:
+    """Let the part's policy decide, and act on it."""
+    policy, norm = part.state.policy, measured.norm
+    if measured.clipped_norm is not None:
+        after = min(measured.clipped_norm, norm)  # the two may differ by a rounding
+        return Outcome(norm, Decision(None, after / norm if norm > 0.0 else 1.0, measured.share), after)
+    if not isinstance(policy, ClipPolicy) or norm == 0.0:
+        return Outcome(norm, UNTOUCHED, norm)
+    decision = policy.decide(norm, parameter_norm=measured.parameter_norm)
+    if deferring:
+        decision = Decision(decision.threshold, 1.0)
+    if decision.coefficient != 1.0:
+        scale_(part.gradients, decision.coefficient)
+    return Outcome(norm, decision, norm * decision.coefficient)
+
+
+def whole_norm(measured: Sequence[Measured]) -> float:
+    """The norm over all parts: NaN if one is, else inf if one is."""
+    if any(math.isnan(m.norm) for m in measured):
+        return math.nan  # hypot would say inf beside an inf
+    return math.hypot(*(m.norm for m in measured))
+
+
+def together(outcomes: Sequence[Outcome]) -> Outcome:
+    """All parts as one."""
+    norm, after = (math.hypot(*norms) for norms in zip(*((o.norm, o.clipped_norm) for o in outcomes), strict=True))
+    return Outcome(norm, Decision(None, after / norm if norm > 0.0 else 1.0), after)
+
+
+def _launch(part: Part, *, deferring: bool) -> dict[str, Tensor]:
+    """Scalars on the device, by their name in :class:`Measured`."""
+    policy = part.state.policy
+    norm = global_norm(part.gradients)
+    if isinstance(policy, TensorPolicy) and not deferring:
+        share = policy.clip_(part.gradients, part.parameters, part.names, norm)
+        return {"norm": norm, "clipped_norm": global_norm(part.gradients), "share": share}
+    if getattr(policy, "wants_parameter_norm", False):
+        return {"norm": norm, "parameter_norm": global_norm(part.parameters)}
+    return {"norm": norm}
+
+
+def _settle(part: Part, measured: Measured, *, deferring: bool) -> Measured:
+    """Whether a norm of inf is true; rare, and then slow."""
+    norm = true_norm(part.gradients)
+    policy = part.state.policy
+    if not math.isfinite(norm) or not isinstance(policy, TensorPolicy) or deferring:
+        return Measured(norm, measured.parameter_norm)
+    wide = [gradient.to(torch.float64) for gradient in part.gradients]
+    share = policy.clip_(wide, part.parameters, part.names, global_norm(wide))
+    for gradient, copy in zip(part.gradients, wide, strict=True):
+        gradient.copy_(copy)
+    return Measured(norm, None, true_norm(part.gradients), float(share))

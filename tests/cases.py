@@ -159,6 +159,7 @@ def cases(draw, dtype: torch.dtype = torch.float64) -> Case:
         loss=draw(st.sampled_from(LOSSES)),
         dtype=dtype,
         seed=draw(st.integers(0, 2**20)),
-        gain=draw(st.sampled_from([0.3, 1.0, 3.0])),
+        # Recurrent weights three times PyTorch's own make rounding grow from step to step, in autograd as in the sweep.
+        gain=draw(st.sampled_from([0.3, 1.0, 3.0] if dtype == torch.float64 else [0.3, 1.0])),
     )
     return case if mode == "LSTM" or case.loss != "c_n" else replace(case, loss="h_n")

@@ -261,7 +261,7 @@ class Watch:
             EventKind.EXPLODING_GRADIENT,
             value=float(torch.stack(norms).norm() / step.scale),
             threshold=bound if bound is not None else math.sqrt(torch.finfo(torch.float32).max),
-            detail="It is that of the recurrent weights' gradient; the sum of its squares overflows float32.",
+            detail="It is that of the recurrent modules' gradients; the sum of its squares overflows float32.",
         )
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:

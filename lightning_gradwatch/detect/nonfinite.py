@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -24,6 +25,10 @@ class Place(Protocol):
         """The first on the way back, as seen from the loss."""
         ...
 
+    def changed(self) -> bool:
+        """Whether its weights are no longer those of the forward; then they tell nothing of the cause."""
+        ...
+
 
 def locate_nonfinite(
     places: Sequence[Place],
@@ -36,8 +41,20 @@ def locate_nonfinite(
     Args:
         places: all recurrent calls and loops of the step, in the order of their forwards.
         loss: its value; None if it is not known.
-        parameters: whose gradients to look through when nothing was found before them.
+        parameters: whose gradients to look through when nothing was found before them. One that is not finite itself is
+            named as the cause of whatever was found, in whichever module it sits.
     """
+    named = list(parameters)
+    found = _first(places, loss, named, moment)
+    if found is None or found.parameter is not None or any(place.changed() for place in places):
+        return found
+    cause = bad_parameter((name, local(parameter)) for name, parameter in named)
+    return dataclasses.replace(found, message="", **cause) if cause else found
+
+
+def _first(
+    places: Sequence[Place], loss: float | None, parameters: Iterable[tuple[str, nn.Parameter]], moment: Moment
+) -> Event | None:
     for place in places:
         found = place.in_forward(moment)
         if found is not None:

@@ -37,24 +37,14 @@ class SweptCall:
 
     def in_backward(self, moment: Moment) -> Event | None:
         """The place nearest to the loss where a hidden state's gradient is not finite: top layer first, last own step first."""
-        layout = self.sweep.layout
         best: tuple[tuple[int, ...], dict[str, Any]] | None = None
         for layer, pair in enumerate(self.sweep.directions):
             for direction, sweep in enumerate(pair):
-                found = _latest_bad_gradient(sweep, layout)
+                found = _latest_bad_gradient(sweep, self.sweep.layout, layer, direction)
                 if found is None:
                     continue
-                own, sequence, from_outside, value = found
+                own, place = found
                 order = (-layer, -own) if len(pair) > 1 else (-own, -layer)
-                place = {
-                    "layer": layer,
-                    "direction": DIRECTIONS[direction],
-                    "state": "h",
-                    "timestep": _caller_time(layout, direction, own, sequence),
-                    "sequence": layout.sequences[sequence],
-                    "value": value,
-                    "detail": "It arrives there from outside the recurrence." if from_outside else "",
-                }
                 if best is None or order < best[0]:
                     best = order, place
         if best is None:
@@ -62,8 +52,12 @@ class SweptCall:
         fields = {**best[1], **self._cause()}
         return moment.event(EventKind.NONFINITE_HIDDEN_GRADIENT, module=self.call.module, **fields)
 
+    def changed(self) -> bool:
+        """Whether the module's weights are no longer those of the forward."""
+        return self.call.weights_changed()
+
     def _cause(self) -> dict[str, Any]:
-        return bad_parameter(zip(self.names, self.call.weights, strict=True))
+        return {} if self.changed() else bad_parameter(zip(self.names, self.call.weights, strict=True))
 
 
 def _first_bad_input(call: RecurrentCall, layout: Layout) -> dict[str, Any] | None:
@@ -123,16 +117,35 @@ def _first_bad_state(swept: Sweep) -> dict[str, Any] | None:
     return None if best is None else best[1]
 
 
-def _latest_bad_gradient(sweep: DirectionSweep, layout: Layout) -> tuple[int, int, bool, float] | None:
-    """``(own step, sequence, whether it came from outside, its norm)``."""
+def _latest_bad_gradient(
+    sweep: DirectionSweep, layout: Layout, layer: int, direction: int
+) -> tuple[int, dict[str, Any]] | None:
+    """The last own step at which the gradient of h, or of an LSTM's c, is not finite, and the fields of its event."""
+    states = [("h", sweep.total, sweep.direct)]
+    if sweep.total_cell is not None and sweep.direct_cell is not None:
+        states.append(("c", sweep.total_cell, sweep.direct_cell))
     valid = layout.valid(0, layout.timesteps)
-    bad = ~sweep.total[:, 0].isfinite() & valid
-    if not bool(bad.any()):
-        return None
-    own = int(torch.nonzero(bad.any(1)).max())
-    sequence = int(torch.nonzero(bad[own]).flatten()[0])
-    from_outside = not math.isfinite(float(sweep.direct[own, sequence]))
-    return own, sequence, from_outside, float(sweep.total[own, 0, sequence])
+    best: tuple[int, dict[str, Any]] | None = None
+    for state, total, direct in states:
+        bad = ~total[:, 0].isfinite() & valid
+        own = int(torch.nonzero(bad.any(1)).max()) if bool(bad.any()) else -1
+        if own <= (-1 if best is None else best[0]):
+            continue
+        sequence = int(torch.nonzero(bad[own]).flatten()[0])
+        from_outside = not math.isfinite(float(direct[own, sequence]))
+        best = (
+            own,
+            {
+                "layer": layer,
+                "direction": DIRECTIONS[direction],
+                "state": state,
+                "timestep": _caller_time(layout, direction, own, sequence),
+                "sequence": layout.sequences[sequence],
+                "value": float(total[own, 0, sequence]),
+                "detail": "It arrives there from outside the recurrence." if from_outside else "",
+            },
+        )
+    return best
 
 
 def _caller_time(layout: Layout, direction: int, own: int, sequence: int) -> int:

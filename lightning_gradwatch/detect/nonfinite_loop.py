@@ -20,16 +20,32 @@ class LoopPlaces:
     loop: Loop
 
     def in_forward(self, moment: Moment) -> Event | None:
-        """The first timestep whose input or state is not finite."""
-        for t, state in enumerate(self.loop.h):
+        """The first timestep where the state that it is given, its input or the state that it makes is not finite."""
+        for t in range(len(self.loop.h)):
+            event = self._in_given(t, moment)
+            if event is not None:
+                return event
             x = self.loop.inputs[t]
             if x is not None:
                 place = self._place(x)
                 if place is not None:
                     return self._event(EventKind.NONFINITE_INPUT, moment, timestep=t, **place)
-            place = self._place(state.tensor)
+            # An infinite c may hide behind tanh: then its h is finite.
+            for name, states in (("h", self.loop.h), ("c", self.loop.c)):
+                place = self._place(states[t].tensor) if t < len(states) else None
+                if place is not None:
+                    return self._event(EventKind.NONFINITE_STATE, moment, timestep=t, state=name, **place)
+        return None
+
+    def _in_given(self, t: int, moment: Moment) -> Event | None:
+        for name, state in self.loop.given.get(t, ()):
+            place = self._place(state)
+            if place is not None and t == 0:
+                place["detail"] = "It is the initial state that the first step was given."
+                return self._event(EventKind.NONFINITE_INPUT, moment, state=name, **place)
             if place is not None:
-                return self._event(EventKind.NONFINITE_STATE, moment, timestep=t, state="h", **place)
+                place["detail"] = "The step was given it so; the step before had made a finite one."
+                return self._event(EventKind.NONFINITE_STATE, moment, timestep=t, state=name, **place)
         return None
 
     def in_backward(self, moment: Moment) -> Event | None:
@@ -41,6 +57,10 @@ class LoopPlaces:
                     return self._event(EventKind.NONFINITE_HIDDEN_GRADIENT, moment, timestep=t, state=name, **place)
         return None
 
+    def changed(self) -> bool:
+        """Whether the cell's weights are no longer those of the forward."""
+        return self.loop.weights_changed()
+
     def _gradient(self, states: list[LoopState], t: int) -> dict[str, Any] | None:
         gradient = states[t].slot.value() if t < len(states) else None
         return None if gradient is None else self._place(gradient)
@@ -51,5 +71,6 @@ class LoopPlaces:
         return {"sequence": int(bad[0]), "value": bad_value(rows[bad[0]])} if len(bad) else None
 
     def _event(self, kind: EventKind, moment: Moment, **fields: Any) -> Event:
-        place = {"layer": 0, "direction": "forward", **fields, **bad_parameter(self.loop.weights)}
+        cause = {} if self.changed() else bad_parameter(self.loop.weights)
+        place = {"layer": 0, "direction": "forward", **fields, **cause}
         return moment.event(kind, module=self.loop.module, **place)

@@ -57,5 +57,5 @@ class NormJumpDetector:
             EventKind.EXPLODING_GRADIENT,
             value=norm,
             threshold=bound,
-            detail="It is that of the recurrent weights' gradient.",
+            detail="It is that of all parameters of the recurrent modules.",
         )

@@ -58,7 +58,13 @@ def direct_norms(call: RecurrentCall, layout: Layout, chunk: int) -> Tensor:
 def norm(tensor: Tensor) -> Tensor:
     """L2 norm over the last dimension, accumulated in float64: squares of vanished gradients underflow in float32."""
     dtype = torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    return torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype)
+    found = torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype)
+    if tensor.dtype != dtype or bool(found.isfinite().all()):
+        return found
+    # In the widest dtype itself, squares of finite numbers may overflow.
+    largest = tensor.abs().amax(-1)
+    scaled = torch.linalg.vector_norm(tensor / largest[..., None], dim=-1) * largest
+    return torch.where(found.isfinite() | ~largest.isfinite(), found, scaled)
 
 
 def last_timestep(layout: Layout, direction: int) -> Tensor:

@@ -56,7 +56,7 @@ class Shape:
 
 
 class GradientSlot:
-    """A tensor hook that keeps the gradient it is shown.
+    """Keeps the gradient that autograd shows it.
 
     It holds nothing but gradients: a hook that led back to the call would close the cycle output → hook → call →
     output, which only the garbage collector frees.
@@ -68,9 +68,21 @@ class GradientSlot:
     def __init__(self) -> None:
         self._gradients: list[Tensor] = []
 
-    def __call__(self, gradient: Tensor) -> None:
-        if not GradientSlot._paused:
+    def __call__(self, gradient: Tensor | None) -> None:
+        if gradient is not None and not GradientSlot._paused:
             self._gradients.append(gradient)
+
+    def watch(self, tensor: Tensor) -> None:
+        """Be shown what arrives at a tensor that needs a gradient.
+
+        A hook on the operation that made it runs after all of the tensor's own: what a model's hook makes of the gradient
+        (clamps it, say) is what flows on, and what is kept.
+        """
+        node, number = tensor.grad_fn, tensor.output_nr
+        if node is None:
+            tensor.register_hook(self)
+        else:
+            node.register_prehook(lambda gradients: self(gradients[number]))
 
     @classmethod
     @contextmanager
@@ -152,6 +164,11 @@ class RecurrentCall:
                 return name
         return None
 
+    def weights_changed(self) -> bool:
+        """Whether a weight was changed in place since the forward."""
+        weights = self.weights
+        return tuple(weight._version for weight in weights) != self.versions[len(self.versions) - len(weights) :]
+
     def has_gradient(self) -> bool:
         """Whether the loss reached this call at all."""
         return any(slot.arrived for slot in (self.output_gradient, self.h_n_gradient, self.c_n_gradient))
@@ -178,7 +195,7 @@ class RecurrentCall:
         )
         for tensor, slot in pairs:
             if tensor is not None and tensor.requires_grad:
-                tensor.register_hook(slot)
+                slot.watch(tensor)
 
 
 def read_call(

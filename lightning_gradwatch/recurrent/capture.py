@@ -179,9 +179,8 @@ class Capture:
         self._guarded(lambda: self.loops.tap(name, state))
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters behind the weights from state to state. They are looked up by name: reading the attribute of a
-        parametrized weight would compute it anew, and advance a spectral norm's power iteration.
+        """All parameters of the watched modules. Those of the recurrent weights alone would not do: an infinite input that saturates
+        its gates spoils the gradient of the input weight, and no other.
         """
         for module in self.modules.values():
-            named = list(module.named_parameters())
-            yield from [p for name, p in named if "weight_hh" in name] or [p for _, p in named if p.dim() > 1]
+            yield from module.parameters()

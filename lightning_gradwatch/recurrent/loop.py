@@ -18,7 +18,7 @@ from lightning_gradwatch.recurrent.layout import pick_sequences
 
 @dataclass(slots=True)
 class LoopState:
-    """One hidden state in the graph. Its tensor hook sees the *total* gradient: all that the state was used for.
+    """One hidden state in the graph. Its slot is shown the *total* gradient: all that the state was used for.
 
     ``edge`` is the place in the graph where the state was made: it stays right when the tensor is changed in place later.
     """
@@ -31,7 +31,7 @@ class LoopState:
     def of(cls, tensor: Tensor) -> LoopState:
         """Watch a state that needs a gradient."""
         slot = GradientSlot()
-        tensor.register_hook(slot)
+        slot.watch(tensor)
         return cls(tensor, get_gradient_edge(tensor), slot)
 
 
@@ -52,10 +52,23 @@ class Loop:
     h: list[LoopState] = field(default_factory=list[LoopState])
     c: list[LoopState] = field(default_factory=list[LoopState])
     weights: tuple[tuple[str, Tensor], ...] = ()
+    given: dict[int, tuple[tuple[str, Tensor], ...]] = field(default_factory=dict[int, tuple[tuple[str, Tensor], ...]])
+    """Step → the states that it was given, by name (``h``, ``c``), where these are not the very ones of the step before."""
+    versions: tuple[int, ...] = ()
     curves: Tensor | None = None
     """Lagged gradients of the last step ``(lag, sequence)``, once :func:`measure_lags` was called."""
     inexact_reason: str | None = None
     c_is_total: bool = True
+
+    def __post_init__(self) -> None:
+        self.versions = self._versions()
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(weight._version for _, weight in self.weights)
+
+    def weights_changed(self) -> bool:
+        """Whether a weight was changed in place since the loop began."""
+        return self._versions() != self.versions
 
     def has_gradient(self) -> bool:
         """Whether the loss reached any of its states."""

@@ -69,6 +69,10 @@ class Loops:
             if self._is_severed(name, states):
                 self._severed[name] += 1
             loop = self._begin(name, _kind(module), _weights(name, module))
+        given = _named(module, states, made[0])
+        last = {id(one[-1].tensor) for one in (loop.h, loop.c) if one}
+        if any(id(state) not in last for _, state in given):
+            loop.given[len(loop.h)] = given
         loop.inputs.append(x)
         loop.h.append(LoopState.of(made[0]))
         if isinstance(module, nn.LSTMCell) and len(made) > 1:
@@ -117,6 +121,13 @@ def tensors(values: Iterable[Any]) -> list[Tensor]:
         elif isinstance(value, tuple | list):
             found += tensors(value)  # pyright: ignore[reportUnknownArgumentType]
     return found
+
+
+def _named(module: nn.Module, states: list[Tensor], made: Tensor) -> tuple[tuple[str, Tensor], ...]:
+    """h, then an LSTM's c. What else a cell of one's own is given (a mask, say) may well hold infinities: it is no state."""
+    if not isinstance(module, nn.RNNCellBase):
+        states = [state for state in states if state.shape == made.shape][:1]
+    return tuple(zip(("h", "c"), states, strict=False))
 
 
 def _kind(module: nn.Module) -> str:

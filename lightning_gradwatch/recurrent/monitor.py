@@ -1,4 +1,4 @@
-"""The one small reduction of an ordinary step: the norm of the recurrent weights' gradients, read without blocking."""
+"""The one small reduction of an ordinary step: the norm of the recurrent modules' gradients, read without blocking."""
 
 from __future__ import annotations
 

@@ -64,13 +64,16 @@ def masks_of(case: Case, rng: torch.Tensor) -> list[list[torch.Tensor]] | None:
     return [[mask[rows[j]] for mask in drawn] for j in range(batch)]
 
 
-def assert_close(found, expected, tolerance: float, what: str) -> None:
-    """Relative error: in float64 of every single norm, however small it is beside the others; in float32, where small ones
-    are differences of large ones in autograd too, relative to the largest of the profile.
+def assert_close(found, expected, tolerance: float, what: str, largest: float = 0.0) -> None:
+    """Relative error: in float64 of every single norm, however small it is beside the others. In float32 small ones are differences
+    of large ones, in autograd too: there it is relative to the ``largest`` of all sequences.
     """
     found, expected = np.asarray(found, float), np.asarray(expected, float)
     assert found.shape == expected.shape, what
-    scale = np.abs(expected) if tolerance == TOLERANCE[torch.float64] else np.abs(expected).max(initial=0.0)
+    if tolerance == TOLERANCE[torch.float64]:
+        scale = np.abs(expected)
+    else:
+        scale = max(np.abs(expected).max(initial=0.0), largest)
     assert (np.abs(found - expected) <= tolerance * scale).all(), f"{what}: {found} {expected}"
 
 
@@ -100,8 +103,9 @@ def check(case: Case, **options) -> None:
                 direct[0 if d else -1] = norms(gradients(loss, [model.c_n[index]]))[0]
             what = f"{p.layer} {p.direction} {p.state} sequence {j}"
             length = case.lengths[j]
-            assert_close(p.total[j, :length], norms(gradients(loss, states)), tolerance, "total " + what)
-            assert_close(p.direct[j, :length], direct, tolerance, "direct " + what)
+            largest = float(np.nanmax(p.total))
+            assert_close(p.total[j, :length], norms(gradients(loss, states)), tolerance, "total " + what, largest)
+            assert_close(p.direct[j, :length], direct, tolerance, "direct " + what, largest)
             assert np.isnan(p.total[j, length:]).all()
     for (layer, direction), rows in curves.items():
         check_curves(case, unrolled, losses, swept, layer, direction, rows, tolerance)
@@ -126,7 +130,10 @@ def check_curves(case, unrolled, losses, swept, layer, direction, rows, toleranc
             row = next(rows)
             reach = len(expected)
             assert np.isnan(row[reach:]).all()
-            assert_close(row[:reach], expected / expected[0], tolerance, f"lagged {layer} {direction} {j} {t}")
+            ratios = expected / expected[0]
+            # A ratio inherits the rounding of its denominator, which in float32 is a share of the largest norm.
+            allowed = tolerance if case.dtype == torch.float64 else tolerance * float(ratios.max())
+            assert_close(row[:reach], ratios, allowed, f"lagged {layer} {direction} {j} {t}")
     assert next(rows, None) is None
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_gradwatch.profile import FLOOR, Horizon, gradient_horizon, growth_rate
+from lightning_gradwatch.profile import FLOOR, HORIZON_RATIO, Horizon, gradient_horizon, growth_rate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_LAG = 1024
 """Lags that an accumulated curve holds."""
@@ -55,6 +62,22 @@ class LaggedGradient(Metric):
         """The growth rate of the mean curve, in nats per timestep."""
         return growth_rate(self.compute().cpu().numpy())
 
+    def plot(self, val: Tensor | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw the curve over lag, with the 1 % line.
+
+        Args:
+            val: a result of ``compute``; None computes one.
+            ax: where to draw; None makes a figure.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        curve = self.compute() if val is None else val
+        figure, ax = _draw({"lagged gradient": curve}, ax, "lag (timesteps back)", "gradient relative to lag 0")
+        ax.axhline(HORIZON_RATIO, color="0.4", linestyle="--", linewidth=1, label="1 %")
+        ax.legend(fontsize="small")
+        return figure, ax
+
 
 class TotalGradient(Metric):
     """Mean over samples and maximum of the total gradient's norm by timestep ``(time,)``, aligned at the first timestep.
@@ -88,3 +111,36 @@ class TotalGradient(Metric):
         """``(mean, maximum)`` by timestep, as far as any sample reached."""
         reach = int((self.count > 0).int().cumprod(0).sum())
         return self.sum[:reach] / self.count[:reach], self.largest[:reach]
+
+    def plot(self, val: tuple[Tensor, Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw mean and maximum over timesteps.
+
+        Args:
+            val: a result of ``compute``; None computes one.
+            ax: where to draw; None makes a figure.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        mean, largest = self.compute() if val is None else val
+        figure, ax = _draw({"mean": mean, "maximum": largest}, ax, "timestep", "total gradient")
+        ax.legend(fontsize="small")
+        return figure, ax
+
+
+def _draw(curves: Mapping[str, Tensor], ax: Any, across: str, up: str) -> tuple[Figure, Axes]:
+    """Curves over their index, on a log scale; what it cannot show is left out."""
+    if ax is None:
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ImportError(
+                "`plot` needs matplotlib, which is not installed. Install the extra: pip install 'lightning-gradwatch[report]'"
+            ) from error
+        ax = plt.subplots(layout="constrained")[1]
+    for name, curve in curves.items():
+        ax.plot(curve.detach().cpu().numpy(), label=name)
+    ax.set_yscale("log", nonpositive="mask")
+    ax.set_xlabel(across)
+    ax.set_ylabel(up)
+    return ax.figure, ax

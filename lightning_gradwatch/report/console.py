@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_gradwatch.events import Severity
 from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.live import EVENT_STYLES
 from lightning_gradwatch.report.summary import horizon_text, summarise
+from lightning_gradwatch.runlog.plain import plain
 from lightning_gradwatch.runlog.reader import Run
 
-_STYLES: dict[str, str] = {Severity.CRITICAL: "bold red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
+_MOST = 1000
+"""Rows of the table: more than anybody reads, and a terminal's table is laid out as a whole."""
 
 
 def print_events(events: Sequence[Mapping[str, Any]], *, console: Any = None) -> None:
-    """Print events as a table: when, what and how bad, what happened; then each kind's remedy once.
+    """Print the last events as a table: when, what and how bad, what happened; then each kind's remedy once.
 
     Args:
         events: event records.
@@ -32,14 +34,16 @@ def print_events(events: Sequence[Mapping[str, Any]], *, console: Any = None) ->
     table.add_column("step", justify="right", no_wrap=True)
     table.add_column("kind", overflow="fold")
     table.add_column("what happened", overflow="fold", ratio=1)
-    for event in events:
-        style = _STYLES.get(event.get("severity") or "", "")
+    for event in events[-_MOST:]:
+        style = EVENT_STYLES.get(event.get("severity") or "", "")
         table.add_row(
-            text(str(event["step"])), text(_clean(event["kind"]), style=style), text(_clean(event.get("message") or ""))
+            text(str(event["step"])), text(plain(event["kind"]), style=style), text(plain(event.get("message") or ""))
         )
     console.print(table)
+    if len(events) > _MOST:
+        console.print(f"These are the last {_MOST:,} of {len(events):,} events; --json prints them all.")
     for kind, remedy in _remedies(events).items():
-        console.print(text.assemble((_clean(kind), "bold"), ": ", _clean(remedy)))
+        console.print(text.assemble((plain(kind), "bold"), ": ", plain(remedy)))
 
 
 def print_summary(run: Run, *, console: Any = None) -> None:
@@ -56,16 +60,10 @@ def print_summary(run: Run, *, console: Any = None) -> None:
     found = summarise(run.profile_records, run.event_records)
     for layer in found:
         table.add_row(
-            *(text(_clean(cell)) for cell in (layer.place, layer.verdict, horizon_text(layer), layer.sentence))
+            *(text(plain(cell)) for cell in (layer.place, layer.verdict, horizon_text(layer), layer.sentence))
         )
     console.print(table if found else "No profile was recorded: nothing can be said about the gradient through time.")
 
 
 def _remedies(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {event["kind"]: event["remedy"] for event in events if event.get("remedy")}
-
-
-def _clean(text: str) -> str:
-    """Without control characters: a run log must not steer the terminal. Lone surrogates cannot be printed."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in text)
-    return plain.encode("utf-8", "replace").decode("utf-8")

@@ -5,31 +5,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning_gradwatch.runlog import records
+from lightning_gradwatch.runlog.lines import Lines, RunLogError, check_version
 from lightning_gradwatch.runlog.records import Fields, MalformedError, Record
-from lightning_gradwatch.runlog.schema import (
-    EVENTS_FILE,
-    FORMAT_VERSION,
-    HEADER_KEY,
-    PROFILES_FILE,
-    RUN_FILE,
-    STEPS_FILE,
-)
+from lightning_gradwatch.runlog.schema import EVENTS_FILE, PROFILES_FILE, RUN_FILE, STEPS_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["Run", "RunLogError", "load_run", "locate"]
+
 _SUBFOLDER = "gradwatch"
-
-
-class RunLogError(ValueError):
-    """A run log cannot be read; the message says which rule is broken and what to do."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ def load_run(path: str | Path) -> Run:
         RunLogError: ``path`` is not a folder, holds no run log, cannot be read, or is of a newer format.
     """
     try:
-        folder = _locate(Path(path))
+        folder = locate(Path(path))
         files = _Files(folder)
         profiles = files.read(PROFILES_FILE, records.PROFILE)
         steps = files.read(STEPS_FILE, records.STEP)
@@ -98,14 +89,20 @@ def load_run(path: str | Path) -> Run:
             events += files.read(other.name, records.EVENT)
         if others:
             events.sort(key=lambda record: record["step"])  # stable: a rank's own order stays
-        return Run(folder, files.meta(), profiles, events, steps, files.skipped)
+        meta = files.meta()
+        return Run(folder, meta, profiles, events, steps, files.skipped)
     except OSError as error:
         raise RunLogError(
             f"The run log must be readable; found {str(path)!r} ({error}). Check its permissions."
         ) from error
 
 
-def _locate(path: Path) -> Path:
+def locate(path: Path) -> Path:
+    """The folder of the run log: ``path``, or ``path/gradwatch``.
+
+    Raises:
+        RunLogError: there is none.
+    """
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
         raise RunLogError(
@@ -127,78 +124,44 @@ class _Files:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.skipped = 0
-        self._header: dict[str, Any] = {}
+        self._lines = Lines()
+
+    @property
+    def skipped(self) -> int:
+        """Lines passed over so far."""
+        return self._lines.skipped
 
     def read(self, name: str, fields: tuple[Fields, Fields]) -> list[Record]:
         """The valid records of a file that no resumed run supersedes; none where there is no such file."""
         found: list[Record] = []
-        for raw in self._lines(name):
-            try:
-                if HEADER_KEY in raw:
-                    resumed_at = self._read_header(raw, name)
-                    if resumed_at is not None:
-                        found = [record for record in found if record["step"] < resumed_at]
-                else:
-                    found.append(records.checked(raw, fields))
-            except MalformedError:
-                self.skipped += 1
+        path = self.folder / name
+        if not path.exists():
+            return found
+        with path.open("rb") as file:
+            for line in file:
+                read = self._lines.read(line, name, fields)
+                if isinstance(read, int):
+                    found = [record for record in found if record["step"] < read]
+                elif read is not None:
+                    found.append(read)
         return found
 
     def meta(self) -> dict[str, Any]:
         """run.json, completed by the files' header."""
+        header = self._lines.header
         try:
             meta = json.loads((self.folder / RUN_FILE).read_bytes())
+            known = cast("dict[str, Any]", meta) if isinstance(meta, dict) else None
         except FileNotFoundError:
-            return self._header
+            return header
         except (ValueError, RecursionError):
-            meta = None
-        if not isinstance(meta, dict):
-            self.skipped += 1
-            return self._header
-        known = cast("dict[str, Any]", meta)
+            known = None
+        if known is None:
+            self._lines.skipped += 1
+            return header
         if "format_version" in known:
             try:
-                _check_version(known["format_version"], RUN_FILE)
+                check_version(known["format_version"], RUN_FILE)
             except MalformedError:
-                self.skipped += 1
-        return {**self._header, **known}
-
-    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
-        path = self.folder / name
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            for line in file:
-                if not line.strip():
-                    continue
-                try:
-                    raw = json.loads(line.decode("utf-8"))
-                except (ValueError, RecursionError):  # a wrong encoding is a ValueError too
-                    raw = None
-                if isinstance(raw, dict):
-                    yield cast("dict[str, Any]", raw)
-                else:
-                    self.skipped += 1
-
-    def _read_header(self, raw: dict[str, Any], name: str) -> int | None:
-        _check_version(raw.get("format_version"), name)
-        resumed_at = raw.get("resumed_at_step")
-        if resumed_at is not None and type(resumed_at) is not int:
-            raise MalformedError
-        for key in raw.keys() - {HEADER_KEY, "resumed_at_step"}:
-            self._header.setdefault(key, raw[key])
-        return resumed_at
-
-
-def _check_version(version: Any, name: str) -> None:
-    """Accept this major and the older ones, whatever the minor."""
-    major = version.partition(".")[0] if isinstance(version, str) else ""
-    if not (major.isascii() and major.isdigit() and len(major) < 10):
-        raise MalformedError
-    ours = FORMAT_VERSION.partition(".")[0]
-    if int(major) > int(ours):
-        raise RunLogError(
-            f"The format version of {name} must be {ours}.x or older; found {version[:40]!r}. "
-            "A newer lightning-gradwatch wrote it: pip install --upgrade lightning-gradwatch"
-        )
+                self._lines.skipped += 1
+        return {**header, **known}

@@ -21,6 +21,11 @@ def _text(value: Any) -> str:
     raise MalformedError
 
 
+def _shared(value: Any) -> str:
+    """A text that many records have in common, kept once however long it is."""
+    return sys.intern(_text(value))
+
+
 def _integer(value: Any) -> int:
     if type(value) is int and -(2**63) <= value < 2**63:
         return value
@@ -111,7 +116,7 @@ EVENT: tuple[Fields, Fields] = (
         "threshold": _number,
         "action": _text,
         "message": _text,
-        "remedy": _text,
+        "remedy": _shared,
     },
 )
 STEP: tuple[Fields, Fields] = (

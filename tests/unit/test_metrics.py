@@ -70,3 +70,30 @@ def test_a_length_of_zero_is_refused() -> None:
     """`max_lag` must be at least 1."""
     with pytest.raises(ValueError, match="`max_lag` must be ≥ 1; found 0"):
         LaggedGradient(0)
+
+
+def test_a_metric_draws_itself() -> None:
+    """As in torchmetrics, ``plot`` gives figure and axes, on axes of one's own and of a value of one's own too."""
+    figures = pytest.importorskip("matplotlib.figure")
+    lagged, total = LaggedGradient(), TotalGradient()
+    lagged.update(torch.tensor([1.0, 0.1, 0.001]))
+    total.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 5.0]))
+    figure, ax = lagged.plot()
+    assert ax.figure is figure
+    assert ax.get_lines()[0].get_ydata().tolist() == pytest.approx([1.0, 0.1, 0.001])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["lagged gradient", "1 %"]
+    mine = figures.Figure().subplots()
+    figure, ax = total.plot(ax=mine)
+    assert ax is mine
+    assert figure is mine.figure
+    assert [line.get_ydata().tolist() for line in ax.get_lines()] == [[1.0, 2.0], [1.0, 5.0]]
+    assert (
+        lagged.plot(torch.ones(4), ax=figures.Figure().subplots())[1].get_lines()[0].get_ydata().tolist() == [1.0] * 4
+    )
+
+
+def test_nothing_accumulated_can_be_drawn() -> None:
+    """A metric that was never updated has an empty picture, no error."""
+    ax = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    TotalGradient().plot(TotalGradient().compute(), ax=ax)
+    assert [len(line.get_ydata()) for line in ax.get_lines()] == [0, 0]

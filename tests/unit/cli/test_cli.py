@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
 import pytest
 
 from lightning_gradwatch.cli import main
+from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.runlog import RunLogWriter
 from tests.runlogs import write_run
 
 
@@ -47,6 +50,42 @@ def test_report_writes_the_page_and_says_where(tmp_path, capsys):
     assert "<h3>b</h3>" in (tmp_path / "both.html").read_text()
 
 
+def test_check_tells_by_its_exit_code(tmp_path, capsys):
+    """0 without a critical event, 1 with one, and of warnings too with --warnings; one line says which was the first."""
+
+    def check(folder: str, *options: str) -> tuple[int, str]:
+        code, said = main(["check", str(tmp_path / folder), *options]), capsys.readouterr()
+        assert said.out.count("\n") == 1
+        return code, said.out
+
+    write_run(tmp_path / "quiet", steps=3)
+    write_run(tmp_path / "warned", steps=40, explode_at=20)
+    write_run(tmp_path / "broken", steps=40)
+    writer = RunLogWriter(tmp_path / "broken", header={}, rank=1)
+    writer.event(Event(EventKind.NONFINITE_LOSS, 7, rank=1, value=math.nan, message="the loss\x1b[2J is\nNaN"))
+    writer.close()
+    assert check("quiet", "--warnings") == (0, "ok: 0 critical events, 0 warning events\n")
+    assert check("warned") == (0, "ok: 0 critical events, 2 warning events\n")
+    code, said = check("warned", "--warnings")
+    assert code == 1
+    assert "first at step 20: STEP_SKIPPED" in said
+    code, said = check("broken")
+    assert code == 1
+    assert said.startswith("failed: 1 critical event,")
+    assert "first at step 7: NONFINITE_LOSS, the loss [2J is NaN" in said
+
+
+def test_watch_prints_one_picture(tmp_path, capsys):
+    """With --once, and where there is no terminal, it prints what there is and ends."""
+    write_run(tmp_path, explode_at=100)
+    for options in (["--once"], []):
+        assert main(["watch", str(tmp_path), *options]) == 0
+        shown = capsys.readouterr().out
+        assert "GradWatch step 599" in shown
+        assert "exploding" in shown
+        assert "STEP_SKIPPED" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -55,6 +94,10 @@ def test_report_writes_the_page_and_says_where(tmp_path, capsys):
         (["report", "{}/run", "-o", "{}/no/such/folder.html"], "`--output` must be a file that can be written"),
         (["events", "{}/run", "--kind", "NONSENSE"], "invalid choice: 'NONSENSE'"),
         (["events"], "required: RUN"),
+        (["check", "{}/nowhere"], "found nothing at"),
+        (["watch", "{}/nowhere", "--once"], "found nothing at"),
+        (["watch", "{}/run/run.json"], "found a file at"),
+        (["watch", "{}/run", "--interval", "0"], "must be > 0; found 0"),
         (["nonsense"], "invalid choice: 'nonsense'"),
         ([], "required: COMMAND"),
     ],
@@ -85,10 +128,11 @@ def test_help_and_version_succeed(capsys):
         assert "gradwatch" in capsys.readouterr().out
 
 
-def test_the_start_loads_nothing_heavy(tmp_path):
-    """Listing events as JSON imports neither torch nor Lightning nor what draws; as a module it is the same command."""
+@pytest.mark.parametrize("arguments", [["events", "--json"], ["check"]])
+def test_the_start_loads_nothing_heavy(tmp_path, arguments):
+    """What is for scripts imports neither torch nor Lightning nor what draws; as a module it is the same command."""
     write_run(tmp_path, steps=3)
-    command = [sys.executable, "-X", "importtime", "-m", "lightning_gradwatch", "events", str(tmp_path), "--json"]
+    command = [sys.executable, "-X", "importtime", "-m", "lightning_gradwatch", *arguments, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "lightning_gradwatch" in loaded

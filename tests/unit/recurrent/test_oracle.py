@@ -70,10 +70,9 @@ def assert_close(found, expected, tolerance: float, what: str, largest: float = 
     """
     found, expected = np.asarray(found, float), np.asarray(expected, float)
     assert found.shape == expected.shape, what
-    if tolerance == TOLERANCE[torch.float64]:
-        scale = np.abs(expected)
-    else:
-        scale = max(np.abs(expected).max(initial=0.0), largest)
+    scale = (
+        np.abs(expected) if tolerance == TOLERANCE[torch.float64] else max(np.abs(expected).max(initial=0.0), largest)
+    )
     assert (np.abs(found - expected) <= tolerance * scale).all(), f"{what}: {found} {expected}"
 
 

@@ -1,0 +1,44 @@
+"""``gradwatch check RUN``: one line of verdict and an exit code, for scripts and CI."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from lightning_gradwatch.cli._load import load
+from lightning_gradwatch.events import Severity
+from lightning_gradwatch.runlog.plain import plain
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    """Add the subcommand's arguments."""
+    parser = subparsers.add_parser(
+        "check",
+        help="fail where a run has a critical event",
+        description=__doc__,
+        epilog="Exit code: 0 without a critical event, 1 with one, 2 where the run log cannot be read.",
+    )
+    parser.add_argument("path", metavar="RUN", type=Path, help="folder of a run log")
+    parser.add_argument("--warnings", action="store_true", help="a warning fails the check too")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Say the verdict; 1 where the check fails."""
+    found = load(args.path)
+    failing = (Severity.CRITICAL, Severity.WARNING) if args.warnings else (Severity.CRITICAL,)
+    counts = Counter(event["severity"] for event in found.event_records)
+    said = ", ".join(_count(counts[severity], severity) for severity in (Severity.CRITICAL, Severity.WARNING))
+    grave = [event for event in found.event_records if event["severity"] in failing]
+    if not grave:
+        print(f"ok: {said}")
+        return 0
+    first = grave[0]
+    what = plain(f"{first['kind']}, {first['message'] or 'no message'}")
+    print(f"failed: {said}; the first at step {first['step']}: {what}")
+    return 1
+
+
+def _count(number: int, severity: Severity) -> str:
+    return f"{number:,} {severity} event{'' if number == 1 else 's'}"

@@ -1,0 +1,150 @@
+"""The present state of a run as one frame for a terminal, made to fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_gradwatch.events import Severity
+from lightning_gradwatch.report import series
+from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.live_heatmap import heatmap
+from lightning_gradwatch.report.live_norms import norms
+from lightning_gradwatch.report.summary import LayerSummary, horizon_text
+from lightning_gradwatch.runlog.plain import plain
+from lightning_gradwatch.runlog.reader import Run
+from lightning_gradwatch.runlog.summary import Verdict, summarise
+
+EVENT_STYLES: dict[str, str] = {Severity.CRITICAL: "bold red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
+_VERDICT_STYLES = {
+    Verdict.HEALTHY: "bold green",
+    Verdict.SHORTENED: "bold green",
+    Verdict.VANISHING: "bold yellow",
+    Verdict.EXPLODING: "bold red",
+}
+_MOST_ROWS = 8
+_FEWEST_ROWS = 2
+_EVENTS = 5
+
+
+def frame(
+    run: Run,
+    *,
+    width: int,
+    height: int | None = None,
+    counts: Mapping[str, int] | None = None,
+    age: float | None = None,
+) -> Any:
+    """Heatmaps, norms and the last events, as a rich renderable of at most ``height`` lines.
+
+    Args:
+        run: its records; recent ones are enough.
+        width, height: characters and lines there are; None draws everything.
+        counts: events of each severity; None counts those of ``run``.
+        age: seconds since the last record was written.
+
+    Raises:
+        ImportError: rich is missing.
+    """
+    lines = [_title(run, age), _blank()]
+    below = [line for optimizer in _optimizers(run)[:2] for line in norms(run, optimizer, width)]
+    below += _events(run, counts, _EVENTS if height is None or height > 20 else 2)
+    room = None if height is None else height - len(lines) - len(below)
+    lines += _gradients(run, width, room) + below
+    return require("rich.console").Group(*(lines if height is None else lines[: max(1, height)]))
+
+
+def waiting(path: str) -> Any:
+    """The frame that stands while there is no run log."""
+    return _text(("GradWatch ", "bold"), f"waits for a run log in {plain(path)} (Ctrl-C ends)")
+
+
+def _title(run: Run, age: float | None) -> Any:
+    steps = [record["step"] for records in (run.profile_records, run.step_records) for record in records]
+    said = f"step {max(steps):,}" if steps else "nothing recorded yet"
+    if age is not None:
+        said += f", written {_ago(age)} ago"
+    if run.skipped_lines:
+        said += f", {run.skipped_lines:,} damaged line(s) passed over"
+    return _text(("GradWatch ", "bold"), said, (f"  {plain(str(run.path))}", "dim"))
+
+
+def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
+    groups = series.group(run.profile_records)
+    found = summarise(run.profile_records, run.event_records)
+    if not found:
+        return [_text("No profile was recorded yet."), _blank()]
+    if room is None:
+        shown, rows = found, _MOST_ROWS
+    else:
+        # What is not well comes first where there is no room for all.
+        ranked = sorted(found, key=lambda layer: layer.verdict in (Verdict.HEALTHY, Verdict.SHORTENED))
+        able = max(1, room // (_FEWEST_ROWS + 3))
+        chosen = {id(layer) for layer in ranked[:able]}
+        shown = [layer for layer in found if id(layer) in chosen]
+        spare = room - (1 if len(shown) < len(found) else 0)
+        rows = min(_MOST_ROWS, max(_FEWEST_ROWS, spare // len(shown) - 3))
+    lines: list[Any] = []
+    for layer in shown:
+        lines.append(_head(layer))
+        records = _records_of(groups, layer)
+        if records:
+            lines += heatmap(records, width=width, rows=rows)
+        lines.append(_blank())
+    if len(shown) < len(found):
+        lines.append(_text((f"{len(found) - len(shown)} more: enlarge the window, or see gradwatch report.", "dim")))
+    return lines
+
+
+def _head(layer: LayerSummary) -> Any:
+    parts: list[Any] = [(plain(layer.place), "bold"), f" {plain(layer.kind)}  " if layer.kind else "  "]
+    parts.append((str(layer.verdict), _VERDICT_STYLES.get(layer.verdict, "bold")))
+    if layer.layer is None:
+        return _text(*parts, f"  {plain(layer.sentence)}")
+    parts.append(f"  horizon {horizon_text(layer)}")
+    if layer.growth_rate is not None:
+        parts.append(f"  growth {layer.growth_rate:+.2g} nats/timestep")
+    if not layer.exact:
+        parts.append(("  not exact", "yellow"))
+    return _text(*parts)
+
+
+def _records_of(groups: Mapping[series.Key, list[series.Record]], layer: LayerSummary) -> list[series.Record]:
+    """The hidden state's profiles, as for the verdict; those of what else was recorded where there are none."""
+    fitting = [records for key, records in groups.items() if key[:3] == (layer.module, layer.layer, layer.direction)]
+    return fitting[0] if fitting else []
+
+
+def _optimizers(run: Run) -> list[int]:
+    return sorted({record.get("optimizer") or 0 for record in run.step_records})
+
+
+def _events(run: Run, counts: Mapping[str, int] | None, most: int) -> list[Any]:
+    if counts is None:
+        severities = [event.get("severity") or "" for event in run.event_records]
+        counts = {severity: severities.count(severity) for severity in set(severities)}
+    said = ", ".join(f"{counts[severity]:,} {severity}" for severity in reversed(Severity) if counts.get(severity))
+    lines = [_text(("events ", "bold"), said or "none")]
+    return lines + [_event(event) for event in run.event_records[-most:]]
+
+
+def _event(event: Mapping[str, Any]) -> Any:
+    kind, message = plain(event["kind"]), plain(event.get("message") or "")
+    return _text(f"{event['step']:>7} ", (kind, EVENT_STYLES.get(event.get("severity") or "", "")), f"  {message}")
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+
+
+def _text(*parts: str | Sequence[str]) -> Any:
+    text = require("rich.text").Text
+    whole = text.assemble(*parts)
+    whole.no_wrap, whole.overflow = True, "ellipsis"
+    return whole
+
+
+def _blank() -> Any:
+    return _text(" ")

@@ -1,0 +1,108 @@
+"""The live view's frame: what the records say, in the room that there is."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.report import sparks
+from lightning_gradwatch.report.live import frame
+from lightning_gradwatch.runlog import Run, load_run
+from tests.runlogs import profile, write_run
+
+
+def shown(run: Run, *, width: int = 100, height: int | None = None, **options) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(frame(run, width=width, height=height, **options))
+    return console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def of(tmp_path, profiles=(), events=(), steps=()) -> Run:
+    return Run(tmp_path, {}, list(profiles), [event.to_record() for event in events], list(steps))
+
+
+def test_bars_are_logarithmic():
+    """A bar is as high as the logarithm of its value; infinity, zero and what is not there have signs of their own."""
+    values = [1e-8, 1e-4, 1.0, math.inf, 0.0, math.nan, None]
+    assert sparks.spark(values, sparks.Scale(-8, 0)).plain == "▁▅█×·  "
+
+
+def test_noise_makes_no_pattern():
+    """Values within a decade are drawn on a scale of a whole decade, zeros alone on some scale."""
+    among = sparks.scale([1.0, 1.05])
+    assert among.high - among.low == pytest.approx(1.0)
+    assert len(set(sparks.spark([1.0, 1.05], among).plain)) == 1
+    assert sparks.spark([0.0], sparks.scale([0.0])).plain == "·"
+
+
+def test_the_heatmap_holds_the_last_timestep_above_the_first(tmp_path):
+    """A gradient that is lost on its way back is high in the upper row and low in the lower, column by column."""
+    records = [profile(step, timesteps=21, rate=-0.5, every_step_has_loss=False) for step in range(3)]
+    lines = shown(of(tmp_path, records))
+    rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
+    assert rows[0] == ["20", "███"]
+    assert rows[-1] == ["0", "▁▁▁"]
+    assert any("vanishing" in line and "horizon 10 of 21" in line for line in lines)
+
+
+def test_the_last_steps_are_shown_where_there_is_no_room_for_all(tmp_path):
+    """The columns are the newest sampled steps."""
+    lines = shown(of(tmp_path, [profile(step) for step in range(300)]), width=60)
+    assert any("steps 248 to 299" in line for line in lines)
+
+
+@pytest.mark.parametrize("height", [1, 5, 12, 24, 50])
+@pytest.mark.parametrize("width", [20, 80])
+def test_it_fits(tmp_path, width, height):
+    """However small the terminal, no more lines and no wider ones."""
+    run = load_run(write_run(tmp_path, kind="LSTM", layers=6, explode_at=400))
+    lines = shown(run, width=width, height=height, counts={"critical": 2}, age=5.0)
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("GradWatch step 599"[:width])
+
+
+def test_what_is_not_well_comes_first(tmp_path):
+    """Of many layers, those that fit are the ones with something to see, and the others are counted."""
+    records = [
+        profile(step, layer=layer, rate=-0.7 if layer == 7 else -0.01) for step in range(5) for layer in range(8)
+    ]
+    lines = shown(of(tmp_path, records), height=16)
+    assert any("layer 7" in line and "vanishing" in line for line in lines)
+    assert any("6 more" in line for line in lines)
+
+
+def test_norms_stand_above_their_threshold(tmp_path):
+    """Norm and threshold share a scale, a norm that is not finite is marked, clipped and skipped steps are counted."""
+    steps = [
+        {"step": step, "grad_norm": norm, "clip_threshold": 10.0, "clip_coefficient": coefficient, "skipped": skipped}
+        for step, (norm, coefficient, skipped) in enumerate(
+            [(1.0, 1.0, False), (100.0, 0.1, False), (math.nan, 1.0, True)]
+        )
+    ]
+    lines = shown(of(tmp_path, steps=steps))
+    norm, threshold, counts = (line for line in lines[1:] if "norm" in line or "threshold" in line or "clipped" in line)
+    assert norm.split()[-1] == "▁█×"
+    assert set(threshold.split()[-1]) == {"▅"}
+    assert "1 clipped, 1 skipped of the last 3 steps" in counts
+
+
+def test_a_hostile_name_steers_nothing(tmp_path):
+    """Escape sequences and markup in a module's name and a message are shown, not obeyed."""
+    name = "\x1b[2J\x1b]0;owned\x07[bold]rnn[/bold]"
+    lines = shown(of(tmp_path, [profile(0, module=name)], [Event(EventKind.NOT_OBSERVED, 0, module=name)]))
+    text = "\n".join(lines)
+    assert "[bold]rnn[/bold]" in text
+    assert "\x1b" not in text
+    assert "\x07" not in text
+
+
+def test_nothing_recorded_is_said(tmp_path):
+    """An empty run log has a frame too."""
+    text = "\n".join(shown(of(tmp_path)))
+    assert "nothing recorded yet" in text
+    assert "events none" in text

@@ -1,0 +1,157 @@
+"""The documentation says what is so: its snippets run, and nothing public is missing from it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import shlex
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_gradwatch
+from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch
+from lightning_gradwatch.callbacks import factory
+from lightning_gradwatch.cli import _SUBCOMMANDS, _parser
+from lightning_gradwatch.clip import AGC
+from tests.models import TinyLanguageModel, sentences, trainer
+from tests.runlogs import write_run
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/*/*.md"))]
+MADE = ROOT / "docs" / "reference" / "events.md"  # by docs/conf.py, from the code
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def text(*names: str) -> str:
+    return "\n".join((ROOT / "docs" / name).read_text("utf-8") for name in names)
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """What a reader has at hand: the imports, some data, and the run log of a training."""
+    monkeypatch.chdir(tmp_path)
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    make = pl.Trainer.__init__
+
+    def quick(self, **options) -> None:
+        make(self, **{**quiet, "accelerator": "cpu", **options})
+
+    monkeypatch.setattr(pl.Trainer, "__init__", quick)
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch.utilities.rank_zero"), "disabled", True)
+    write_run(tmp_path / "lightning_logs" / "version_0" / "gradwatch", steps=30)
+    data = TensorDataset(torch.randn(8, 5, 4), torch.randn(8, 1))
+    return {
+        "pl": pl,
+        "torch": torch,
+        "nn": nn,
+        "GradWatch": GradWatch,
+        "AdaptiveClip": AdaptiveClip,
+        "AGC": AGC,
+        "loader": DataLoader(data, batch_size=4),
+    }
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.stem)
+def test_the_snippets_of_a_page_run(page, prepared):
+    """One after the other, as they are read."""
+    for number, snippet in enumerate(blocks(page, "python")):
+        exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), prepared)
+
+
+def test_no_snippet_hides():
+    """Every block of code has a language, so that none is left out of the tests by mistake."""
+    known = {"python", "console", "{toctree}", "{eval-rst}", "yaml", "text", ""}
+    for page in PAGES:
+        fences = re.findall(r"^```(.*)$", page.read_text("utf-8"), re.MULTILINE)
+        assert len(fences) % 2 == 0, page
+        assert set(fences[1::2]) <= {""}, page
+        assert set(fences[::2]) <= known - {""}, page
+
+
+def test_every_command_line_is_understood():
+    """Each `gradwatch` line in a block of console text has arguments that the command takes."""
+    lines = [line for page in PAGES for block in blocks(page, "console") for line in block.splitlines()]
+    commands = [line.partition("gradwatch ")[2] for line in lines if re.match(r"\$?\s*gradwatch ", line)]
+    assert len(commands) >= 5
+    for command in commands:
+        _parser().parse_args(shlex.split(re.split(r"\|\||[|#]", command)[0]))
+
+
+@pytest.mark.parametrize("name", lightning_gradwatch.__all__)
+def test_a_public_name_is_in_the_reference(name):
+    """Whatever can be imported from the package has an entry."""
+    assert re.search(rf"^\.\. auto(class|function):: {name}$", text("reference/api.md"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", EventKind)
+def test_an_event_kind_is_explained(kind, tmp_path, monkeypatch):
+    """It has a section of its own with message and remedy, and a line on what to look at first."""
+    spec = importlib.util.spec_from_file_location("docs_conf", ROOT / "docs" / "conf.py")
+    assert spec is not None
+    assert spec.loader is not None
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    monkeypatch.setattr(conf, "HERE", tmp_path)
+    (tmp_path / "reference").mkdir()
+    conf.write_event_page(None)
+    page = (tmp_path / "reference" / MADE.name).read_text("utf-8")
+    section = page.partition(f"## {kind}\n")[2].partition("\n## ")[0]
+    assert kind.message in section
+    assert kind.remedy in section
+    assert f"| `{kind}` |" in text("how-to/act-on-an-event.md")
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in _SUBCOMMANDS if importlib.util.find_spec(f"lightning_gradwatch.cli.{c}")]
+)
+def test_a_command_is_in_the_reference(command):
+    """Each subcommand has a line."""
+    assert f"| `gradwatch {command}" in text("reference/command-line.md")
+
+
+def test_every_variable_is_documented():
+    """Those that set an argument of GradWatch from outside."""
+    page = text("how-to/add-to-my-trainer.md")
+    missing = [name for name in factory._READERS if f"`{factory.SWITCH}_{name.upper()}`" not in page]
+    assert not missing
+
+
+def test_every_logger_key_is_in_the_reference(tmp_path):
+    """What a training logs is on the page, and what is on the page is logged."""
+    logged: set[str] = set()
+
+    class Noting(pl.loggers.CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            logged.update(metrics)
+
+    for policy in ("norm", AGC()):
+        watch, clip = GradWatch(every_n_steps=1), AdaptiveClip(policy=policy)
+        fit = trainer(tmp_path, [watch, clip], max_steps=2, logger=Noting(tmp_path), log_every_n_steps=1)
+        fit.fit(TinyLanguageModel(), sentences())
+    ours = {key.replace("gradwatch/rnn/l0/", "gradwatch/<module>/l<layer>[r]/") for key in logged if "gradwatch" in key}
+    documented = set(re.findall(r"^\| `(gradwatch/.*?)` \|", text("reference/logger-keys.md"), re.MULTILINE))
+    assert ours == documented
+
+
+def test_links_lead_somewhere():
+    """Each picture and page that a page names by its path is there."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?\.(?:png|md))\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} → {target}"
+        for target in re.findall(r"\{doc\}`([^`]+)`", page.read_text("utf-8")):
+            base = ROOT / "docs" if target.startswith("/") else page.parent
+            assert (base / f"{target.lstrip('/')}.md").exists() or target.endswith("events"), f"{page.name} → {target}"

@@ -61,3 +61,14 @@ def test_without_rich_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     with pytest.raises(ImportError, match=r"pip install 'lightning-gradwatch\[report\]'"):
         print_events([])
+
+
+def test_a_long_table_holds_the_last_events():
+    """Of more events than anybody reads the last are shown, and it is said how many there are."""
+    console = Console(file=io.StringIO(), width=100)
+    events = [{"kind": "STEP_SKIPPED", "step": step, "message": f"number {step}."} for step in range(5000)]
+    print_events(events, console=console)
+    shown = console.file.getvalue()
+    assert "number 4000." in shown
+    assert "number 3999." not in shown
+    assert "the last 1,000 of 5,000 events" in shown

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -138,3 +140,30 @@ def test_a_damaged_run_json_costs_nothing_but_itself(tmp_path, content):
     run = load_run(tmp_path)
     assert run.meta["run_id"] == "RNN-0"
     assert run.skipped_lines == 1
+
+
+@pytest.mark.slow
+def test_a_million_events_make_a_page(tmp_path):
+    """In bounded time and memory; the page holds the gravest, says so, and stays small."""
+    write_run(tmp_path, steps=50)
+    with (tmp_path / EVENTS_FILE).open("a") as file:
+        for step in range(1_000_000):
+            severity = "critical" if step % 100_000 == 7 else "info"
+            file.write(
+                f'{{"kind":"GRADIENT_CLIPPED","step":{step},"severity":"{severity}","message":"event {step}"}}\n'
+            )
+    command = "import resource, sys; from lightning_gradwatch.cli import main; code = main(sys.argv[1:]); "
+    command += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    page = tmp_path / "report.html"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "report", str(tmp_path), "-o", str(page)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    )
+    assert int(done.stdout.split()[-1]) < 1_500_000  # KiB
+    shown = page.read_text()
+    assert len(shown) < 15_000_000
+    assert "The table holds the 500 gravest of 1,000,0" in shown
+    assert all(f">event {step}<" in shown for step in range(7, 1_000_000, 100_000))

@@ -28,6 +28,7 @@ class ClipReport:
         self.logging = logging
         self.events: list[Event] = []
         self.batch_idx: int | None = None
+        self.loss: float | None = None  # of the step at hand
         self.run_log: RunLogWriter | None = None
         self.run_dir: Path | None = None
         self.run_id: str | None = None
@@ -59,6 +60,7 @@ class ClipReport:
                     clip_threshold=outcome.decision.threshold,
                     clip_coefficient=outcome.decision.coefficient,
                     clipped_norm=outcome.clipped_norm,
+                    loss=self.loss,
                     skipped=skipped,
                 )
             )

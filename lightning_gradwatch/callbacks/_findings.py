@@ -57,6 +57,7 @@ class Findings:
                 "epoch": step.moment.epoch,
                 "batch_idx": step.moment.batch_idx,
                 "micro_batch": step.micro_batch,
+                "loss": step.loss,
                 **profile.to_record(keep_sequences=self._keep_sequences),
             }
             if self.log is not None:

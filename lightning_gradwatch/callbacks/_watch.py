@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Step:
 
     ``windows``: by how much the loss was divided for gradient accumulation; ``scale``: by how much a gradient scaler multiplied it.
     ``complete``: whether the parameters' gradients are those of the whole optimizer step. ``scaled``: whether a gradient
-    scaler is at work.
+    scaler is at work. ``loss``: its value with both undone, read on a sampled step only.
     """
 
     moment: Moment
@@ -52,6 +52,7 @@ class Step:
     scale: Tensor | float
     complete: bool
     scaled: bool
+    loss: float | None = None
 
     def unscale(self) -> float:
         """By what hidden-state gradients are multiplied to undo both. A host sync where a scaler is at work."""
@@ -129,7 +130,7 @@ class Watch:
         if norm is not None:
             self._pending.append(_Pending(norm, calls, loss, step))
         if step.sampled:
-            self._sample(calls, step)
+            self._sample(calls, step, loss)
         if norm is None:
             _release(calls)
         self.poll()
@@ -199,8 +200,10 @@ class Watch:
                 self._severed.add(name)
                 self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
 
-    def _sample(self, calls: list[Call], step: Step) -> None:
+    def _sample(self, calls: list[Call], step: Step, loss: Tensor | None) -> None:
         unscale = step.unscale()
+        if loss is not None and loss.numel() == 1:
+            step = replace(step, loss=float(loss.detach()) * unscale)
         found: list[Profile] = []
         for call in stitch(calls):
             if isinstance(call, Loop):
@@ -224,7 +227,7 @@ class Watch:
         if bound is not None:
             self._on_event(self._jump.event(norm, bound, step.moment))
             if not step.sampled:
-                self._sample(pending.calls, step)
+                self._sample(pending.calls, step, pending.loss)
 
     def _find_nonfinite(self, pending: _Pending) -> None:
         """Look for where it began; once an episode, which a finite step ends."""
@@ -244,7 +247,7 @@ class Watch:
         self._nonfinite = True
         self._on_event(event)
         if not step.sampled:
-            self._sample(pending.calls, step)
+            self._sample(pending.calls, step, pending.loss)
 
     def _place(self, call: Call) -> Place:
         if isinstance(call, Loop):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.callbacks._amp import active_scaler, scaler_will_skip, unscale_once
+from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale, scaler_will_skip, unscale_once
 from lightning_gradwatch.callbacks._clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
 from lightning_gradwatch.callbacks._clip_parts import Part, Parts
 from lightning_gradwatch.callbacks._clip_report import ClipReport
@@ -21,6 +22,7 @@ from lightning_gradwatch.callbacks._compat import (
     LightningModule,
     MisconfigurationException,
     Trainer,
+    accumulation,
     rank_zero_warn,
 )
 from lightning_gradwatch.callbacks._conflict import other_clipping, unsupported_strategy
@@ -115,6 +117,7 @@ class AdaptiveClip(Callback):
         self._report = ClipReport(on_event, log)
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
+        self._loss: Tensor | None = None
         self._acting = True
         self._deferring = False
 
@@ -172,6 +175,15 @@ class AdaptiveClip(Callback):
         """Remember the batch for events."""
         self._report.batch_idx = batch_idx
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Keep the loss, without the scale and the division for accumulation, to be read together with the norm."""
+        self._loss = None
+        if self._acting and loss.numel() == 1:
+            windows = accumulation(trainer) if pl_module.automatic_optimization else 1
+            with torch.no_grad():
+                factor = windows / loss_scale(trainer)
+                self._loss = loss.detach() if isinstance(factor, float) and factor == 1.0 else loss.detach() * factor
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, decide, act."""
         if not self._acting:
@@ -216,7 +228,7 @@ class AdaptiveClip(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning binds the module's `log` and `log_dict` to each callback; the module would come along.
-        return {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
+        return {**{k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}, "_loss": None}
 
     @property
     def _nonfinite(self) -> NonFinite:
@@ -238,7 +250,8 @@ class AdaptiveClip(Callback):
         parts = self._parts.of(module, optimizer, state)
         if not parts:
             return
-        measured = measure(parts, deferring=self._deferring)
+        measured, self._report.loss = measure(parts, deferring=self._deferring, loss=self._loss)
+        self._loss = None
         norm = whole_norm(measured)
         if self._nonfinite.concerns(norm):
             if scaler is not None and scaler_will_skip(scaler, optimizer):

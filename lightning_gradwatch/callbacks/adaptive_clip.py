@@ -88,6 +88,7 @@ class AdaptiveClip(Callback):
         dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event. An exception in it is said once and harms nothing.
         log: whether to write to the Trainer's loggers.
+        progress_bar: show the last step's clip coefficient in the progress bar; 1 is untouched.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class AdaptiveClip(Callback):
         dirpath: str | Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         log: bool = True,
+        progress_bar: bool = False,
     ) -> None:
         self._parts = Parts(policy, exclude, policies)
         _require_one_of("on_nonfinite", on_nonfinite, ACTIONS)
@@ -114,7 +116,7 @@ class AdaptiveClip(Callback):
         self.on_conflict = on_conflict
         self.max_successive_skips = max_successive_skips
         self.dirpath = dirpath
-        self._report = ClipReport(on_event, log)
+        self._report = ClipReport(on_event, log, progress_bar)
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
         self._loss: Tensor | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from lightning_gradwatch.callbacks._figures import _MOST, _Spread
@@ -17,5 +19,5 @@ def test_the_samples_kept_are_spread_over_all_of_it(count):
     assert steps[0] == 0
     assert steps[-1] == count - 1
     assert min(count, _MOST // 2) <= len(steps) <= _MOST + 1
-    strides = {b - a for a, b in zip(steps[:-1], steps[1:-1], strict=False)}
+    strides = {b - a for a, b in pairwise(steps[:-1])}
     assert len(strides) <= 1

@@ -55,13 +55,14 @@ class Findings:
         """The profiles of a sampled step."""
         scalars: dict[str, float] = {}
         records: list[dict[str, Any]] = []
+        loss = step.loss_value()
         for profile in found:
             record = {
                 "step": step.moment.step,
                 "epoch": step.moment.epoch,
                 "batch_idx": step.moment.batch_idx,
                 "micro_batch": step.micro_batch,
-                "loss": step.loss,
+                "loss": loss,
                 **profile.to_record(keep_sequences=self._keep_sequences),
             }
             if self.log is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Step:
 
     ``windows``: by how much the loss was divided for gradient accumulation; ``scale``: by how much a gradient scaler multiplied it.
     ``complete``: whether the parameters' gradients are those of the whole optimizer step. ``scaled``: whether a gradient
-    scaler is at work. ``loss``: its value with both undone, read on a sampled step only.
+    scaler is at work.
     """
 
     moment: Moment
@@ -52,11 +52,17 @@ class Step:
     scale: Tensor | float
     complete: bool
     scaled: bool
-    loss: float | None = None
+    loss: Tensor | None = None
 
     def unscale(self) -> float:
         """By what hidden-state gradients are multiplied to undo both. A host sync where a scaler is at work."""
         return self.windows / float(self.scale)
+
+    def loss_value(self) -> float | None:
+        """The loss as the training step returned it. A host sync: for sampled steps."""
+        if self.loss is None or self.loss.numel() != 1:
+            return None
+        return float(self.loss.detach()) * self.unscale()
 
 
 @dataclass(slots=True)
@@ -130,7 +136,7 @@ class Watch:
         if norm is not None:
             self._pending.append(_Pending(norm, calls, loss, step))
         if step.sampled:
-            self._sample(calls, step, loss)
+            self._sample(calls, step)
         if norm is None:
             _release(calls)
         self.poll()
@@ -200,10 +206,8 @@ class Watch:
                 self._severed.add(name)
                 self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
 
-    def _sample(self, calls: list[Call], step: Step, loss: Tensor | None) -> None:
+    def _sample(self, calls: list[Call], step: Step) -> None:
         unscale = step.unscale()
-        if loss is not None and loss.numel() == 1:
-            step = replace(step, loss=float(loss.detach()) * unscale)
         found: list[Profile] = []
         for call in stitch(calls):
             if isinstance(call, Loop):
@@ -227,7 +231,7 @@ class Watch:
         if bound is not None:
             self._on_event(self._jump.event(norm, bound, step.moment))
             if not step.sampled:
-                self._sample(pending.calls, step, pending.loss)
+                self._sample(pending.calls, step)
 
     def _find_nonfinite(self, pending: _Pending) -> None:
         """Look for where it began; once an episode, which a finite step ends."""
@@ -247,7 +251,7 @@ class Watch:
         self._nonfinite = True
         self._on_event(event)
         if not step.sampled:
-            self._sample(pending.calls, step, pending.loss)
+            self._sample(pending.calls, step)
 
     def _place(self, call: Call) -> Place:
         if isinstance(call, Loop):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -293,7 +294,7 @@ class GradWatch(Callback):
             return
         loss, self._loss = self._loss, None
         arrived = [call for call in self._watch.capture.calls if call.has_gradient()]
-        step = self._step(trainer, pl_module, arrived, raw=loss is None)
+        step = replace(self._step(trainer, pl_module, arrived, raw=loss is None), loss=loss)
         if step.sampled:
             self._sampling.note((call.module for call in arrived), self._now(trainer))
         self._watch.after_backward(loss, step)

@@ -24,6 +24,20 @@ DRAWN = "document.body.dataset.drawn !== undefined"
 HEATMAP = "document.querySelectorAll('#grid .panel')[{}].querySelector('.plot').data[0]"
 
 
+CONTRASTS = """(() => {
+  const channels = colour => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, at) => sum + v * [.2126, .7152, .0722][at], 0);
+  const opaque = colour => colour.length < 4 || colour[3] === 1, back = e => channels(getComputedStyle(e).backgroundColor);
+  const ground = e => opaque(back(e)) ? back(e) : ground(e.parentElement);
+  return [...document.querySelectorAll('main *:not(svg *), header *, footer *')]
+    .filter(e => e.offsetParent && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+    .map(e => { const [a, b] = [light(channels(getComputedStyle(e).color)), light(ground(e))];
+      return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.className || e.tagName, e.textContent.slice(0, 40)]; });
+})()"""
+"""[ratio, element, text] of every piece of text and the ground that it stands on, as WCAG 2 defines the ratio."""
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     executable = find_browser()
@@ -205,6 +219,10 @@ def test_it_fits_the_screen(browser, page, tmp_path, width, dark):
     ground = browser.run("getComputedStyle(document.body).backgroundColor")
     lightness = sum(map(int, ground[4:-1].split(","))) / 3
     assert lightness < 60 if dark else lightness > 200
+    browser.run("document.querySelectorAll('details').forEach(folded => { folded.open = true })")
+    contrasts = browser.run(CONTRASTS)
+    assert len(contrasts) > 100
+    assert [found for found in contrasts if found[0] < 4.5] == []
     folder = Path(os.environ.get("GRADWATCH_ARTIFACTS", tmp_path))  # where CI wants to keep the pictures
     shot = browser.screenshot(folder / f"report-{width}-{'dark' if dark else 'light'}.png")
     assert shot.stat().st_size > 50_000

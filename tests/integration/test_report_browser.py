@@ -224,6 +224,7 @@ def test_it_fits_the_screen(browser, page, tmp_path, width, dark):
     assert len(contrasts) > 100
     assert [found for found in contrasts if found[0] < 4.5] == []
     folder = Path(os.environ.get("GRADWATCH_ARTIFACTS", tmp_path))  # where CI wants to keep the pictures
+    folder.mkdir(parents=True, exist_ok=True)
     shot = browser.screenshot(folder / f"report-{width}-{'dark' if dark else 'light'}.png")
     assert shot.stat().st_size > 50_000
     assert_quiet_and_offline(browser)

@@ -146,6 +146,9 @@ class Capture:
         if not (call.output.requires_grad or call.h_n.requires_grad):
             self.unseen[name] = "nothing in it needs a gradient"
             return
+        if not call.output.numel():
+            self.unseen[name] = "its batch was empty"
+            return
         self._number[name] += 1
         call.watch_gradients()
         self.calls.append(call)

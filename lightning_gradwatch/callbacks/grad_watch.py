@@ -239,7 +239,10 @@ class GradWatch(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Keep a reference to the loss until its gradients have arrived; follow it through loops on a sampled step."""
         if self._watch is not None:
-            self._look(trainer, pl_module)  # what a raw ``loss.backward()`` before this one left
+            if pl_module.automatic_optimization:
+                self._watch.capture.forget_gradients()  # what ``autograd.grad`` sent in the forward is none of this loss's
+            else:
+                self._look(trainer, pl_module)  # what a raw ``loss.backward()`` before this one left
             self._loss = loss
             self._watch.before_backward(loss, self._step(trainer, pl_module, self._watch.capture.calls))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_gradwatch.recurrent.adjoint import Adjoint, Carry, Ends
 from lightning_gradwatch.recurrent.anchors import Anchors, last_timestep, norm
 from lightning_gradwatch.recurrent.layout import Layout
+from lightning_gradwatch.recurrent.limit import Limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,9 @@ class DirectionSweep:
         anchors: Anchors,
         boundary: Boundary,
         keep: bool,
+        limit: Limit | None = None,
     ) -> None:
-        self.adjoint, self.layout, self.direction = adjoint, layout, direction
+        self.adjoint, self.layout, self.direction, self._limit = adjoint, layout, direction, limit
         shape, like = adjoint.shape, adjoint.weights.w_hh
         sequences, streams = len(layout.sequences), 1 + len(anchors)
         lstm = shape.mode == "LSTM"
@@ -117,7 +119,7 @@ class DirectionSweep:
                     direct[step - start][:, ending] += self._h_n[:streams, ending]
         _, factors = self._climbed.pop(chunk)
         carry = self._carry.first(streams)
-        hidden, cell = self.adjoint.sweep(factors, direct, carry, ends)
+        hidden, cell = self.adjoint.sweep(factors, direct, carry, ends, self._limit)
         self._carry.replace(carry)
         self.direct[start:stop] = norm(direct[:, 0]).cpu()
         self.total[start:stop, :streams] = norm(hidden).cpu()

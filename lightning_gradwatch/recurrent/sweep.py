@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Weights
 from lightning_gradwatch.recurrent.anchors import Anchors, choose_anchors
-from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.call import GradientSlot, RecurrentCall
 from lightning_gradwatch.recurrent.direction import Boundary, DirectionSweep
 from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
 from lightning_gradwatch.recurrent.layout import FORWARD, Layout
@@ -48,7 +48,7 @@ def sweep(call: RecurrentCall, *, max_sequences: int | None = 8, anchors: int = 
     layout = Layout(call, max_sequences)
     chosen = choose_anchors(call, layout, anchors, chunk)
     stack = _Stack(call, layout, chosen, chunk)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), GradientSlot.paused():
         # The user's own forward gives these once where they are due.
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
         warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
@@ -89,7 +89,8 @@ class _Stack:
             c_n_gradient=self._cast(layout.read_state(self.c_n_gradient, index)),
         )
         adjoint = ADJOINTS[call.shape.mode](weights, call.shape)
-        return DirectionSweep(adjoint, layout, direction, self.anchors, boundary, layout.timesteps <= self.chunk)
+        keep = layout.timesteps <= self.chunk
+        return DirectionSweep(adjoint, layout, direction, self.anchors, boundary, keep, call.limit)
 
     def _chunks(self, chunk: int) -> list[tuple[int, int]]:
         """At most ``chunk`` steps each; a new one begins behind each anchor, so that no stream is carried before it begins."""

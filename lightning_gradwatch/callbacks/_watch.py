@@ -52,10 +52,17 @@ class Step:
     scale: Tensor | float
     complete: bool
     scaled: bool
+    loss: Tensor | None = None
 
     def unscale(self) -> float:
         """By what hidden-state gradients are multiplied to undo both. A host sync where a scaler is at work."""
         return self.windows / float(self.scale)
+
+    def loss_value(self) -> float | None:
+        """The loss as the training step returned it. A host sync: for sampled steps."""
+        if self.loss is None or self.loss.numel() != 1:
+            return None
+        return float(self.loss.detach()) * self.unscale()
 
 
 @dataclass(slots=True)

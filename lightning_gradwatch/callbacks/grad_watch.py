@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -21,7 +22,9 @@ from lightning_gradwatch.callbacks._compat import (
     logged_step,
     rank_zero_info,
     rank_zero_warn,
+    show_in_progress_bar,
 )
+from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._findings import Findings
 from lightning_gradwatch.callbacks._sampling import Sampling
 from lightning_gradwatch.callbacks._sharding import out_of_reach
@@ -81,6 +84,8 @@ class GradWatch(Callback):
         dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event; an error in it is a warning.
         summary: say at the end of fit, in a few lines, what was found.
+        progress_bar: show the shortest horizon of the last sampled step, beside the sequence length, in the progress bar.
+        figures: at the end of each epoch, hand figures to the loggers that take them. Needs the extra ``report``.
         enabled: False switches everything off.
 
     Attributes:
@@ -104,6 +109,8 @@ class GradWatch(Callback):
         dirpath: str | Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         summary: bool = True,
+        progress_bar: bool = False,
+        figures: bool = False,
         enabled: bool = True,
     ) -> None:
         super().__init__()
@@ -118,6 +125,7 @@ class GradWatch(Callback):
         self.modules, self.every_n_steps = modules, every_n_steps
         self.max_sequences, self.anchors, self.keep_sequences = max_sequences, anchors, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
+        self.progress_bar, self.figures = progress_bar, figures
         self._resumed: str | None = None  # the run that the next fit continues
         self._reset()
 
@@ -125,6 +133,7 @@ class GradWatch(Callback):
         self.run_dir: Path | None = None
         self._run_id: str | None = None
         self._found = Findings(self.keep_sequences, self.on_event)
+        self._found.figures = Figures() if self.figures else None
         self._watch: Watch | None = None
         self._loss: Tensor | None = None
         self._moment = Moment(0)
@@ -266,6 +275,10 @@ class GradWatch(Callback):
             return
         self._look(trainer, pl_module)
         self._watch.end_step()
+        shortest = self._found.shortest
+        if self.progress_bar and shortest is not None:
+            cut = "≥" if shortest["horizon_censored"] else ""
+            show_in_progress_bar(trainer, {"horizon": f"{cut}{shortest['horizon']}/{shortest['timesteps']}"})
         if self._watch.has_nothing() and not self._hidden:
             self._close()
             rank_zero_warn(
@@ -273,12 +286,18 @@ class GradWatch(Callback):
                 "model and watches nothing. Take it out, or mark the hidden states with tap().",
             )
 
+    @_harmless
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hand the figures to the loggers."""
+        if self._found.figures is not None and trainer.is_global_zero:
+            self._found.figures.draw(trainer)
+
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._watch is None:
             return
         loss, self._loss = self._loss, None
         arrived = [call for call in self._watch.capture.calls if call.has_gradient()]
-        step = self._step(trainer, pl_module, arrived, raw=loss is None)
+        step = replace(self._step(trainer, pl_module, arrived, raw=loss is None), loss=loss)
         if step.sampled:
             self._sampling.note((call.module for call in arrived), self._now(trainer))
         self._watch.after_backward(loss, step)

@@ -20,7 +20,7 @@ from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.runlog.summary import LAST_SAMPLES, summarise
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
-_COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW)
+_COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW, EventKind.STEP_SKIPPED)
 """What follows from the gradients of the parameters: where all ranks see the same ones, rank 0 writes it."""
 
 Place = tuple[str, int, str]

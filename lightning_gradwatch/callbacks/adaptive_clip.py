@@ -249,6 +249,10 @@ class AdaptiveClip(Callback):
         """Keep the state for the fit that follows."""
         self._restored, self._report.run_id = state_dict["optimizers"], state_dict["run_id"]
 
+    def policies_in_use(self) -> list[list[ClipPolicy | TensorPolicy]]:
+        """Of each optimizer the policies that hold a state of this fit."""
+        return [self._states[index].policies() for index in sorted(self._states)]
+
     def __getstate__(self) -> dict[str, Any]:
         # Lightning binds the module's `log` and `log_dict` to each callback; the module would come along.
         return {**{k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}, "_loss": None}

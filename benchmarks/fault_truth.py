@@ -40,7 +40,7 @@ def truth_of(subject: Subject, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Truth
 
     input → state → loss → hidden gradient, as seen from the loss → parameter's gradient. A stack goes layer by layer within
     a step, a bidirectional stack and one of cells step by step within a layer; on the way back the same in reverse. An event is
-    due if a gradient of the recurrent part's parameters is not finite.
+    due if a gradient of the recurrent part's parameters is not finite; on a sampled step also if one of these parameters is not.
     """
     fault = subject.fault
     if fault.loop:
@@ -56,6 +56,9 @@ def truth_of(subject: Subject, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Truth
     bad = [name for name, parameter in subject.named_parameters() if not _finite(parameter.grad)]
     causes = [name for name, weight in subject.named_parameters() if not _finite(weight)]
     if all(name.startswith("head") for name in bad):
+        own = [name for name in causes if not name.startswith("head")]
+        if fault.sampled and own:  # a sampled step looks at the weights themselves
+            return Truth("NONFINITE_STATE", parameter=own[0]), True
         return Truth(), bool(found or bad or causes)
     if found is None:
         return Truth("NONFINITE_GRADIENT", parameter=bad[0]), True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -132,6 +133,18 @@ _TEXTS: dict[EventKind, _Text] = {
 }
 
 
+ENDED = "ended"
+"""The ``action`` of a record that closes an episode, with its peak. It has the kind of the event that began it, and is a note."""
+
+ONGOING = "ongoing"
+"""The same where the episode still went on when training ended."""
+
+
+def closes_episode(record: Mapping[str, Any]) -> bool:
+    """Whether an event's record only says that, and how, an episode ended: it is no event of its own to be counted."""
+    return record.get("action") in (ENDED, ONGOING)
+
+
 @dataclass(frozen=True)
 class Moment:
     """When in a training something was found: ``step`` counts optimizer steps done when the forward ran."""
@@ -159,7 +172,7 @@ class Event:
         timestep: index into the sequence as the caller counts it; ``sequence``: index into the batch.
         parameter: qualified name of a parameter.
         value, threshold: what was found and what it was held against, in the kind's unit.
-        action: what was done about it (``skipped``, ``clipped`` …).
+        action: what was done about it (``skipped``, ``clipped`` …); ``ended`` and ``ongoing`` close an episode.
         detail: a sentence more for the message.
         severity, message, remedy: from the kind unless given.
     """

@@ -33,6 +33,7 @@ class Run:
         cell: PyTorch's own name of the mode, or ``LSTM cells`` for a Python loop over ``nn.LSTMCell``.
         radius: spectral radius that the recurrent weights begin with, orthogonal otherwise; None leaves PyTorch's initialisation.
         warm_up: steps over which the learning rate rises; ``schedule``: what it does then.
+        gate_bias: added to what opens an LSTM's forget gate or a GRU's update gate, so that it remembers from the start.
         clip: the Trainer's ``gradient_clip_val``.
     """
 
@@ -51,6 +52,7 @@ class Run:
     precision: str = "32-true"
     clip: float | None = None
     radius: float | None = None
+    gate_bias: float = 0.0
     sick: str = ""
     """What is wrong with it by construction; nothing if empty."""
 
@@ -129,11 +131,12 @@ class RunModel(pl.LightningModule):
         self.embedding = nn.Identity() if run.task == "adding" else nn.Embedding(symbols, width)
         self.rnn = _recurrent(run, width)
         self.head = nn.Linear(run.hidden * (1 + run.bidirectional), 1 if run.task == "adding" else symbols)
-        if run.radius is not None:
-            for name, weight in self.rnn.named_parameters():
-                if "weight_hh" in name:
-                    for gate in weight.data.split(run.hidden):
-                        nn.init.orthogonal_(gate, gain=run.radius)
+        for name, weight in self.rnn.named_parameters():
+            if "weight_hh" in name and run.radius is not None:
+                for gate in weight.data.split(run.hidden):
+                    nn.init.orthogonal_(gate, gain=run.radius)
+            if "bias_hh" in name and run.gate_bias:
+                weight.data[run.hidden : 2 * run.hidden] += run.gate_bias  # f is an LSTM's second gate, z a GRU's
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         fed, asked = batch

@@ -48,7 +48,7 @@ class EventKind(StrEnum):
 
     @property
     def message(self) -> str:
-        """The message template; its fields are those of :class:`Event`, and ``place`` and ``detail``."""
+        """The message template; its fields are those of :class:`Event`, and ``place``, ``what`` and ``detail``."""
         return _TEXTS[self].message
 
     @property
@@ -72,7 +72,7 @@ _TEXTS: dict[EventKind, _Text] = {
     ),
     EventKind.NONFINITE_STATE: _Text(
         Severity.CRITICAL,
-        "The hidden state of {place} became {value} in the forward pass, from a finite input.{detail}",
+        "The {what} of {place} became {value} in the forward pass, from a finite input.{detail}",
         "If a parameter is named, it is not finite: go back to a checkpoint from before it was spoilt, and clip or "
         "lower the learning rate. Otherwise the state outgrew its number format: use a gated cell, a normalisation, or a wider dtype.",
     ),
@@ -168,7 +168,7 @@ class Event:
         step: optimizer steps done when the forward ran.
         epoch, batch_idx, rank: where in the training.
         module: qualified name of the recurrent module; ``layer`` its layer, ``direction`` ``forward`` or ``reverse``,
-            ``state`` ``h`` or ``c``.
+            ``state`` ``h``, ``c``, or the gate whose pre-activation it is: ``gate i``, ``gate f`` …, ``gate`` of a plain recurrence.
         timestep: index into the sequence as the caller counts it; ``sequence``: index into the batch.
         parameter: qualified name of a parameter.
         value, threshold: what was found and what it was held against, in the kind's unit.
@@ -204,7 +204,8 @@ class Event:
         if not self.remedy:
             set_field(self, "remedy", self.kind.remedy)
         if not self.message:
-            fields = {**self.__dict__, "place": self.place, "detail": f" {detail}" if detail else ""}
+            what = "pre-activation" if (self.state or "").startswith("gate") else "hidden state"
+            fields = {**self.__dict__, "place": self.place, "what": what, "detail": f" {detail}" if detail else ""}
             set_field(self, "message", self.kind.message.format_map(fields))
 
     @property
@@ -215,6 +216,8 @@ class Event:
             parts.append(f"layer {self.layer}" + (" (reverse)" if self.direction == "reverse" else ""))
         if self.state == "c":
             parts.append("cell state")
+        elif (self.state or "").startswith("gate"):
+            parts.append(str(self.state))
         if self.timestep is not None:
             parts.append(f"timestep {self.timestep}")
         if self.sequence is not None:

@@ -281,7 +281,8 @@ class Watch:
             self._tell(self._search.overflowed(event, float(step.scale), step.moment, complete=step.complete))
             return False
         if event is None:  # every entry is finite: only the sum of their squares left float32
-            event = self._jump.overflowed(self._wide_norm(step), step.moment)
+            limit = math.sqrt(torch.finfo(torch.float32).max) / float(step.scale)
+            event = self._jump.overflowed(self._wide_norm(step), limit, step.moment)
         else:
             self._nonfinite = True
         self._tell(event)
@@ -316,7 +317,7 @@ class Watch:
             return LoopPlaces(call)
         module = self.capture.modules[call.module]
         names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
-        return SweptCall(call, sweep(call, anchors=0, max_sequences=None), names)
+        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names)
 
     def _wide_norm(self, step: Step) -> float:
         """The norm of the recurrent modules' gradients, in float64."""

@@ -107,7 +107,9 @@ def _event(profile: Profile, growth: float, bound: float, moment: Moment) -> Eve
     place = outgrown(profile, bound)
     rate = growth_rate(lagged[: int(np.argmax(lagged)) + 1])
     speed = "" if rate is None else f" ({rate:+.3g} nats per timestep)"
-    cut = " Truncated backpropagation is in use: the growth ends where a segment does." if profile.truncated else ""
+    cut = (
+        " It ends where the segments do: the state that comes in is cut off from its past." if profile.truncated else ""
+    )
     return moment.event(
         EventKind.EXPLODING_HIDDEN_GRADIENT,
         module=profile.module,
@@ -133,7 +135,7 @@ def outgrown(profile: Profile, bound: float) -> tuple[int, int] | None:
         own = profile.total[row, :length]
         back = own if profile.direction == "reverse" else own[::-1]  # nearest to the loss first
         reached = np.flatnonzero(back)
-        if not len(reached):
+        if not len(reached) or not np.isfinite(back).all():
             continue
         first = int(reached[0])
         ratio = back[first:] / back[first]

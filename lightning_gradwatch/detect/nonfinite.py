@@ -91,6 +91,12 @@ def bad_weight(weights: Iterable[tuple[str, Tensor]]) -> tuple[str, str, float, 
     return None
 
 
+def gate_name(mode: str, gate: int) -> str:
+    """How an event names a gate of that number, in PyTorch's order: ``gate f``. A plain recurrence has one, which needs no letter."""
+    letters = {"LSTM": "ifgo", "GRU": "rzn"}.get(mode)
+    return f"gate {letters[gate]}" if letters else "gate"
+
+
 def bad_value(tensor: Tensor) -> float:
     """The first entry that is not finite."""
     flat = tensor.detach().flatten()

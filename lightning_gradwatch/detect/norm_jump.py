@@ -20,12 +20,18 @@ SPREAD = 8.0
 LEAST_FACTOR = 20.0
 """However even a run is, a step less than this many times the ordinary norm is no jump."""
 
+EVIDENCE = 2.0
+"""Two steps in a row over the bound; or one as far over it again as the bound lies over the ordinary norm, on the log scale."""
+
 CALM_STEPS = 8
 """An episode ends after so many steps in a row on the ordinary side of the middle between the ordinary norm and the bound."""
 
 
 class NormJumpDetector:
     """Judges each step's norm against the running median and MAD of the log norms before it; one event an episode.
+
+    A step over the bound adds log(norm/median)/log(bound/median) to the evidence, one under it clears it, and an episode begins at 2: an
+    odd batch that stands out once, as real text has some, is none; an explosion goes on, or goes far.
 
     Norms that are zero or not finite are never remembered, and a jump is remembered as the bound that it broke: a norm that
     stays up becomes the ordinary one in half a window, and the episode ends.
@@ -34,6 +40,7 @@ class NormJumpDetector:
     def __init__(self) -> None:
         self._ordinary = Baseline(window=WINDOW, history=HISTORY, spread=SPREAD, least_factor=LEAST_FACTOR)
         self._episodes = Episodes(CALM_STEPS)
+        self._evidence = 0.0
 
     def bound(self) -> float | None:
         """The norm that an ordinary step stays under; None while there is too little history."""
@@ -49,13 +56,17 @@ class NormJumpDetector:
             return None
         if self._episodes.is_open(()):
             return self._episodes.see((), norm, moment, calm=norm < math.sqrt(centre) * math.sqrt(bound))
-        return self._begin(norm, bound, moment) if norm > bound else None
+        if norm <= bound:
+            self._evidence = 0.0
+            return None
+        self._evidence += math.log(norm / centre) / math.log(bound / centre)
+        return self._begin(norm, bound, moment) if self._evidence >= EVIDENCE else None
 
-    def overflowed(self, norm: float, moment: Moment) -> Event | None:
-        """Take in a norm whose squares overflow float32: a jump whatever was ordinary, unless one goes on."""
+    def overflowed(self, norm: float, limit: float, moment: Moment) -> Event | None:
+        """Take in a norm over ``limit``, past which its squares overflow float32: a jump whatever was ordinary, unless one goes on."""
         if self._episodes.is_open(()):
             return self._episodes.see((), norm, moment, calm=False)
-        bound = self.bound() or math.sqrt(3.4e38)
+        bound = min(self.bound() or limit, limit)
         return self._begin(norm, bound, moment, " The sum of its squares overflows float32.")
 
     def finish(self, moment: Moment) -> list[Event]:
@@ -63,6 +74,7 @@ class NormJumpDetector:
         return self._episodes.finish(moment)
 
     def _begin(self, norm: float, bound: float, moment: Moment, more: str = "") -> Event:
+        self._evidence = 0.0
         event = moment.event(
             EventKind.EXPLODING_GRADIENT,
             value=norm,

@@ -131,8 +131,8 @@ def _detail(profile: Profile, samples: int, rate: float | None, hungry: int, fur
     parts = [f"The sequences have {profile.timesteps}; so it was in {samples} samples in a row{speed}."]
     if profile.truncated:
         parts.append(
-            f"They are segments of truncated backpropagation; the horizon is the limit, not their length: "
-            f"segments longer than {profile.timesteps} would teach nothing more."
+            "The state that comes in is cut off from its past, as in truncated backpropagation; the horizon is the limit here, not their "
+            f"length: segments longer than {profile.timesteps} would teach nothing more."
         )
     if hungry:
         parts.append(

@@ -137,7 +137,7 @@ class TestVanishing:
         """With a state that comes in cut off, the event says that the horizon is the limit; its end, that the segments are."""
         detector = VanishingDetector()
         events = [detector(decaying(-1.0, truncated=True), Moment(step)) for step in range(3)]
-        assert "the horizon is the limit, not their length" in events[2].message
+        assert "the horizon is the limit here" in events[2].message
         assert "Longer segments do not help" in events[2].remedy
         last = [detector(decaying(0.0, truncated=True), Moment(step)) for step in (3, 4)][-1]
         assert "their length is the limit" in last.message
@@ -225,6 +225,12 @@ class TestNormJump:
             (31, "ended", 1e4),
             (33, None, 1e3),
         ]
+
+    def test_one_odd_batch_is_no_jump(self) -> None:
+        """Thirty times the ordinary norm once is nothing, twice in a row it is a jump."""
+        once = [1.0] * 20 + [30.0] + [1.0] * 20 + [30.0] + [1.0] * 20
+        assert jumps(NormJumpDetector(), once) == []
+        assert [event.step for event in jumps(NormJumpDetector(), [1.0] * 20 + [30.0, 30.0])] == [21]
 
     def test_a_norm_that_stays_up_becomes_the_ordinary_one(self) -> None:
         """The episode of a lasting rise ends by itself, and there is one event of it."""

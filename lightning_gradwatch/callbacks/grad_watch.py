@@ -285,7 +285,7 @@ class GradWatch(Callback):
         watch = self._watch
         if watch is None:
             return
-        watch.poll(wait=True)
+        watch.finish(self._moment)
         for name, reason in watch.unobserved():
             self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
         if self.summary:
@@ -381,6 +381,9 @@ class GradWatch(Callback):
         if step.sampled:
             self._sampling.note((call.module for call in arrived), self._now(trainer))
         self._watch.after_backward(loss, step)
+        if self._watch.suspicious:
+            self._watch.suspicious = False
+            self._sampling.look_closer(self._now(trainer))
         self._react(trainer, pl_module)
 
     def _react(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -401,14 +404,18 @@ class GradWatch(Callback):
         """What is known of a backward pass through ``calls``; a ``raw`` one went past Lightning, which scaled nothing."""
         automatic = pl_module.automatic_optimization
         windows = accumulation(trainer) if automatic else 1
+        modules = [call.module for call in calls]
+        due = self._sampling.due(modules, self._now(trainer), again=not automatic)
+        closer = not due and self._sampling.is_closer(modules, self._now(trainer))
         return Step(
             moment=self._moment,
             micro_batch=(self._moment.batch_idx or 0) % windows,
-            sampled=self._sampling.due((c.module for c in calls), self._now(trainer), again=not automatic),
+            sampled=due or closer,
             windows=windows,
             scale=1.0 if raw else loss_scale(trainer),
             complete=not (automatic and trainer.fit_loop._should_accumulate()),  # pyright: ignore[reportPrivateUsage]
             scaled=not raw and active_scaler(trainer) is not None,
+            closer=closer,
         )
 
     def _now(self, trainer: Trainer) -> tuple[int, int | None]:

@@ -231,7 +231,8 @@ class TestScaler:
 
         def jump(name: str, **options: Any) -> Any:
             found = watch(tmp_path / name, Jumps, data=sentences(512), max_steps=22, **options)
-            (event,) = [event for event in found.events if event.kind == EventKind.EXPLODING_GRADIENT]
+            (event, end) = [event for event in found.events if event.kind == EventKind.EXPLODING_GRADIENT]
+            assert end.action == "ongoing"
             return event
 
         plain, mixed = jump("plain"), jump("mixed", plugins=scaled(256.0, growth_interval=1000))

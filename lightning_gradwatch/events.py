@@ -47,6 +47,11 @@ class EventKind(StrEnum):
         return _TEXTS[self].severity
 
     @property
+    def page(self) -> str:
+        """The name of the page that explains it, in the documentation and for ``gradwatch explain``: ``not-observed``."""
+        return self.value.lower().replace("_", "-")
+
+    @property
     def message(self) -> str:
         """The message template; its fields are those of :class:`Event`, and ``place``, ``what`` and ``detail``."""
         return _TEXTS[self].message

@@ -8,6 +8,8 @@ from html import escape
 from typing import Any
 
 from lightning_gradwatch.events import Severity, closes_episode
+from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.explain import body, kind_named, without_links
 from lightning_gradwatch.report.payload import key_of
 from lightning_gradwatch.report.series import Key
 from lightning_gradwatch.report.summary import LayerSummary, horizon_text, summarise
@@ -171,6 +173,22 @@ def _where(event: Record) -> str:
 
 
 def _remedies(every: Sequence[tuple[int, Record]]) -> str:
-    found = {event["kind"]: event["remedy"] for _, event in every if event.get("remedy")}
-    items = "".join(f"<dt>{escape(kind)}</dt><dd>{escape(remedy)}</dd>" for kind, remedy in list(found.items())[:30])
+    grave_last = sorted(every, key=lambda item: -_RANKS.get(item[1].get("severity") or "", 3))
+    advised = {event["kind"]: event["remedy"] for _, event in grave_last if event.get("remedy")}
+    found = dict(reversed(advised.items()))
+    items = "".join(
+        f"<dt>{escape(kind)}</dt><dd>{escape(remedy)}{_page(kind)}</dd>" for kind, remedy in list(found.items())[:30]
+    )
     return f"<h3>What to do</h3><dl class=remedies>{items}</dl>" if items else ""
+
+
+def _page(name: str) -> str:
+    """The whole page of a kind, folded; nothing for a kind of a later version."""
+    kind = kind_named(name)
+    if kind is None:
+        return ""
+    markdown, _, _ = without_links(body(kind.page)).partition("## Example\n")
+    html = require("markdown_it").MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    return (
+        f"<details><summary>What it means, how it is found, what to do</summary>{html.replace('h2>', 'h4>')}</details>"
+    )

@@ -128,7 +128,7 @@ function drawGrid(key) {
       notes: [note, stride > 1 ? "not every cross is drawn" : ""], marks: "timestep",
       traces: [
         { type: "heatmap", x: steps, y: timesteps, z, customdata: rows, zmin: low, zmax: high, colorscale: "Viridis", hoverongaps: false,
-          colorbar: { thickness: 12, outlinewidth: 0, title: { text: symbol, side: "top", font: { size: 11 } }, ...ticks(low, high) },
+          colorbar: { thickness: 12, outlinewidth: 0, len: 0.94, y: 0, yanchor: "bottom", title: { text: symbol, side: "top", font: { size: 11 } }, ...ticks(low, high) },
           hovertemplate: `step %{x}<br>timestep %{y}<br>${symbol} = %{customdata:.4g}<extra></extra>` },
         { type: "scatter", mode: "markers", x: thin(crosses.x), y: thin(crosses.y), text: thin(crosses.text), showlegend: false,
           marker: { symbol: "x-thin", size: 6, line: { width: 1.5, color: css("--bad") } },

@@ -158,3 +158,15 @@ def test_passed_over_lines_and_equal_names_are_said(tmp_path):
     assert "<h3>v (2)</h3>" in page
     with pytest.raises(ValueError, match="at least one run"):
         write_report([], tmp_path / "report.html")
+
+
+def test_a_remedy_is_followed_by_the_kind_s_page(tmp_path):
+    """Folded, with its table, without links into a documentation that is not at hand; a kind of a later version has none."""
+    events = [Event(kind, 1, value=1.0, threshold=1.0).to_record() for kind in EventKind]
+    later = {**events[0], "kind": "OF_A_LATER_VERSION", "remedy": "Update."}
+    page = write_report(Run(tmp_path, {}, [], [*events, later], []), tmp_path / "report.html").read_text()
+    shown = page[page.index("<h3>What to do</h3>") : page.index("</main>")]
+    assert shown.count("<details>") == len(EventKind)
+    assert "<th>remedy</th>" in shown
+    assert "href" not in shown
+    assert "<dt>OF_A_LATER_VERSION</dt><dd>Update.</dd>" in shown

@@ -82,12 +82,19 @@ class ClipReport:
         self._pending.update({prefix + name: value for name, value in values.items() if value is not None})
         self._pending_step = logged_step(trainer)
 
-    def flush(self, trainer: Trainer) -> None:
-        """Write the batch's steps to the loggers: one row a batch, whatever the number of optimizers."""
+    def flush(self, trainer: Trainer, through_time: Callable[[], float | None] = lambda: None) -> None:
+        """Write the batch's steps to the loggers: one row a batch, whatever the number of optimizers.
+
+        Args:
+            through_time: asked only when its turn has come, since it waits for the device.
+        """
         if self.progress_bar and self._last:
             show_in_progress_bar(trainer, {"clip": self._last})
         pending, self._pending = self._pending, {}
         if pending:
+            share = through_time()
+            if share is not None:
+                pending["gradwatch/through_time"] = share
             for logger in trainer.loggers:
                 logger.log_metrics(pending, step=self._pending_step)
 

@@ -14,13 +14,13 @@ from lightning_gradwatch.callbacks._compat import Trainer, logged_step
 from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._sharding import gradients_are_common
 from lightning_gradwatch.callbacks._watch import Step
-from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.events import Event, EventKind, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.runlog.summary import LAST_SAMPLES, summarise
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
-_COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW)
+_COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW, EventKind.STEP_SKIPPED)
 """What follows from the gradients of the parameters: where all ranks see the same ones, rank 0 writes it."""
 
 Place = tuple[str, int, str]
@@ -104,8 +104,9 @@ class Findings:
         kept = [*self._furthest.values(), *(record for recent in self._recent.values() for record in recent)]
         records = list({id(record): record for record in kept}.values())
         lines = ["GradWatch: how far the gradient reaches back through time"]
-        lines += [f"  {layer.line}" for layer in summarise(records, [event.to_record() for event in self.events])]
-        count = len(self.events)
+        events = [event.to_record() for event in self.events]
+        lines += [f"  {layer.line}" for layer in summarise(records, events)]
+        count = sum(not closes_episode(event) for event in events)
         return [*lines, f"  {count} event{'' if count == 1 else 's'}."]
 
     def _remember(self, profile: Profile, record: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale
+from lightning_gradwatch.callbacks._bundle import Bundles
 from lightning_gradwatch.callbacks._compat import (
     Callback,
     LightningModule,
@@ -26,15 +27,18 @@ from lightning_gradwatch.callbacks._compat import (
 )
 from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._findings import Findings
+from lightning_gradwatch.callbacks._responses import RESPONSES, AnomalyError, Responder, Response
 from lightning_gradwatch.callbacks._sampling import Sampling
 from lightning_gradwatch.callbacks._sharding import out_of_reach
 from lightning_gradwatch.callbacks._watch import Call, Step, Watch
 from lightning_gradwatch.callbacks.run_folder import close_run_log, open_run_log, run_id_of
-from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.recurrent.discover import describe, discover
 
 P = ParamSpec("P")
+
+__all__ = ["AnomalyError", "GradWatch"]
 
 
 def _harmless(hook: Callable[Concatenate[GradWatch, P], None]) -> Callable[Concatenate[GradWatch, P], None]:
@@ -86,6 +90,17 @@ class GradWatch(Callback):
         summary: say at the end of fit, in a few lines, what was found.
         progress_bar: show the shortest horizon of the last sampled step, beside the sequence length, in the progress bar.
         figures: at the end of each epoch, hand figures to the loggers that take them. Needs the extra ``report``.
+        on_anomaly: what to do at a critical event, or a gradient that is not finite, on any rank; None only observes.
+            ``warn``; ``skip`` the optimizer step; ``stop`` skips and ends training; ``raise`` an :class:`AnomalyError`;
+            ``rollback`` skips and puts weights, optimizers, schedules, gradient scaler and AdaptiveClip's policies back to the
+            last good state kept in memory, and training goes on with the next batch. Until an anomaly happens, none of them
+            changes the training.
+        max_responses: after so many in succession (steps skipped; ways back to one state) training is stopped, ≥ 1.
+        snapshot_every_n_steps: with ``rollback``, optimizer steps from one copy of the state to the next, ≥ 1. Two copies are kept
+            in the CPU's memory.
+        bundles: how many critical events of a run get a bundle, from which ``gradwatch replay`` repeats the step; 0 is none. They lie
+            in ``bundles`` in the run log's folder.
+        bundle_mib: a bundle larger than this many MiB is not written, ≥ 1.
         enabled: False switches everything off.
 
     Attributes:
@@ -112,6 +127,11 @@ class GradWatch(Callback):
         progress_bar: bool = False,
         figures: bool = False,
         enabled: bool = True,
+        on_anomaly: Response | None = None,
+        max_responses: int = 10,
+        snapshot_every_n_steps: int = 50,
+        bundles: int = 0,
+        bundle_mib: int = 1024,
     ) -> None:
         super().__init__()
         _at_least_one("every_n_steps", every_n_steps, "Use GradWatch(enabled=False) to switch it off.")
@@ -122,10 +142,23 @@ class GradWatch(Callback):
             raise ValueError(
                 f'`modules` must be "auto" or a list of name patterns; found {modules!r}. Use modules=[{modules!r}].'
             )
+        if on_anomaly is not None and on_anomaly not in RESPONSES:
+            names = ", ".join(f'"{name}"' for name in RESPONSES)
+            raise ValueError(
+                f"`on_anomaly` must be one of {names}; found {on_anomaly!r}. Leave it out to observe only."
+            )
+        _at_least_one("max_responses", max_responses, 'Use on_anomaly="stop" to stop at the first.')
+        _at_least_one("snapshot_every_n_steps", snapshot_every_n_steps, "Fewer steps lose less and copy more often.")
+        if bundles < 0:
+            raise ValueError(f"`bundles` must be ≥ 0; found {bundles}. 0 writes none.")
+        _at_least_one("bundle_mib", bundle_mib, "Use bundles=0 to write none.")
         self.modules, self.every_n_steps = modules, every_n_steps
         self.max_sequences, self.anchors, self.keep_sequences = max_sequences, anchors, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
         self.progress_bar, self.figures = progress_bar, figures
+        self.on_anomaly: Response | None = on_anomaly
+        self.max_responses, self.snapshot_every_n_steps = max_responses, snapshot_every_n_steps
+        self.bundles, self.bundle_mib = bundles, bundle_mib
         self._resumed: str | None = None  # the run that the next fit continues
         self._reset()
 
@@ -139,6 +172,9 @@ class GradWatch(Callback):
         self._moment = Moment(0)
         self._hidden = False
         self._sampling = Sampling(self.every_n_steps)
+        self._responder: Responder | None = None
+        self._bundles: Bundles | None = None
+        self._reacted = 0  # events that were looked at for a response and a bundle
 
     @property
     def events(self) -> list[Event]:
@@ -168,6 +204,7 @@ class GradWatch(Callback):
         self._found.trainer, self._found.log = trainer, log
         self._resumed, self._run_id = None, run_id_of(trainer, self.dirpath)
         self.run_dir = log.folder if log else None
+        self._respond_to(trainer, modules)
         self._begin(trainer, pl_module, modules)
 
     @_harmless
@@ -186,7 +223,23 @@ class GradWatch(Callback):
         if self._found.log is not None:
             names = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")
             config = {name: getattr(self, name) for name in names}
-            self._found.log.meta({"config": {"GradWatch": config}, "modules": describe(modules)})
+            acting = {name: getattr(self, name) for name in ("on_anomaly", "bundles") if getattr(self, name)}
+            self._found.log.meta({"config": {"GradWatch": config | acting}, "modules": describe(modules)})
+            if self.bundles:
+                folder, rank = self._found.log.folder, trainer.global_rank
+                self._bundles = Bundles(self.bundles, self.bundle_mib, folder, rank, config)
+
+    def _respond_to(self, trainer: Trainer, modules: Mapping[str, torch.nn.Module]) -> None:
+        """Get ready to act. Outside of what an error of our own ends: what one rank does, all must do."""
+        if self.on_anomaly is None:
+            return
+        reasons = [reason for module in modules.values() if (reason := out_of_reach(trainer, module)) is not None]
+        if reasons:
+            rank_zero_warn(f'GradWatch(on_anomaly="{self.on_anomaly}") does nothing in this fit: {reasons[0]}.')
+            return
+        self._responder = Responder(
+            self.on_anomaly, self.max_responses, self.snapshot_every_n_steps, report=self._found.take_event
+        )
 
     def _say_hidden(self, trainer: Trainer, hidden: Mapping[str, str]) -> None:
         self._hidden = bool(hidden)
@@ -201,15 +254,21 @@ class GradWatch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found; take the hooks off."""
         self._conclude()
-        self._close()
+        self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the hooks off whatever ended the fit."""
-        self._close()
+        self._leave()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the hooks off if nothing before did."""
+        self._leave()
+
+    def _leave(self) -> None:
         self._close()
+        self._responder = (
+            None  # not before the fit ends: an error of our own on one rank must not leave the others waiting
+        )
 
     def _close(self) -> None:
         watch, self._watch = self._watch, None
@@ -219,36 +278,48 @@ class GradWatch(Callback):
                 self._found.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
         if self._found.trainer is not None:
             close_run_log(self._found.trainer, owner=self)
-        self._found.log = self._found.trainer = self._loss = None
+        self._found.log = self._found.trainer = self._loss = self._bundles = None
 
     @_harmless
     def _conclude(self) -> None:
         watch = self._watch
         if watch is None:
             return
-        watch.poll(wait=True)
+        watch.finish(self._moment)
         for name, reason in watch.unobserved():
             self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
         if self.summary:
             lines = self._found.summary()
+            if self._bundles is not None and self._bundles.written:
+                lines.append(f"  To repeat its step: gradwatch replay {self._bundles.written[0]} --module MODULE:CLASS")
             rank_zero_info("\n".join(lines) + (f" Run log: {self.run_dir}" if self.run_dir else ""))
 
     # ------------------------------------------------------------------ one step
 
-    @_harmless
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to keep the calls of this step."""
+        if self._responder is not None:
+            self._responder.begin_batch(trainer, pl_module)
+        self._begin_batch(trainer, pl_module, batch, batch_idx)
+        self._moment = Moment(trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank)
+
+    @_harmless
+    def _begin_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._watch is None:
             return
         self._watch.poll()
         self._watch.capture.begin()
-        self._moment = Moment(trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank)
+        if self._bundles is not None:
+            self._bundles.begin_batch(trainer, pl_module, batch, batch_idx)
 
     @_harmless
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Keep a reference to the loss until its gradients have arrived; follow it through loops on a sampled step."""
         if self._watch is not None:
-            self._look(trainer, pl_module)  # what a raw ``loss.backward()`` before this one left
+            if pl_module.automatic_optimization:
+                self._watch.capture.forget_gradients()  # what ``autograd.grad`` sent in the forward is none of this loss's
+            else:
+                self._look(trainer, pl_module)  # what a raw ``loss.backward()`` before this one left
             self._loss = loss
             self._watch.before_backward(loss, self._step(trainer, pl_module, self._watch.capture.calls))
 
@@ -257,17 +328,27 @@ class GradWatch(Callback):
         """Look at the calls whose gradients have arrived."""
         self._look(trainer, pl_module)
 
-    @_harmless
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at what a raw ``loss.backward()`` left, while the weights are still those of its forward."""
+        """Look at what a raw ``loss.backward()`` left, while the weights are still those of its forward; respond."""
         if not pl_module.automatic_optimization:
-            self._look(trainer, pl_module)
+            self._look_again(trainer, pl_module)
+        if self._responder is not None:
+            self._responder.before_step(trainer, pl_module, optimizer, self._moment)
 
     @_harmless
+    def _look_again(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at what backward passes outside Lightning's left, and let go of the step."""
+        self._end_batch(trainer, pl_module)
+        if self._responder is not None:
+            self._responder.end_batch(trainer, pl_module, self._moment)
+
+    @_harmless
+    def _end_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._watch is None:
             return
         self._look(trainer, pl_module)
@@ -276,6 +357,8 @@ class GradWatch(Callback):
         if self.progress_bar and shortest is not None:
             cut = "≥" if shortest["horizon_censored"] else ""
             show_in_progress_bar(trainer, {"horizon": f"{cut}{shortest['horizon']}/{shortest['timesteps']}"})
+        if self._bundles is not None:
+            self._bundles.end_batch()
         if self._watch.has_nothing() and not self._hidden:
             self._close()
             rank_zero_warn(
@@ -298,19 +381,41 @@ class GradWatch(Callback):
         if step.sampled:
             self._sampling.note((call.module for call in arrived), self._now(trainer))
         self._watch.after_backward(loss, step)
+        if self._watch.suspicious:
+            self._watch.suspicious = False
+            self._sampling.look_closer(self._now(trainer))
+        self._react(trainer, pl_module)
+
+    def _react(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the critical events since the last time to those who act, while the step can still be skipped or written down."""
+        if self._watch is None or (self._responder is None and self._bundles is None):
+            return
+        self._watch.poll(wait=True)  # on a GPU the norm is on its way: only who acts has to wait for it
+        new, self._reacted = self.events[self._reacted :], len(self.events)
+        for event in new:
+            if event.severity != Severity.CRITICAL or event.kind == EventKind.STEP_SKIPPED:
+                continue
+            if self._responder is not None:
+                self._responder.note(event)
+            if self._bundles is not None:
+                self._bundles.write(event, trainer, pl_module)
 
     def _step(self, trainer: Trainer, pl_module: LightningModule, calls: Sequence[Call], *, raw: bool = False) -> Step:
         """What is known of a backward pass through ``calls``; a ``raw`` one went past Lightning, which scaled nothing."""
         automatic = pl_module.automatic_optimization
         windows = accumulation(trainer) if automatic else 1
+        modules = [call.module for call in calls]
+        due = self._sampling.due(modules, self._now(trainer), again=not automatic)
+        closer = not due and self._sampling.is_closer(modules, self._now(trainer))
         return Step(
             moment=self._moment,
             micro_batch=(self._moment.batch_idx or 0) % windows,
-            sampled=self._sampling.due((c.module for c in calls), self._now(trainer), again=not automatic),
+            sampled=due or closer,
             windows=windows,
             scale=1.0 if raw else loss_scale(trainer),
             complete=not (automatic and trainer.fit_loop._should_accumulate()),  # pyright: ignore[reportPrivateUsage]
             scaled=not raw and active_scaler(trainer) is not None,
+            closer=closer,
         )
 
     def _now(self, trainer: Trainer) -> tuple[int, int | None]:
@@ -336,7 +441,7 @@ class GradWatch(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that a copy holds no model and no trainer."""
         state = self.__dict__.copy()
-        state.update(_watch=None, _loss=None)
+        state.update(_watch=None, _loss=None, _responder=None, _bundles=None)
         for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks
             state.pop(bound, None)
         return state

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lightning_gradwatch.events import Severity
+from lightning_gradwatch.events import Severity, closes_episode
 from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.report.explain import body, kind_named, without_links
 from lightning_gradwatch.report.payload import key_of
@@ -82,7 +82,7 @@ def events(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> st
     every = [(place, event) for place, run in enumerate(runs) for event in run.event_records]
     if not every:
         return "<p>No event was recorded.</p>"
-    counts = Counter(event["kind"] for _, event in every)
+    counts = Counter(event["kind"] for _, event in every if not closes_episode(event))
     chips = "".join(
         f'<li><button type=button class=chip aria-pressed=false data-kind="{escape(kind)}">{escape(kind)} <b>{count:,}</b></button></li>'
         for kind, count in counts.most_common(30)

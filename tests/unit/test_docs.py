@@ -168,7 +168,7 @@ def test_every_logger_key_is_in_the_reference(tmp_path):
             logged.update(metrics)
 
     for policy in ("norm", AGC()):
-        watch, clip = GradWatch(every_n_steps=1), AdaptiveClip(policy=policy)
+        watch, clip = GradWatch(every_n_steps=1), AdaptiveClip(policy=policy, clip_through_time=1.0)
         fit = trainer(tmp_path, [watch, clip], max_steps=2, logger=Noting(tmp_path), log_every_n_steps=1)
         fit.fit(TinyLanguageModel(), sentences())
     ours = {key.replace("gradwatch/rnn/l0/", "gradwatch/<module>/l<layer>[r]/") for key in logged if "gradwatch" in key}

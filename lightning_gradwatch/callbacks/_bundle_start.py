@@ -1,0 +1,80 @@
+"""What of a training step is gone when an anomaly in it is found, kept from the step's start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from lightning_gradwatch.callbacks._compat import LightningModule, Trainer
+from lightning_gradwatch.runlog.randomness import random_states
+
+
+@dataclass(frozen=True)
+class Start:
+    """A step as it was before its forward.
+
+    Args:
+        batch: a copy, on its device; what is neither a tensor nor a usual container is a reference.
+        random: the states of the random generators.
+        buffers: copies by name: a forward changes them (running means, spectral norms).
+        gradients: copies by parameter name, of the micro-batches before this one.
+        weights: parameter name → how often it had been changed in place.
+        parameters, optimizers: copies, where one batch takes several optimizer steps; None elsewhere, where the weights are
+            still as they were when an anomaly is found.
+        counts: Lightning's counters.
+    """
+
+    batch: Any
+    random: dict[str, Any]
+    buffers: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    weights: dict[str, int]
+    parameters: dict[str, Tensor] | None
+    optimizers: list[dict[str, Any]] | None
+    counts: dict[str, Any]
+
+    @classmethod
+    def of(cls, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Start:
+        """The present state. Reading it draws no random number and changes nothing."""
+        named = dict(module.named_parameters())
+        steps_within = not module.automatic_optimization or any(
+            isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers
+        )
+        # Gradients that the step's own zero_grad is about to clear need no copy.
+        accumulates = not module.automatic_optimization or batch_idx % trainer.accumulate_grad_batches != 0
+        return cls(
+            batch=apply_to_collection(batch, Tensor, _copied),
+            random=random_states(trainer.strategy.root_device),
+            buffers={name: _copied(buffer) for name, buffer in module.named_buffers()},
+            gradients={n: _copied(p.grad) for n, p in named.items() if accumulates and p.grad is not None},
+            weights={name: parameter._version for name, parameter in named.items()},
+            parameters={name: _copied(parameter) for name, parameter in named.items()} if steps_within else None,
+            optimizers=[_nested(o.state_dict()) for o in trainer.optimizers] if steps_within else None,
+            counts={
+                "batch_idx": batch_idx,
+                "epoch": trainer.current_epoch,
+                "global_step": trainer.global_step,
+                "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,  # pyright: ignore[reportPrivateUsage]
+                "is_last_batch": trainer.fit_loop.epoch_loop.batch_progress.is_last_batch,
+                "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            },
+        )
+
+    def changed(self, module: LightningModule) -> list[str]:
+        """Parameters that the step has changed in place before any optimizer could, so that their values at its start are lost."""
+        if self.parameters is not None:
+            return []
+        return [name for name, p in module.named_parameters() if p._version != self.weights.get(name, p._version)]
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    return copy.requires_grad_() if tensor.requires_grad and tensor.is_leaf else copy
+
+
+def _nested(value: Any) -> Any:
+    return apply_to_collection(value, Tensor, _copied)

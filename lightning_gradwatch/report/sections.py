@@ -106,7 +106,7 @@ def events(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> st
     return (
         f'<ul class="chips" aria-label="Show one kind only">{chips}</ul>{left_out}'
         '<div class="scroll" tabindex="0" role="region" aria-label="Events">'
-        f'<table id="events"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{_remedies(every)}'
+        f'<table id="events"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{_remedies(every, names)}'
     )
 
 
@@ -170,12 +170,18 @@ def _where(event: Record) -> str:
     return ", ".join(parts)
 
 
-def _remedies(every: Sequence[tuple[int, Record]]) -> str:
+def _remedies(every: Sequence[tuple[int, Record]], names: Sequence[str]) -> str:
+    if len(names) > 1:
+        every = [(place, {**event, "module": _of_run(names[place], event.get("module"))}) for place, event in every]
     items = "".join(
         f"<dt>{escape(kind)}</dt>{_advice(advice)}<dd>{_page(kind)}</dd>"
         for kind, advice in list(remedies(event for _, event in every).items())[:30]
     )
     return f"<h3>What to do</h3><dl class=remedies>{items}</dl>" if items else ""
+
+
+def _of_run(name: str, module: str | None) -> str:
+    return name if module is None else f"{name}: {module}"
 
 
 def _advice(advice: Mapping[str, list[str]]) -> str:

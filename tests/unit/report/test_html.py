@@ -160,6 +160,17 @@ def test_passed_over_lines_and_equal_names_are_said(tmp_path):
         write_report([], tmp_path / "report.html")
 
 
+def test_advice_names_the_run_that_it_is_for(tmp_path):
+    """Where runs stand side by side and need different things."""
+    events = [
+        [Event(EventKind.VANISHING_HIDDEN_GRADIENT, 1, module="m<b>", layer=0, value=1.0, remedy=r).to_record()]
+        for r in "xy"
+    ]
+    runs = [Run(tmp_path, {}, [], found, []) for found in events]
+    page = write_report(runs, tmp_path / "report.html", names=["gru", "rnn"]).read_text()
+    assert "<dd><b>gru: m&lt;b&gt;, layer 0:</b> x</dd><dd><b>rnn: m&lt;b&gt;, layer 0:</b> y</dd>" in page
+
+
 def test_a_remedy_is_followed_by_the_kind_s_page(tmp_path):
     """Folded, with its table, without links into a documentation that is not at hand; a kind of a later version has none."""
     events = [Event(kind, 1, value=1.0, threshold=1.0).to_record() for kind in EventKind]

@@ -292,7 +292,10 @@ class GradWatch(Callback):
             lines = self._found.summary()
             if self._bundles is not None and self._bundles.written:
                 lines.append(f"  To repeat its step: gradwatch replay {self._bundles.written[0]} --module MODULE:CLASS")
-            rank_zero_info("\n".join(lines) + (f" Run log: {self.run_dir}" if self.run_dir else ""))
+            where = (
+                f" Run log: {self.run_dir}\n  Look at it with gradwatch report, at the events with gradwatch events."
+            )
+            rank_zero_info("\n".join(lines) + (where if self.run_dir else ""))
 
     # ------------------------------------------------------------------ one step
 

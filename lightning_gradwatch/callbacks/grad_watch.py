@@ -281,9 +281,8 @@ class GradWatch(Callback):
             self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
         if self.summary:
             lines = self._found.summary()
-            if self._bundles is not None and self._bundles.written:
-                lines.append(f"  To repeat its step: gradwatch replay {self._bundles.written[0]} --module MODULE:CLASS")
-            rank_zero_info("\n".join(lines) + (f" Run log: {self.run_dir}" if self.run_dir else ""))
+            told = "\n".join(lines) + (f" Run log: {self.run_dir}" if self.run_dir else "")
+            rank_zero_info("\n".join([told, *(self._bundles.hint() if self._bundles else [])]))
 
     # ------------------------------------------------------------------ one step
 

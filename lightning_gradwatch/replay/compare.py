@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-_PLACE = ("kind", "module", "layer", "direction", "state", "gate", "timestep", "sequence", "parameter")
+_PLACE = ("kind", "module", "layer", "direction", "state", "timestep", "sequence", "parameter")
 _TOLERANCE = 1e-3  # another device or thread count sums in another order
 
 

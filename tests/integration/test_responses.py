@@ -274,6 +274,24 @@ def test_the_state_is_no_part_of_a_copy(tmp_path) -> None:
     assert (watch._responder, watch._bundles) == (None, None)
 
 
+def test_every_argument_is_built_from_yaml() -> None:
+    """The types are those that LightningCLI builds from; a response that there is not is refused."""
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=GradWatch)
+    given = {"on_anomaly": "rollback", "max_responses": 4, "snapshot_every_n_steps": 7, "bundles": 2, "bundle_mib": 64}
+
+    def build(arguments: dict[str, Any]) -> GradWatch:
+        config = {"callback": {"class_path": "lightning_gradwatch.GradWatch", "init_args": arguments}}
+        return parser.instantiate(parser.parse_object(config)).callback
+
+    built = build(given)
+    assert {name: getattr(built, name) for name in given} == given
+    assert build({}).on_anomaly is None
+    with pytest.raises(jsonargparse.ArgumentError, match="explode"):
+        build({"on_anomaly": "explode"})
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [

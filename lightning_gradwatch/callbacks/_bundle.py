@@ -71,12 +71,18 @@ class Bundles:
         start, self._start = self._start, None
         if start is None:
             return
-        portable = Portable()
-        content = self._content(start, event, trainer, module, portable)
-        mib = size(content) / _MIB
+        weights = _weights(start, module)
+        optimizers = start.optimizers or [optimizer.state_dict() for optimizer in trainer.optimizers]
+        held = (weights, optimizers, start.batch, start.buffers, start.attributes, start.gradients)
+        mib = size(held) / _MIB  # before anything is copied
         if mib > self._max_mib:
             self._warn("size", f"it would take {mib:.0f} MiB, over the {self._max_mib} of `bundle_mib`")
             return
+        portable = Portable()
+        content = self._content(start, event, trainer, module, portable)
+        content["state_dict"] = portable(weights, "state_dict")
+        content["optimizer_states"] = portable(optimizers, "optimizer_states")
+        content[BUNDLE_KEY]["problems"] = dict(portable.problems)
         unheld = {at: kind for at, kind in portable.problems.items() if not at.startswith("hyper_parameters")}
         if unheld:
             listed = ", ".join(f"{at} ({kind})" for at, kind in unheld.items())
@@ -99,10 +105,6 @@ class Bundles:
         self, start: Start, event: Event, trainer: Trainer, module: LightningModule, portable: Portable
     ) -> dict[str, Any]:
         plugin = trainer.precision_plugin
-        weights: dict[str, Any] = dict(module.state_dict())
-        for kept in (start.buffers, start.parameters or {}):
-            weights.update({name: tensor for name, tensor in kept.items() if name in weights})
-        optimizers = start.optimizers or [optimizer.state_dict() for optimizer in trainer.optimizers]
         schedulers = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
         packages = versions()
         own = {
@@ -135,15 +137,13 @@ class Bundles:
                 hyper_parameters[name] = made
         return {
             # Lightning's own names, so that load_from_checkpoint() reads the weights of a bundle.
-            "state_dict": portable(weights, "state_dict"),
-            "optimizer_states": portable(optimizers, "optimizer_states"),
             "lr_schedulers": portable(schedulers, "lr_schedulers"),
             "hyper_parameters": hyper_parameters,
             "hparams_name": getattr(module, "_hparams_name", None),
             "pytorch-lightning_version": packages.get("lightning") or packages.get("pytorch-lightning"),
             "epoch": start.counts["epoch"],
             "global_step": start.counts["global_step"],
-            BUNDLE_KEY: {**own, "problems": dict(portable.problems)},
+            BUNDLE_KEY: own,
         }
 
     def _warn(self, about: str, what: str, *, whole: bool = True) -> None:
@@ -151,6 +151,14 @@ class Bundles:
             self._warned.add(about)
             lead = "No bundle was written" if whole else "A bundle cannot be replayed in full"
             warnings.warn(f"{lead}: {what}. Training goes on.", stacklevel=2)
+
+
+def _weights(start: Start, module: LightningModule) -> dict[str, Any]:
+    """The module's ``state_dict`` as it was at the step's start."""
+    weights: dict[str, Any] = dict(module.state_dict())
+    for kept in (start.buffers, start.parameters or {}):
+        weights.update({name: tensor for name, tensor in kept.items() if name in weights})
+    return weights
 
 
 def target_of(module: LightningModule) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale
-from lightning_gradwatch.callbacks._bundle import Bundles
+from lightning_gradwatch.callbacks._bundle import Bundles, target_of
 from lightning_gradwatch.callbacks._compat import (
     Callback,
     LightningModule,
@@ -216,6 +216,7 @@ class GradWatch(Callback):
             config = {name: getattr(self, name) for name in names}
             acting = {name: getattr(self, name) for name in ("on_anomaly", "bundles") if getattr(self, name)}
             self._found.log.meta({"config": {"GradWatch": config | acting}, "modules": describe(modules)})
+            self._found.log.meta({"model": target_of(pl_module)})
             if self.bundles:
                 folder, rank = self._found.log.folder, trainer.global_rank
                 self._bundles = Bundles(self.bundles, self.bundle_mib, folder, rank, config)

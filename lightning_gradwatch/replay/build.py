@@ -102,7 +102,9 @@ def build_module(
             f"{name} could not be made ({error}). The bundle has these arguments: {known}{hint}. Give the others by --args "
             "'{…}', or name a function that makes the module."
         ) from error
-    except RuntimeError as error:
+    except Exception as error:  # whatever the user's own class raises
+        if "state_dict" not in str(error):
+            raise BundleError(f"{name} could not be made ({type(error).__name__}: {error}).") from error
         raise BundleError(
             f"The bundle's weights do not fit {name} ({' '.join(str(error).split())[:300]}). Is it the run's own class "
             f"({bundle[BUNDLE_KEY]['module']}) with its own arguments?"

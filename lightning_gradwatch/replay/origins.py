@@ -221,5 +221,7 @@ def _own_line(stack: Sequence[str]) -> str | None:
         if len(parts) < 3 or any(part in head for part in _NOT_THE_USERS) or "<frozen" in head:
             continue
         file, line, function = parts[0].removeprefix("File ").strip('"'), parts[1].removeprefix("line "), parts[2]
+        path = Path(file)
+        file = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
         return f"{file}:{line} {function}: {source.strip().splitlines()[0] if source.strip() else ''}".rstrip(": ")
     return None

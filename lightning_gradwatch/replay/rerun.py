@@ -60,27 +60,29 @@ def rerun(
         BundleError: the bundle does not fit the module, or the step raises an error of its own.
     """
     own = bundle[BUNDLE_KEY]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BundleError("`--device cuda` needs a GPU; found none. Leave it out to run the step on the CPU.")
     step = _Step(bundle, device)
     # The saved batch is what came out of these.
     module.on_before_batch_transfer = module.on_after_batch_transfer = _as_it_is  # pyright: ignore[reportAttributeAccessIssue]
     module.configure_callbacks = list  # pyright: ignore[reportAttributeAccessIssue]
     with _quiet(), _backend(own["backend"]), tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            accelerator="cpu" if device == "cpu" else "gpu",
-            devices=1,
-            max_epochs=-1,
-            accumulate_grad_batches=own["counts"]["accumulate_grad_batches"],
-            callbacks=[step, *callbacks, _Done(times)],
-            default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=0,
-            **_precision(own, device),
-        )
         try:
+            trainer = Trainer(
+                accelerator="cpu" if device == "cpu" else "gpu",
+                devices=1,
+                max_epochs=-1,
+                accumulate_grad_batches=own["counts"]["accumulate_grad_batches"],
+                callbacks=[step, *callbacks, _Done(times)],
+                default_root_dir=folder,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                limit_val_batches=0,
+                **_precision(own, device),
+            )
             trainer.fit(module, _Batch(step, trainer, times))
         except (_DoneError, BundleError) as ended:
             if isinstance(ended, BundleError):

@@ -71,8 +71,10 @@ class _Search(Callback):
         if self.found is None:
             self.found = self._judge(pl_module)
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         self.end()
+        if self.found is None:  # a backward pass outside Lightning's calls no hook
+            self.found = self._judge(pl_module)
 
     def end(self) -> None:
         """Take everything off."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,7 @@ def test_in_another_process(tmp_path) -> None:
     assert "train.py:Model" in done.stdout
     assert "Replayed: the same event." in done.stdout
     assert "aten.log.default made -inf from finite numbers, in the forward pass" in done.stdout
-    assert f"{script}:20 in training_step: return torch.log(" in done.stdout
+    assert ":20 in training_step: return torch.log(" in done.stdout
     other = run("-m", "lightning_gradwatch", "replay", path, "--module", f"{script}:Model", "--args", '{"bad": 4}')
     assert other.returncode == 1
     assert "Replayed: no event." in other.stdout
@@ -225,6 +226,19 @@ class AlwaysSpoilt(TinyLanguageModel):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(before_rnn=lambda x, i: x * math.nan if i % 2 else x, **options)
+
+
+def test_the_commands_lead_to_the_replay(tmp_path, capsys) -> None:
+    """`events` prints the whole command for each bundle, and running what it prints replays the step."""
+    (path,) = write_bundle_of(tmp_path, Drawn())
+    assert main(["events", str(tmp_path / "run")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "gradwatch replay" in line]
+    assert shlex.split(line)[-3:] == [str(path), "--module", "tests.integration.anomalies:Drawn"]
+    assert main(shlex.split(line.partition("gradwatch ")[2])) == 0
+    assert main(["check", str(tmp_path / "run")]) == 1
+    if not torch.cuda.is_available():
+        assert main([*shlex.split(line.partition("gradwatch ")[2]), "--device", "cuda"]) == 2
+        assert "`--device cuda` needs a GPU; found none" in capsys.readouterr().err
 
 
 def test_the_first_ones_are_kept(tmp_path) -> None:

@@ -137,6 +137,7 @@ def test_watch_prints_one_picture(tmp_path, capsys):
             ["replay", "{}/bundle.pt", "--module", "tests.models:TinyLanguageModel", "--args", '{{"nothing": 3}}'],
             "`--args` gives 'nothing', but TinyLanguageModel takes cell, layers",
         ),
+        (["replay", "{}/bundle.pt", "--module", "{}/raises.py:make"], "make could not be made (KeyError: 'my own')"),
         (["nonsense"], "invalid choice: 'nonsense'"),
         ([], "required: COMMAND"),
     ],
@@ -146,6 +147,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, word
     write_run(tmp_path / "run", steps=3)
     if "replay" in arguments:
         write_bundle(tmp_path / "bundle.pt", BUNDLE)
+        (tmp_path / "raises.py").write_text("def make():\n    raise KeyError('my own')\n")
         (tmp_path / "broken.py").write_text("class Model(:\n")
     assert main([argument.format(tmp_path) for argument in arguments]) == 2
     out, err = capsys.readouterr()

@@ -106,9 +106,14 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
-    def screenshot(self, path: Path) -> Path:
-        """Save the whole page, not only what fits the window."""
-        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    def screenshot(self, path: Path, *, of: str | None = None) -> Path:
+        """Save the whole page, not only what fits the window; or the element that a JavaScript expression gives, with a margin."""
+        options: dict[str, Any] = {}
+        if of is not None:
+            box = self.run(f"(b => [b.x, b.y + scrollY, b.width, b.height])(({of}).getBoundingClientRect())")
+            x, y, width, height = box
+            options = {"clip": {"x": x - 12, "y": y - 12, "width": width + 24, "height": height + 24, "scale": 1}}
+        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, **options)
         path.write_bytes(base64.b64decode(answer["data"]))
         return path
 

@@ -72,10 +72,10 @@ class Case:
         make = lambda width: torch.randn(rows, len(self.lengths), width, generator=generator, dtype=self.dtype)  # noqa: E731
         return make(self.proj_size or self.hidden_size), make(self.hidden_size) if self.mode == "LSTM" else None
 
-    def inputs(self):
-        """What the module is called with."""
-        sequences = self.sequences()
-        h0, c0 = self.states()
+    def inputs(self, sequences: list[Tensor] | None = None, states: tuple[Tensor | None, Tensor | None] | None = None):
+        """What the module is called with; the case's own, or given ones."""
+        sequences = self.sequences() if sequences is None else sequences
+        h0, c0 = self.states() if states is None else states
         if self.layout == "packed_sorted":
             x = pack_sequence(sequences, enforce_sorted=True)
         elif self.layout == "packed":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Unrolled:
 
 
 def cell_of(module: nn.RNNBase, layer: int, direction: int):
-    """A step function ``(x, h, c) → (h, c)`` from PyTorch's own cell with the module's weights."""
+    """A step function ``(x, h, c) → (h, c)`` from PyTorch's own cell; its gradients reach the module's weights."""
     suffix = f"l{layer}" + ("_reverse" if direction else "")
     weights = {
         name.removesuffix("_" + suffix): value
@@ -40,10 +41,9 @@ def cell_of(module: nn.RNNBase, layer: int, direction: int):
         weights["weight_ih"] = torch.cat([weights["weight_ih"], weights["weight_hh"]], 1)
         weights["weight_hh"] = torch.zeros(4 * size, size, dtype=projection.dtype)
         cell = nn.LSTMCell(width + module.proj_size, size, **options)
-        cell.load_state_dict(weights)
 
         def step(x: Tensor, h: Tensor, c: Tensor):
-            m, c = cell(torch.cat([x, h], 1), (torch.zeros_like(c), c))
+            m, c = functional_call(cell, weights, (torch.cat([x, h], 1), (torch.zeros_like(c), c)))
             return nn.functional.linear(m, projection), c
 
         return step
@@ -53,10 +53,9 @@ def cell_of(module: nn.RNNBase, layer: int, direction: int):
         cell = nn.GRUCell(width, size, **options)
     else:
         cell = nn.RNNCell(width, size, nonlinearity=module.mode.removeprefix("RNN_").lower(), **options)
-    cell.load_state_dict(weights)
     if module.mode == "LSTM":
-        return lambda x, h, c: cell(x, (h, c))
-    return lambda x, h, c: (cell(x, h), None)
+        return lambda x, h, c: functional_call(cell, weights, (x, (h, c)))
+    return lambda x, h, c: (functional_call(cell, weights, (x, h)), None)
 
 
 def unroll(
@@ -75,7 +74,7 @@ def unroll(
     made = Unrolled()
     directions = 2 if module.bidirectional else 1
     state_size = getattr(module, "proj_size", 0) or module.hidden_size
-    inputs = list(x.detach()[:, None])
+    inputs = list(x[:, None])
     for layer in range(module.num_layers):
         if layer and masks:
             inputs = [value * keep for value, keep in zip(inputs, masks[layer - 1][:, None], strict=True)]
@@ -86,8 +85,8 @@ def unroll(
         for direction in range(directions):
             step = cell_of(module, layer, direction)
             index = layer * directions + direction
-            h = x.new_zeros(1, state_size) if h0 is None else h0[index].detach()[None]
-            c = x.new_zeros(1, module.hidden_size) if c0 is None else c0[index].detach()[None]
+            h = x.new_zeros(1, state_size) if h0 is None else h0[index][None]
+            c = x.new_zeros(1, module.hidden_size) if c0 is None else c0[index][None]
             order = range(len(inputs)) if not direction else reversed(range(len(inputs)))
             h_at, out_at, c_at = {}, {}, {}
             for t in order:

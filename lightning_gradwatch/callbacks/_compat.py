@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ __all__ = [
     "rank_zero_info",
     "rank_zero_warn",
     "seed_everything",
+    "show_in_progress_bar",
 ]
 
 
@@ -64,6 +66,11 @@ def accumulation(trainer: Trainer) -> int:
     Lightning divides by ``accumulate_grad_batches`` in the last, shorter window of an epoch too.
     """
     return int(trainer.accumulate_grad_batches)
+
+
+def show_in_progress_bar(trainer: Trainer, texts: Mapping[str, str]) -> None:
+    """Show texts behind the progress bar, past ``self.log``: no logger, no ``callback_metrics``, no checkpoint sees them."""
+    trainer._logger_connector._progress_bar_metrics.update(texts)  # pyright: ignore[reportPrivateUsage, reportCallIssue, reportArgumentType]
 
 
 def logged_step(trainer: Trainer) -> int:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.callbacks._amp import active_scaler, scaler_will_skip, unscale_once
+from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale, scaler_will_skip, unscale_once
 from lightning_gradwatch.callbacks._clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
 from lightning_gradwatch.callbacks._clip_parts import Part, Parts
 from lightning_gradwatch.callbacks._clip_report import ClipReport
@@ -21,9 +22,11 @@ from lightning_gradwatch.callbacks._compat import (
     LightningModule,
     MisconfigurationException,
     Trainer,
+    accumulation,
     rank_zero_warn,
 )
 from lightning_gradwatch.callbacks._conflict import other_clipping, unsupported_strategy
+from lightning_gradwatch.callbacks._through_time import HeldThroughTime
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.events import Event, EventKind
 
@@ -54,6 +57,8 @@ class AdaptiveClip(Callback):
                                     clipping by norm before
     ``gradwatch/clip_rate``         share of all steps so far that were clipped                  ratio
     ``gradwatch/skipped_steps``     steps skipped so far; the gradient scaler's own not counted  steps
+    ``gradwatch/through_time``      share of the batch's hidden states whose gradient            ratio
+                                    ``clip_through_time`` bounded
     ==============================  ===========================================================  ========================
 
     They are those of the parameters under ``policy``; of all that are clipped, where every one has a policy of its own.
@@ -83,9 +88,15 @@ class AdaptiveClip(Callback):
             ``both`` act, said once; ``defer`` measures, logs and skips but leaves clipping to the other; ``raise`` an
             error before training.
         max_successive_skips: after so many skips (or shrinks) in a row training is stopped, with a critical event; None for never.
+        clip_through_time: bound of each hidden state's gradient while it flows back, over all parameters' clipping: the L2 norm of
+            ∂L/∂h_t (and of ∂L/∂c_t) of each sequence, in the unit of GradWatch's ``total_max``. After Graves (2013), who clamps
+            entries. For ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, their cells and taps.
+        omega: weight of the regulariser Ω of Pascanu et al. (2013, §3.3) against vanishing, added to the gradient of each
+            ``nn.RNN``'s recurrent weights; the authors use 2.
         dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event. An exception in it is said once and harms nothing.
         log: whether to write to the Trainer's loggers.
+        progress_bar: show the last step's clip coefficient in the progress bar; 1 is untouched.
     """
 
     def __init__(
@@ -96,9 +107,12 @@ class AdaptiveClip(Callback):
         on_nonfinite: Literal["skip", "raise", "stop", "shrink_recurrent", "ignore"] = "skip",
         on_conflict: Literal["both", "defer", "raise"] = "both",
         max_successive_skips: int | None = 25,
+        clip_through_time: float | None = None,
+        omega: float | None = None,
         dirpath: str | Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         log: bool = True,
+        progress_bar: bool = False,
     ) -> None:
         self._parts = Parts(policy, exclude, policies)
         _require_one_of("on_nonfinite", on_nonfinite, ACTIONS)
@@ -112,9 +126,11 @@ class AdaptiveClip(Callback):
         self.on_conflict = on_conflict
         self.max_successive_skips = max_successive_skips
         self.dirpath = dirpath
-        self._report = ClipReport(on_event, log)
+        self._report = ClipReport(on_event, log, progress_bar)
+        self._through_time = HeldThroughTime(clip_through_time, omega)
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
+        self._loss: Tensor | None = None
         self._acting = True
         self._deferring = False
 
@@ -157,7 +173,7 @@ class AdaptiveClip(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start afresh, or from the checkpoint; open the run log."""
-        self._report.close(trainer, owner=self)
+        self._close(trainer)
         restored, self._restored = self._restored, None
         if restored is None:
             self._report.run_id = None
@@ -166,11 +182,25 @@ class AdaptiveClip(Callback):
             state = self._state_of(index)
             if restored is not None and index < len(restored):
                 state.load_state_dict(restored[index])
+        self._through_time.begin(trainer, pl_module)
         self._report.open(trainer, self.dirpath, owner=self)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the batch for events."""
         self._report.batch_idx = batch_idx
+        self._through_time.begin_batch()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Keep the loss, without the scale and the division for accumulation, to be read together with the norm; note the scale
+        for what bounds its gradient through time.
+        """
+        self._through_time.before_backward(trainer, pl_module)
+        self._loss = None
+        if self._acting and loss.numel() == 1:
+            windows = accumulation(trainer) if pl_module.automatic_optimization else 1
+            with torch.no_grad():
+                factor = windows / loss_scale(trainer)
+                self._loss = loss.detach() if isinstance(factor, float) and factor == 1.0 else loss.detach() * factor
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, decide, act."""
@@ -191,18 +221,23 @@ class AdaptiveClip(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write to the loggers what the batch's steps left."""
-        self._report.flush(trainer)
+        self._report.flush(trainer, self._through_time.share)
+        self._through_time.end_batch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the run log."""
-        self._report.close(trainer, owner=self)
+        """Take hooks off, close the run log."""
+        self._close(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the run log."""
-        self._report.close(trainer, owner=self)
+        """Take hooks off, close the run log."""
+        self._close(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Close the run log where an earlier callback's exception kept us from it."""
+        """Do so where an earlier callback's exception kept us from it."""
+        self._close(trainer)
+
+    def _close(self, trainer: Trainer) -> None:
+        self._through_time.end()
         self._report.close(trainer, owner=self)
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,7 +255,7 @@ class AdaptiveClip(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning binds the module's `log` and `log_dict` to each callback; the module would come along.
-        return {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
+        return {**{k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}, "_loss": None}
 
     @property
     def _nonfinite(self) -> NonFinite:
@@ -242,7 +277,8 @@ class AdaptiveClip(Callback):
         parts = self._parts.of(module, optimizer, state)
         if not parts:
             return
-        measured = measure(parts, deferring=self._deferring)
+        measured, self._report.loss = measure(parts, deferring=self._deferring, loss=self._loss)
+        self._loss = None
         norm = whole_norm(measured)
         if self._nonfinite.concerns(norm):
             if scaler is not None and scaler_will_skip(scaler, optimizer):

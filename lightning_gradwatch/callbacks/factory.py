@@ -14,6 +14,8 @@ variable                              argument of ``GradWatch``             defa
 ``GRADWATCH_KEEP_SEQUENCES``          ``keep_sequences``: ``0`` or ``1``    0
 ``GRADWATCH_DIRPATH``                 ``dirpath``                           the Trainer's
 ``GRADWATCH_SUMMARY``                 ``summary``: ``0`` or ``1``           1
+``GRADWATCH_PROGRESS_BAR``            ``progress_bar``: ``0`` or ``1``      0
+``GRADWATCH_FIGURES``                 ``figures``: ``0`` or ``1``           0
 ``GRADWATCH_ON_ANOMALY``              ``on_anomaly``: ``warn`` and so on    none
 ``GRADWATCH_BUNDLES``                 ``bundles``: how many               none
 ====================================  ====================================  =========
@@ -119,6 +121,8 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "keep_sequences": _switch,
     "dirpath": _text,
     "summary": _switch,
+    "progress_bar": _switch,
+    "figures": _switch,
     "on_anomaly": _response,
     "bundles": _count,
 }

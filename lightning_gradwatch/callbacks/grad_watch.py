@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -22,7 +23,9 @@ from lightning_gradwatch.callbacks._compat import (
     logged_step,
     rank_zero_info,
     rank_zero_warn,
+    show_in_progress_bar,
 )
+from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._findings import Findings
 from lightning_gradwatch.callbacks._responses import RESPONSES, AnomalyError, Responder, Response
 from lightning_gradwatch.callbacks._sampling import Sampling
@@ -85,6 +88,8 @@ class GradWatch(Callback):
         dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event; an error in it is a warning.
         summary: say at the end of fit, in a few lines, what was found.
+        progress_bar: show the shortest horizon of the last sampled step, beside the sequence length, in the progress bar.
+        figures: at the end of each epoch, hand figures to the loggers that take them. Needs the extra ``report``.
         on_anomaly: what to do at a critical event, or a gradient that is not finite, on any rank; None only observes.
             ``warn``; ``skip`` the optimizer step; ``stop`` skips and ends training; ``raise`` an :class:`AnomalyError`;
             ``rollback`` skips and puts weights, optimizers, schedules, gradient scaler and AdaptiveClip's policies back to the
@@ -119,6 +124,8 @@ class GradWatch(Callback):
         dirpath: str | Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         summary: bool = True,
+        progress_bar: bool = False,
+        figures: bool = False,
         enabled: bool = True,
         on_anomaly: Response | None = None,
         max_responses: int = 10,
@@ -148,6 +155,7 @@ class GradWatch(Callback):
         self.modules, self.every_n_steps = modules, every_n_steps
         self.max_sequences, self.anchors, self.keep_sequences = max_sequences, anchors, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
+        self.progress_bar, self.figures = progress_bar, figures
         self.on_anomaly: Response | None = on_anomaly
         self.max_responses, self.snapshot_every_n_steps = max_responses, snapshot_every_n_steps
         self.bundles, self.bundle_mib = bundles, bundle_mib
@@ -158,6 +166,7 @@ class GradWatch(Callback):
         self.run_dir: Path | None = None
         self._run_id: str | None = None
         self._found = Findings(self.keep_sequences, self.on_event)
+        self._found.figures = Figures() if self.figures else None
         self._watch: Watch | None = None
         self._loss: Tensor | None = None
         self._moment = Moment(0)
@@ -277,7 +286,7 @@ class GradWatch(Callback):
         watch = self._watch
         if watch is None:
             return
-        watch.poll(wait=True)
+        watch.finish(self._moment)
         for name, reason in watch.unobserved():
             self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
         if self.summary:
@@ -307,7 +316,10 @@ class GradWatch(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Keep a reference to the loss until its gradients have arrived; follow it through loops on a sampled step."""
         if self._watch is not None:
-            self._look(trainer, pl_module)  # what a raw ``loss.backward()`` before this one left
+            if pl_module.automatic_optimization:
+                self._watch.capture.forget_gradients()  # what ``autograd.grad`` sent in the forward is none of this loss's
+            else:
+                self._look(trainer, pl_module)  # what a raw ``loss.backward()`` before this one left
             self._loss = loss
             self._watch.before_backward(loss, self._step(trainer, pl_module, self._watch.capture.calls))
 
@@ -341,6 +353,10 @@ class GradWatch(Callback):
             return
         self._look(trainer, pl_module)
         self._watch.end_step()
+        shortest = self._found.shortest
+        if self.progress_bar and shortest is not None:
+            cut = "≥" if shortest["horizon_censored"] else ""
+            show_in_progress_bar(trainer, {"horizon": f"{cut}{shortest['horizon']}/{shortest['timesteps']}"})
         if self._bundles is not None:
             self._bundles.end_batch()
         if self._watch.has_nothing() and not self._hidden:
@@ -350,15 +366,24 @@ class GradWatch(Callback):
                 "model and watches nothing. Take it out, or mark the hidden states with tap().",
             )
 
+    @_harmless
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hand the figures to the loggers."""
+        if self._found.figures is not None and trainer.is_global_zero:
+            self._found.figures.draw(trainer)
+
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._watch is None:
             return
         loss, self._loss = self._loss, None
         arrived = [call for call in self._watch.capture.calls if call.has_gradient()]
-        step = self._step(trainer, pl_module, arrived, raw=loss is None)
+        step = replace(self._step(trainer, pl_module, arrived, raw=loss is None), loss=loss)
         if step.sampled:
             self._sampling.note((call.module for call in arrived), self._now(trainer))
         self._watch.after_backward(loss, step)
+        if self._watch.suspicious:
+            self._watch.suspicious = False
+            self._sampling.look_closer(self._now(trainer))
         self._react(trainer, pl_module)
 
     def _react(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -379,14 +404,18 @@ class GradWatch(Callback):
         """What is known of a backward pass through ``calls``; a ``raw`` one went past Lightning, which scaled nothing."""
         automatic = pl_module.automatic_optimization
         windows = accumulation(trainer) if automatic else 1
+        modules = [call.module for call in calls]
+        due = self._sampling.due(modules, self._now(trainer), again=not automatic)
+        closer = not due and self._sampling.is_closer(modules, self._now(trainer))
         return Step(
             moment=self._moment,
             micro_batch=(self._moment.batch_idx or 0) % windows,
-            sampled=self._sampling.due((c.module for c in calls), self._now(trainer), again=not automatic),
+            sampled=due or closer,
             windows=windows,
             scale=1.0 if raw else loss_scale(trainer),
             complete=not (automatic and trainer.fit_loop._should_accumulate()),  # pyright: ignore[reportPrivateUsage]
             scaled=not raw and active_scaler(trainer) is not None,
+            closer=closer,
         )
 
     def _now(self, trainer: Trainer) -> tuple[int, int | None]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.recurrent.limit import Limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,11 @@ class GradientSlot:
         finally:
             cls._paused = False
 
+    @classmethod
+    def is_paused(cls) -> bool:
+        """Whether what runs through the graph now is no backward pass of the training."""
+        return GradientSlot._paused
+
     @property
     def arrived(self) -> bool:
         """Whether a gradient was shown."""
@@ -142,6 +150,8 @@ class RecurrentCall:
     parts: tuple[RecurrentCall, ...] = ()
     """The calls that this one was joined from, in time; none if it is one forward."""
     versions: tuple[int, ...] = ()
+    limit: Limit | None = None
+    """What bounds its gradient as it flows back, if anything does."""
 
     def __post_init__(self) -> None:
         self.versions = self._versions()
@@ -234,4 +244,5 @@ def read_call(
         sorted_indices=packed.sorted_indices if packed is not None else None,
         unsorted_indices=packed.unsorted_indices if packed is not None else None,
         rng_state=rng_state,
+        limit=getattr(made.grad_fn, "limit", None),
     )

@@ -84,6 +84,17 @@ class Layout:
         part = tensor[backwards].flip(0) if direction == REVERSE else tensor[start:stop]
         return part if self._whole_batch else part[:, self._chosen.to(tensor.device)]
 
+    def write(self, padded: Tensor) -> Tensor:
+        """The inverse of :meth:`read` of all sequences, forwards: ``(time, sequence, width)`` laid out as the input is."""
+        if self._rows is not None:
+            valid = self.valid(0, self.timesteps)
+            rows = padded.new_empty(self._packed_rows, padded.shape[-1])
+            rows[self._rows[valid].to(padded.device)] = padded[valid.to(padded.device)]
+            return rows
+        if self._unbatched:
+            return padded[:, 0]
+        return padded.transpose(0, 1) if self._batch_first else padded
+
     def read_padded(self, tensor: Tensor, direction: int, start: int, stop: int) -> Tensor:
         """As :meth:`read`, of a tensor that is ``(time, sequence, width)`` already, with the chosen sequences only."""
         if direction == FORWARD:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_gradwatch.events import EventKind
 from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.explain import explanation, kind_named, without_links
 from lightning_gradwatch.report.live import EVENT_STYLES
 from lightning_gradwatch.report.summary import horizon_text, summarise
 from lightning_gradwatch.runlog.plain import plain
@@ -43,7 +47,40 @@ def print_events(events: Sequence[Mapping[str, Any]], *, console: Any = None) ->
     if len(events) > _MOST:
         console.print(f"These are the last {_MOST:,} of {len(events):,} events; --json prints them all.")
     for kind, remedy in _remedies(events).items():
-        console.print(text.assemble((plain(kind), "bold"), ": ", plain(remedy)))
+        known = kind_named(kind)
+        more = f" More: gradwatch explain {known.page}" if known else ""
+        console.print(text.assemble((plain(kind), "bold"), ": ", plain(remedy), (more, "dim")))
+
+
+def print_kinds(*, console: Any = None) -> None:
+    """Print every kind of event with its severity and what it says.
+
+    Raises:
+        ImportError: rich is missing.
+    """
+    console = console or require("rich.console").Console()
+    text = require("rich.text").Text
+    table = require("rich.table").Table(box=require("rich.box").SIMPLE_HEAD, pad_edge=False)
+    for heading, options in (("kind", {"no_wrap": True}), ("severity", {}), ("what it says", {"ratio": 1})):
+        table.add_column(heading, **options)
+    for kind in EventKind:
+        says = re.sub(r"\{(\w+)[^}]*\}", r"‹\1›", kind.message.replace("{detail}", ""))
+        table.add_row(kind.page, text(kind.severity, style=EVENT_STYLES[kind.severity]), text(says))
+    console.print(table)
+    console.print("gradwatch explain KIND says how it is found and what to do.")
+
+
+def print_explanation(kind: EventKind, *, console: Any = None) -> None:
+    """Print the page of a kind.
+
+    Raises:
+        ImportError: rich is missing.
+    """
+    console = console or require("rich.console").Console(width=min(100, shutil.get_terminal_size().columns))
+    markdown, _, _ = explanation(kind).partition("## Example\n")
+    console.print(require("rich.markdown").Markdown(without_links(markdown)))
+    console.print()
+    console.print(f"gradwatch explain {kind.page} --example prints a script that provokes it.", style="dim")
 
 
 def print_summary(run: Run, *, console: Any = None) -> None:

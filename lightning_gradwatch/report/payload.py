@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
                     str(place): _gradient(found[key], cells, points) for place, key in enumerate(keys) if key in found
                 },
                 "clipping": _clipping(run.step_records),
+                "loss": _loss(run),
             }
             for run, name, found in zip(runs, names, groups, strict=True)
         ],
@@ -148,6 +150,22 @@ def _clipping(steps: Sequence[Record]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _loss(run: Run) -> dict[str, Any]:
+    """The loss of every optimizer step where AdaptiveClip recorded it, else that of the sampled steps; what is not finite is kept."""
+    able = [record for record in run.step_records if record.get("loss") is not None]
+    sampled = not able
+    able = able or [record for record in series.one_per_step(run.profile_records) if record.get("loss") is not None]
+    marked = [place for place, record in enumerate(able) if not math.isfinite(record["loss"])]
+    marks = [marked[place] for place in series.spread(len(marked), _STEPS // 4)]
+    kept = sorted({*series.spread(len(able), _STEPS), *marks})
+    return {
+        "steps": [able[place]["step"] for place in kept],
+        "loss": [_short(able[place]["loss"]) for place in kept],
+        "sampled": sampled,
+        "note": _thinned(kept, able, "losses"),
+    }
 
 
 def _is_clipped(record: Record) -> bool:

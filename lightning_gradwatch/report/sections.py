@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lightning_gradwatch.events import Severity
+from lightning_gradwatch.events import Severity, closes_episode
+from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.explain import body, kind_named, without_links
 from lightning_gradwatch.report.payload import key_of
 from lightning_gradwatch.report.series import Key
 from lightning_gradwatch.report.summary import LayerSummary, horizon_text, summarise
@@ -24,9 +26,30 @@ _SIGNS = {  # told apart without colour
     Verdict.UNDECIDED: "?",
     Verdict.NOT_OBSERVED: "∅",
 }
+_GRAVEST = (
+    Verdict.EXPLODING,
+    Verdict.VANISHING,
+    Verdict.NOT_OBSERVED,
+    Verdict.UNDECIDED,
+    Verdict.SHORTENED,
+    Verdict.HEALTHY,
+)
 _RANKS: dict[str, int] = {Severity.CRITICAL: 0, Severity.WARNING: 1, Severity.INFO: 2}
 
 Record = Mapping[str, Any]
+
+
+def headline(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """The verdicts in one sentence, the gravest first: of several runs, by run; of one, by layer."""
+    places: dict[Verdict, list[str]] = {}
+    for run, name in zip(runs, names, strict=True):
+        for layer in summarise(run.profile_records, run.event_records):
+            said = places.setdefault(layer.verdict, [])
+            place = name if len(runs) > 1 else layer.place
+            if place not in said:
+                said.append(place)
+    parts = [f"<b>{verdict}</b> in {escape(_some(places[verdict]))}" for verdict in _GRAVEST if verdict in places]
+    return f"<p class=headline>{'; '.join(parts)}.</p>" if parts else ""
 
 
 def verdicts(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -59,8 +82,11 @@ def events(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> st
     every = [(place, event) for place, run in enumerate(runs) for event in run.event_records]
     if not every:
         return "<p>No event was recorded.</p>"
-    counts = Counter(event["kind"] for _, event in every)
-    chips = "".join(f"<li>{escape(kind)} <b>{count:,}</b></li>" for kind, count in counts.most_common(30))
+    counts = Counter(event["kind"] for _, event in every if not closes_episode(event))
+    chips = "".join(
+        f'<li><button type=button class=chip aria-pressed=false data-kind="{escape(kind)}">{escape(kind)} <b>{count:,}</b></button></li>'
+        for kind, count in counts.most_common(30)
+    )
     gravest = sorted(every, key=lambda item: _RANKS.get(item[1].get("severity") or "", 3))[:_MOST_EVENTS]
     rows = "".join(
         _row(place, names[place], event, keys, several=len(runs) > 1)
@@ -78,7 +104,7 @@ def events(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> st
         for heading in headings
     )
     return (
-        f'<ul class="chips">{chips}</ul>{left_out}'
+        f'<ul class="chips" aria-label="Show one kind only">{chips}</ul>{left_out}'
         '<div class="scroll" tabindex="0" role="region" aria-label="Events">'
         f'<table id="events"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{_remedies(every)}'
     )
@@ -86,14 +112,14 @@ def events(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> st
 
 def footer(runs: Sequence[Run], names: Sequence[str]) -> str:
     """Which versions wrote the records."""
-    parts: list[str] = []
+    wrote: dict[str, list[str]] = {}
     for run, name in zip(runs, names, strict=True):
         versions = run.meta.get("versions")
         if isinstance(versions, Mapping):
             pairs = list(versions.items())[:10]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
             said = ", ".join(f"{part} {version}" for part, version in pairs)  # pyright: ignore[reportUnknownVariableType]
-            parts.append(f"<p>{escape(name)}: {escape(said[:500])}</p>")
-    return "".join(parts)
+            wrote.setdefault(said[:500], []).append(name)
+    return "".join(f"<p>{escape(', '.join(of))}: {escape(said)}</p>" for said, of in wrote.items())
 
 
 def _card(layer: LayerSummary) -> str:
@@ -117,15 +143,23 @@ def _row(place: int, name: str, event: Record, keys: Sequence[Key], *, several: 
     severity = event.get("severity") or ""
     key = key_of(event, keys)
     step = event["step"]
-    link = f"<button type=button class=goto data-run={place} data-step={step} data-key={'' if key is None else key}>"
+    at = {"run": place, "step": step, "key": "" if key is None else key, "timestep": event.get("timestep")}
+    data = " ".join(f'data-{name}="{value}"' for name, value in at.items() if value is not None)
+    link = f'<button type=button class=goto {data} title="Show this step in the pictures">'
     cells = [(f"{link}{step}</button>", step), *([(escape(name), place)] if several else [])]
     cells.append((f'<span class="severity {escape(severity)}">{escape(severity)}</span>', _RANKS.get(severity, 3)))
     cells += [(escape(text), None) for text in (event["kind"], _where(event), event.get("message") or "")]
     return (
-        "<tr>"
+        f'<tr data-kind="{escape(event["kind"])}">'
         + "".join(f"<td{'' if order is None else f' data-order={order}'}>{cell}</td>" for cell, order in cells)
         + "</tr>"
     )
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    """``a, b and c``, or the first few and how many more."""
+    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 def _where(event: Record) -> str:
@@ -133,12 +167,28 @@ def _where(event: Record) -> str:
     parts = [
         str(event[name]) if name == "module" else f"{name} {event[name]}"
         for name in names
-        if event.get(name) is not None and event[name] != "forward"
+        if event.get(name) is not None and event[name] not in ("forward", "h")
     ]
     return ", ".join(parts)
 
 
 def _remedies(every: Sequence[tuple[int, Record]]) -> str:
-    found = {event["kind"]: event["remedy"] for _, event in every if event.get("remedy")}
-    items = "".join(f"<dt>{escape(kind)}</dt><dd>{escape(remedy)}</dd>" for kind, remedy in list(found.items())[:30])
+    grave_last = sorted(every, key=lambda item: -_RANKS.get(item[1].get("severity") or "", 3))
+    advised = {event["kind"]: event["remedy"] for _, event in grave_last if event.get("remedy")}
+    found = dict(reversed(advised.items()))
+    items = "".join(
+        f"<dt>{escape(kind)}</dt><dd>{escape(remedy)}{_page(kind)}</dd>" for kind, remedy in list(found.items())[:30]
+    )
     return f"<h3>What to do</h3><dl class=remedies>{items}</dl>" if items else ""
+
+
+def _page(name: str) -> str:
+    """The whole page of a kind, folded; nothing for a kind of a later version."""
+    kind = kind_named(name)
+    if kind is None:
+        return ""
+    markdown, _, _ = without_links(body(kind.page)).partition("## Example\n")
+    html = require("markdown_it").MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    return (
+        f"<details><summary>What it means, how it is found, what to do</summary>{html.replace('h2>', 'h4>')}</details>"
+    )

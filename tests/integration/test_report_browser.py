@@ -85,8 +85,11 @@ def test_the_pictures_show_the_run_log(browser, runs, page):
         assert last == pytest.approx(records[-1]["lagged"], rel=1e-5)
     crosses = browser.run("document.querySelectorAll('#grid .plot')[1].data[1].x.length")
     assert crosses == sum(math.isinf(value) for record in of(runs[1], 0, "h") for value in record["total"]) > 0
-    norms = browser.run("document.querySelector('#clip .plot').data[0].y")
+    norms = browser.run("document.querySelector('#clip .plot').data.find(of => of.name === 'gradient norm').y")
     assert norms == pytest.approx([record["grad_norm"] for record in runs[0].step_records], rel=1e-5)
+    for place, run in enumerate(runs):
+        loss = browser.run(f"document.querySelectorAll('#clip .plot')[{place}].data.find(of => of.name === 'loss').y")
+        assert loss == pytest.approx([record["loss"] for record in run.step_records], rel=1e-5)
     assert_quiet_and_offline(browser)
 
 
@@ -122,6 +125,39 @@ def test_events_are_sorted_and_lead_to_the_pictures(browser, runs, page):
     browser.wait_for("document.body.dataset.drawn === '2'")
     shapes = browser.run("document.querySelectorAll('#grid .panel')[1].querySelector('.plot').layout.shapes")
     assert [shape["x0"] for shape in shapes] == [step]
+    assert browser.run("document.activeElement.id") == "h-grid"
+    assert browser.run("document.querySelector('#events tr.marked .goto').dataset.step") == str(step)
+    assert_quiet_and_offline(browser)
+
+
+def test_a_place_in_time_is_marked_wherever_it_lies(browser, tmp_path):
+    """An event at a timestep gets a cross of two lines, and the picture reaches out to a step that was not sampled."""
+    writer = RunLogWriter(tmp_path / "run", header={})
+    for step in (0, 20, 40):
+        writer.profile(profile(step))
+    writer.event(Event(EventKind.NONFINITE_STATE, 333, module="rnn", layer=0, state="h", timestep=17, value=math.inf))
+    writer.close()
+    browser.open(write_report(load_run(tmp_path / "run"), tmp_path / "report.html"))
+    browser.wait_for(DRAWN)
+    browser.run("document.querySelector('.goto').click()")
+    browser.wait_for(DRAWN)
+    layout = browser.run("document.querySelector('#grid .plot').layout")
+    assert [(shape["x0"], shape["y0"]) for shape in layout["shapes"]] == [(333, 0), (0, 17)]
+    assert layout["xaxis"]["range"][1] > 333
+    assert_quiet_and_offline(browser)
+
+
+def test_one_kind_of_event_is_shown_alone(browser, page):
+    """A kind's button leaves only its rows; pressed again, all are back."""
+    browser.open(page)
+    browser.wait_for(DRAWN)
+    read = "[...document.querySelectorAll('#events tbody tr')].filter(row => row.offsetParent).map(row => row.dataset.kind)"
+    every = browser.run(read)
+    press = "document.querySelector('.chip[data-kind=STEP_SKIPPED]').click()"
+    browser.run(press)
+    assert browser.run(read) == ["STEP_SKIPPED"] * every.count("STEP_SKIPPED") != []
+    browser.run(press)
+    assert browser.run(read) == every
     assert_quiet_and_offline(browser)
 
 
@@ -157,7 +193,7 @@ def test_hostile_names_run_nothing(browser, tmp_path):
     browser.open(write_report(load_run(tmp_path / "run"), tmp_path / "report.html", names=[name]))
     browser.wait_for(DRAWN)
     assert browser.run("window.hacked") is None
-    assert browser.run("document.querySelectorAll('img, b:not(header b):not(.chips b)').length") == 0
+    assert browser.run("document.querySelectorAll('img, b:not(header b):not(.chips b):not(.headline b)').length") == 0
     assert browser.run("document.getElementById('key').options[0].text") == f"{name}, layer 0, h"
     assert_quiet_and_offline(browser)
 

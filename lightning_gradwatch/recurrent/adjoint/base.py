@@ -8,8 +8,10 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_gradwatch.recurrent.call import Shape
+from lightning_gradwatch.recurrent.limit import Limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,12 @@ class Adjoint(ABC, Generic[F]):
         cell = like.new_zeros(streams, sequences, self.shape.hidden_size) if self.shape.mode == "LSTM" else None
         return Carry(hidden, cell)
 
+    def pre_activations(self, x: Tensor, h_previous: Tensor) -> Tensor:
+        """What enters the gates' nonlinearities: ``(time, sequence, gate, hidden)``, in PyTorch's order of gates."""
+        w = self.weights
+        a = functional.linear(x, w.w_ih, w.b_ih) + functional.linear(h_previous, w.w_hh, w.b_hh)
+        return a.unflatten(-1, (-1, self.shape.hidden_size))
+
     @abstractmethod
     def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> F:
         """Recompute the gates of all steps of a chunk at once, and from them the factors of the adjoint recurrence.
@@ -118,16 +126,31 @@ class Adjoint(ABC, Generic[F]):
         """``(h of every step, last c)`` as the recomputed gates give them."""
 
     @abstractmethod
-    def sweep(self, factors: F, direct: Tensor, carry: Carry, ends: Ends) -> tuple[Tensor, Tensor | None]:
+    def sweep(
+        self, factors: F, direct: Tensor, carry: Carry, ends: Ends, limit: Limit | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Run the adjoint recurrence from the chunk's last step to its first; ``carry`` is updated in place.
 
         Args:
             direct: ``(time, stream, sequence, state)``.
+            limit: bounds ∂L/∂h_t and ∂L/∂c_t of the first stream at every step, before they flow on.
 
         Returns:
             ∂L/∂h ``(time, stream, sequence, state)`` and ∂L/∂c ``(time, stream, sequence, hidden)``, both total.
         """
 
     @abstractmethod
+    def input_delta(self, factors: F, hidden: Tensor, cell: Tensor | None) -> Tensor:
+        """δ, the gradient of W_ih x_t + b_ih, of every step: ``(time, stream, sequence, gates·hidden)``."""
+
+    def recurrent_delta(self, factors: F, hidden: Tensor, input_delta: Tensor) -> Tensor:
+        """The gradient of W_hh h_{t−1} + b_hh: the same but in a GRU."""
+        return input_delta
+
+    def projection_gradient(self, factors: F, hidden: Tensor) -> list[Tensor]:
+        """∂L/∂W_hr, if there is one, of a single stream."""
+        return []
+
     def input_gradient(self, factors: F, hidden: Tensor, cell: Tensor | None) -> Tensor:
         """∂L/∂x of every step: ``(time, stream, sequence, input)``."""
+        return self.input_delta(factors, hidden, cell).matmul(self.weights.w_ih)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_gradwatch.recurrent.adjoint.base import Adjoint, Carry, Ends
+from lightning_gradwatch.recurrent.limit import Limit
 
 
 @dataclass(slots=True)
@@ -30,6 +31,13 @@ class GRUAdjoint(Adjoint[GRUFactors]):
     g_{t−1} = d_{t−1} + z g + W_hrᵀδ_r + W_hzᵀδ_z + W_hnᵀ(r δ_n).
     """
 
+    def pre_activations(self, x: Tensor, h_previous: Tensor) -> Tensor:
+        w = self.weights
+        i_r, i_z, i_n = functional.linear(x, w.w_ih, w.b_ih).chunk(3, -1)
+        s_r, s_z, s_n = functional.linear(h_previous, w.w_hh, w.b_hh).chunk(3, -1)
+        reset = i_r + s_r
+        return torch.stack([reset, i_z + s_z, i_n + reset.sigmoid() * s_n], -2)
+
     def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> GRUFactors:
         w = self.weights
         from_input = functional.linear(x, w.w_ih, w.b_ih)
@@ -48,7 +56,9 @@ class GRUAdjoint(Adjoint[GRUFactors]):
     def recomputed(self, factors: GRUFactors) -> tuple[Tensor, Tensor | None]:
         return factors.h, None
 
-    def sweep(self, factors: GRUFactors, direct: Tensor, carry: Carry, ends: Ends) -> tuple[Tensor, Tensor | None]:
+    def sweep(
+        self, factors: GRUFactors, direct: Tensor, carry: Carry, ends: Ends, limit: Limit | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         total = torch.empty_like(direct)
         _, streams, sequences, width = direct.shape
         delta = direct.new_empty(streams, sequences, 3, width)
@@ -57,11 +67,15 @@ class GRUAdjoint(Adjoint[GRUFactors]):
         for t in range(len(direct) - 1, -1, -1):
             ends.begin(t, carry)
             g = torch.add(direct[t], carry.hidden, out=total[t])
+            if limit is not None:
+                limit.clip_(g[0])
             torch.mul(g[:, :, None], factors.recurrent[t], out=delta)
             kept = (g * factors.z[t]).view(streams * sequences, width)
             carry.hidden = torch.addmm(kept, flat, w_hh).view(streams, sequences, width)
         return total, None
 
-    def input_gradient(self, factors: GRUFactors, hidden: Tensor, cell: Tensor | None) -> Tensor:
-        delta = hidden[..., None, :] * factors.input[:, None]
-        return delta.flatten(-2).matmul(self.weights.w_ih)
+    def input_delta(self, factors: GRUFactors, hidden: Tensor, cell: Tensor | None) -> Tensor:
+        return (hidden[..., None, :] * factors.input[:, None]).flatten(-2)
+
+    def recurrent_delta(self, factors: GRUFactors, hidden: Tensor, input_delta: Tensor) -> Tensor:
+        return (hidden[..., None, :] * factors.recurrent[:, None]).flatten(-2)

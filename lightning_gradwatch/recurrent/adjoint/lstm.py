@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_gradwatch.recurrent.adjoint.base import Adjoint, Carry, Ends
+from lightning_gradwatch.recurrent.limit import Limit
 
 
 @dataclass(slots=True)
@@ -61,7 +62,9 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
         w_hr = self.weights.w_hr
         return hidden if w_hr is None else hidden.matmul(w_hr)
 
-    def sweep(self, factors: LSTMFactors, direct: Tensor, carry: Carry, ends: Ends) -> tuple[Tensor, Tensor | None]:
+    def sweep(
+        self, factors: LSTMFactors, direct: Tensor, carry: Carry, ends: Ends, limit: Limit | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         assert carry.cell is not None
         total_h = torch.empty_like(direct)
         time, streams, sequences, _ = direct.shape
@@ -73,18 +76,27 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
         w_hh = self.weights.w_hh
         for t in range(time - 1, -1, -1):
             ends.begin(t, carry)
-            dm = self._to_m(torch.add(direct[t], carry.hidden, out=total_h[t]))
+            g = torch.add(direct[t], carry.hidden, out=total_h[t])
+            if limit is not None:
+                limit.clip_(g[0])
+            dm = self._to_m(g)
             dc = torch.addcmul(carry.cell, dm, factors.output_to_cell[t], out=total_c[t])
+            if limit is not None:
+                limit.clip_(dc[0])
             torch.mul(dc[:, :, None], factors.cell_gates[t], out=cell_part)
             torch.mul(dm, factors.output_gate[t], out=output_part)
             carry.hidden = flat.matmul(w_hh).view(streams, sequences, -1)
             carry.cell = dc * factors.forget[t]
         return total_h, total_c
 
-    def input_gradient(self, factors: LSTMFactors, hidden: Tensor, cell: Tensor | None) -> Tensor:
+    def input_delta(self, factors: LSTMFactors, hidden: Tensor, cell: Tensor | None) -> Tensor:
         assert cell is not None
-        cell_part = (cell[..., None, :] * factors.cell_gates[:, None]).flatten(-2)
-        output_part = self._to_m(hidden) * factors.output_gate[:, None]
-        rows = cell_part.shape[-1]
-        w_ih = self.weights.w_ih
-        return cell_part.matmul(w_ih[:rows]) + output_part.matmul(w_ih[rows:])
+        delta = cell.new_empty(*cell.shape[:-1], 4, cell.shape[-1])
+        torch.mul(cell[..., None, :], factors.cell_gates[:, None], out=delta[..., :3, :])
+        torch.mul(self._to_m(hidden), factors.output_gate[:, None], out=delta[..., 3, :])
+        return delta.flatten(-2)
+
+    def projection_gradient(self, factors: LSTMFactors, hidden: Tensor) -> list[Tensor]:
+        if self.weights.w_hr is None:
+            return []
+        return [hidden.flatten(0, -2).T.matmul(factors.m.flatten(0, -2))]

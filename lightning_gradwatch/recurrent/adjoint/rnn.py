@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_gradwatch.recurrent.adjoint.base import Adjoint, Carry, Ends
+from lightning_gradwatch.recurrent.limit import Limit
 
 
 @dataclass(slots=True)
@@ -25,22 +26,27 @@ class RNNAdjoint(Adjoint[RNNFactors]):
     def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> RNNFactors:
         w = self.weights
         a = functional.linear(x, w.w_ih, w.b_ih) + functional.linear(h_previous, w.w_hh, w.b_hh)
-        if self.shape.mode == "RNN_RELU":
-            return RNNFactors(a.relu(), (a > 0).to(a.dtype))
-        h = a.tanh()
-        return RNNFactors(h, 1 - h * h)
+        return self.of_states(a.relu() if self.shape.mode == "RNN_RELU" else a.tanh())
+
+    def of_states(self, h: Tensor) -> RNNFactors:
+        """The factors from recorded states ``(time, sequence, hidden)``."""
+        return RNNFactors(h, (h > 0).to(h.dtype) if self.shape.mode == "RNN_RELU" else 1 - h * h)
 
     def recomputed(self, factors: RNNFactors) -> tuple[Tensor, Tensor | None]:
         return factors.h, None
 
-    def sweep(self, factors: RNNFactors, direct: Tensor, carry: Carry, ends: Ends) -> tuple[Tensor, Tensor | None]:
+    def sweep(
+        self, factors: RNNFactors, direct: Tensor, carry: Carry, ends: Ends, limit: Limit | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         total = torch.empty_like(direct)
         w_hh = self.weights.w_hh
         for t in range(len(direct) - 1, -1, -1):
             ends.begin(t, carry)
             g = torch.add(direct[t], carry.hidden, out=total[t])
+            if limit is not None:
+                limit.clip_(g[0])
             carry.hidden = (g * factors.slope[t]).matmul(w_hh)
         return total, None
 
-    def input_gradient(self, factors: RNNFactors, hidden: Tensor, cell: Tensor | None) -> Tensor:
-        return (hidden * factors.slope[:, None]).matmul(self.weights.w_ih)
+    def input_delta(self, factors: RNNFactors, hidden: Tensor, cell: Tensor | None) -> Tensor:
+        return hidden * factors.slope[:, None]

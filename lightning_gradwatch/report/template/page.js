@@ -3,7 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const select = document.getElementById("key");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const coarse = matchMedia("(pointer: coarse)");
-let mark = null; // {run, step}: where an event leads to
+let mark = null; // {run, step, timestep}: where an event leads to
 
 // Names from the run log go into the page as text nodes only, never into plotly, which reads some HTML.
 data.keys.forEach((key, place) => select.add(new Option(key.label, place)));
@@ -24,7 +24,7 @@ function layout(extra) {
   const axes = {};
   for (const name of ["xaxis", "yaxis", "xaxis2", "yaxis2"]) if (extra[name] || !name.endsWith("2")) axes[name] = { ...axis, ...titled(extra[name]) };
   return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--fg"), size: 12 },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--fg"), size: 12, family: getComputedStyle(document.body).fontFamily },
     margin: { l: 50, r: 12, t: 30, b: 40 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") }, dragmode: coarse.matches ? false : "zoom",
     legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" }, hoverlabel: { namelength: 0 }, ...extra, ...axes,
@@ -47,12 +47,14 @@ function panels(id, make) {
     const made = make(run, place);
     words.textContent = made.words || (made.notes || []).filter(Boolean).join("; ");
     if (made.words) { Plotly.purge(plot); plot.className = ""; plot.removeAttribute("role"); return; }
-    plot.className = "plot";
+    plot.className = made.className || "plot";
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", `${run.name}: ${made.label}`);
-    const shapes = mark && mark.run === place && made.marks !== false
-      ? [...(made.layout.shapes || []), { type: "line", x0: mark.step, x1: mark.step, yref: "paper", y0: 0, y1: 1, line: { color: css("--bad"), width: 2 } }]
-      : made.layout.shapes;
+    const shapes = [...(made.layout.shapes || [])], line = { type: "line", line: { color: css("--bad"), width: 2 } };
+    if (mark && mark.run === place && made.marks !== false) {
+      shapes.push({ ...line, x0: mark.step, x1: mark.step, yref: "paper", y0: 0, y1: 1 });
+      if (made.marks === "timestep" && mark.timestep !== null) shapes.push({ ...line, xref: "paper", x0: 0, x1: 1, y0: mark.timestep, y1: mark.timestep });
+    }
     Plotly.react(plot, made.traces, layout({ ...made.layout, shapes }), { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] });
   });
 }
@@ -98,10 +100,17 @@ function logAxis(title, values) {
   return { type: "log", exponentformat: "power", title: { text: title }, ...(high - low > 1.5 ? { dtick: 1 } : { dtick: "D2" }) };
 }
 
+// A loss that fell, or jumped, by orders of magnitude needs a log axis; one that may be negative cannot have it.
+function lossAxis(values) {
+  const finite = values.filter(value => typeof value === "number"), least = Math.min(...finite), most = Math.max(...finite);
+  return least > 0 && most > 100 * least ? logAxis("loss", finite) : { title: { text: "loss" } };
+}
+
 function drawGrid(key) {
   const shown = data.runs.map(run => series(run, key)).filter(Boolean);
   const [low, high] = span(shown.flatMap(found => found.grid.rows.flat()), 12);
-  panels("grid", run => {
+  const symbol = `‖∂L/∂${data.keys[key].state === "c" ? "c" : "h"}‖`;
+  panels("grid", (run, place) => {
     const found = series(run, key);
     if (!found) return absent;
     const { steps, timesteps, rows, note } = found.grid;
@@ -113,18 +122,19 @@ function drawGrid(key) {
     }));
     const stride = Math.ceil(crosses.x.length / 1500) || 1;
     const thin = values => values.filter((_, place) => place % stride === 0);
+    const [from, to] = borders(steps), seen = mark && mark.run === place ? [Math.min(from, mark.step - 1), Math.max(to, mark.step + 1)] : [from, to];
     return {
       label: `heatmap of total gradients, ${steps.length} training steps by ${timesteps.length} timesteps`,
-      notes: [note, stride > 1 ? "not every cross is drawn" : ""],
+      notes: [note, stride > 1 ? "not every cross is drawn" : ""], marks: "timestep",
       traces: [
         { type: "heatmap", x: steps, y: timesteps, z, customdata: rows, zmin: low, zmax: high, colorscale: "Viridis", hoverongaps: false,
-          colorbar: { thickness: 12, outlinewidth: 0, ...ticks(low, high) },
-          hovertemplate: `step %{x}<br>timestep %{y}<br>‖∂L/∂${data.keys[key].state === "c" ? "c" : "h"}‖ = %{customdata:.4g}<extra></extra>` },
+          colorbar: { thickness: 12, outlinewidth: 0, len: 0.94, y: 0, yanchor: "bottom", title: { text: symbol, side: "top", font: { size: 11 } }, ...ticks(low, high) },
+          hovertemplate: `step %{x}<br>timestep %{y}<br>${symbol} = %{customdata:.4g}<extra></extra>` },
         { type: "scatter", mode: "markers", x: thin(crosses.x), y: thin(crosses.y), text: thin(crosses.text), showlegend: false,
           marker: { symbol: "x-thin", size: 6, line: { width: 1.5, color: css("--bad") } },
           hovertemplate: "step %{x}<br>timestep %{y}<br>%{text}<extra></extra>" },
       ],
-      layout: { xaxis: { title: { text: "training step" }, showgrid: false, range: borders(steps) }, yaxis: { title: { text: "timestep" }, showgrid: false, range: borders(timesteps) } },
+      layout: { xaxis: { title: { text: "training step" }, showgrid: false, range: seen }, yaxis: { title: { text: "timestep" }, showgrid: false, range: borders(timesteps) } },
     };
   });
 }
@@ -196,8 +206,20 @@ function drawLast(key) {
 
 function drawClip() {
   panels("clip", run => {
-    if (!run.clipping.length) return { words: "No optimizer step was recorded: train with AdaptiveClip() to see norm, threshold and clipped steps here." };
-    const traces = [], notes = [], lines = [css("--accent"), ...shades()];
+    const norms = run.clipping.length > 0, losses = run.loss.steps.length > 0;
+    const advice = "No optimizer step was recorded: train with AdaptiveClip() to see gradient norm, threshold and clipped steps";
+    if (!norms && !losses) return { words: `${advice}.` };
+    const traces = [], notes = norms ? [] : [advice], lines = [css("--accent"), ...shades()];
+    const own = norms ? "y2" : "y"; // an axis without a curve would be drawn too
+    if (losses) {
+      const { steps, loss, sampled, note } = run.loss, finite = loss.filter(value => typeof value === "number");
+      const top = finite.reduce((most, value) => Math.max(most, value), -Infinity), broken = steps.filter((_, at) => typeof loss[at] !== "number");
+      notes.push(sampled ? "loss of the sampled steps" : "", note);
+      traces.push({ type: "scatter", mode: sampled ? "lines+markers" : "lines", x: steps, y: numbers(loss), yaxis: own, name: "loss", showlegend: false,
+        line: { color: css("--accent"), width: 1.5 }, marker: { size: 4 }, hovertemplate: "step %{x}<br>loss %{y:.4g}<extra></extra>" });
+      if (broken.length) traces.push({ type: "scatter", mode: "markers", x: broken, y: broken.map(() => (finite.length ? top : 1)), yaxis: own, name: "loss not finite",
+        marker: { symbol: "x-thin", size: 9, line: { width: 2, color: css("--bad") } }, hovertemplate: "step %{x}<br>the loss is not finite<extra></extra>" });
+    }
     run.clipping.forEach((found, place) => {
       const { steps, norm, threshold, clipped, skipped, counts, note } = found;
       const of = run.clipping.length > 1 ? ` (optimizer ${found.optimizer})` : "", where = flags => steps.filter((_, at) => flags[at]);
@@ -210,9 +232,15 @@ function drawClip() {
         { type: "scatter", mode: "markers", x: where(skipped), y: where(skipped).map(() => top), name: `skipped${of}`, text: norm.filter((_, at) => skipped[at]).map(String), marker: { symbol: "x-thin", size: 9, line: { width: 2, color: css("--bad") } }, hovertemplate: "step %{x}<br>norm %{text}: skipped<extra></extra>" },
       );
     });
+    const both = norms && losses, up = both ? [0, 0.56] : [0, 1];
     return {
-      label: "gradient norm with threshold, clipped and skipped steps", notes, traces,
-      layout: { xaxis: { title: { text: "training step" } }, yaxis: logAxis("gradient norm", run.clipping.flatMap(found => found.norm)) },
+      label: [losses ? "loss" : "", norms ? "gradient norm with threshold, clipped and skipped steps" : ""].filter(Boolean).join(", "), notes, traces,
+      className: both ? "plot two" : "plot",
+      layout: {
+        xaxis: { title: { text: "training step" } },
+        ...(norms ? { yaxis: { ...logAxis("gradient norm", run.clipping.flatMap(found => found.norm)), domain: up } } : {}),
+        ...(losses ? { [norms ? "yaxis2" : "yaxis"]: { ...lossAxis(run.loss.loss), domain: both ? [0.66, 1] : up } } : {}),
+      },
     };
   });
 }
@@ -243,11 +271,22 @@ function sort(heading) {
   body.append(...[...body.rows].sort((a, b) => (down ? -1 : 1) * compare(value(a), value(b))));
 }
 
+// One kind of event, or all again.
+function filter(chip) {
+  const only = chip.getAttribute("aria-pressed") === "true" ? null : chip.dataset.kind;
+  for (const other of document.querySelectorAll(".chip")) other.setAttribute("aria-pressed", other.dataset.kind === only);
+  for (const row of document.getElementById("events").tBodies[0].rows) row.hidden = only !== null && row.dataset.kind !== only;
+}
+
 document.addEventListener("click", event => {
-  const heading = event.target.closest("th"), goto = event.target.closest(".goto");
+  const heading = event.target.closest("th"), goto = event.target.closest(".goto"), chip = event.target.closest(".chip");
   if (heading) sort(heading);
+  if (chip) filter(chip);
   if (!goto) return;
-  mark = { run: Number(goto.dataset.run), step: Number(goto.dataset.step) };
+  const { run, step, timestep } = goto.dataset;
+  mark = { run: Number(run), step: Number(step), timestep: timestep === undefined ? null : Number(timestep) };
+  document.querySelectorAll("tr.marked").forEach(row => row.classList.remove("marked"));
+  goto.closest("tr").classList.add("marked"); // the way back
   const drawn = goto.dataset.key !== "" && Number(goto.dataset.key) < data.keys.length;
   if (drawn) select.value = goto.dataset.key;
   draw();

@@ -191,3 +191,33 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
+
+
+def test_explain_prints_the_page_of_a_kind(capsys):
+    """By any spelling of its name; without one all kinds; a wrong name is one line that names the right one."""
+    for name in ("VANISHING_HIDDEN_GRADIENT", "vanishing-hidden-gradient"):
+        assert main(["explain", name]) == 0
+        shown = capsys.readouterr().out
+        assert "What to do" in shown
+        assert "](" not in shown  # no link to what is not at hand
+    assert main(["explain"]) == 0
+    shown = capsys.readouterr().out
+    assert all(kind.page in shown for kind in EventKind)
+    assert main(["explain", "vanishing"]) == 2
+    assert "Did you mean VANISHING_HIDDEN_GRADIENT?" in capsys.readouterr().err
+    assert main(["explain", "--example"]) == 2
+
+
+def test_explain_prints_a_script_that_stands_alone(capsys):
+    """With its imports, so that it can be run as it is."""
+    assert main(["explain", "not-observed", "--example"]) == 0
+    script = capsys.readouterr().out
+    compile(script, "example", "exec")
+    assert script.startswith("import lightning.pytorch as pl\n")
+
+
+def test_events_lead_to_their_pages(tmp_path, capsys):
+    """Behind each remedy stands the command that says more."""
+    write_run(tmp_path, explode_at=100)
+    main(["events", str(tmp_path)])
+    assert "gradwatch explain step-skipped" in " ".join(capsys.readouterr().out.split())

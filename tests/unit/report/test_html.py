@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
@@ -64,6 +65,35 @@ def test_nothing_of_the_run_log_is_markup(tmp_path):
     assert data_of(page)["keys"][0]["label"].startswith("</script>")
 
 
+def test_the_loss_is_that_of_the_steps_or_of_the_samples(tmp_path):
+    """Every step's where AdaptiveClip recorded it; what is not finite stays however many steps are left out."""
+    run = load_run(write_run(tmp_path, steps=60))
+    steps = [{"step": step, "loss": math.nan if step == 31_415 else 1.0} for step in range(50_000)]
+    kept = payload.build([run, Run(tmp_path, {}, run.profile_records, [], steps)], ["a", "b"])["runs"]
+    assert kept[0]["loss"]["steps"] == [record["step"] for record in run.step_records]
+    assert kept[0]["loss"]["loss"] == pytest.approx([record["loss"] for record in run.step_records], rel=1e-5)
+    assert 31_415 in kept[1]["loss"]["steps"]
+    assert "of 50000 losses" in kept[1]["loss"]["note"]
+    (alone,) = payload.build([Run(tmp_path, {}, run.profile_records, [], [])], ["a"])["runs"]
+    assert alone["loss"]["sampled"] is True
+    assert alone["loss"]["loss"] == pytest.approx([record["loss"] for record in run.profile_records], rel=1e-5)
+
+
+@pytest.mark.parametrize(("panels", "columns"), [(1, 1), (3, 3), (4, 4), (5, 3), (7, 4), (9, 3)])
+def test_no_panel_is_an_orphan(panels, columns):
+    """Rows are filled evenly."""
+    assert html._columns(panels) == columns
+
+
+def test_the_gravest_verdict_comes_first(tmp_path):
+    """The first sentence names each verdict once, with its runs, and escapes their names."""
+    runs = [
+        load_run(write_run(tmp_path / n, start=rate, end=rate)) for n, rate in (("a", 0.0), ("b", -0.5), ("c", -0.5))
+    ]
+    page = write_report(runs, tmp_path / "report.html", names=["a", "<b>", "c"]).read_text()
+    assert "<p class=headline><b>vanishing</b> in &lt;b&gt; and c; <b>healthy</b> in a.</p>" in page
+
+
 def test_the_policy_admits_only_the_page_s_own_scripts(tmp_path):
     """Each page has its own word, which its scripts carry and no other could know."""
     run = load_run(write_run(tmp_path, steps=20))
@@ -101,7 +131,7 @@ def test_many_events_are_counted_and_the_gravest_listed(tmp_path):
     notes = [Event(EventKind.GRADIENT_CLIPPED, step, value=2.0, threshold=1.0).to_record() for step in range(5000)]
     grave = Event(EventKind.NONFINITE_LOSS, 4999, value=float("nan")).to_record()
     page = write_report(Run(tmp_path, {}, [], [*notes, grave], []), tmp_path / "report.html").read_text()
-    assert page.count("<tr>") == 501
+    assert page.count("<tr ") == 500
     assert "GRADIENT_CLIPPED <b>5,000</b>" in page
     assert "<td>NONFINITE_LOSS</td>" in page
     assert "500 gravest of 5,001 events" in page
@@ -128,3 +158,15 @@ def test_passed_over_lines_and_equal_names_are_said(tmp_path):
     assert "<h3>v (2)</h3>" in page
     with pytest.raises(ValueError, match="at least one run"):
         write_report([], tmp_path / "report.html")
+
+
+def test_a_remedy_is_followed_by_the_kind_s_page(tmp_path):
+    """Folded, with its table, without links into a documentation that is not at hand; a kind of a later version has none."""
+    events = [Event(kind, 1, value=1.0, threshold=1.0).to_record() for kind in EventKind]
+    later = {**events[0], "kind": "OF_A_LATER_VERSION", "remedy": "Update."}
+    page = write_report(Run(tmp_path, {}, [], [*events, later], []), tmp_path / "report.html").read_text()
+    shown = page[page.index("<h3>What to do</h3>") : page.index("</main>")]
+    assert shown.count("<details>") == len(EventKind)
+    assert "<th>remedy</th>" in shown
+    assert "href" not in shown
+    assert "<dt>OF_A_LATER_VERSION</dt><dd>Update.</dd>" in shown

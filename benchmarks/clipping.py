@@ -153,7 +153,8 @@ def verdict(problem: Problem, rows: Sequence[Row]) -> tuple[bool, bool, bool, fl
     (ours,) = (row for row in rows if row.method.family == "ours: spike")
     rivals = [row for row in rows if not row.method.ours]
     survived = all(
-        not ours.runs[i].diverged or all(row.runs[i].diverged for row in rows if row is not ours) for i in range(len(ours.runs))
+        not ours.runs[i].diverged or all(row.runs[i].diverged for row in rows if row is not ours)
+        for i in range(len(ours.runs))
     )
     rival = best(rivals)
     ratio = ours.loss / rival.loss

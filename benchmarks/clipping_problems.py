@@ -111,7 +111,9 @@ class Problem:
 
     def sample(self, count: int) -> Batch:
         """A batch."""
-        draw: Callable[[int, int], Batch] = {"characters": characters, "adding": adding, "order": temporal_order}[self.task]
+        draw: Callable[[int, int], Batch] = {"characters": characters, "adding": adding, "order": temporal_order}[
+            self.task
+        ]
         return draw(count, self.length)
 
     def start(self) -> tuple[Network, torch.optim.Optimizer]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+    from lightning.pytorch.plugins import MixedPrecision
     from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 else:
 
@@ -36,6 +37,7 @@ else:
     LightningModule = _pl.LightningModule
     Trainer = _pl.Trainer
     seed_everything = _pl.seed_everything
+    MixedPrecision = importlib.import_module(f"{_name}.plugins").MixedPrecision
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
     _rank_zero = importlib.import_module(f"{_name}.utilities.rank_zero")
     rank_zero_info, rank_zero_warn = _rank_zero.rank_zero_info, _rank_zero.rank_zero_warn
@@ -49,6 +51,7 @@ __all__ = [
     "LightningDataModule",
     "LightningModule",
     "MisconfigurationException",
+    "MixedPrecision",
     "Trainer",
     "rank_zero_info",
     "rank_zero_warn",

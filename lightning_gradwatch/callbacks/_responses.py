@@ -139,6 +139,8 @@ class Responder:
                 unscale_once(scaler, optimizer)  # the scaler raises at a step whose gradients it never saw
             for parameter in parameters:
                 parameter.grad = None  # zeros would still move weights by momentum and weight decay
+        elif optimizer is not None and self._response == "skip" and not stops:
+            return  # AdaptiveClip was first, and has said so
         detail, action = f"Because of {event.kind} at {event.place}.", "stopped" if stops else "skipped"
         if self._response == "rollback" and self._states is not None:
             self._back = event

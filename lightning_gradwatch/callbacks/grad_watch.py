@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale
-from lightning_gradwatch.callbacks._bundle import Bundles
+from lightning_gradwatch.callbacks._bundle import Bundles, target_of
 from lightning_gradwatch.callbacks._compat import (
     Callback,
     LightningModule,
@@ -225,6 +225,7 @@ class GradWatch(Callback):
             config = {name: getattr(self, name) for name in names}
             acting = {name: getattr(self, name) for name in ("on_anomaly", "bundles") if getattr(self, name)}
             self._found.log.meta({"config": {"GradWatch": config | acting}, "modules": describe(modules)})
+            self._found.log.meta({"model": target_of(pl_module)})
             if self.bundles:
                 folder, rank = self._found.log.folder, trainer.global_rank
                 self._bundles = Bundles(self.bundles, self.bundle_mib, folder, rank, config)
@@ -290,12 +291,11 @@ class GradWatch(Callback):
             self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
         if self.summary:
             lines = self._found.summary()
-            if self._bundles is not None and self._bundles.written:
-                lines.append(f"  To repeat its step: gradwatch replay {self._bundles.written[0]} --module MODULE:CLASS")
             where = (
                 f" Run log: {self.run_dir}\n  Look at it with gradwatch report, at the events with gradwatch events."
             )
-            rank_zero_info("\n".join(lines) + (where if self.run_dir else ""))
+            told = "\n".join(lines) + (where if self.run_dir else "")
+            rank_zero_info("\n".join([told, *(self._bundles.hint() if self._bundles else [])]))
 
     # ------------------------------------------------------------------ one step
 

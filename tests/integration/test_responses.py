@@ -83,6 +83,17 @@ def test_skip_is_as_if_the_batch_had_no_loss(tmp_path, spoilt, optimizer) -> Non
     assert "NONFINITE_INPUT at rnn, timestep 3, sequence 2" in watch.events[1].message
 
 
+@pytest.mark.parametrize("clip_first", [True, False])
+def test_with_adaptive_clip_it_is_said_once(tmp_path, clip_first) -> None:
+    """Whichever comes first skips; the weights are the same either way, and one of them writes the event."""
+    watch, clip = watching(tmp_path, "skip"), AdaptiveClip("norm", dirpath=tmp_path / "run")
+    callbacks = [clip, watch] if clip_first else [watch, clip]
+    acted = fit(tmp_path, TinyLanguageModel(before_rnn=poison(3, 4)), *callbacks)
+    assert_identical(end(acted), end(fit(tmp_path, SkipsBatches(without_loss=(3, 4)), AdaptiveClip("norm"))))
+    skips = [event.step for event in (*watch.events, *clip.events) if event.kind == EventKind.STEP_SKIPPED]
+    assert sorted(skips) == [3, 4]
+
+
 def test_a_gradient_outside_the_recurrent_modules_is_skipped_too(tmp_path) -> None:
     """A NaN that only the head's gradient shows is named and skipped."""
 
@@ -272,6 +283,24 @@ def test_the_state_is_no_part_of_a_copy(tmp_path) -> None:
     watch = watching(tmp_path, "rollback", bundles=1, every_n_steps=100)
     fit(tmp_path, TinyLanguageModel(hidden=128), watch, Copies(), limit_train_batches=2)
     assert (watch._responder, watch._bundles) == (None, None)
+
+
+def test_every_argument_is_built_from_yaml() -> None:
+    """The types are those that LightningCLI builds from; a response that there is not is refused."""
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=GradWatch)
+    given = {"on_anomaly": "rollback", "max_responses": 4, "snapshot_every_n_steps": 7, "bundles": 2, "bundle_mib": 64}
+
+    def build(arguments: dict[str, Any]) -> GradWatch:
+        config = {"callback": {"class_path": "lightning_gradwatch.GradWatch", "init_args": arguments}}
+        return parser.instantiate(parser.parse_object(config)).callback
+
+    built = build(given)
+    assert {name: getattr(built, name) for name in given} == given
+    assert build({}).on_anomaly is None
+    with pytest.raises(jsonargparse.ArgumentError, match="explode"):
+        build({"on_anomaly": "explode"})
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_gradwatch import load_run
+from lightning_gradwatch.cli import main
 from tests.integration.processes import succeed
 from tests.integration.scripts.ddp_responses import SEQUENCE, SPOILT_BATCH, TIMESTEP
 from tests.integration.test_invariance import assert_identical
@@ -74,7 +75,12 @@ def test_a_failure_of_our_own_leaves_nobody_waiting(runs: Runs) -> None:
     assert "GradWatch failed (RuntimeError: our own)" in runs.output
 
 
-def test_the_rank_that_saw_it_writes_the_bundle(runs: Runs) -> None:
-    """Each rank keeps bundles of its own."""
+def test_the_rank_that_saw_it_writes_the_bundle(runs: Runs, capsys) -> None:
+    """It replays in one process with the same event; rank 0's, which has a sound batch, shows none."""
     folder = Path(runs.folder / "skip-log" / "bundles")
-    assert f"step{SPOILT_BATCH:06d}-batch{SPOILT_BATCH}-rank1.pt" in {path.name for path in folder.iterdir()}
+    assert len(list(folder.iterdir())) == 2
+    model = ["--module", "tests.integration.scripts.ddp_responses:LateModel", "--args", '{"spoil": false}']
+    for rank, code in ((1, 0), (0, 1)):
+        bundle = folder / f"step{SPOILT_BATCH:06d}-batch{SPOILT_BATCH}-rank{rank}.pt"
+        assert main(["replay", str(bundle), *model]) == code
+        assert ("the same event" if rank else "no event") in capsys.readouterr().out

@@ -12,7 +12,16 @@ import pytest
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.runlog import RunLogWriter
+from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, write_bundle
 from tests.runlogs import write_run
+
+BUNDLE = {
+    "state_dict": {},
+    "hyper_parameters": {},
+    "pytorch-lightning_version": "2.6.6",
+    BUNDLE_KEY: {"bundle_version": "1.0", "module": "tests.models:Another", "problems": {}, "event": {}},
+}
+"""One whose weights fit no model."""
 
 
 def test_events_lists_what_fits(tmp_path, capsys):
@@ -98,6 +107,37 @@ def test_watch_prints_one_picture(tmp_path, capsys):
         (["watch", "{}/nowhere", "--once"], "found nothing at"),
         (["watch", "{}/run/run.json"], "found a file at"),
         (["watch", "{}/run", "--interval", "0"], "must be > 0; found 0"),
+        (
+            ["replay", "{}/nowhere", "--module", "tests.models:TinyLanguageModel"],
+            "`BUNDLE` must be a bundle's file; found nothing",
+        ),
+        (["replay", "{}/run", "--module", "tests.models:TinyLanguageModel"], "found a folder"),
+        (["replay", "{}/run/run.json", "--module", "tests.models:TinyLanguageModel"], "cannot be read as a bundle"),
+        (["replay", "{}/bundle.pt"], "required: --module"),
+        (["replay", "{}/bundle.pt", "--module", "nonsense"], "`--module` must be MODULE:CLASS"),
+        (["replay", "{}/bundle.pt", "--module", "no_such_module:Model"], "import failed (ModuleNotFoundError"),
+        (["replay", "{}/bundle.pt", "--module", "{}/train.py:Model"], "import failed (FileNotFoundError"),
+        (["replay", "{}/bundle.pt", "--module", "{}/broken.py:Model"], "import failed (SyntaxError"),
+        (["replay", "{}/bundle.pt", "--module", "tests.models:Nothing"], "has no 'Nothing'"),
+        (["replay", "{}/bundle.pt", "--module", "tests.models:WORDS"], "must name a LightningModule's class"),
+        (["replay", "{}/bundle.pt", "--module", "tests.models:sentences"], "made a DataLoader"),
+        (
+            ["replay", "{}/bundle.pt", "--module", "tests.models:TinyLanguageModel", "--args", "[1]"],
+            "`--args` must be a JSON object",
+        ),
+        (
+            ["replay", "{}/bundle.pt", "--module", "tests.models:TinyLanguageModel", "--args", "x"],
+            "`--args` must be a JSON object",
+        ),
+        (
+            ["replay", "{}/bundle.pt", "--module", "tests.models:TinyLanguageModel", "--args", '{{"hidden": 3}}'],
+            "do not fit",
+        ),
+        (
+            ["replay", "{}/bundle.pt", "--module", "tests.models:TinyLanguageModel", "--args", '{{"nothing": 3}}'],
+            "`--args` gives 'nothing', but TinyLanguageModel takes cell, layers",
+        ),
+        (["replay", "{}/bundle.pt", "--module", "{}/raises.py:make"], "make could not be made (KeyError: 'my own')"),
         (["nonsense"], "invalid choice: 'nonsense'"),
         ([], "required: COMMAND"),
     ],
@@ -105,6 +145,10 @@ def test_watch_prints_one_picture(tmp_path, capsys):
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, words):
     """What was wrong and what to do, no usage block, no traceback."""
     write_run(tmp_path / "run", steps=3)
+    if "replay" in arguments:
+        write_bundle(tmp_path / "bundle.pt", BUNDLE)
+        (tmp_path / "raises.py").write_text("def make():\n    raise KeyError('my own')\n")
+        (tmp_path / "broken.py").write_text("class Model(:\n")
     assert main([argument.format(tmp_path) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""

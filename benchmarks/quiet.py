@@ -46,7 +46,7 @@ RATES = {
 }
 """Learning rates that are ordinary for small recurrent networks."""
 
-REACH = {"adding": (4, 9), "copying": (6, 12), "classification": (6, 14), "text": (16, 40)}
+REACH = {"adding": (4, 9), "copying": (6, 12), "classification": (6, 14), "text": (16, 32)}
 """Timesteps of a task. What the copying task asks for lies half of them back."""
 
 LEARNED = 0.95
@@ -86,7 +86,7 @@ def draw(random: Random) -> Run:
     return Run(
         task=task,
         cell=cell,
-        hidden=random.choice((16, 32, 64)),
+        hidden=random.choice((16, 32, 48)),
         layers=layers,
         timesteps=random.randint(*REACH[task]) * (1 + opened),
         batch=random.choice((8, 16)),

@@ -140,15 +140,18 @@ class RunModel(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         fed, asked = batch
-        output = self.rnn(self.embedding(fed))[0]
-        if self.run.task == "adding":
-            loss = nn.functional.mse_loss(self.head(output[:, -1])[:, 0], asked)
-        elif self.run.task == "classification":
-            loss = nn.functional.cross_entropy(self.head(output[:, -1]), asked)
-        else:
-            loss = nn.functional.cross_entropy(self.head(output).flatten(0, 1), asked.flatten())
+        loss = self.loss(self.rnn(self.embedding(fed))[0], asked)
         self.losses.append(float(loss.detach()))
+        self.log("loss", loss, on_step=False, on_epoch=True)
         return loss
+
+    def loss(self, output: Tensor, asked: Tensor) -> Tensor:
+        """What is made of the recurrent output ``(batch, time, width)``."""
+        if self.run.task == "adding":
+            return nn.functional.mse_loss(self.head(output[:, -1])[:, 0], asked)
+        if self.run.task == "classification":
+            return nn.functional.cross_entropy(self.head(output[:, -1]), asked)
+        return nn.functional.cross_entropy(self.head(output).flatten(0, 1), asked.flatten())
 
     def configure_optimizers(self) -> Any:
         run = self.run
@@ -179,13 +182,34 @@ def _recurrent(run: Run, width: int) -> nn.Module:
     )
 
 
-def train(run: Run, callbacks: list[pl.Callback], folder: Path, steps: int) -> RunModel:
-    """Train in a real Trainer. ``model.losses`` holds the loss of every step."""
+def train(
+    run: Run,
+    callbacks: list[pl.Callback],
+    folder: Path,
+    steps: int,
+    epoch: int | None = None,
+    made: list[RunModel] | None = None,
+    **more: Any,
+) -> RunModel:
+    """Train in a real Trainer. ``model.losses`` holds the loss of every step.
+
+    Args:
+        epoch: steps of an epoch; None makes one of all.
+        made: is given the model before it trains, for whoever wants it after an error.
+        more: arguments of the Trainer.
+    """
     torch.manual_seed(run.seed)
     model = RunModel(run)
-    options: dict[str, Any] = {"precision": run.precision}
-    if run.precision == "16-mixed":  # on a CPU the scaler has to be asked for
-        options = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))]}
+    if made is not None:
+        made.append(model)
+    options: dict[str, Any] = {"precision": run.precision, **more}
+    if epoch is not None:
+        options |= {"limit_train_batches": epoch, "max_epochs": -1}
+    if run.precision == "16-mixed":  # on a CPU the scaler has to be asked for, and oneDNN has no half-precision LSTM
+        options |= {
+            "precision": None,
+            "plugins": [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))],
+        }
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
@@ -199,5 +223,6 @@ def train(run: Run, callbacks: list[pl.Callback], folder: Path, steps: int) -> R
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(model, DataLoader(Batches(run), batch_size=None))
+    with torch.backends.mkldnn.flags(enabled=run.precision != "16-mixed"):
+        trainer.fit(model, DataLoader(Batches(run), batch_size=None))
     return model

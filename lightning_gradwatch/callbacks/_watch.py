@@ -292,6 +292,9 @@ class Watch:
             event = self._jump.overflowed(self._wide_norm(step), limit, step.moment)
         else:
             self._nonfinite = True
+            if event.kind != EventKind.NONFINITE_INPUT:
+                for before in self._exploding.confirmed():
+                    self._tell(before)
         self._tell(event)
         return event is not None
 

@@ -62,7 +62,7 @@ class AdaptiveClip(Callback):
     ==============================  ===========================================================  ========================
 
     They are those of the parameters under ``policy``; of all that are clipped, where every one has a policy of its own.
-    ``policies={"encoder.*": …}`` adds all but the last again as ``gradwatch/encoder/grad_norm`` and so on, with what is not
+    ``policies={"encoder.*": …}`` adds all but the last two again as ``gradwatch/encoder/grad_norm`` and so on, with what is not
     a letter, digit, dash or dot made ``_``; ``exclude`` adds ``gradwatch/excluded/grad_norm``. An inf or NaN anywhere
     concerns the whole step.
 

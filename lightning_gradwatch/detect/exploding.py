@@ -55,6 +55,9 @@ class ExplodingDetector:
         self.factor = factor
         self._ordinary: dict[Hashable, Baseline] = {}
         self._evidence: dict[Hashable, float] = {}
+        self._suspected: dict[
+            Hashable, tuple[Event, float]
+        ] = {}  # place → the event of its last sample, if it was over its bound
         self._episodes = Episodes(CALM_SAMPLES)
 
     def bound(self, profile: Profile) -> float:
@@ -77,13 +80,24 @@ class ExplodingDetector:
             return self._episodes.see(place, growth, moment, calm=growth < math.sqrt(bound))
         if growth <= bound:
             self._evidence[key] = 0.0
+            self._suspected.pop(place, None)
             self._ordinary.setdefault(key, _baseline()).remember(growth)
             return None
+        event = _event(profile, growth, bound, moment)
         self._evidence[key] = self._evidence.get(key, 0.0) + math.log(growth) / math.log(bound)
         if self._evidence[key] < EVIDENCE:
+            self._suspected[place] = event, growth
             return None
         self._evidence[key] = 0.0
-        return self._episodes.begin(place, _event(profile, growth, bound, moment), growth)
+        return self._begin(place, event, growth)
+
+    def confirmed(self) -> list[Event]:
+        """Numbers stopped being finite: what the last sample made suspicious is beyond doubt, and its episodes begin."""
+        return [self._begin(place, *suspected) for place, suspected in list(self._suspected.items())]
+
+    def _begin(self, place: Hashable, event: Event, growth: float) -> Event:
+        self._suspected.pop(place, None)
+        return self._episodes.begin(place, event, growth)
 
     def finish(self, moment: Moment) -> list[Event]:
         """The records of what still goes on when training ends."""

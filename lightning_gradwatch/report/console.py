@@ -10,10 +10,13 @@ from typing import Any
 from lightning_gradwatch.events import EventKind
 from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.report.explain import explanation, kind_named, without_links
-from lightning_gradwatch.report.live import EVENT_STYLES
+from lightning_gradwatch.report.live import EVENT_STYLES, VERDICT_STYLES
 from lightning_gradwatch.report.summary import horizon_text, summarise
 from lightning_gradwatch.runlog.plain import plain
 from lightning_gradwatch.runlog.reader import Run
+
+_CALM = {"markdown.h1": "bold", "markdown.h2": "bold", "markdown.block_quote": "", "markdown.code": "bold"}
+"""A page is to be read; rich's own theme would make an alarm of it."""
 
 _MOST = 1000
 """Rows of the table: more than anybody reads, and a terminal's table is laid out as a whole."""
@@ -78,7 +81,8 @@ def print_explanation(kind: EventKind, *, console: Any = None) -> None:
     """
     console = console or require("rich.console").Console(width=min(100, shutil.get_terminal_size().columns))
     markdown, _, _ = explanation(kind).partition("## Example\n")
-    console.print(require("rich.markdown").Markdown(without_links(markdown)))
+    with console.use_theme(require("rich.theme").Theme(_CALM)):
+        console.print(require("rich.markdown").Markdown(without_links(markdown)))
     console.print()
     console.print(f"gradwatch explain {kind.page} --example prints a script that provokes it.", style="dim")
 
@@ -96,9 +100,9 @@ def print_summary(run: Run, *, console: Any = None) -> None:
         table.add_column(heading, overflow="fold", **options)
     found = summarise(run.profile_records, run.event_records)
     for layer in found:
-        table.add_row(
-            *(text(plain(cell)) for cell in (layer.place, layer.verdict, horizon_text(layer), layer.sentence))
-        )
+        verdict = text(layer.verdict, style=VERDICT_STYLES.get(layer.verdict, "bold"))
+        place, horizon, sentence = (text(plain(cell)) for cell in (layer.place, horizon_text(layer), layer.sentence))
+        table.add_row(place, verdict, horizon, sentence)
     console.print(table if found else "No profile was recorded: nothing can be said about the gradient through time.")
 
 

@@ -51,7 +51,7 @@ def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence
             "columns": str(_columns(len(runs))),
             "css": template.joinpath("page.css").read_text("utf-8"),
             "headline": sections.headline(runs, names),
-            "verdicts": sections.verdicts(runs, names),
+            "verdicts": sections.verdicts(runs, names, keys),
             "notes": sections.notes(runs, names),
             "events": sections.events(runs, names, keys),
             "footer": sections.footer(runs, names),

@@ -16,7 +16,7 @@ from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.runlog.summary import Verdict, summarise
 
 EVENT_STYLES: dict[str, str] = {Severity.CRITICAL: "bold red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
-_VERDICT_STYLES = {
+VERDICT_STYLES = {
     Verdict.HEALTHY: "bold green",
     Verdict.SHORTENED: "bold green",
     Verdict.VANISHING: "bold yellow",
@@ -100,7 +100,7 @@ def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
 
 def _head(layer: LayerSummary) -> Any:
     parts: list[Any] = [(plain(layer.place), "bold"), f" {plain(layer.kind)}  " if layer.kind else "  "]
-    parts.append((str(layer.verdict), _VERDICT_STYLES.get(layer.verdict, "bold")))
+    parts.append((str(layer.verdict), VERDICT_STYLES.get(layer.verdict, "bold")))
     if layer.layer is None:
         return _text(*parts, f"  {plain(layer.sentence)}")
     parts.append(f"  horizon {horizon_text(layer)}")

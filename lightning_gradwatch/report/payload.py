@@ -31,7 +31,7 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     drawn = sum(key in found for found in groups for key in keys)
     cells, points = _CELLS // max(1, drawn), min(1024, _POINTS // max(1, drawn))
     return {
-        "keys": [{"label": key.label, "state": key.state} for key in keys],
+        "keys": [{"place": key.place, "state": key.state} for key in keys],
         "omitted": len(every) - len(keys),
         "runs": [
             {

@@ -52,12 +52,12 @@ def headline(runs: Sequence[Run], names: Sequence[str]) -> str:
     return f"<p class=headline>{'; '.join(parts)}.</p>" if parts else ""
 
 
-def verdicts(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """A card for each module, layer and direction of each run."""
+def verdicts(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> str:
+    """A card for each module, layer and direction of each run, which leads to its pictures."""
     parts: list[str] = []
     for run, name in zip(runs, names, strict=True):
         found = summarise(run.profile_records, run.event_records)
-        cards = "".join(_card(layer) for layer in found[:_MOST_VERDICTS])
+        cards = "".join(_card(layer, keys) for layer in found[:_MOST_VERDICTS])
         if not found:
             cards = "<p>No profile was recorded: nothing can be said about the gradient through time.</p>"
         if len(found) > _MOST_VERDICTS:
@@ -122,7 +122,7 @@ def footer(runs: Sequence[Run], names: Sequence[str]) -> str:
     return "".join(f"<p>{escape(', '.join(of))}: {escape(said)}</p>" for said, of in wrote.items())
 
 
-def _card(layer: LayerSummary) -> str:
+def _card(layer: LayerSummary, keys: Sequence[Key]) -> str:
     facts: list[str] = []
     if layer.horizon is not None:
         facts.append(f"<div><dt>horizon</dt><dd>{horizon_text(layer)} timesteps</dd></div>")
@@ -131,10 +131,14 @@ def _card(layer: LayerSummary) -> str:
     facts.append(f"<div><dt>samples</dt><dd>{layer.samples:,}</dd></div>")
     facts.append(f"<div><dt>events</dt><dd>{layer.events:,}</dd></div>")
     word = layer.verdict.replace(" ", "-")
+    wanted = {"module": layer.module, "layer": layer.layer, "direction": layer.direction}
+    key, place = key_of(wanted, keys) if layer.layer is not None else None, escape(layer.place)
+    if key is not None:
+        place = f'<button type=button class=pick data-key={key} title="Show its pictures">{place}</button>'
     kind = f" <span class=kind>{escape(layer.kind)}</span>" if layer.kind else ""
     return (
         f'<article class="card {word}"><p class=badge><span aria-hidden=true>{_SIGNS[layer.verdict]}</span> '
-        f"{layer.verdict}</p><h4>{escape(layer.place)}{kind}</h4><p>{escape(layer.sentence)}</p>"
+        f"{layer.verdict}</p><h4>{place}{kind}</h4><p>{escape(layer.sentence)}</p>"
         f"<dl>{''.join(facts)}</dl></article>"
     )
 

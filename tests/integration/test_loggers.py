@@ -192,10 +192,10 @@ def test_a_logger_holds_what_the_run_log_holds(tmp_path, name):
 
 def test_several_loggers_at_once(tmp_path):
     """Each holds the same."""
-    loggers = [TensorBoardLogger(tmp_path / "a"), CSVLogger(tmp_path / "b", flush_logs_every_n_steps=1)]
+    loggers = [make(tmp_path / name) for name, (make, _) in LOGGERS.items()]
     figures = train(tmp_path, loggers)
     expected = of_run_log(figures.watch.run_dir)
-    for logger, read in zip(loggers, (of_tensorboard, of_csv), strict=True):
+    for logger, (_, read) in zip(loggers, LOGGERS.values(), strict=True):
         scalars, images = read(logger)  # pyright: ignore[reportArgumentType]
         assert {key: scalars.get(key, math.nan) for key in expected} == pytest.approx(expected, rel=1e-6)
         assert len(images) == 4

@@ -6,7 +6,9 @@ const coarse = matchMedia("(pointer: coarse)");
 let mark = null; // {run, step, timestep}: where an event leads to
 
 // Names from the run log go into the page as text nodes only, never into plotly, which reads some HTML.
-data.keys.forEach((key, place) => select.add(new Option(key.label, place)));
+const places = [...new Set(data.keys.map(key => key.place))];
+places.forEach((place, at) => select.add(new Option(place, at)));
+let state = "h";
 document.getElementById("bar").hidden = data.keys.length === 0;
 if (data.omitted) document.getElementById("omitted").textContent = `${data.omitted} more are left out of this page.`;
 
@@ -148,7 +150,7 @@ function drawLag(key) {
     if (!found.lag.length) return { words: "No lagged gradient was recorded." };
     const last = found.lag[found.lag.length - 1], colours = shades().slice(-found.lag.length);
     const shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0.01, y1: 0.01, line: { color: css("--soft"), width: 1, dash: "dash" } }];
-    const annotations = [{ xref: "paper", x: 1, xanchor: "right", y: -2, yanchor: "bottom", text: "1 %", showarrow: false, font: { color: css("--soft") } }];
+    const annotations = [{ xref: "paper", x: 1, xanchor: "right", y: -2, yanchor: "bottom", text: "1 %", showarrow: false, font: { color: css("--soft") }, bgcolor: css("--card") }];
     const traces = found.lag.map((curve, place) => ({
       type: "scatter", mode: "lines", x: curve.at, y: numbers(curve.lagged), name: `step ${curve.step}`,
       line: { color: colours[place], width: curve === last ? 3.5 : 1.5 }, hovertemplate: `step ${curve.step}<br>lag %{x}: %{y:.3g}<extra></extra>`,
@@ -245,10 +247,37 @@ function drawClip() {
   });
 }
 
+// The gradient that is chosen: of a place that has no such state, its first.
+function chosen() {
+  const place = places[Number(select.value)];
+  const exact = data.keys.findIndex(key => key.place === place && key.state === state);
+  return exact >= 0 ? exact : data.keys.findIndex(key => key.place === place);
+}
+
+function choose(key) {
+  select.value = places.indexOf(data.keys[key].place);
+  state = data.keys[key].state;
+}
+
+// Buttons for h and c, where there are both.
+function offerStates(key) {
+  const box = document.getElementById("states"), there = data.keys.filter(other => other.place === data.keys[key].place);
+  const focused = box.contains(document.activeElement);
+  box.replaceChildren(...(there.length < 2 ? [] : there).map(other => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = button.dataset.state = other.state;
+    button.setAttribute("aria-pressed", other.state === data.keys[key].state);
+    return button;
+  }));
+  if (focused) box.querySelector("[aria-pressed=true]")?.focus();
+}
+
 // One part after the other, so that the first is seen and the page answers while the rest is drawn.
 let turn = 0;
 async function draw() {
-  const mine = ++turn, key = Number(select.value);
+  const mine = ++turn, key = chosen();
+  if (data.keys.length) offerStates(key);
   delete document.body.dataset.drawn;
   const parts = data.keys.length
     ? [drawGrid, drawLag, drawHorizon, drawLast].map(part => () => part(key))
@@ -271,6 +300,13 @@ function sort(heading) {
   body.append(...[...body.rows].sort((a, b) => (down ? -1 : 1) * compare(value(a), value(b))));
 }
 
+function show(heading) {
+  const target = document.getElementById(heading);
+  target.tabIndex = -1;
+  target.focus({ preventScroll: true });
+  target.scrollIntoView({ block: "start" });
+}
+
 // One kind of event, or all again.
 function filter(chip) {
   const only = chip.getAttribute("aria-pressed") === "true" ? null : chip.dataset.kind;
@@ -280,20 +316,20 @@ function filter(chip) {
 
 document.addEventListener("click", event => {
   const heading = event.target.closest("th"), goto = event.target.closest(".goto"), chip = event.target.closest(".chip");
+  const pick = event.target.closest(".pick"), own = event.target.closest("#states button");
   if (heading) sort(heading);
   if (chip) filter(chip);
+  if (own) { state = own.dataset.state; draw(); }
+  if (pick) { choose(Number(pick.dataset.key)); draw(); show("h-grid"); }
   if (!goto) return;
   const { run, step, timestep } = goto.dataset;
   mark = { run: Number(run), step: Number(step), timestep: timestep === undefined ? null : Number(timestep) };
   document.querySelectorAll("tr.marked").forEach(row => row.classList.remove("marked"));
   goto.closest("tr").classList.add("marked"); // the way back
   const drawn = goto.dataset.key !== "" && Number(goto.dataset.key) < data.keys.length;
-  if (drawn) select.value = goto.dataset.key;
+  if (drawn) choose(Number(goto.dataset.key));
   draw();
-  const target = document.getElementById(drawn ? "h-grid" : "h-clip");
-  target.tabIndex = -1;
-  target.focus({ preventScroll: true });
-  target.scrollIntoView({ block: "start" });
+  show(drawn ? "h-grid" : "h-clip");
 });
 select.addEventListener("change", draw);
 dark.addEventListener("change", draw);

@@ -160,6 +160,18 @@ class TestExploding:
         """Growth of the bound's square needs no second sample."""
         assert [step for step, _ in run(ExplodingDetector(), [0, self.far, 0])] == [1]
 
+    def test_what_ends_in_nan_is_confirmed(self) -> None:
+        """A suspicion becomes an event, of its own step, when numbers stop being finite; one that the next sample cleared does not."""
+        detector = ExplodingDetector()
+        assert not run(detector, [0, self.grown])
+        assert [(event.step, event.kind) for event in detector.confirmed()] == [
+            (1, EventKind.EXPLODING_HIDDEN_GRADIENT)
+        ]
+        assert detector.confirmed() == []
+        cleared = ExplodingDetector()
+        run(cleared, [self.grown, 0])
+        assert cleared.confirmed() == []
+
     def test_an_episode_is_one_event_and_one_record_of_its_end(self) -> None:
         """It ends after two samples in a row under the root of the bound, and its record holds the largest growth."""
         detector = ExplodingDetector()

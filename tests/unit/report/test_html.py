@@ -36,7 +36,7 @@ def test_the_data_are_those_of_the_run(tmp_path):
     """Every total of every gradient is in the page, rounded to six digits."""
     run = load_run(write_run(tmp_path, kind="LSTM", layers=2))
     data = data_of(write_report(run, tmp_path / "report.html").read_text())
-    assert [key["label"] for key in data["keys"]] == [f"model.rnn, layer {n}, {s}" for n in (0, 1) for s in "hc"]
+    assert data["keys"] == [{"place": f"model.rnn, layer {n}", "state": s} for n in (0, 1) for s in "hc"]
     for place, (layer, state) in enumerate([(0, "h"), (0, "c"), (1, "h"), (1, "c")]):
         records = [r for r in run.profile_records if (r["layer"], r["state"]) == (layer, state)]
         grid = data["runs"][0]["series"][str(place)]["grid"]
@@ -62,7 +62,7 @@ def test_nothing_of_the_run_log_is_markup(tmp_path):
         assert markup not in without_scripts
     assert page.count("<script") == page.count("</script>") == 3
     assert "&lt;img src=x onerror=alert(2)&gt;" in page
-    assert data_of(page)["keys"][0]["label"].startswith("</script>")
+    assert data_of(page)["keys"][0]["place"].startswith("</script>")
 
 
 def test_the_loss_is_that_of_the_steps_or_of_the_samples(tmp_path):

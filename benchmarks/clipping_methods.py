@@ -1,0 +1,113 @@
+"""The ways of clipping that the benchmarks compare: none, PyTorch's, three packages', and AdaptiveClip's policies."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_gradwatch.callbacks._clip_parts import Parts
+from lightning_gradwatch.callbacks._clip_step import clip, measure, whole_norm
+from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
+
+Act = Callable[[], object]
+"""What is done between the backward pass and the optimizer's step; it knows the model."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One setting of one way of clipping. The settings of a ``family`` compete for its best."""
+
+    family: str
+    setting: str
+    make: Callable[[nn.Module, torch.optim.Optimizer], Act]
+    ours: bool = False
+
+
+def adaptive_clip(policy: str | ClipPolicy | TensorPolicy) -> Callable[[nn.Module, torch.optim.Optimizer], Act]:
+    """AdaptiveClip's own step without a Trainer: measure, skip what is not finite, decide, act."""
+
+    def make(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:
+        parts = Parts(policy, None, None)
+        parts.begin(module, [optimizer])
+        state = parts.new_state()
+
+        def act() -> None:
+            own = parts.of(module, optimizer, state)
+            measured = measure(own, deferring=False)
+            if not math.isfinite(whole_norm(measured)):
+                for parameter in module.parameters():
+                    parameter.grad = None
+                return
+            for part, norms in zip(own, measured, strict=True):
+                clip(part, norms, deferring=False)
+
+        return act
+
+    return make
+
+
+def _nothing(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:
+    return lambda: None
+
+
+def _fixed(bound: float) -> Callable[[nn.Module, torch.optim.Optimizer], Act]:
+    return lambda module, optimizer: lambda: nn.utils.clip_grad_norm_(module.parameters(), bound)
+
+
+def _zclip(**options: Any) -> Callable[[nn.Module, torch.optim.Optimizer], Act]:
+    def make(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:
+        from zclip import ZClip
+
+        published = ZClip(**options)
+        return lambda: published.step(module)
+
+    return make
+
+
+def _autoclip(kind: str, **options: Any) -> Callable[[nn.Module, torch.optim.Optimizer], Act]:
+    def make(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:
+        import autoclip.torch
+
+        return getattr(autoclip.torch, kind)(module.parameters(), **options).step
+
+    return make
+
+
+def _smartclip(kind: str, **options: Any) -> Callable[[nn.Module, torch.optim.Optimizer], Act]:
+    def make(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:
+        import smartclip
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            clipper = getattr(smartclip, kind)(**options)
+        return lambda: smartclip.apply(module, clipper)
+
+    return make
+
+
+def methods() -> Iterator[Method]:
+    """Rivals with a grid of settings each, the package's defaults among them; ours as they come."""
+    yield Method("none", "", _nothing)
+    for bound in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0):
+        yield Method("fixed norm", f"{bound:g}", _fixed(bound))
+    yield Method("zclip", "default", _zclip())
+    yield Method("zclip", "max_grad_norm=None", _zclip(max_grad_norm=None))
+    yield Method("zclip", "percentile, None", _zclip(mode="percentile", max_grad_norm=None))
+    yield Method("autoclip", "QuantileClip", _autoclip("QuantileClip"))
+    yield Method("autoclip", "QuantileClip, global", _autoclip("QuantileClip", global_threshold=True))
+    yield Method("autoclip", "QuantileClip 0.5, global", _autoclip("QuantileClip", quantile=0.5, global_threshold=True))
+    yield Method("autoclip", "StandardClip", _autoclip("StandardClip"))
+    yield Method("smartclip", "AutoClip", _smartclip("AutoClip"))
+    yield Method(
+        "smartclip", "AutoClip 50 %", _smartclip("AutoClip", mode="percentile", percentile=50.0, history="window")
+    )
+    yield Method("smartclip", "ZScoreClip", _smartclip("ZScoreClip"))
+    yield Method("smartclip", "AGC", _smartclip("AGC"))
+    for policy in ("spike", "norm", "autoclip", "zclip", "agc", "adagc"):
+        yield Method(f"ours: {policy}", "default", adaptive_clip(policy), ours=True)

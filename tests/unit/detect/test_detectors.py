@@ -60,10 +60,11 @@ class TestVanishing:
         assert not run(VanishingDetector(), [-0.2] * 10)
 
     def test_a_horizon_that_grows_is_waited_for(self) -> None:
-        """A network that learns to remember is left in peace as long as it does; once it stands still it is judged."""
-        rates = [-1.5, -1.2, -1.0, -0.8, -0.6, -0.5, -0.4]
+        """One that doubles from sample to sample is left in peace as long as it does; once it stands still, or creeps, it is judged."""
+        rates = [-3, -1.5, -0.75, -0.4]
         assert not run(VanishingDetector(), rates)
-        assert [step for step, _ in run(VanishingDetector(), [*rates, -0.4, -0.4])] == [8]
+        assert [step for step, _ in run(VanishingDetector(), [*rates, -0.4, -0.4])] == [5]
+        assert [step for step, _ in run(VanishingDetector(), [-1.5, -1.2, -1.0])] == [2]
 
     def test_an_episode_is_one_event_and_one_record_of_its_end(self) -> None:
         """It ends after two long horizons in a row; the record holds begin, end and the shortest horizon, and is a note."""

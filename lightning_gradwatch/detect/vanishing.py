@@ -44,11 +44,12 @@ class _Track:
 class VanishingDetector:
     """Reports a layer whose gradient horizon stays short over several samples; one event an episode.
 
-    A horizon that the sequence cut off (censored) never counts. Nor does one that grows at a pace at which it will be long after as many
-    samples again: such a network is learning to remember. The event is a warning where timesteps *starve*: going back from the loss, the total gradient of the
-    first timesteps stays under 1 % of the largest, so that nothing is learned from what is fed there. Where each timestep has a loss
-    of its own close by (a language model), or where the gradient reached further earlier in the run (what has been learned needs
-    little gradient), it is a note.
+    A horizon that the sequence cut off (censored) never counts. Nor does one that grows at a pace at which it will be long after as
+    many samples again: such a network is learning to remember.
+
+    The event is a warning where timesteps *starve*: going back from the loss, the total gradient of the first timesteps stays under 1 %
+    of the largest, so that nothing is learned from what is fed there. Where each timestep has a loss of its own close by (a language
+    model), or where the gradient reached further earlier in the run (what has been learned needs little gradient), it is a note.
 
     Args:
         samples: how many sampled steps in a row.

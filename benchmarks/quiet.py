@@ -199,12 +199,17 @@ def main() -> int:
     quietly()
     begin = time.monotonic()
 
-    done = Counter[str]()
+    done, so_far = Counter[str](), list[Outcome]()
 
     def tell(outcome: Outcome) -> None:
         done.update(runs=1, healthy=outcome.healthy, alarms=len(outcome.alarms))
+        so_far.append(outcome)
         if done["runs"] % 20 == 0:
-            print(f"{time.monotonic() - begin:6.0f} s: {dict(done)}", file=sys.stderr, flush=True)
+            print(
+                f"{table(so_far, options.steps)}\n{time.monotonic() - begin:6.0f} s: {dict(done)}",
+                file=sys.stderr,
+                flush=True,
+            )
         if options.list and (outcome.alarms or not outcome.healthy):
             print(f"{outcome.run}\n  loss {outcome.first:.3f} → {outcome.last:.3f}", flush=True)
             for event in outcome.alarms:

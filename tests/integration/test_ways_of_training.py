@@ -192,7 +192,7 @@ class TestScaler:
 
         class Jumps(TinyLanguageModel):
             def loss(self, words: torch.Tensor, batch_idx: int) -> torch.Tensor:
-                return super().loss(words, batch_idx) * (500.0 if batch_idx == 20 else 1.0)
+                return super().loss(words, batch_idx) * (5000.0 if batch_idx == 20 else 1.0)
 
         def jump(name: str, **options: Any) -> Any:
             found = watch(tmp_path / name, Jumps, data=sentences(512), max_steps=22, **options)

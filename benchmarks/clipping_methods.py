@@ -104,7 +104,9 @@ def methods() -> Iterator[Method]:
     yield Method("autoclip", "QuantileClip 0.5, global", _autoclip("QuantileClip", quantile=0.5, global_threshold=True))
     yield Method("autoclip", "StandardClip", _autoclip("StandardClip"))
     yield Method("smartclip", "AutoClip", _smartclip("AutoClip"))
-    yield Method("smartclip", "AutoClip 50 %", _smartclip("AutoClip", mode="percentile", percentile=50.0, history="window"))
+    yield Method(
+        "smartclip", "AutoClip 50 %", _smartclip("AutoClip", mode="percentile", percentile=50.0, history="window")
+    )
     yield Method("smartclip", "ZScoreClip", _smartclip("ZScoreClip"))
     yield Method("smartclip", "AGC", _smartclip("AGC"))
     for policy in ("spike", "norm", "autoclip", "zclip", "agc", "adagc"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale
-from lightning_gradwatch.callbacks._bundle import Bundles, target_of
+from lightning_gradwatch.callbacks._bundle import target_of
 from lightning_gradwatch.callbacks._compat import (
     Callback,
     LightningModule,
@@ -27,12 +27,13 @@ from lightning_gradwatch.callbacks._compat import (
 )
 from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._findings import Findings
-from lightning_gradwatch.callbacks._responses import RESPONSES, AnomalyError, Responder, Response
+from lightning_gradwatch.callbacks._reactions import Options, Reactions
+from lightning_gradwatch.callbacks._responses import AnomalyError, Response
 from lightning_gradwatch.callbacks._sampling import Sampling
 from lightning_gradwatch.callbacks._sharding import out_of_reach
 from lightning_gradwatch.callbacks._watch import Call, Step, Watch
 from lightning_gradwatch.callbacks.run_folder import close_run_log, open_run_log, run_id_of
-from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.recurrent.discover import describe, discover
 
@@ -64,8 +65,8 @@ def _harmless(hook: Callable[Concatenate[GradWatch, P], None]) -> Callable[Conca
 class GradWatch(Callback):
     """Measures how the gradient flows through time in every recurrent module of a model, and reports what goes wrong.
 
-    It only observes: with it and without it, training is the same to the bit. The first step and then every
-    ``every_n_steps``-th is measured in full; in between, one small reduction a step notices what is out of the ordinary.
+    It only observes: with it and without it, training is the same to the bit, until ``on_anomaly`` has it act. The first step
+    and then every ``every_n_steps``-th is measured in full; in between, one small reduction a step notices what is out of the ordinary.
 
     Logged, on sampled steps, under ``gradwatch/<module>/l<layer>[r]/`` (``r``: reverse direction), all of the hidden state h:
 
@@ -142,16 +143,6 @@ class GradWatch(Callback):
             raise ValueError(
                 f'`modules` must be "auto" or a list of name patterns; found {modules!r}. Use modules=[{modules!r}].'
             )
-        if on_anomaly is not None and on_anomaly not in RESPONSES:
-            names = ", ".join(f'"{name}"' for name in RESPONSES)
-            raise ValueError(
-                f"`on_anomaly` must be one of {names}; found {on_anomaly!r}. Leave it out to observe only."
-            )
-        _at_least_one("max_responses", max_responses, 'Use on_anomaly="stop" to stop at the first.')
-        _at_least_one("snapshot_every_n_steps", snapshot_every_n_steps, "Fewer steps lose less and copy more often.")
-        if bundles < 0:
-            raise ValueError(f"`bundles` must be ≥ 0; found {bundles}. 0 writes none.")
-        _at_least_one("bundle_mib", bundle_mib, "Use bundles=0 to write none.")
         self.modules, self.every_n_steps = modules, every_n_steps
         self.max_sequences, self.anchors, self.keep_sequences = max_sequences, anchors, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
@@ -161,6 +152,9 @@ class GradWatch(Callback):
         self.bundles, self.bundle_mib = bundles, bundle_mib
         self._resumed: str | None = None  # the run that the next fit continues
         self._reset()
+
+    def _options(self) -> Options:
+        return Options(self.on_anomaly, self.max_responses, self.snapshot_every_n_steps, self.bundles, self.bundle_mib)
 
     def _reset(self) -> None:
         self.run_dir: Path | None = None
@@ -172,9 +166,7 @@ class GradWatch(Callback):
         self._moment = Moment(0)
         self._hidden = False
         self._sampling = Sampling(self.every_n_steps)
-        self._responder: Responder | None = None
-        self._bundles: Bundles | None = None
-        self._reacted = 0  # events that were looked at for a response and a bundle
+        self._reactions = Reactions(self._options())
 
     @property
     def events(self) -> list[Event]:
@@ -204,7 +196,7 @@ class GradWatch(Callback):
         self._found.trainer, self._found.log = trainer, log
         self._resumed, self._run_id = None, run_id_of(trainer, self.dirpath)
         self.run_dir = log.folder if log else None
-        self._respond_to(trainer, modules)
+        self._reactions.respond(trainer, modules, self._found.take_event)
         self._begin(trainer, pl_module, modules)
 
     @_harmless
@@ -226,21 +218,7 @@ class GradWatch(Callback):
             acting = {name: getattr(self, name) for name in ("on_anomaly", "bundles") if getattr(self, name)}
             self._found.log.meta({"config": {"GradWatch": config | acting}, "modules": describe(modules)})
             self._found.log.meta({"model": target_of(pl_module)})
-            if self.bundles:
-                folder, rank = self._found.log.folder, trainer.global_rank
-                self._bundles = Bundles(self.bundles, self.bundle_mib, folder, rank, config)
-
-    def _respond_to(self, trainer: Trainer, modules: Mapping[str, torch.nn.Module]) -> None:
-        """Get ready to act. Outside of what an error of our own ends: what one rank does, all must do."""
-        if self.on_anomaly is None:
-            return
-        reasons = [reason for module in modules.values() if (reason := out_of_reach(trainer, module)) is not None]
-        if reasons:
-            rank_zero_warn(f'GradWatch(on_anomaly="{self.on_anomaly}") does nothing in this fit: {reasons[0]}.')
-            return
-        self._responder = Responder(
-            self.on_anomaly, self.max_responses, self.snapshot_every_n_steps, report=self._found.take_event
-        )
+            self._reactions.keep_bundles(self._found.log.folder, trainer.global_rank, config)
 
     def _say_hidden(self, trainer: Trainer, hidden: Mapping[str, str]) -> None:
         self._hidden = bool(hidden)
@@ -267,9 +245,8 @@ class GradWatch(Callback):
 
     def _leave(self) -> None:
         self._close()
-        self._responder = (
-            None  # not before the fit ends: an error of our own on one rank must not leave the others waiting
-        )
+        # Not before the fit ends: an error of our own on one rank must not leave the others waiting for its decision.
+        self._reactions = Reactions(self._options())
 
     def _close(self) -> None:
         watch, self._watch = self._watch, None
@@ -279,7 +256,8 @@ class GradWatch(Callback):
                 self._found.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
         if self._found.trainer is not None:
             close_run_log(self._found.trainer, owner=self)
-        self._found.log = self._found.trainer = self._loss = self._bundles = None
+        self._found.log = self._found.trainer = self._loss = None
+        self._reactions.end_watching()
 
     @_harmless
     def _conclude(self) -> None:
@@ -295,14 +273,13 @@ class GradWatch(Callback):
                 f" Run log: {self.run_dir}\n  Look at it with gradwatch report, at the events with gradwatch events."
             )
             told = "\n".join(lines) + (where if self.run_dir else "")
-            rank_zero_info("\n".join([told, *(self._bundles.hint() if self._bundles else [])]))
+            rank_zero_info("\n".join([told, *self._reactions.hint()]))
 
     # ------------------------------------------------------------------ one step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to keep the calls of this step."""
-        if self._responder is not None:
-            self._responder.begin_batch(trainer, pl_module)
+        self._reactions.begin_batch(trainer, pl_module)
         self._begin_batch(trainer, pl_module, batch, batch_idx)
         self._moment = Moment(trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank)
 
@@ -312,8 +289,7 @@ class GradWatch(Callback):
             return
         self._watch.poll()
         self._watch.capture.begin()
-        if self._bundles is not None:
-            self._bundles.begin_batch(trainer, pl_module, batch, batch_idx)
+        self._reactions.keep_start(trainer, pl_module, batch, batch_idx)
 
     @_harmless
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -335,8 +311,7 @@ class GradWatch(Callback):
         """Look at what a raw ``loss.backward()`` left, while the weights are still those of its forward; respond."""
         if not pl_module.automatic_optimization:
             self._look_again(trainer, pl_module)
-        if self._responder is not None:
-            self._responder.before_step(trainer, pl_module, optimizer, self._moment)
+        self._reactions.before_step(trainer, pl_module, optimizer, self._moment)
 
     @_harmless
     def _look_again(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -347,8 +322,7 @@ class GradWatch(Callback):
     ) -> None:
         """Look at what backward passes outside Lightning's left, and let go of the step."""
         self._end_batch(trainer, pl_module)
-        if self._responder is not None:
-            self._responder.end_batch(trainer, pl_module, self._moment)
+        self._reactions.end_batch(trainer, pl_module, self._moment)
 
     @_harmless
     def _end_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -360,8 +334,6 @@ class GradWatch(Callback):
         if self.progress_bar and shortest is not None:
             cut = "≥" if shortest["horizon_censored"] else ""
             show_in_progress_bar(trainer, {"horizon": f"{cut}{shortest['horizon']}/{shortest['timesteps']}"})
-        if self._bundles is not None:
-            self._bundles.end_batch()
         if self._watch.has_nothing() and not self._hidden:
             self._close()
             rank_zero_warn(
@@ -387,21 +359,9 @@ class GradWatch(Callback):
         if self._watch.suspicious:
             self._watch.suspicious = False
             self._sampling.look_closer(self._now(trainer))
-        self._react(trainer, pl_module)
-
-    def _react(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the critical events since the last time to those who act, while the step can still be skipped or written down."""
-        if self._watch is None or (self._responder is None and self._bundles is None):
-            return
-        self._watch.poll(wait=True)  # on a GPU the norm is on its way: only who acts has to wait for it
-        new, self._reacted = self.events[self._reacted :], len(self.events)
-        for event in new:
-            if event.severity != Severity.CRITICAL or event.kind == EventKind.STEP_SKIPPED:
-                continue
-            if self._responder is not None:
-                self._responder.note(event)
-            if self._bundles is not None:
-                self._bundles.write(event, trainer, pl_module)
+        if self._reactions.wanted:
+            self._watch.poll(wait=True)  # on a GPU the norm is on its way: only who acts has to wait for it
+            self._reactions.see(self.events, trainer, pl_module)
 
     def _step(self, trainer: Trainer, pl_module: LightningModule, calls: Sequence[Call], *, raw: bool = False) -> Step:
         """What is known of a backward pass through ``calls``; a ``raw`` one went past Lightning, which scaled nothing."""
@@ -444,7 +404,7 @@ class GradWatch(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that a copy holds no model and no trainer."""
         state = self.__dict__.copy()
-        state.update(_watch=None, _loss=None, _responder=None, _bundles=None)
+        state.update(_watch=None, _loss=None)
         for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks
             state.pop(bound, None)
         return state

@@ -32,10 +32,10 @@ class Alarm(GradWatch):
         super().__init__(summary=False, **options)
         self.epoch = epoch
 
-    def _react(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if (self._moment.epoch, self._moment.batch_idx) == (self.epoch, AT) and not self.events:
             self._found.take_event(self._moment.event(EventKind.NONFINITE_LOSS, value=math.nan))
-        super()._react(trainer, pl_module)
+        super()._look(trainer, pl_module)
 
 
 class Witness(pl.Callback):

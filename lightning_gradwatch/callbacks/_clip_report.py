@@ -9,6 +9,7 @@ from typing import Any
 from lightning_gradwatch.callbacks._clip_state import ClipState
 from lightning_gradwatch.callbacks._clip_step import Outcome
 from lightning_gradwatch.callbacks._compat import Trainer, logged_step, rank_zero_warn, show_in_progress_bar
+from lightning_gradwatch.callbacks._loggers import Scalars
 from lightning_gradwatch.callbacks.run_folder import close_run_log, open_run_log, run_id_of
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.runlog.schema import StepRecord
@@ -35,13 +36,14 @@ class ClipReport:
         self.run_dir: Path | None = None
         self.run_id: str | None = None
         self._warned: set[str] = set()
+        self._scalars = Scalars("AdaptiveClip")
         self._pending: dict[str, float] = {}
         self._pending_step = 0
 
     def open(self, trainer: Trainer, dirpath: str | Path | None, owner: object) -> None:
         """Begin a fit. A collective."""
         self.events, self.batch_idx, self._pending = [], None, {}
-        self._warned, self._last = set(), ""
+        self._warned, self._last, self._scalars = set(), "", Scalars("AdaptiveClip")
         self.run_log = open_run_log(trainer, dirpath, owner=owner, run_id=self.run_id)
         self.run_id = run_id_of(trainer, dirpath)
         self.run_dir = None if self.run_log is None else self.run_log.folder
@@ -95,8 +97,7 @@ class ClipReport:
             share = through_time()
             if share is not None:
                 pending["gradwatch/through_time"] = share
-            for logger in trainer.loggers:
-                logger.log_metrics(pending, step=self._pending_step)
+            self._scalars.write(trainer, pending, self._pending_step)
 
     def event(self, trainer: Trainer, kind: EventKind, index: int, *, detail: str = "", **fields: Any) -> None:
         """Make an event and hand it to whoever wants it."""

@@ -12,6 +12,7 @@ import torch
 
 from lightning_gradwatch.callbacks._compat import Trainer, logged_step
 from lightning_gradwatch.callbacks._figures import Figures
+from lightning_gradwatch.callbacks._loggers import Scalars
 from lightning_gradwatch.callbacks._sharding import gradients_are_common
 from lightning_gradwatch.callbacks._watch import Step
 from lightning_gradwatch.events import Event, EventKind, closes_episode
@@ -45,6 +46,7 @@ class Findings:
         self._recent: dict[tuple[Any, ...], deque[dict[str, Any]]] = {}
         self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of all samples, not the recent ones only
         self._warned = False
+        self._scalars = Scalars("GradWatch")
         self.figures: Figures | None = None
         self.shortest: dict[str, Any] | None = None  # horizon of the last sampled step
 
@@ -76,8 +78,7 @@ class Findings:
         if self.figures is not None:
             self.figures.take(records)
         if self.trainer is not None and scalars:
-            for logger in self.trainer.loggers:
-                logger.log_metrics(dict(scalars), step=logged_step(self.trainer))
+            self._scalars.write(self.trainer, scalars, logged_step(self.trainer))
 
     def take_event(self, event: Event) -> None:
         """An event, wherever it comes from."""

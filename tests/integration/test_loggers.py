@@ -205,6 +205,26 @@ def failing(*_: object, **__: object) -> None:
     raise RuntimeError("the server is away")
 
 
+class Away(CSVLogger):
+    """A logger whose server is away, for our values alone."""
+
+    def log_metrics(self, metrics, step=None):
+        if any(key.startswith("gradwatch/") for key in metrics):
+            failing()
+        super().log_metrics(metrics, step)
+
+
+def test_a_logger_that_fails_is_no_error_in_training(tmp_path, recwarn):
+    """One warning for each callback; the next logger gets everything, and both callbacks go on."""
+    loggers = [Away(tmp_path / "away"), CSVLogger(tmp_path / "there", flush_logs_every_n_steps=1)]
+    figures = train(tmp_path, loggers)
+    expected = of_run_log(figures.watch.run_dir)
+    scalars, _ = of_csv(loggers[1])
+    assert {key: scalars.get(key, math.nan) for key in expected} == pytest.approx(expected, rel=1e-6)
+    said = [str(warning.message) for warning in recwarn if "could not write to Away" in str(warning.message)]
+    assert sorted(text.split()[0] for text in said) == ["AdaptiveClip", "GradWatch"]
+
+
 class Broken:
     """A logger whose experiment cannot be opened."""
 

@@ -16,7 +16,7 @@ import torch
 
 from lightning_gradwatch import EventKind, GradWatch
 from lightning_gradwatch.cli import main
-from lightning_gradwatch.replay import rerun
+from lightning_gradwatch.replay.rerun import rerun
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, read_bundle
 from tests.integration.anomalies import AT, Drawn, Nested, OwnCell, Scheduled, Stateful, nested_batches, train
 from tests.integration.processes import run, succeed
@@ -150,10 +150,11 @@ def test_a_cell_of_ones_own_is_found_again(tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_in_another_process(tmp_path) -> None:
+@pytest.mark.parametrize("namespace", ["lightning.pytorch", "pytorch_lightning"])
+def test_in_another_process(tmp_path, namespace: str) -> None:
     """A script trains and stops; the command, in a process of its own, shows the same event; a changed model does not."""
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT.replace("lightning.pytorch", namespace))
     succeed(script, tmp_path)
     (path,) = (tmp_path / "run" / "bundles").iterdir()
     done = succeed("-m", "lightning_gradwatch", "replay", path, "--module", f"{script}:Model", "--args", '{"bad": 3}')

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.replays import campaign
 from lightning_gradwatch import EventKind, GradWatch
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.replay.rerun import rerun
@@ -294,3 +295,11 @@ def test_another_event_says_how_it_differs(tmp_path, capsys) -> None:
     assert main(["replay", str(path), "--module", "tests.integration.anomalies:Drawn"]) == 1
     assert "Replayed: another event, NONFINITE_INPUT" in (out := capsys.readouterr().out)
     assert "timestep was 10" in out
+
+
+def test_a_sample_of_the_campaign() -> None:
+    """Whatever network and fault is drawn, the replay shows the same event and names the line; in full it is benchmarks/replays.py."""
+    results = campaign(12, seed=4)
+    written = [one for one in results if one["outcome"] != "no critical event"]
+    assert len(written) >= 10
+    assert [one for one in written if one["outcome"] != "same" or not one["right origin"]] == []

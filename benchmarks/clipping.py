@@ -4,10 +4,10 @@
     python benchmarks/clipping.py --seeds 100 101 102  # others
     python benchmarks/clipping.py --quick              # a slice of it, for the tests
 
-Healthy problems; the same with spikes at one step in forty (the gradient 30 to 30,000 times as long, or noise of that length); problems that are unstable by themselves. Printed are, for
-each problem, the share of runs that diverged, the final loss (median over seeds, on fresh data; a run that diverged counts as chance at
-best) and the share of steps that were clipped, of each family's best setting for that problem, chosen with the same seeds; and of
-AdaptiveClip's policies with their defaults.
+Healthy problems; the same with spikes at one step in forty (the gradient 30 to 30,000 times as long, or noise of that length added);
+problems that are unstable by themselves. Printed are, for each problem, the share of runs that diverged, the final loss (median over
+seeds, on fresh data; a run that diverged counts as chance at best) and the share of steps that were clipped, of each family's best setting
+for that problem, chosen with the same seeds; and of AdaptiveClip's policies with their defaults.
 """
 
 from __future__ import annotations

@@ -122,13 +122,14 @@ class Problem:
         return network, getattr(torch.optim, self.optimizer)(network.parameters(), self.rate)
 
 
-# Rates: of 1 and 3 times the powers of ten the one that trained best without clipping, on two seeds other than the benchmark's.
+# The rate that trains best without clipping, of 1 and 3 times the powers of ten, on two seeds other than the benchmark's: 10, 1, 0.03, 0.03
+# and 0.003. Healthy runs take the one below it, unstable ones of the same networks the one above.
 _HEALTHY = [
-    ("characters, LSTM", "characters", "LSTM", "SGD", 10.0, 40, {}),
-    ("characters, RNN", "characters", "RNN_tanh", "SGD", 1.0, 40, {}),
-    ("characters, GRU, Adam", "characters", "GRU", "Adam", 0.03, 40, {"warmup": 50}),
-    ("adding, GRU, Adam", "adding", "GRU", "Adam", 0.03, 20, {}),
-    ("order, LSTM, Adam", "order", "LSTM", "Adam", 0.003, 20, {}),
+    ("characters, LSTM", "characters", "LSTM", "SGD", 3.0, 40, {}),
+    ("characters, RNN", "characters", "RNN_tanh", "SGD", 0.3, 40, {}),
+    ("characters, GRU, Adam", "characters", "GRU", "Adam", 0.01, 40, {"warmup": 50}),
+    ("adding, GRU, Adam", "adding", "GRU", "Adam", 0.01, 20, {"steps": 300}),
+    ("order, LSTM, Adam", "order", "LSTM", "Adam", 0.001, 20, {"steps": 300}),
 ]
 _UNSTABLE = [
     ("characters, LSTM, rate 30", "characters", "LSTM", "SGD", 30.0, 40, {}),
@@ -136,8 +137,9 @@ _UNSTABLE = [
     ("characters, ReLU, radius 1.1", "characters", "RNN_relu", "SGD", 0.3, 60, {"radius": 1.1}),
     ("characters, RNN, radius 1.5", "characters", "RNN_tanh", "SGD", 0.5, 100, {"radius": 1.5}),
     ("adding, ReLU, radius 1.1", "adding", "RNN_relu", "Adam", 0.003, 60, {"radius": 1.1}),
-    ("adding, ReLU, radius 1, SGD", "adding", "RNN_relu", "SGD", 0.03, 40, {"radius": 1.0}),
-    ("order, ReLU, radius 1.1, SGD", "order", "RNN_relu", "SGD", 0.03, 40, {"radius": 1.1}),
+    ("adding, ReLU, radius 1", "adding", "RNN_relu", "SGD", 0.03, 40, {"radius": 1.0}),
+    ("order, LSTM, rate 0.01", "order", "LSTM", "Adam", 0.01, 20, {"steps": 300}),
+    ("order, ReLU, radius 1.1", "order", "RNN_relu", "Adam", 0.003, 40, {"radius": 1.1, "steps": 300}),
 ]
 
 

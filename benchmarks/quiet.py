@@ -26,6 +26,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -121,11 +122,12 @@ def judge(run: Run, steps: int) -> Outcome:
 
 
 def campaign(runs: Iterable[Run], steps: int, tell: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
-    """All of them, one after the other."""
+    """All of them, one after the other; Ctrl-C ends it with those that are done."""
     outcomes: list[Outcome] = []
-    for run in runs:
-        outcomes.append(judge(run, steps))
-        tell(outcomes[-1])
+    with suppress(KeyboardInterrupt):
+        for run in runs:
+            outcomes.append(judge(run, steps))
+            tell(outcomes[-1])
     return outcomes
 
 
@@ -197,7 +199,17 @@ def main() -> int:
     quietly()
     begin = time.monotonic()
 
+    done, so_far = Counter[str](), list[Outcome]()
+
     def tell(outcome: Outcome) -> None:
+        done.update(runs=1, healthy=outcome.healthy, alarms=len(outcome.alarms))
+        so_far.append(outcome)
+        if done["runs"] % 20 == 0:
+            print(
+                f"{table(so_far, options.steps)}\n{time.monotonic() - begin:6.0f} s: {dict(done)}",
+                file=sys.stderr,
+                flush=True,
+            )
         if options.list and (outcome.alarms or not outcome.healthy):
             print(f"{outcome.run}\n  loss {outcome.first:.3f} → {outcome.last:.3f}", flush=True)
             for event in outcome.alarms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import mean
 from typing import Any
 
@@ -15,6 +16,9 @@ from tests.oracles import unroll
 
 EVERY = 10
 """Steps from one look to the next."""
+
+FIRST = 5
+"""Steps at the begin that are all looked at: a learning rate that is too high does its work there."""
 
 SEQUENCES = 3
 """Of the batch that are unrolled."""
@@ -56,7 +60,7 @@ class Truth(pl.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Unroll, every few steps, before the forward."""
-        if trainer.global_step % EVERY == 0:
+        if trainer.global_step % EVERY == 0 or trainer.global_step < FIRST:
             with torch.enable_grad():
                 self._look(trainer.global_step, pl_module, batch)
 
@@ -83,11 +87,9 @@ class Truth(pl.Callback):
 
     def explodes(self) -> bool:
         """Whether anywhere the gradient grew over the bound in two looks in a row, or over its square in one."""
+        growths = [[look.growth for _, look in sorted(looks.items())] for looks in self.looks.values()]
         return any(
-            look.growth > GROWN**2
-            or (look.growth > GROWN and (after := looks.get(step + EVERY)) is not None and after.growth > GROWN)
-            for looks in self.looks.values()
-            for step, look in looks.items()
+            max(found, default=0) > GROWN**2 or any(min(pair) > GROWN for pair in pairwise(found)) for found in growths
         )
 
     def vanishes(self) -> bool:

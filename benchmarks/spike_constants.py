@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from lightning_gradwatch.clip.spike import Spike
 
 VOCABULARY = 96
-Run = tuple[str, list[float]]
 
 
 def corpus() -> Tensor:
@@ -88,7 +87,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Tensor, *, s
                 yield loss.item(), norm, 0.0
                 continue
             size = norm_of([p.detach() for p in parameters]) if policy.wants_parameter_norm else None
-            coefficient = policy.decide(norm, parameter_norm=size).coefficient
+            along = optimizer.param_groups[0]["lr"] if isinstance(optimizer, torch.optim.SGD) else None
+            coefficient = policy.decide(norm, parameter_norm=size, step_size=along).coefficient
             for parameter in parameters:
                 if parameter.grad is not None and coefficient < 1.0:
                     parameter.grad.mul_(coefficient)
@@ -96,8 +96,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Tensor, *, s
         yield loss.item(), norm, coefficient
 
 
-def healthy_runs(steps: int) -> Iterator[Run]:
-    """Gradient norms of runs that need no clipping."""
+def healthy_runs(steps: int) -> Iterator[tuple[str, list[float], list[int]]]:
+    """Gradient norms of runs that need no clipping, and the steps that Spike clipped: up to the first of them the two are one."""
     data = corpus()
     rates = {("SGD", "LSTM"): 1.0, ("SGD", "GRU"): 0.5, ("SGD", "RNN"): 0.1, ("SGD", "MLP"): 0.1}
     for model, kind, batch, warmup in itertools.product(
@@ -111,8 +111,9 @@ def healthy_runs(steps: int) -> Iterator[Run]:
         optimizer = (
             torch.optim.Adam(net.parameters(), rate) if kind == "Adam" else torch.optim.SGD(net.parameters(), rate)
         )
-        trace = [norm for _, norm, _ in train(net, optimizer, data, steps=steps, batch=batch, time_=32, warmup=warmup)]
-        yield f"{model} {kind} batch {batch} warm-up {warmup}", trace
+        rows = list(train(net, optimizer, data, steps=steps, batch=batch, time_=32, warmup=warmup, policy=Spike()))
+        clips = [step for step, (_, _, coefficient) in enumerate(rows) if coefficient < 1.0]
+        yield f"{model} {kind} batch {batch} warm-up {warmup}", [norm for _, norm, _ in rows], clips
 
 
 class Repeating(LanguageModel):
@@ -153,9 +154,7 @@ def main() -> None:
                     flush=True,
                 )
     else:
-        for name, trace in healthy_runs(500):
-            policy = Spike()
-            clips = [step for step, norm in enumerate(trace) if policy.decide(norm).coefficient < 1.0]
+        for name, trace, clips in healthy_runs(500):
             print(json.dumps({"name": name, "clips": clips, "largest": max(trace)}), flush=True)
     print(f"# {time.time() - started:.0f} s", file=sys.stderr)
 

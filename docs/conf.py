@@ -20,6 +20,7 @@ html_title = "lightning-gradwatch"
 html_show_copyright = False
 exclude_patterns = ["_build"]
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 # Types of other projects that autodoc would otherwise want resolved.
 suppress_warnings = ["ref.python"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from lightning_gradwatch.callbacks._clip_state import ClipState, OptimizerState, Policy
 from lightning_gradwatch.clip import make_policy
@@ -24,6 +24,7 @@ class Part:
     Args:
         key: how it is called in the loggers' keys; empty for what no pattern names.
         pattern: what names them.
+        step_size: how far the optimizer moves the parameters per unit of the gradient; None where it does not go along it.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Part:
     gradients: list[Tensor] = field(default_factory=list[Tensor])
     parameters: list[Tensor] = field(default_factory=list[Tensor])
     names: list[str] = field(default_factory=list[str])
+    step_size: float | None = None
 
 
 class Parts:
@@ -94,6 +96,7 @@ class Parts:
                 if place not in self._places:
                     self._places[place] = self._place([*names, *_group_names(index, group)])
                 part = parts[self._places[place]]
+                part.step_size = _longest(part.step_size, optimizer, group)
                 part.gradients.append(parameter.grad)
                 part.parameters.append(parameter)
                 part.names.append(names[0])
@@ -116,6 +119,13 @@ class Parts:
         self._names, self._places = {}, {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
             self._names.setdefault(id(parameter), []).append(plain_name(name))
+
+
+def _longest(known: float | None, optimizer: Optimizer, group: Mapping[str, Any]) -> float | None:
+    """SGD's rate, of several groups the largest. Momentum spreads a step over those that follow, and is left out."""
+    if not isinstance(optimizer, SGD):
+        return None
+    return max(float(group["lr"]), known or 0.0)
 
 
 def _group_names(index: int, group: Mapping[str, Any]) -> list[str]:

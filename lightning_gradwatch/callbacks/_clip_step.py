@@ -69,7 +69,8 @@ def clip(part: Part, measured: Measured, *, deferring: bool) -> Outcome:
         return Outcome(norm, Decision(None, after / norm if norm > 0.0 else 1.0, measured.share), after)
     if not isinstance(policy, ClipPolicy) or norm == 0.0:
         return Outcome(norm, UNTOUCHED, norm)
-    decision = policy.decide(norm, parameter_norm=measured.parameter_norm)
+    more = {"step_size": part.step_size} if getattr(policy, "wants_step_size", False) else {}
+    decision = policy.decide(norm, parameter_norm=measured.parameter_norm, **more)
     if deferring:
         decision = Decision(decision.threshold, 1.0)
     if decision.coefficient != 1.0:

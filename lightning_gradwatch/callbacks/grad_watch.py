@@ -269,7 +269,10 @@ class GradWatch(Callback):
             self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
         if self.summary:
             lines = self._found.summary()
-            told = "\n".join(lines) + (f" Run log: {self.run_dir}" if self.run_dir else "")
+            where = (
+                f" Run log: {self.run_dir}\n  Look at it with gradwatch report, at the events with gradwatch events."
+            )
+            told = "\n".join(lines) + (where if self.run_dir else "")
             rank_zero_info("\n".join([told, *self._reactions.hint()]))
 
     # ------------------------------------------------------------------ one step

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
+from itertools import pairwise
 
 
 class History:
@@ -49,7 +50,7 @@ class History:
         part = position - below
         return low + (high - low) * part if part < 0.5 else high - (high - low) * (1.0 - part)
 
-    def log_mad(self, median: float) -> float:
-        """Median absolute deviation of the norms' logarithms, in nats."""
-        deviations = sorted(abs(math.log(norm / median)) for norm in self._sorted)
-        return deviations[len(deviations) // 2]
+    def log_jump(self) -> float:
+        """Median absolute difference of successive norms' logarithms, in nats: scatter, of which a trend is no part."""
+        jumps = sorted(abs(math.log(norm / before)) for before, norm in pairwise(self._norms))
+        return jumps[len(jumps) // 2]

@@ -15,7 +15,8 @@ class Baseline:
 
     It works on logs, since norms and growths vary by factors; so a bound moves with the unit of what is measured, and no
     constant has to fit a model's scale. Median and MAD rather than mean and deviation: up to half of what is remembered may be
-    out of the ordinary without moving them (Leys et al. 2013).
+    out of the ordinary without moving them (Leys et al. 2013). With less than a full window the bound is wider, by
+    √(window/values), as the error of an estimate is: a young network leaves its first plateau by more than an order of magnitude.
 
     Args:
         window: values remembered.
@@ -25,7 +26,7 @@ class Baseline:
     """
 
     def __init__(self, *, window: int, history: int, spread: float, least_factor: float) -> None:
-        self.history, self.spread, self.least = history, spread, math.log(least_factor)
+        self.window, self.history, self.spread, self.least = window, history, spread, math.log(least_factor)
         self._logs: deque[float] = deque(maxlen=window)
 
     def remember(self, value: float) -> None:
@@ -41,6 +42,14 @@ class Baseline:
         """What an ordinary value stays under; None while there is too little history."""
         if len(self._logs) < self.history:
             return None
+        wider = math.sqrt(self.window / len(self._logs))
+        return math.exp(min(median(self._logs) + wider * self._margin(), LARGEST))
+
+    def distance(self, value: float) -> float:
+        """How far a value lies over the ordinary one on the log scale, in units in which the bound of a full window lies at 1."""
+        return (math.log(value) - median(self._logs)) / self._margin()
+
+    def _margin(self) -> float:
         middle = median(self._logs)
         deviation = 1.4826 * median(abs(value - middle) for value in self._logs)
-        return math.exp(min(middle + max(self.spread * deviation, self.least), LARGEST))
+        return max(self.spread * deviation, self.least)

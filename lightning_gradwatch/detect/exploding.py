@@ -19,7 +19,7 @@ EXPLODING_FACTOR = 1 / HORIZON_RATIO
 WINDOW = 32
 """Sampled steps that the baseline remembers."""
 
-HISTORY = 5
+HISTORY = 16
 """Sampled steps before growth is held against the run's own, and no longer against the floor alone."""
 
 SPREAD = 8.0

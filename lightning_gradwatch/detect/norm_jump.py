@@ -21,7 +21,7 @@ LEAST_FACTOR = 20.0
 """However even a run is, a step less than this many times the ordinary norm is no jump."""
 
 EVIDENCE = 2.0
-"""Two steps in a row over the bound; or one as far over it again as the bound lies over the ordinary norm, on the log scale."""
+"""Two steps in a row over the bound; or one twice as far over the ordinary norm, on the log scale, as the bound of a full window."""
 
 CALM_STEPS = 8
 """An episode ends after so many steps in a row on the ordinary side of the middle between the ordinary norm and the bound."""
@@ -30,8 +30,8 @@ CALM_STEPS = 8
 class NormJumpDetector:
     """Judges each step's norm against the running median and MAD of the log norms before it; one event an episode.
 
-    A step over the bound adds log(norm/median)/log(bound/median) to the evidence, one under it clears it, and an episode begins at 2: an
-    odd batch that stands out once, as real text has some, is none; an explosion goes on, or goes far.
+    A step over the bound adds its distance from the ordinary norm to the evidence, one under it clears it, and an episode begins at 2:
+    an odd batch that stands out once, as real text has some, is none; an explosion goes on, or goes far.
 
     Norms that are zero or not finite are never remembered, and a jump is remembered as the bound that it broke: a norm that
     stays up becomes the ordinary one in half a window, and the episode ends.
@@ -51,6 +51,7 @@ class NormJumpDetector:
         if not 0 < norm < math.inf:
             return None
         bound, centre = self._ordinary.bound(), self._ordinary.centre()
+        distance = 0.0 if bound is None else self._ordinary.distance(norm)
         self._ordinary.remember(norm if bound is None else min(norm, bound))
         if bound is None or centre is None:
             return None
@@ -59,7 +60,7 @@ class NormJumpDetector:
         if norm <= bound:
             self._evidence = 0.0
             return None
-        self._evidence += math.log(norm / centre) / math.log(bound / centre)
+        self._evidence += distance
         return self._begin(norm, bound, moment) if self._evidence >= EVIDENCE else None
 
     def overflowed(self, norm: float, limit: float, moment: Moment) -> Event | None:

@@ -44,11 +44,12 @@ class _Track:
 class VanishingDetector:
     """Reports a layer whose gradient horizon stays short over several samples; one event an episode.
 
-    A horizon that the sequence cut off (censored) never counts. Nor does one that grows from sample to sample: such a network is
-    learning to remember. The event is a warning where timesteps *starve*: going back from the loss, the total gradient of the
-    first timesteps stays under 1 % of the largest, so that nothing is learned from what is fed there. Where each timestep has a loss
-    of its own close by (a language model), or where the gradient reached further earlier in the run (what has been learned needs
-    little gradient), it is a note.
+    A horizon that the sequence cut off (censored) never counts. Nor does one that grows at a pace at which it will be long after as
+    many samples again: such a network is learning to remember.
+
+    The event is a warning where timesteps *starve*: going back from the loss, the total gradient of the first timesteps stays under 1 %
+    of the largest, so that nothing is learned from what is fed there. Where each timestep has a loss of its own close by (a language
+    model), or where the gradient reached further earlier in the run (what has been learned needs little gradient), it is a note.
 
     Args:
         samples: how many sampled steps in a row.
@@ -106,8 +107,9 @@ class VanishingDetector:
 
     def _begin(self, profile: Profile, track: _Track, rate: float | None, moment: Moment) -> Event | None:
         recent = track.horizons
-        grows = len(recent) > 1 and recent[-1] > recent[0]
-        if len(recent) < self.samples or grows or not (rate is None or rate < 0):
+        if len(recent) < self.samples or not (rate is None or rate < 0):
+            return None
+        if not is_vanishing(recent[-1] ** 2 / max(recent[0], 1), profile.timesteps):  # by the same factor again
             return None
         reach, hungry = float(median(recent)), int(median(track.starved))
         self._begun_by[profile.place] = profile.call

@@ -11,6 +11,7 @@ from lightning_gradwatch.events import EventKind
 from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.report.explain import explanation, kind_named, without_links
 from lightning_gradwatch.report.live import EVENT_STYLES, VERDICT_STYLES
+from lightning_gradwatch.report.remedies import remedies, some
 from lightning_gradwatch.report.summary import horizon_text, summarise
 from lightning_gradwatch.runlog.plain import plain
 from lightning_gradwatch.runlog.reader import Run
@@ -49,10 +50,13 @@ def print_events(events: Sequence[Mapping[str, Any]], *, console: Any = None) ->
     console.print(table)
     if len(events) > _MOST:
         console.print(f"These are the last {_MOST:,} of {len(events):,} events; --json prints them all.")
-    for kind, remedy in _remedies(events).items():
+    for kind, advice in remedies(events).items():
         known = kind_named(kind)
         more = f" More: gradwatch explain {known.page}" if known else ""
-        console.print(text.assemble((plain(kind), "bold"), ": ", plain(remedy), (more, "dim")))
+        for number, (remedy, places) in enumerate(advice.items(), 1):
+            whose = f" ({plain(some(places))})" if len(advice) > 1 else ""
+            last = more if number == len(advice) else ""
+            console.print(text.assemble((plain(kind), "bold"), whose, ": ", plain(remedy), (last, "dim")))
 
 
 def print_kinds(*, console: Any = None) -> None:
@@ -104,7 +108,3 @@ def print_summary(run: Run, *, console: Any = None) -> None:
         place, horizon, sentence = (text(plain(cell)) for cell in (layer.place, horizon_text(layer), layer.sentence))
         table.add_row(place, verdict, horizon, sentence)
     console.print(table if found else "No profile was recorded: nothing can be said about the gradient through time.")
-
-
-def _remedies(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    return {event["kind"]: event["remedy"] for event in events if event.get("remedy")}

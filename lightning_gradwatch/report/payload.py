@@ -48,13 +48,17 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
 
 
 def key_of(event: Record, keys: Sequence[Key]) -> int | None:
-    """The place of the gradient that an event is about: the first key that fits what the event names."""
+    """The place of the gradient that an event is about: the first key that fits what the event names.
+
+    A state of which there is no gradient, as a gate, is passed over.
+    """
     if event.get("module") is None:
         return None
-    wanted = (event["module"], event.get("layer"), event.get("direction"), event.get("state"))
-    for place, key in enumerate(keys):
-        if all(want is None or want == have for want, have in zip(wanted, key, strict=True)):
-            return place
+    where = (event["module"], event.get("layer"), event.get("direction"))
+    for wanted in ((*where, event.get("state")), (*where, None)):
+        for place, key in enumerate(keys):
+            if all(want is None or want == have for want, have in zip(wanted, key, strict=True)):
+                return place
     return None
 
 

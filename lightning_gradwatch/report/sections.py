@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lightning_gradwatch.events import Severity, closes_episode
+from lightning_gradwatch.events import closes_episode
 from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.report.explain import body, kind_named, without_links
 from lightning_gradwatch.report.payload import key_of
+from lightning_gradwatch.report.remedies import RANKS, remedies, some
 from lightning_gradwatch.report.series import Key
 from lightning_gradwatch.report.summary import LayerSummary, horizon_text, summarise
 from lightning_gradwatch.runlog.reader import Run
@@ -34,7 +35,6 @@ _GRAVEST = (
     Verdict.SHORTENED,
     Verdict.HEALTHY,
 )
-_RANKS: dict[str, int] = {Severity.CRITICAL: 0, Severity.WARNING: 1, Severity.INFO: 2}
 
 Record = Mapping[str, Any]
 
@@ -48,7 +48,7 @@ def headline(runs: Sequence[Run], names: Sequence[str]) -> str:
             place = name if len(runs) > 1 else layer.place
             if place not in said:
                 said.append(place)
-    parts = [f"<b>{verdict}</b> in {escape(_some(places[verdict]))}" for verdict in _GRAVEST if verdict in places]
+    parts = [f"<b>{verdict}</b> in {escape(some(places[verdict]))}" for verdict in _GRAVEST if verdict in places]
     return f"<p class=headline>{'; '.join(parts)}.</p>" if parts else ""
 
 
@@ -87,7 +87,7 @@ def events(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> st
         f'<li><button type=button class=chip aria-pressed=false data-kind="{escape(kind)}">{escape(kind)} <b>{count:,}</b></button></li>'
         for kind, count in counts.most_common(30)
     )
-    gravest = sorted(every, key=lambda item: _RANKS.get(item[1].get("severity") or "", 3))[:_MOST_EVENTS]
+    gravest = sorted(every, key=lambda item: RANKS.get(item[1].get("severity") or "", 3))[:_MOST_EVENTS]
     rows = "".join(
         _row(place, names[place], event, keys, several=len(runs) > 1)
         for place, event in sorted(gravest, key=lambda item: item[1]["step"])
@@ -106,7 +106,7 @@ def events(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> st
     return (
         f'<ul class="chips" aria-label="Show one kind only">{chips}</ul>{left_out}'
         '<div class="scroll" tabindex="0" role="region" aria-label="Events">'
-        f'<table id="events"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{_remedies(every)}'
+        f'<table id="events"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{_remedies(every, names)}'
     )
 
 
@@ -151,19 +151,13 @@ def _row(place: int, name: str, event: Record, keys: Sequence[Key], *, several: 
     data = " ".join(f'data-{name}="{value}"' for name, value in at.items() if value is not None)
     link = f'<button type=button class=goto {data} title="Show this step in the pictures">'
     cells = [(f"{link}{step}</button>", step), *([(escape(name), place)] if several else [])]
-    cells.append((f'<span class="severity {escape(severity)}">{escape(severity)}</span>', _RANKS.get(severity, 3)))
+    cells.append((f'<span class="severity {escape(severity)}">{escape(severity)}</span>', RANKS.get(severity, 3)))
     cells += [(escape(text), None) for text in (event["kind"], _where(event), event.get("message") or "")]
     return (
         f'<tr data-kind="{escape(event["kind"])}">'
         + "".join(f"<td{'' if order is None else f' data-order={order}'}>{cell}</td>" for cell, order in cells)
         + "</tr>"
     )
-
-
-def _some(names: Sequence[str], most: int = 6) -> str:
-    """``a, b and c``, or the first few and how many more."""
-    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
-    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 def _where(event: Record) -> str:
@@ -176,14 +170,23 @@ def _where(event: Record) -> str:
     return ", ".join(parts)
 
 
-def _remedies(every: Sequence[tuple[int, Record]]) -> str:
-    grave_last = sorted(every, key=lambda item: -_RANKS.get(item[1].get("severity") or "", 3))
-    advised = {event["kind"]: event["remedy"] for _, event in grave_last if event.get("remedy")}
-    found = dict(reversed(advised.items()))
+def _remedies(every: Sequence[tuple[int, Record]], names: Sequence[str]) -> str:
+    if len(names) > 1:
+        every = [(place, {**event, "module": _of_run(names[place], event.get("module"))}) for place, event in every]
     items = "".join(
-        f"<dt>{escape(kind)}</dt><dd>{escape(remedy)}{_page(kind)}</dd>" for kind, remedy in list(found.items())[:30]
+        f"<dt>{escape(kind)}</dt>{_advice(advice)}<dd>{_page(kind)}</dd>"
+        for kind, advice in list(remedies(event for _, event in every).items())[:30]
     )
     return f"<h3>What to do</h3><dl class=remedies>{items}</dl>" if items else ""
+
+
+def _of_run(name: str, module: str | None) -> str:
+    return name if module is None else f"{name}: {module}"
+
+
+def _advice(advice: Mapping[str, list[str]]) -> str:
+    whose = [f"<b>{escape(some(places))}:</b> " if len(advice) > 1 else "" for places in advice.values()]
+    return "".join(f"<dd>{who}{escape(remedy)}</dd>" for who, remedy in list(zip(whose, advice, strict=True))[:10])
 
 
 def _page(name: str) -> str:

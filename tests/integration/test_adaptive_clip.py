@@ -451,9 +451,11 @@ def test_a_failure_of_our_own_lets_training_go_on(tmp_path: Path) -> None:
 
 def test_a_healthy_run_is_untouched_to_the_bit(tmp_path: Path) -> None:
     """With the default policy, an ordinary run ends in the weights of the run without us."""
-    bare, module, callback = Regression(), Regression(), AdaptiveClip()
+    slow = lambda parameters: torch.optim.SGD(parameters, 0.01, momentum=0.9)  # noqa: E731
+    bare, module, callback = Regression(make=slow), Regression(make=slow), AdaptiveClip()
     module.load_state_dict(bare.state_dict())
     fit(trainer_for(tmp_path, max_epochs=4), bare)
+    assert sum(bare.losses[-12:]) < 0.2 * sum(bare.losses[:12])
     fit(trainer_for(tmp_path, callback, max_epochs=4), module)
     assert callback.events == []
     assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), module.parameters(), strict=True))

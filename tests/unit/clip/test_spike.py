@@ -86,31 +86,76 @@ def test_a_run_that_keeps_exploding_is_held_for_ever() -> None:
 
 
 def test_a_run_that_explodes_from_the_first_steps_is_held() -> None:
-    """A tenfold growth each step from the second on never lets through more than eight first norms."""
+    """A tenfold growth each step from the second on never lets through more than ten first norms."""
     policy = Spike()
     taken = [n * policy.decide(n, parameter_norm=10.0).coefficient for n in (10.0**k for k in range(30))]
     assert max(taken) <= 10.0
 
 
-def test_a_run_that_has_exploded_is_held_shorter() -> None:
+def along(policy: Spike, stream: list[float], *, size: float = 50.0, rate: float = 1.0) -> list[float]:
+    """The norms that SGD is let take, of parameters with a norm of ``size``."""
+    asked = [
+        policy.decide(n, parameter_norm=size if policy.wants_parameter_norm else None, step_size=rate) for n in stream
+    ]
+    return [norm * decision.coefficient for norm, decision in zip(stream, asked, strict=True)]
+
+
+def test_a_step_that_is_too_long_is_an_explosion_sooner() -> None:
+    """Five medians pass where that moves the weights by a tenth, and not where by half; what is left is no longer than allowed."""
+    for size, passes in ((50.0, True), (10.0, False)):
+        policy = Spike()
+        along(policy, lognormal(50, spread=0.05), size=size)
+        (taken,) = along(policy, [5.0], size=size)
+        assert (taken == 5.0) is passes
+        assert taken <= 0.2 * size
+    assert along(Spike(), [60.0], size=50.0) == pytest.approx([5.0])  # the first step may be as long as the weights
+    assert along(Spike(), [40.0], size=50.0) == [40.0]
+
+
+def test_only_a_step_along_the_gradient_has_a_length() -> None:
+    """Without a step size (Adam) the parameters say nothing, after the first steps."""
+    policy = Spike()
+    for norm in [*lognormal(50), 25.0]:
+        assert policy.decide(norm, parameter_norm=1.0).coefficient == 1.0
+    assert not policy.wants_parameter_norm
+
+
+def test_weights_that_begin_at_zero_may_grow() -> None:
+    """A first layer of zeros takes steps as long as itself, of ordinary norms: none is clipped."""
+    policy, weight = Spike(), 0.0
+    for norm in lognormal(100, spread=0.2):
+        size = weight if policy.wants_parameter_norm else None
+        assert policy.decide(norm, parameter_norm=size, step_size=0.5).coefficient == 1.0
+        weight += 0.5 * norm
+
+
+def test_a_run_that_took_too_long_a_step_is_held_shorter() -> None:
     """Until 20 ordinary steps have passed the bound is 4 medians, which an ordinary step seldom reaches."""
     policy = Spike()
-    decide_all(policy, [1.0] * 100)
-    taken = [norm * policy.decide(norm).coefficient for norm in (1e3, 2e5, 1e4, 1e7, 5.0, 3.9)]
-    assert taken == pytest.approx([1.0, 1.0, 1.0, 1.0, 1.0, 3.9])
-    decide_all(policy, [1.0] * 20)
-    assert policy.decide(5.0).coefficient == 1.0
+    along(policy, [1.0] * 50)
+    assert along(policy, [1e3, 2e5, 1e4, 1e7, 5.0, 3.9]) == pytest.approx([1.0, 1.0, 1.0, 1.0, 1.0, 3.9])
+    along(policy, [1.0] * 20)
+    assert along(policy, [5.0]) == [5.0]
 
 
 def test_instability_cannot_raise_the_bound() -> None:
-    """Large ordinary norms between explosions leave the bound where it was."""
+    """Large ordinary norms between steps that are too long leave the bound where it was."""
     policy = Spike()
-    decide_all(policy, [1.0] * 100)
-    before = policy.decide(1e9).threshold
+    along(policy, [1.0] * 50)
+    before = policy.decide(1.0, step_size=1.0).threshold
     for _ in range(300):
-        decide_all(policy, [3.5, 1e9, 3.9, 1e5])
-    decide_all(policy, [1.0] * 21)
-    assert policy.decide(1.0).threshold == pytest.approx(before)
+        along(policy, [3.5, 1e9, 3.9, 1e5])
+    along(policy, [1.0] * 41)
+    assert policy.decide(1.0, step_size=1.0).threshold == pytest.approx(before)
+
+
+def test_a_run_that_breaks_through_is_not_clipped() -> None:
+    """After a plateau norms of a hundred times its level, between ordinary ones, are what learning looks like."""
+    plateau = [0.3 * n for n in lognormal(100)]
+    rise = [0.3 * 1.3**i * n for i, n in enumerate(lognormal(12, seed=1))]
+    wild = [3.0 * n for n in lognormal(200, spread=1.2, seed=2)]
+    assert max(wild) > 50.0
+    assert clipped([*plateau, *rise, *wild]) == []
 
 
 def test_a_new_level_is_accepted_in_steps() -> None:
@@ -137,6 +182,7 @@ def test_a_plateau_that_still_rises_is_no_new_level() -> None:
         ({"most_factor": 2.0}, "`most_factor` must be finite and ≥ least_factor"),
         ({"most_factor": math.inf}, "`most_factor` must be finite"),
         ({"window": 5}, "`window` must be ≥ 20; found 5"),
+        ({"longest_step": 0.0}, "`longest_step` must be > 0; found 0.0"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(arguments: dict[str, float], match: str) -> None:

@@ -60,10 +60,11 @@ class TestVanishing:
         assert not run(VanishingDetector(), [-0.2] * 10)
 
     def test_a_horizon_that_grows_is_waited_for(self) -> None:
-        """A network that learns to remember is left in peace as long as it does; once it stands still it is judged."""
-        rates = [-1.5, -1.2, -1.0, -0.8, -0.6, -0.5, -0.4]
+        """One that doubles from sample to sample is left in peace as long as it does; once it stands still, or creeps, it is judged."""
+        rates = [-3, -1.5, -0.75, -0.4]
         assert not run(VanishingDetector(), rates)
-        assert [step for step, _ in run(VanishingDetector(), [*rates, -0.4, -0.4])] == [8]
+        assert [step for step, _ in run(VanishingDetector(), [*rates, -0.4, -0.4])] == [5]
+        assert [step for step, _ in run(VanishingDetector(), [-1.5, -1.2, -1.0])] == [2]
 
     def test_an_episode_is_one_event_and_one_record_of_its_end(self) -> None:
         """It ends after two long horizons in a row; the record holds begin, end and the shortest horizon, and is a note."""
@@ -185,7 +186,7 @@ class TestExploding:
     def test_what_is_ordinary_in_a_run_is_learned(self, seed: int) -> None:
         """A run that ordinarily grows 60-fold has a bound of 600 and more, and 150-fold growth is no event there."""
         generator = np.random.default_rng(seed)
-        ordinary = [(math.log(60) + 0.1 * generator.standard_normal()) / 39 for _ in range(10)]
+        ordinary = [(math.log(60) + 0.1 * generator.standard_normal()) / 39 for _ in range(32)]
         detector = ExplodingDetector()
         assert not run(detector, ordinary + [self.grown] * 3)
         assert detector.bound(decaying(0.0)) >= 500
@@ -230,29 +231,41 @@ class TestNormJump:
 
     def test_a_jump_is_told_once_and_its_end_too(self) -> None:
         """Jumps that follow each other within eight steps are one episode; the record of its end holds the largest."""
-        norms = [1.0] * 20 + [1e3, 1e4, 1.0, 1e3] + [1.0] * 8 + [1.0, 1e3]
+        norms = [1.0] * 64 + [1e3, 1e4, 1.0, 1e3] + [1.0] * 8 + [1.0, 1e3]
         found = jumps(NormJumpDetector(), norms)
         assert [(event.step, event.action, event.value) for event in found] == [
-            (20, None, 1e3),
-            (31, "ended", 1e4),
-            (33, None, 1e3),
+            (64, None, 1e3),
+            (75, "ended", 1e4),
+            (77, None, 1e3),
         ]
 
     def test_one_odd_batch_is_no_jump(self) -> None:
         """Thirty times the ordinary norm once is nothing, twice in a row it is a jump."""
-        once = [1.0] * 20 + [30.0] + [1.0] * 20 + [30.0] + [1.0] * 20
+        once = [1.0] * 64 + [30.0] + [1.0] * 20 + [30.0] + [1.0] * 20
         assert jumps(NormJumpDetector(), once) == []
-        assert [event.step for event in jumps(NormJumpDetector(), [1.0] * 20 + [30.0, 30.0])] == [21]
+        assert [event.step for event in jumps(NormJumpDetector(), [1.0] * 64 + [30.0, 30.0])] == [65]
+
+    def test_little_history_makes_a_wide_bound(self) -> None:
+        """After 16 even steps of a window of 64 the bound is 20² = 400 times the ordinary norm, after 64 it is 20 times."""
+        detector = NormJumpDetector()
+        jumps(detector, [2.0] * 16)
+        assert detector.bound() == pytest.approx(800)
+        assert len(jumps(detector, [790.0, 790.0])) == 0
+        detector = NormJumpDetector()
+        assert len(jumps(detector, [2.0] * 16 + [810.0])) == 1
+        detector = NormJumpDetector()
+        jumps(detector, [2.0] * 64)
+        assert detector.bound() == pytest.approx(40)
 
     def test_a_norm_that_stays_up_becomes_the_ordinary_one(self) -> None:
         """The episode of a lasting rise ends by itself, and there is one event of it."""
-        found = jumps(NormJumpDetector(), [1.0] * 40 + [1e3] * 200)
+        found = jumps(NormJumpDetector(), [1.0] * 64 + [1e3] * 200)
         assert [event.action for event in found] == [None, "ended"]
 
     def test_nothing_absurd_enters_the_baseline(self) -> None:
         """NaN, inf, zeros and jumps leave the bound where it was."""
         detector = NormJumpDetector()
-        jumps(detector, [1.0] * 40)
+        jumps(detector, [1.0] * 64)
         before = detector.bound()
         jumps(detector, (math.nan, math.inf, 0.0, -1.0, 1e300))
         assert detector.bound() == before

@@ -10,6 +10,7 @@ import pytest
 
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.report import html, payload, write_report
+from lightning_gradwatch.report.series import Key
 from lightning_gradwatch.runlog import Run, RunLogWriter, load_run
 from tests.runlogs import profile, write_run
 
@@ -158,6 +159,27 @@ def test_passed_over_lines_and_equal_names_are_said(tmp_path):
     assert "<h3>v (2)</h3>" in page
     with pytest.raises(ValueError, match="at least one run"):
         write_report([], tmp_path / "report.html")
+
+
+def test_an_event_leads_to_the_gradient_nearest_to_it():
+    """To its own state's; to its layer's first where it names none, or a gate; nowhere where there is no such layer."""
+    keys = [Key("rnn", layer, "forward", state) for layer in (0, 1) for state in "hc"]
+    event = {"module": "rnn", "layer": 1, "direction": "forward"}
+    assert [payload.key_of({**event, "state": state}, keys) for state in ("c", "h", None, "gate i")] == [3, 2, 2, 2]
+    assert payload.key_of({"module": "rnn"}, keys) == 0
+    assert payload.key_of({**event, "layer": 2}, keys) is None
+    assert payload.key_of({"module": None}, keys) is None
+
+
+def test_advice_names_the_run_that_it_is_for(tmp_path):
+    """Where runs stand side by side and need different things."""
+    events = [
+        [Event(EventKind.VANISHING_HIDDEN_GRADIENT, 1, module="m<b>", layer=0, value=1.0, remedy=r).to_record()]
+        for r in "xy"
+    ]
+    runs = [Run(tmp_path, {}, [], found, []) for found in events]
+    page = write_report(runs, tmp_path / "report.html", names=["gru", "rnn"]).read_text()
+    assert "<dd><b>gru: m&lt;b&gt;, layer 0:</b> x</dd><dd><b>rnn: m&lt;b&gt;, layer 0:</b> y</dd>" in page
 
 
 def test_a_remedy_is_followed_by_the_kind_s_page(tmp_path):

@@ -40,10 +40,11 @@ def step_of(policy: str | ClipPolicy | TensorPolicy, module: nn.Module, **patter
     parts = Parts(policy, patterns.get("exclude"), None)
     parts.begin(module, [optimizer])
     state = parts.new_state()
+    loss = torch.zeros((), device=next(module.parameters()).device)
 
     def step() -> None:
         own = parts.of(module, optimizer, state)
-        for part, measured in zip(own, measure(own, deferring=False)[0], strict=True):
+        for part, measured in zip(own, measure(own, deferring=False, loss=loss)[0], strict=True):
             clip(part, measured, deferring=False)
 
     return step

@@ -51,7 +51,7 @@ def step_of(policy: str | ClipPolicy | TensorPolicy, module: nn.Module, **patter
 
     def step() -> None:
         own = parts.of(module, optimizer, state)
-        for part, measured in zip(own, measure(own, deferring=False), strict=True):
+        for part, measured in zip(own, measure(own, deferring=False)[0], strict=True):
             clip(part, measured, deferring=False)
 
     return step

@@ -40,7 +40,7 @@ def adaptive_clip(policy: str | ClipPolicy | TensorPolicy) -> Callable[[nn.Modul
 
         def act() -> None:
             own = parts.of(module, optimizer, state)
-            measured = measure(own, deferring=False)
+            measured, _ = measure(own, deferring=False)
             if not math.isfinite(whole_norm(measured)):
                 for parameter in module.parameters():
                     parameter.grad = None

@@ -17,6 +17,7 @@ PLACES = (
     "input",
     "initial state",
     "state between steps",
+    "gate",
     "output gradient",
     "final state's gradient",
     "recurrent weight",
@@ -25,6 +26,9 @@ PLACES = (
     "loss",
     "parameter's gradient",
 )
+PRECISIONS = ((torch.float32, 1.0), (torch.float64, 1.0), (torch.bfloat16, 1.0), (torch.float32, 1024.0))
+"""Number format and loss scale."""
+
 WEIGHTS = {"recurrent weight": "weight_hh", "input weight": "weight_ih", "bias": "bias_hh"}
 
 
@@ -39,6 +43,7 @@ class Fault:
     place: str
     value: float
     dtype: torch.dtype
+    scale: float
     reads: str
     layer: int
     direction: int
@@ -49,6 +54,11 @@ class Fault:
     own_tensor: bool
     sampled: bool
     seed: int
+
+    @property
+    def precision(self) -> str:
+        """The number format, for the table; a loss scale counts as one."""
+        return str(self.dtype).removeprefix("torch.") + (", loss scaled" if self.scale != 1 else "")
 
     @property
     def kind(self) -> str:
@@ -73,16 +83,19 @@ def draw(random: Random) -> Fault:
     mode, loop, layers = random.choice(MODES), random.random() < 0.4, random.randint(1, 3)
     bidirectional = not loop and random.random() < 0.5
     absent = "final state's gradient" if loop else "state between steps"
+    place = random.choice([place for place in PLACES if place != absent])
+    dtype, scale = random.choice(PRECISIONS)
     return Fault(
         mode=mode,
         loop=loop,
         layers=layers,
         bidirectional=bidirectional,
-        place=random.choice([place for place in PLACES if place != absent]),
+        place=place,
         value=random.choice(VALUES),
-        dtype=random.choice((torch.float32, torch.float64)),
+        dtype=dtype,
+        scale=scale,
         reads=random.choice(("all", "last")),
-        layer=random.randrange(layers),
+        layer=0 if place == "gate" else random.randrange(layers),
         direction=random.randrange(2) if bidirectional else 0,
         timestep=random.randrange(TIME),
         sequence=random.randrange(BATCH),
@@ -169,3 +182,11 @@ def planted(tensor: Tensor, at: tuple[int, ...], value: float) -> Tensor:
     mask = torch.zeros(tensor.shape, dtype=torch.bool)
     mask[at] = True
     return torch.where(mask, torch.full_like(tensor, value), tensor)
+
+
+def overflowing(dtype: torch.dtype, value: float) -> tuple[float, list[float]]:
+    """A finite input, the same in two channels, and the two finite weights for them, whose sum of products is ``value`` in ``dtype``."""
+    large = 1e200 if dtype == torch.float64 else 1e30
+    if math.isnan(value):
+        return large, [large, -large]  # inf − inf
+    return large, [math.copysign(large, value) if math.isinf(value) else value / large, 0.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -38,25 +39,35 @@ class _States:
 def truth_of(subject: Subject, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Truth, bool]:
     """The first place in causal order, of a step whose parameters' gradients are still there; and whether anything is not finite.
 
-    input → state → loss → hidden gradient, as seen from the loss → parameter's gradient. A stack goes layer by layer within
+    input → gate → state → loss → hidden gradient, as seen from the loss → parameter's gradient. A stack goes layer by layer within
     a step, a bidirectional stack and one of cells step by step within a layer; on the way back the same in reverse. An event is
-    due if a gradient of the recurrent part's parameters is not finite.
+    due if the norm of the recurrent part's gradients is not finite; on a sampled step also if one of its parameters is not. Under a
+    loss scale, what begins on the way back is the scaler's search.
     """
     fault = subject.fault
     if fault.loop:
         given: dict[tuple[int, int], list[Tensor]] = {}
         loss, layers = _loop(subject, x, h0, c0, given)
-        found = _forward_of_loop(layers, x, given)
+        found = _forward_of_loop(subject, layers, x, given)
     else:
         loss, layers = _fused(subject, x, h0, c0)
-        found = _forward_of_fused(fault, layers, x, h0, c0)
+        found = _forward_of_fused(subject, layers, x, h0, c0)
     if found is None and not bool(loss.isfinite()):
         found = Truth("NONFINITE_LOSS")
     found = found or _backward(fault, layers)
+    own = [parameter.grad for name, parameter in subject.named_parameters() if not name.startswith("head")]
+    norm = torch.stack([gradient.norm() for gradient in own if gradient is not None]).norm()
     bad = [name for name, parameter in subject.named_parameters() if not _finite(parameter.grad)]
     causes = [name for name, weight in subject.named_parameters() if not _finite(weight)]
-    if all(name.startswith("head") for name in bad):
+    if bool(norm.isfinite()):
+        own = [name for name in causes if not name.startswith("head")]
+        if fault.sampled and own:  # a sampled step looks at the weights themselves
+            return Truth("NONFINITE_STATE", parameter=own[0]), True
         return Truth(), bool(found or bad or causes)
+    if found is None and not bad:
+        return Truth(), False  # the sum of the squares overflows, and nothing else
+    if fault.scale != 1 and (found is None or found.kind == "NONFINITE_HIDDEN_GRADIENT"):
+        return Truth("AMP_OVERFLOW"), True
     if found is None:
         return Truth("NONFINITE_GRADIENT", parameter=bad[0]), True
     return Truth(**{**vars(found), "parameter": causes[0] if causes else None}), True
@@ -130,7 +141,29 @@ def _name(direction: int) -> str:
     return ("forward", "reverse")[direction]
 
 
-def _forward_of_fused(fault: Fault, layers: list[list[_States]], x: Tensor, h0: Tensor, c0: Tensor) -> Truth | None:
+def _gates(mode: str, weights: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
+    """What enters the nonlinearities of one step ``(batch, gate, hidden)``, as PyTorch's documentation has it."""
+    a = torch.nn.functional.linear(x, weights["weight_ih"], weights["bias_ih"])
+    b = torch.nn.functional.linear(h, weights["weight_hh"], weights["bias_hh"])
+    if mode != "GRU":
+        return (a + b).unflatten(-1, (4 if mode == "LSTM" else 1, -1)).detach()
+    (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, -1), b.chunk(3, -1)
+    return torch.stack([a_r + b_r, a_z + b_z, a_n + (a_r + b_r).sigmoid() * b_n], 1).detach()
+
+
+GATES = {"LSTM": ("gate i", "gate f", "gate g", "gate o"), "GRU": ("gate r", "gate z", "gate n")}
+
+
+def _weights(subject: Subject, k: int, d: int) -> dict[str, Tensor]:
+    if subject.fault.loop:
+        return dict(subject.cells[k].named_parameters())
+    suffix = f"_l{k}" + "_reverse" * d
+    named = dict(subject.rnn.named_parameters())
+    return {name: named[name + suffix] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+
+
+def _forward_of_fused(subject: Subject, layers: list[list[_States]], x: Tensor, h0: Tensor, c0: Tensor) -> Truth | None:
+    fault = subject.fault
     for k, pair in enumerate(layers):
         for d in range(len(pair)):
             found = _initial(fault, k, d, k * len(pair) + d, h0, c0)
@@ -140,26 +173,38 @@ def _forward_of_fused(fault: Fault, layers: list[list[_States]], x: Tensor, h0: 
     if bad:
         return Truth("NONFINITE_INPUT", "rnn", timestep=bad[0][0], sequence=bad[0][1])
     places = []
+    names = GATES.get(fault.mode, ("gate",))
     for k, pair in enumerate(layers):
+        below = x.transpose(0, 1) if k == 0 else torch.cat([states.h for states in layers[k - 1]], -1)
         for d, states in enumerate(pair):
-            for t, s in _bad(states.h):
-                own = len(states.h) - 1 - t if d else t
-                places.append(((k, own, d, s) if fault.bidirectional else (own, k, d, s), (k, d, t, s)))
+            weights, steps = _weights(subject, k, d), len(states.h)
+            for own in range(steps):
+                t = steps - 1 - own if d else own
+                h = states.h[t + 1 if d else t - 1] if own else h0[k * len(pair) + d]
+                order = (k, own) if fault.bidirectional else (own, k)
+                for s, gate in torch.nonzero(~_gates(fault.mode, weights, below[t], h).isfinite().all(-1)).tolist():
+                    places.append(((*order, 0, d, s, gate), (k, d, names[gate], t, s)))
+                for s in torch.nonzero(~states.h[t].isfinite().all(-1)).flatten().tolist():
+                    places.append(((*order, 1, d, s, 0), (k, d, "h", t, s)))
     if not places:
         return None
-    k, d, t, s = min(places)[1]
-    return Truth("NONFINITE_STATE", "rnn", k, _name(d), "h", t, s)
+    k, d, state, t, s = min(places)[1]
+    return Truth("NONFINITE_STATE", "rnn", k, _name(d), state, t, s)
 
 
 def _forward_of_loop(
-    layers: list[list[_States]], x: Tensor, given: dict[tuple[int, int], list[Tensor]]
+    subject: Subject, layers: list[list[_States]], x: Tensor, given: dict[tuple[int, int], list[Tensor]]
 ) -> Truth | None:
-    """At each step: the states that go in, the input, the states that come out."""
+    """At each step: the states that go in, the input, the gates, the states that come out."""
+    mode = subject.fault.mode
+    names = GATES.get(mode, ("gate",))
     for k, (states,) in enumerate(layers):
         for t in range(len(states.h)):
             made = [states.h[t]] if states.c is None else [states.h[t], states.c[t]]
-            values = [*zip("hc", given[k, t], strict=False), (None, x[:, t] if k == 0 else layers[k - 1][0].h[t])]
-            for place, (name, value) in enumerate([*values, *zip("hc", made, strict=False)]):
+            fed = x[:, t] if k == 0 else layers[k - 1][0].h[t]
+            gates = zip(names, _gates(mode, _weights(subject, k, 0), fed, given[k, t][0]).unbind(1), strict=True)
+            values = [*zip("hc", given[k, t], strict=False), (None, fed)]
+            for place, (name, value) in enumerate([*values, *_one(gates), *zip("hc", made, strict=False)]):
                 bad = torch.nonzero(~value.isfinite().all(-1)).flatten().tolist()
                 if not bad:
                     continue
@@ -168,6 +213,16 @@ def _forward_of_loop(
                 timestep = None if came_in and name else t
                 return Truth(kind, f"cells.{k}", 0, "forward", name, timestep, bad[0])
     return None
+
+
+def _one(gates: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """The gate that the first bad sequence shows first: sequences come before gates."""
+    bad = [(rows[0], i, name, value) for i, (name, value) in enumerate(gates) if (rows := _rows(value))]
+    return [(name, value) for _, _, name, value in sorted(bad, key=lambda one: one[:2])[:1]]
+
+
+def _rows(value: Tensor) -> list[int]:
+    return torch.nonzero(~value.isfinite().all(-1)).flatten().tolist()
 
 
 def _backward(fault: Fault, layers: list[list[_States]]) -> Truth | None:

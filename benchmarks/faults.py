@@ -5,15 +5,18 @@
 Each injection is a few training steps of a small model under ``Watch``, the last of them with a fault drawn at random. The
 truth is the model unrolled with PyTorch's own cells, and autograd. Columns of the table:
 
-- ``due``: a gradient of the recurrent part's parameters is not finite, so an event is due; ``found``: there was one;
+- ``due``: the norm of the recurrent part's gradients is not finite in its number format, or, on a sampled step, one of its weights is
+  not, so an event is due; ``found``: there was one;
   ``exact``: its kind, module, layer, direction, state, timestep, sequence and parameter are all those of the truth.
 - ``hidden``: something is not finite, but no gradient of the recurrent part's parameters; ``finite``: nothing is (of 1e30);
   ``silent``: of both together, no event was reported.
 
 What one step does not tell apart, or not at all, and the truth therefore counts as hidden or as the same:
 
-- an infinite weight or bias whose gate it saturates (σ or tanh of ±inf is a finite number, and its slope 0): the step computes
-  with finite numbers throughout, and nothing is learned wrongly but that gate is dead;
+- an infinite weight, bias or pre-activation whose gate it saturates (σ or tanh of ±inf is a finite number, and its slope 0): the step
+  computes with finite numbers throughout, and nothing is learned wrongly but that gate is dead. The next sampled step finds the weight;
+- under a loss scale, gradients that are not finite behind finite states and a finite loss: on one step they are what a scaler's search
+  looks like, and are noted as that (``AMP_OVERFLOW``); they become an alarm, with the place, if they go on;
 - an infinite or NaN gradient that arrives at an inactive unit of a relu, which passes on 0: no parameter ever sees it;
 - a loss with a constant added that is not finite: its gradient is that of the finite rest;
 - a gradient of a parameter outside the recurrent part that alone is not finite: it shows on the next step, in what that
@@ -37,7 +40,20 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, it shares the tests' oracle
 
-from benchmarks.fault_models import BATCH, HIDDEN, PLACES, TIME, WEIGHTS, WIDTH, Fault, Subject, draw, planted
+from benchmarks.fault_models import (
+    BATCH,
+    HIDDEN,
+    PLACES,
+    TIME,
+    VALUES,
+    WEIGHTS,
+    WIDTH,
+    Fault,
+    Subject,
+    draw,
+    overflowing,
+    planted,
+)
 from benchmarks.fault_truth import Truth, truth_of
 from lightning_gradwatch.callbacks._watch import Step, Watch
 from lightning_gradwatch.events import Event, Moment
@@ -89,6 +105,8 @@ def inject(fault: Fault) -> Outcome:
         for step in range(HEALTHY):
             optimizer.zero_grad()
             _step(watch, subject, _batch(fault), step, faulty=False)
+            for parameter in subject.parameters():
+                parameter.grad /= fault.scale
             optimizer.step()
         false_alarms = len(events)
         optimizer.zero_grad()
@@ -96,7 +114,9 @@ def inject(fault: Fault) -> Outcome:
         _step(watch, subject, batch, HEALTHY, faulty=True)
     finally:
         watch.close()
-    said = [event for event in events[false_alarms:] if event.kind.startswith("NONFINITE")]
+    said = [
+        event for event in events[false_alarms:] if event.kind.startswith("NONFINITE") or event.kind == "AMP_OVERFLOW"
+    ]
     assert len(said) <= 1, said
     truth, spoilt = truth_of(subject, *batch)
     return Outcome(fault, truth, _place(said), spoilt, false_alarms)
@@ -113,7 +133,9 @@ def _plant(subject: Subject, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tens
     """What is planted before the forward, or as a hook on a parameter."""
     fault, (x, h0, c0) = subject.fault, batch
     index = fault.layer * (1 + fault.bidirectional) + fault.direction
-    if fault.place == "input":
+    if fault.place == "gate":
+        x = _overflow_gate(subject, x)
+    elif fault.place == "input":
         x = planted(x, (fault.sequence, fault.timestep, fault.unit % WIDTH), fault.value)
     elif fault.place == "initial state":
         at = (index, fault.sequence, fault.unit)
@@ -129,12 +151,31 @@ def _plant(subject: Subject, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tens
     return x, h0, c0
 
 
+def _overflow_gate(subject: Subject, x: Tensor) -> Tensor:
+    """Have one pre-activation of the lowest layer become the value at one timestep, by finite inputs and weights alone."""
+    fault = subject.fault
+    weight = (
+        subject.cells[0].weight_ih
+        if fault.loop
+        else subject.get_parameter("rnn.weight_ih_l0" + "_reverse" * fault.direction)
+    )
+    row = fault.unit + HIDDEN * (fault.seed % (len(weight) // HIDDEN))
+    fed, weights = overflowing(fault.dtype, fault.value)
+    with torch.no_grad():
+        weight[row, 1:] = torch.tensor(weights).to(weight)
+    x = x.clone()
+    x[..., 1:] = 0
+    x[fault.sequence, fault.timestep, 1:] = fed
+    return x
+
+
 def _step(watch: Watch, subject: nn.Module, batch: tuple[Tensor, Tensor, Tensor], number: int, *, faulty: bool) -> None:
     """In the order in which the callback is asked."""
     sampled = subject.fault.sampled if faulty else number == 0
-    step = Step(Moment(number), 0, sampled, windows=1, scale=1.0, complete=True, scaled=False)
+    scale = subject.fault.scale
+    step = Step(Moment(number), 0, sampled, windows=1, scale=scale, complete=True, scaled=scale != 1)
     watch.capture.begin()
-    loss = subject(*batch, faulty)
+    loss = subject(*batch, faulty) * subject.fault.scale
     watch.before_backward(loss, step)
     loss.backward()
     watch.after_backward(loss, step)
@@ -160,6 +201,9 @@ def table(outcomes: list[Outcome]) -> str:
         (kind, [o for o in outcomes if o.fault.kind == kind]) for kind in sorted({o.fault.kind for o in outcomes})
     ]
     groups += [(place, [o for o in outcomes if o.fault.place == place]) for place in PLACES]
+    formats = sorted({o.fault.precision for o in outcomes})
+    groups += [(name, [o for o in outcomes if o.fault.precision == name]) for name in formats]
+    groups += [(f"value {value}", [o for o in outcomes if repr(o.fault.value) == repr(value)]) for value in VALUES]
     for name, group in groups:
         due, not_due = [o for o in group if o.due], [o for o in group if not o.due]
         found, exact = sum(o.found for o in due), sum(o.exact for o in due)

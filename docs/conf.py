@@ -1,11 +1,13 @@
-"""Sphinx configuration. The pages on event kinds and logger keys are made from the code, so that they cannot differ from it."""
+"""Sphinx configuration. The pages on event kinds are those that the package itself carries, so that they cannot differ."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import lightning_gradwatch
 from lightning_gradwatch import EventKind
+from lightning_gradwatch.report.explain import TOY, body, explanation
 
 project = "lightning-gradwatch"
 author = "The lightning-gradwatch developers"
@@ -15,8 +17,10 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "lightning-gradwatch"
+html_show_copyright = False
 exclude_patterns = ["_build"]
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 # Types of other projects that autodoc would otherwise want resolved.
 suppress_warnings = ["ref.python"]
@@ -24,31 +28,35 @@ suppress_warnings = ["ref.python"]
 HERE = Path(__file__).parent
 
 
-def write_event_page(_app: object) -> None:
-    """One section for each event kind, with its own message and remedy."""
-    lines = [
-        "# Event kinds",
-        "",
-        "What each kind means and what to do about it; the same text that the event itself carries.",
-        "",
-    ]
+def write_event_pages(_app: object) -> None:
+    """A page for each event kind, the one that `gradwatch explain` prints, and an index of them."""
+    folder = HERE / "reference" / "events"
+    folder.mkdir(parents=True, exist_ok=True)
     for kind in EventKind:
-        lines += [
-            f"({kind.lower()})=",
-            f"## {kind}",
-            "",
-            f"*Severity: {kind.severity}.*",
-            "",
-            f"> {kind.message}",
-            "",
-            kind.remedy,
-            "",
-        ]
-    page = HERE / "reference" / "events.md"
-    text = "\n".join(lines)
-    if not page.exists() or page.read_text() != text:
-        page.write_text(text)
+        _write(folder / f"{kind.page}.md", f"({kind.lower()})=\n{explanation(kind)}")
+    rows = [f"| [`{kind}`](events/{kind.page}.md) | {kind.severity} | {_says(kind)} |" for kind in EventKind]
+    pages = "\n".join(f"events/{kind.page}" for kind in EventKind)
+    index = [
+        "# Event kinds",
+        "What went wrong, one page a kind: what it means, how it is found, what it looks like in the report, what to do "
+        "about it, and an example. "
+        "In a terminal `gradwatch explain KIND` prints the same page.",
+        "| kind | severity | what it says |\n|---|---|---|\n" + "\n".join(rows),
+        f"```{{toctree}}\n:hidden:\n\n{pages}\n```",
+        "## The model of the examples",
+        body(TOY),
+    ]
+    _write(HERE / "reference" / "events.md", "\n\n".join(index))
+
+
+def _says(kind: EventKind) -> str:
+    return re.sub(r"\{(\w+)[^}]*\}", r"*\1*", kind.message.replace("{detail}", ""))
+
+
+def _write(page: Path, text: str) -> None:
+    if not page.exists() or page.read_text("utf-8") != text:  # what is unchanged is not built again
+        page.write_text(text, "utf-8")
 
 
 def setup(app) -> None:
-    app.connect("builder-inited", write_event_page)
+    app.connect("builder-inited", write_event_pages)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
-    from lightning_gradwatch.callbacks.grad_watch import GradWatch
+    from lightning_gradwatch.callbacks.grad_watch import AnomalyError, GradWatch
     from lightning_gradwatch.clip import AGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
     from lightning_gradwatch.events import Event, EventKind, Severity
     from lightning_gradwatch.recurrent.tap import tap
@@ -19,6 +19,7 @@ _HOMES = {
     "AGC": "clip",
     "AdaGC": "clip",
     "AdaptiveClip": "callbacks.adaptive_clip",
+    "AnomalyError": "callbacks.grad_watch",
     "AutoClip": "clip",
     "ClipPolicy": "clip",
     "Event": "events",
@@ -38,6 +39,7 @@ __all__ = [
     "AGC",
     "AdaGC",
     "AdaptiveClip",
+    "AnomalyError",
     "AutoClip",
     "ClipPolicy",
     "Event",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -46,8 +47,13 @@ class EventKind(StrEnum):
         return _TEXTS[self].severity
 
     @property
+    def page(self) -> str:
+        """The name of the page that explains it, in the documentation and for ``gradwatch explain``: ``not-observed``."""
+        return self.value.lower().replace("_", "-")
+
+    @property
     def message(self) -> str:
-        """The message template; its fields are those of :class:`Event`, and ``place`` and ``detail``."""
+        """The message template; its fields are those of :class:`Event`, and ``place``, ``what`` and ``detail``."""
         return _TEXTS[self].message
 
     @property
@@ -71,7 +77,7 @@ _TEXTS: dict[EventKind, _Text] = {
     ),
     EventKind.NONFINITE_STATE: _Text(
         Severity.CRITICAL,
-        "The hidden state of {place} became {value} in the forward pass, from a finite input.{detail}",
+        "The {what} of {place} became {value} in the forward pass, from a finite input.{detail}",
         "If a parameter is named, it is not finite: go back to a checkpoint from before it was spoilt, and clip or "
         "lower the learning rate. Otherwise the state outgrew its number format: use a gated cell, a normalisation, or a wider dtype.",
     ),
@@ -132,6 +138,18 @@ _TEXTS: dict[EventKind, _Text] = {
 }
 
 
+ENDED = "ended"
+"""The ``action`` of a record that closes an episode, with its peak. It has the kind of the event that began it, and is a note."""
+
+ONGOING = "ongoing"
+"""The same where the episode still went on when training ended."""
+
+
+def closes_episode(record: Mapping[str, Any]) -> bool:
+    """Whether an event's record only says that, and how, an episode ended: it is no event of its own to be counted."""
+    return record.get("action") in (ENDED, ONGOING)
+
+
 @dataclass(frozen=True)
 class Moment:
     """When in a training something was found: ``step`` counts optimizer steps done when the forward ran."""
@@ -155,11 +173,11 @@ class Event:
         step: optimizer steps done when the forward ran.
         epoch, batch_idx, rank: where in the training.
         module: qualified name of the recurrent module; ``layer`` its layer, ``direction`` ``forward`` or ``reverse``,
-            ``state`` ``h`` or ``c``.
+            ``state`` ``h``, ``c``, or the gate whose pre-activation it is: ``gate i``, ``gate f`` …, ``gate`` of a plain recurrence.
         timestep: index into the sequence as the caller counts it; ``sequence``: index into the batch.
         parameter: qualified name of a parameter.
         value, threshold: what was found and what it was held against, in the kind's unit.
-        action: what was done about it (``skipped``, ``clipped`` …).
+        action: what was done about it (``skipped``, ``clipped`` …); ``ended`` and ``ongoing`` close an episode.
         detail: a sentence more for the message.
         severity, message, remedy: from the kind unless given.
     """
@@ -191,7 +209,8 @@ class Event:
         if not self.remedy:
             set_field(self, "remedy", self.kind.remedy)
         if not self.message:
-            fields = {**self.__dict__, "place": self.place, "detail": f" {detail}" if detail else ""}
+            what = "pre-activation" if (self.state or "").startswith("gate") else "hidden state"
+            fields = {**self.__dict__, "place": self.place, "what": what, "detail": f" {detail}" if detail else ""}
             set_field(self, "message", self.kind.message.format_map(fields))
 
     @property
@@ -202,6 +221,8 @@ class Event:
             parts.append(f"layer {self.layer}" + (" (reverse)" if self.direction == "reverse" else ""))
         if self.state == "c":
             parts.append("cell state")
+        elif (self.state or "").startswith("gate"):
+            parts.append(str(self.state))
         if self.timestep is not None:
             parts.append(f"timestep {self.timestep}")
         if self.sequence is not None:

@@ -72,6 +72,8 @@ class Profile:
         curves: the lagged gradients of every anchor of every sequence ``(curve, lag)``, each starting at 1, NaN past its reach,
             inf where the gradient is not finite.
         inexact_reason: None if the figures are exact.
+        layers: of the module.
+        truncated: whether a state came in whose past is cut off, as in truncated backpropagation through time.
     """
 
     module: str
@@ -88,6 +90,13 @@ class Profile:
     direct: Floats | None
     curves: Floats
     inexact_reason: str | None = None
+    layers: int = 1
+    truncated: bool = False
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """Module, layer and direction."""
+        return self.module, self.layer, self.direction
 
     def scaled(self, factor: float) -> Profile:
         """The profile of a loss ``factor`` times as large. Ratios stay as they are."""

@@ -103,12 +103,32 @@ class Browser:
 
     def press(self, key: str, code: int) -> None:
         """Press and release one key, by its DOM name and its Windows key code."""
+        typed = {"text": "\r"} if key == "Enter" else {}  # a button listens to what was typed
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **typed)
 
-    def screenshot(self, path: Path) -> Path:
-        """Save the whole page, not only what fits the window."""
-        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    def point(self, element: str) -> tuple[float, float]:
+        """Bring an element, given by a JavaScript expression, into sight and move the mouse to its middle; where that is."""
+        found = f"(e => {{ e.scrollIntoView({{block: 'center'}}); return e.getBoundingClientRect() }})({element})"
+        x, y = self.run(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({found})")
+        for place in (x - 1, x):  # a mouse that never moved is nowhere
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=place, y=y)
+        return x, y
+
+    def click(self, element: str) -> None:
+        """Press and release the left button over an element, given by a JavaScript expression."""
+        x, y = self.point(element)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def screenshot(self, path: Path, *, of: str | None = None) -> Path:
+        """Save the whole page, not only what fits the window; or the element that a JavaScript expression gives, with a margin."""
+        options: dict[str, Any] = {}
+        if of is not None:
+            box = self.run(f"(b => [b.x, b.y + scrollY, b.width, b.height])(({of}).getBoundingClientRect())")
+            x, y, width, height = box
+            options = {"clip": {"x": x - 12, "y": y - 12, "width": width + 24, "height": height + 24, "scale": 1}}
+        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, **options)
         path.write_bytes(base64.b64decode(answer["data"]))
         return path
 

@@ -40,6 +40,7 @@ def profile(
         epoch=step // 200,
         batch_idx=step % 200,
         micro_batch=0,
+        loss=loss_at(step),
         call=0,
         module=module,
         kind=kind,
@@ -61,6 +62,11 @@ def profile(
         horizon_censored=not below,
         growth_rate=rate,
     )
+
+
+def loss_at(step: int) -> float:
+    """A loss that falls from 3 towards 1."""
+    return 1 + 2 / (1 + step / 50)
 
 
 def write_run(
@@ -133,6 +139,7 @@ def _optimizer_step(writer: RunLogWriter, step: int, rng: random.Random, *, skip
             clip_threshold=2.0 if step >= 10 else None,
             clip_coefficient=2.0 / norm if clipped else 1.0,
             clipped_norm=2.0 if clipped else norm,
+            loss=loss_at(step),
             skipped=skip,
         )
     )

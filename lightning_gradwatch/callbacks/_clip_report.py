@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_gradwatch.callbacks._clip_state import ClipState
 from lightning_gradwatch.callbacks._clip_step import Outcome
-from lightning_gradwatch.callbacks._compat import Trainer, logged_step, rank_zero_warn
+from lightning_gradwatch.callbacks._compat import Trainer, logged_step, rank_zero_warn, show_in_progress_bar
 from lightning_gradwatch.callbacks.run_folder import close_run_log, open_run_log, run_id_of
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.runlog.schema import StepRecord
@@ -21,13 +21,16 @@ class ClipReport:
     Args:
         on_event: called with each event; an exception in it is said once.
         logging: whether to write to the Trainer's loggers.
+        progress_bar: whether to show the last step's coefficient there.
     """
 
-    def __init__(self, on_event: Callable[[Event], None] | None, logging: bool) -> None:
+    def __init__(self, on_event: Callable[[Event], None] | None, logging: bool, progress_bar: bool = False) -> None:
         self.on_event = on_event
-        self.logging = logging
+        self.logging, self.progress_bar = logging, progress_bar
+        self._last = ""
         self.events: list[Event] = []
         self.batch_idx: int | None = None
+        self.loss: float | None = None  # of the step at hand
         self.run_log: RunLogWriter | None = None
         self.run_dir: Path | None = None
         self.run_id: str | None = None
@@ -38,7 +41,7 @@ class ClipReport:
     def open(self, trainer: Trainer, dirpath: str | Path | None, owner: object) -> None:
         """Begin a fit. A collective."""
         self.events, self.batch_idx, self._pending = [], None, {}
-        self._warned = set()
+        self._warned, self._last = set(), ""
         self.run_log = open_run_log(trainer, dirpath, owner=owner, run_id=self.run_id)
         self.run_id = run_id_of(trainer, dirpath)
         self.run_dir = None if self.run_log is None else self.run_log.folder
@@ -50,6 +53,7 @@ class ClipReport:
 
     def step(self, trainer: Trainer, index: int, outcome: Outcome, state: ClipState, *, skipped: bool = False) -> None:
         """Write one optimizer step to the run log, and keep it for the loggers where it is their turn."""
+        self._last = "skipped" if skipped else f"{outcome.decision.coefficient:.3g}"
         if self.run_log is not None:
             self.run_log.step(
                 StepRecord(
@@ -59,6 +63,7 @@ class ClipReport:
                     clip_threshold=outcome.decision.threshold,
                     clip_coefficient=outcome.decision.coefficient,
                     clipped_norm=outcome.clipped_norm,
+                    loss=self.loss,
                     skipped=skipped,
                 )
             )
@@ -83,6 +88,8 @@ class ClipReport:
         Args:
             through_time: asked only when its turn has come, since it waits for the device.
         """
+        if self.progress_bar and self._last:
+            show_in_progress_bar(trainer, {"clip": self._last})
         pending, self._pending = self._pending, {}
         if pending:
             share = through_time()

@@ -87,6 +87,11 @@ class OptimizerState:
         self.patterns = {pattern: ClipState(copy_of(policy)) for pattern, policy in policies.items()}
         self.excluded = ClipState(None)
 
+    def policies(self) -> list[Policy]:
+        """The policies, in an order that stays."""
+        states = (self.rest, *self.patterns.values())
+        return [state.policy for state in states if state.policy is not None]
+
     def state_dict(self) -> dict[str, Any]:
         """The state of each."""
         patterns = {pattern: state.state_dict() for pattern, state in self.patterns.items()}

@@ -41,16 +41,24 @@ class Outcome:
     clipped_norm: float
 
 
-def measure(parts: Sequence[Part], *, deferring: bool) -> list[Measured]:
-    """Norms of all parts; those whose policy works on tensors are clipped on the way, unless another is to clip."""
+def measure(
+    parts: Sequence[Part], *, deferring: bool, loss: Tensor | None = None
+) -> tuple[list[Measured], float | None]:
+    """Norms of all parts, and the loss, which is read beside them; where a policy works on tensors, it clips them on the way.
+
+    Args:
+        parts: of one optimizer.
+        deferring: another is to clip.
+        loss: a scalar.
+    """
     readings = [_launch(part, deferring=deferring) for part in parts]
-    values = iter(read([scalar for reading in readings for scalar in reading.values()]))
+    scalars = [scalar for reading in readings for scalar in reading.values()]
+    values = iter(read(scalars if loss is None else [*scalars, loss]))
     measured = [Measured(**{name: next(values) for name in reading}) for reading in readings]
-    if not any(math.isinf(m.norm) for m in measured):
-        return measured
-    return [
-        _settle(p, m, deferring=deferring) if math.isinf(m.norm) else m for p, m in zip(parts, measured, strict=True)
-    ]
+    if any(math.isinf(m.norm) for m in measured):
+        both = zip(parts, measured, strict=True)
+        measured = [_settle(p, m, deferring=deferring) if math.isinf(m.norm) else m for p, m in both]
+    return measured, next(values, None)
 
 
 def clip(part: Part, measured: Measured, *, deferring: bool) -> Outcome:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+    from lightning.pytorch.plugins import MixedPrecision
     from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 else:
 
@@ -35,6 +37,7 @@ else:
     LightningModule = _pl.LightningModule
     Trainer = _pl.Trainer
     seed_everything = _pl.seed_everything
+    MixedPrecision = importlib.import_module(f"{_name}.plugins").MixedPrecision
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
     _rank_zero = importlib.import_module(f"{_name}.utilities.rank_zero")
     rank_zero_info, rank_zero_warn = _rank_zero.rank_zero_info, _rank_zero.rank_zero_warn
@@ -48,10 +51,12 @@ __all__ = [
     "LightningDataModule",
     "LightningModule",
     "MisconfigurationException",
+    "MixedPrecision",
     "Trainer",
     "rank_zero_info",
     "rank_zero_warn",
     "seed_everything",
+    "show_in_progress_bar",
 ]
 
 
@@ -61,6 +66,11 @@ def accumulation(trainer: Trainer) -> int:
     Lightning divides by ``accumulate_grad_batches`` in the last, shorter window of an epoch too.
     """
     return int(trainer.accumulate_grad_batches)
+
+
+def show_in_progress_bar(trainer: Trainer, texts: Mapping[str, str]) -> None:
+    """Show texts behind the progress bar, past ``self.log``: no logger, no ``callback_metrics``, no checkpoint sees them."""
+    trainer._logger_connector._progress_bar_metrics.update(texts)  # pyright: ignore[reportPrivateUsage, reportCallIssue, reportArgumentType]
 
 
 def logged_step(trainer: Trainer) -> int:

@@ -11,15 +11,16 @@ from typing import Any, cast
 import torch
 
 from lightning_gradwatch.callbacks._compat import Trainer, logged_step
+from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._sharding import gradients_are_common
 from lightning_gradwatch.callbacks._watch import Step
-from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.events import Event, EventKind, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.runlog.summary import LAST_SAMPLES, summarise
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
-_COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW)
+_COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW, EventKind.STEP_SKIPPED)
 """What follows from the gradients of the parameters: where all ranks see the same ones, rank 0 writes it."""
 
 Place = tuple[str, int, str]
@@ -44,6 +45,8 @@ class Findings:
         self._recent: dict[tuple[Any, ...], deque[dict[str, Any]]] = {}
         self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of all samples, not the recent ones only
         self._warned = False
+        self.figures: Figures | None = None
+        self.shortest: dict[str, Any] | None = None  # horizon of the last sampled step
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "trainer": None, "log": None}
@@ -51,20 +54,27 @@ class Findings:
     def take_profiles(self, found: list[Profile], step: Step) -> None:
         """The profiles of a sampled step."""
         scalars: dict[str, float] = {}
+        records: list[dict[str, Any]] = []
+        loss = step.loss_value()
         for profile in found:
             record = {
                 "step": step.moment.step,
                 "epoch": step.moment.epoch,
                 "batch_idx": step.moment.batch_idx,
                 "micro_batch": step.micro_batch,
+                "loss": loss,
                 **profile.to_record(keep_sequences=self._keep_sequences),
             }
             if self.log is not None:
                 self.log.profile(cast("Any", record))
             self._remember(profile, record)
+            records.append(record)
             if profile.state == "h":
                 self._accumulate(profile)
                 scalars |= _scalars(profile, record)
+        self.shortest = _shortest(records)
+        if self.figures is not None:
+            self.figures.take(records)
         if self.trainer is not None and scalars:
             for logger in self.trainer.loggers:
                 logger.log_metrics(dict(scalars), step=logged_step(self.trainer))
@@ -94,8 +104,9 @@ class Findings:
         kept = [*self._furthest.values(), *(record for recent in self._recent.values() for record in recent)]
         records = list({id(record): record for record in kept}.values())
         lines = ["GradWatch: how far the gradient reaches back through time"]
-        lines += [f"  {layer.line}" for layer in summarise(records, [event.to_record() for event in self.events])]
-        count = len(self.events)
+        events = [event.to_record() for event in self.events]
+        lines += [f"  {layer.line}" for layer in summarise(records, events)]
+        count = sum(not closes_episode(event) for event in events)
         return [*lines, f"  {count} event{'' if count == 1 else 's'}."]
 
     def _remember(self, profile: Profile, record: dict[str, Any]) -> None:
@@ -111,6 +122,12 @@ class Findings:
         self.lagged[key].update(torch.from_numpy(profile.lagged()))
         median, largest = profile.total_median(), profile.total_max()
         self.totals[key].update(torch.from_numpy(median), torch.from_numpy(largest))
+
+
+def _shortest(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The record of the shortest horizon; one that the sequence cut off is longer than any."""
+    known = [record for record in records if record["state"] == "h" and record["horizon"] is not None]
+    return min(known, key=lambda record: (record["horizon_censored"], record["horizon"]), default=None)
 
 
 def _reach(record: Mapping[str, Any] | None) -> float:

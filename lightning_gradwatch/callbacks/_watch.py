@@ -14,8 +14,10 @@ from lightning_gradwatch.detect import (
     LoopPlaces,
     NormJumpDetector,
     Place,
+    ScaleSearch,
     SweptCall,
     VanishingDetector,
+    bad_weight,
     locate_nonfinite,
 )
 from lightning_gradwatch.events import Event, EventKind, Moment
@@ -32,6 +34,7 @@ from lightning_gradwatch.recurrent import (
 )
 from lightning_gradwatch.recurrent.discover import Discovery, plain_name, scripted
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
+from lightning_gradwatch.recurrent.sweep import CHUNK
 
 Call = RecurrentCall | Loop
 
@@ -42,7 +45,7 @@ class Step:
 
     ``windows``: by how much the loss was divided for gradient accumulation; ``scale``: by how much a gradient scaler multiplied it.
     ``complete``: whether the parameters' gradients are those of the whole optimizer step. ``scaled``: whether a gradient
-    scaler is at work.
+    scaler is at work. ``closer``: whether it is sampled only to look closer after an anomaly.
     """
 
     moment: Moment
@@ -52,10 +55,18 @@ class Step:
     scale: Tensor | float
     complete: bool
     scaled: bool
+    loss: Tensor | None = None
+    closer: bool = False
 
     def unscale(self) -> float:
         """By what hidden-state gradients are multiplied to undo both. A host sync where a scaler is at work."""
         return self.windows / float(self.scale)
+
+    def loss_value(self) -> float | None:
+        """The loss as the training step returned it. A host sync: for sampled steps."""
+        if self.loss is None or self.loss.numel() != 1:
+            return None
+        return float(self.loss.detach()) * self.unscale()
 
 
 @dataclass(slots=True)
@@ -79,6 +90,10 @@ class Watch:
         anchors: of each lagged profile.
         on_profiles: told the profiles of a sampled step.
         on_event: told each event.
+
+    Attributes:
+        suspicious: whether something out of the ordinary was seen, so that the next steps are worth a closer look; whoever samples
+            them clears it.
     """
 
     def __init__(
@@ -99,7 +114,9 @@ class Watch:
         self._on_profiles, self._on_event = on_profiles, on_event
         self._jump = NormJumpDetector()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
-        self._nonfinite = self._overflowing = False
+        self._search = ScaleSearch()
+        self.suspicious = self._nonfinite = False
+        self._bad_weights: set[str] = set()
         self._severed: set[str] = set()
         self._pending: list[_Pending] = []
         self._scripted = scripted(model) if find_cells else {}
@@ -128,11 +145,11 @@ class Watch:
         norm = gradient_norm(self._weights, step.scale)
         if norm is not None:
             self._pending.append(_Pending(norm, calls, loss, step))
-        if step.sampled:
-            self._sample(calls, step)
+        self.poll(wait=step.sampled)  # to sample is to wait for the device anyhow
         if norm is None:
+            if step.sampled:
+                self._sample(calls, step)
             _release(calls)
-        self.poll()
 
     def end_step(self) -> bool:
         """Let go of the step. Returns whether cells were found that the next step should sample."""
@@ -174,6 +191,15 @@ class Watch:
             self._judge(pending.norm.value(), pending)
             _release(pending.calls)
 
+    def finish(self, moment: Moment) -> None:
+        """Training is over: judge what is still on its way, look at the weights that the last step left, close the episodes."""
+        self.poll(wait=True)
+        if not self._nonfinite:
+            self._look_at_weights(moment, "After the last step the weight {weight} is {value}.")
+        for detector in (self._jump, self._exploding, self._vanishing):
+            for event in detector.finish(moment):
+                self._on_event(event)
+
     def close(self) -> None:
         """Take the hooks off and let go of everything."""
         for pending in self._pending:
@@ -199,70 +225,114 @@ class Watch:
                 self._severed.add(name)
                 self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
 
-    def _sample(self, calls: list[Call], step: Step) -> None:
-        unscale = step.unscale()
-        found: list[Profile] = []
-        for call in stitch(calls):
-            if isinstance(call, Loop):
-                found += loop_profiles(call, self._max_sequences)
-            else:
-                found += profiles(call, sweep(call, max_sequences=self._max_sequences, anchors=self._anchors))
+    def _sample(self, calls: list[Call], step: Step, *, everything: bool = False) -> None:
+        """Measure the calls, in ``everything`` all sequences; so too where the growth through time turns out to be suspicious."""
+        unscale, stitched = step.unscale(), stitch(calls)
+        found = self._measure(stitched, None if everything else self._max_sequences)
+        if any(self._exploding.suspects(profile) for profile in found):
+            self.suspicious = True
+            found = found if everything else self._measure(stitched, None)
         found = [profile.scaled(unscale) for profile in found]
         self._on_profiles(found, step)
         for profile in found:
-            for event in (self._exploding(profile, step.moment), self._vanishing(profile, step.moment)):
-                if event is not None:
-                    self._on_event(event)
+            self._tell(self._exploding(profile, step.moment))
+            if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
+                self._tell(self._vanishing(profile, step.moment))
+
+    def _measure(self, calls: list[Call], max_sequences: int | None) -> list[Profile]:
+        found: list[Profile] = []
+        for call in calls:
+            if isinstance(call, Loop):
+                found += loop_profiles(call, max_sequences)
+            else:
+                swept = sweep(
+                    call, max_sequences=max_sequences, anchors=self._anchors, chunk=_chunk(call, max_sequences)
+                )
+                found += profiles(call, swept)
+        return found
 
     def _judge(self, norm: float, pending: _Pending) -> None:
+        """Judge a step by its norm. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""
         step = pending.step
-        if not math.isfinite(norm):
-            self._find_nonfinite(pending)
-            return
-        self._nonfinite = self._overflowing = False
-        bound = self._jump(norm) if step.complete else None
-        if bound is not None:
-            self._on_event(self._jump.event(norm, bound, step.moment))
-            if not step.sampled:
-                self._sample(pending.calls, step)
+        finite = math.isfinite(norm)
+        begins = self._is_jump(norm, step) if finite else self._find_nonfinite(pending)
+        self.suspicious |= begins
+        if step.sampled or begins:
+            self._sample(pending.calls, step, everything=begins)
+        if step.sampled and finite:
+            self._look_at_weights(
+                step.moment,
+                "The weight {weight} is {value}, though every state and gradient is finite: what it enters is saturated, and no longer "
+                "learns.",
+            )
 
-    def _find_nonfinite(self, pending: _Pending) -> None:
-        """Look for where it began; once an episode, which a finite step ends."""
+    def _is_jump(self, norm: float, step: Step) -> bool:
+        """Take in a finite norm. Returns whether a jump begins with it."""
+        if not step.complete:  # the micro-batches to come may still spoil it
+            return False
+        self._nonfinite = False
+        self._search.ended()
+        event = self._jump(norm, step.moment)
+        self._tell(event)
+        return event is not None and event.action is None
+
+    def _find_nonfinite(self, pending: _Pending) -> bool:
+        """Look for where it began; once an episode, which a finite step ends. Returns whether one begins."""
         if self._nonfinite:
-            return
+            return False
         step = pending.step
         loss = None if pending.loss is None else float(pending.loss.detach())
         places = [self._place(call) for call in pending.calls]
         event = locate_nonfinite(places, loss, self._named_parameters(), step.moment)
         if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
-            if not self._overflowing:
-                self._overflowing = True
-                self._on_event(step.moment.event(EventKind.AMP_OVERFLOW, value=float(step.scale), action="skipped"))
+            self._tell(self._search.overflowed(event, float(step.scale), step.moment, complete=step.complete))
+            return False
+        if event is None:  # every entry is finite: only the sum of their squares left float32
+            limit = math.sqrt(torch.finfo(torch.float32).max) / float(step.scale)
+            event = self._jump.overflowed(self._wide_norm(step), limit, step.moment)
+        else:
+            self._nonfinite = True
+            if event.kind != EventKind.NONFINITE_INPUT:
+                for before in self._exploding.confirmed():
+                    self._tell(before)
+        self._tell(event)
+        return event is not None
+
+    def _look_at_weights(self, moment: Moment, message: str) -> None:
+        """Tell a recurrent module's weight that is not finite; each once."""
+        own = {id(weight) for weight in self._weights if weight.requires_grad}
+        named = [(name, local(weight)) for name, weight in self._named_parameters() if id(weight) in own]
+        found = bad_weight((name, weight) for name, weight in named if name not in self._bad_weights)
+        if found is None:
             return
-        if event is None:
-            event = self._overflowed(step)
-        self._nonfinite = True
-        self._on_event(event)
-        if not step.sampled:
-            self._sample(pending.calls, step)
+        name, entry, value, _ = found
+        self._bad_weights.add(name)
+        self._tell(
+            moment.event(
+                EventKind.NONFINITE_STATE,
+                parameter=name,
+                value=value,
+                message=message.format(weight=f"{name}[{entry}]", value=value),
+                remedy="An optimizer step made it so: go back to a checkpoint from before it, and look at the learning rate and at "
+                "the optimizer's state.",
+            )
+        )
+
+    def _tell(self, event: Event | None) -> None:
+        if event is not None:
+            self._on_event(event)
 
     def _place(self, call: Call) -> Place:
         if isinstance(call, Loop):
             return LoopPlaces(call)
         module = self.capture.modules[call.module]
         names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
-        return SweptCall(call, sweep(call, anchors=0, max_sequences=None), names)
+        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names)
 
-    def _overflowed(self, step: Step) -> Event:
-        """Every entry is finite: only the sum of their squares left float32."""
+    def _wide_norm(self, step: Step) -> float:
+        """The norm of the recurrent modules' gradients, in float64."""
         norms = [local(weight.grad).double().norm() for weight in self._weights if weight.grad is not None]
-        bound = self._jump.bound()
-        return step.moment.event(
-            EventKind.EXPLODING_GRADIENT,
-            value=float(torch.stack(norms).norm() / step.scale),
-            threshold=bound if bound is not None else math.sqrt(torch.finfo(torch.float32).max),
-            detail="It is that of the recurrent modules' gradients; the sum of its squares overflows float32.",
-        )
+        return float(torch.stack(norms).norm() / step.scale)
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         watched = [
@@ -275,6 +345,12 @@ class Watch:
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
 """Under a loss scale, gradients that overflow behind a finite loss and finite states are the scaler's search."""
+
+
+def _chunk(call: RecurrentCall, max_sequences: int | None) -> int:
+    """Timesteps that a sweep holds at once: fewer where it takes all of a large batch, so that it needs no more memory."""
+    batch = call.h_n.shape[1] if call.h_n.dim() == 3 else 1
+    return CHUNK if max_sequences is not None else max(CHUNK * 64 // max(batch, 64), 16)
 
 
 def _release(calls: list[Call]) -> None:

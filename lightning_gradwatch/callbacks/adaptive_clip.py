@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.callbacks._amp import active_scaler, scaler_will_skip, unscale_once
+from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale, scaler_will_skip, unscale_once
 from lightning_gradwatch.callbacks._clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
 from lightning_gradwatch.callbacks._clip_parts import Part, Parts
 from lightning_gradwatch.callbacks._clip_report import ClipReport
@@ -22,6 +22,7 @@ from lightning_gradwatch.callbacks._compat import (
     LightningModule,
     MisconfigurationException,
     Trainer,
+    accumulation,
     rank_zero_warn,
 )
 from lightning_gradwatch.callbacks._conflict import other_clipping, unsupported_strategy
@@ -61,7 +62,7 @@ class AdaptiveClip(Callback):
     ==============================  ===========================================================  ========================
 
     They are those of the parameters under ``policy``; of all that are clipped, where every one has a policy of its own.
-    ``policies={"encoder.*": …}`` adds all but the last again as ``gradwatch/encoder/grad_norm`` and so on, with what is not
+    ``policies={"encoder.*": …}`` adds all but the last two again as ``gradwatch/encoder/grad_norm`` and so on, with what is not
     a letter, digit, dash or dot made ``_``; ``exclude`` adds ``gradwatch/excluded/grad_norm``. An inf or NaN anywhere
     concerns the whole step.
 
@@ -95,6 +96,7 @@ class AdaptiveClip(Callback):
         dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event. An exception in it is said once and harms nothing.
         log: whether to write to the Trainer's loggers.
+        progress_bar: show the last step's clip coefficient in the progress bar; 1 is untouched.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class AdaptiveClip(Callback):
         dirpath: str | Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         log: bool = True,
+        progress_bar: bool = False,
     ) -> None:
         self._parts = Parts(policy, exclude, policies)
         _require_one_of("on_nonfinite", on_nonfinite, ACTIONS)
@@ -123,10 +126,11 @@ class AdaptiveClip(Callback):
         self.on_conflict = on_conflict
         self.max_successive_skips = max_successive_skips
         self.dirpath = dirpath
-        self._report = ClipReport(on_event, log)
+        self._report = ClipReport(on_event, log, progress_bar)
         self._through_time = HeldThroughTime(clip_through_time, omega)
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
+        self._loss: Tensor | None = None
         self._acting = True
         self._deferring = False
 
@@ -187,8 +191,16 @@ class AdaptiveClip(Callback):
         self._through_time.begin_batch()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Note the scale of the loss for what bounds its gradient through time."""
+        """Keep the loss, without the scale and the division for accumulation, to be read together with the norm; note the scale
+        for what bounds its gradient through time.
+        """
         self._through_time.before_backward(trainer, pl_module)
+        self._loss = None
+        if self._acting and loss.numel() == 1:
+            windows = accumulation(trainer) if pl_module.automatic_optimization else 1
+            with torch.no_grad():
+                factor = windows / loss_scale(trainer)
+                self._loss = loss.detach() if isinstance(factor, float) and factor == 1.0 else loss.detach() * factor
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, decide, act."""
@@ -237,9 +249,13 @@ class AdaptiveClip(Callback):
         """Keep the state for the fit that follows."""
         self._restored, self._report.run_id = state_dict["optimizers"], state_dict["run_id"]
 
+    def policies_in_use(self) -> list[list[ClipPolicy | TensorPolicy]]:
+        """Of each optimizer the policies that hold a state of this fit."""
+        return [self._states[index].policies() for index in sorted(self._states)]
+
     def __getstate__(self) -> dict[str, Any]:
         # Lightning binds the module's `log` and `log_dict` to each callback; the module would come along.
-        return {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
+        return {**{k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}, "_loss": None}
 
     @property
     def _nonfinite(self) -> NonFinite:
@@ -261,7 +277,8 @@ class AdaptiveClip(Callback):
         parts = self._parts.of(module, optimizer, state)
         if not parts:
             return
-        measured = measure(parts, deferring=self._deferring)
+        measured, self._report.loss = measure(parts, deferring=self._deferring, loss=self._loss)
+        self._loss = None
         norm = whole_norm(measured)
         if self._nonfinite.concerns(norm):
             if scaler is not None and scaler_will_skip(scaler, optimizer):

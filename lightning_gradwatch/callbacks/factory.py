@@ -14,6 +14,10 @@ variable                              argument of ``GradWatch``             defa
 ``GRADWATCH_KEEP_SEQUENCES``          ``keep_sequences``: ``0`` or ``1``    0
 ``GRADWATCH_DIRPATH``                 ``dirpath``                           the Trainer's
 ``GRADWATCH_SUMMARY``                 ``summary``: ``0`` or ``1``           1
+``GRADWATCH_PROGRESS_BAR``            ``progress_bar``: ``0`` or ``1``      0
+``GRADWATCH_FIGURES``                 ``figures``: ``0`` or ``1``           0
+``GRADWATCH_ON_ANOMALY``              ``on_anomaly``: ``warn`` and so on    none
+``GRADWATCH_BUNDLES``                 ``bundles``: how many               none
 ====================================  ====================================  =========
 
 A script that has a GradWatch of its own keeps it, and none is added to it.
@@ -92,6 +96,19 @@ def _patterns(_: str, value: str) -> str | list[str]:
     return "auto" if value == "auto" else [pattern.strip() for pattern in value.split(",") if pattern.strip()]
 
 
+def _response(variable: str, value: str) -> str:
+    known = (
+        "warn",
+        "skip",
+        "stop",
+        "raise",
+        "rollback",
+    )  # as GradWatch has them, which would cost the import of Lightning
+    if value not in known:
+        raise ValueError(f"`{variable}` must be one of {', '.join(known)}; found {value!r}. Unset it to observe only.")
+    return value
+
+
 def _text(_: str, value: str) -> str:
     return value
 
@@ -104,4 +121,8 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "keep_sequences": _switch,
     "dirpath": _text,
     "summary": _switch,
+    "progress_bar": _switch,
+    "figures": _switch,
+    "on_anomaly": _response,
+    "bundles": _count,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale
+from lightning_gradwatch.callbacks._bundle import target_of
 from lightning_gradwatch.callbacks._compat import (
     Callback,
     LightningModule,
@@ -21,8 +23,12 @@ from lightning_gradwatch.callbacks._compat import (
     logged_step,
     rank_zero_info,
     rank_zero_warn,
+    show_in_progress_bar,
 )
+from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._findings import Findings
+from lightning_gradwatch.callbacks._reactions import Options, Reactions
+from lightning_gradwatch.callbacks._responses import AnomalyError, Response
 from lightning_gradwatch.callbacks._sampling import Sampling
 from lightning_gradwatch.callbacks._sharding import out_of_reach
 from lightning_gradwatch.callbacks._watch import Call, Step, Watch
@@ -32,6 +38,8 @@ from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.recurrent.discover import describe, discover
 
 P = ParamSpec("P")
+
+__all__ = ["AnomalyError", "GradWatch"]
 
 
 def _harmless(hook: Callable[Concatenate[GradWatch, P], None]) -> Callable[Concatenate[GradWatch, P], None]:
@@ -57,8 +65,8 @@ def _harmless(hook: Callable[Concatenate[GradWatch, P], None]) -> Callable[Conca
 class GradWatch(Callback):
     """Measures how the gradient flows through time in every recurrent module of a model, and reports what goes wrong.
 
-    It only observes: with it and without it, training is the same to the bit. The first step and then every
-    ``every_n_steps``-th is measured in full; in between, one small reduction a step notices what is out of the ordinary.
+    It only observes: with it and without it, training is the same to the bit, until ``on_anomaly`` has it act. The first step
+    and then every ``every_n_steps``-th is measured in full; in between, one small reduction a step notices what is out of the ordinary.
 
     Logged, on sampled steps, under ``gradwatch/<module>/l<layer>[r]/`` (``r``: reverse direction), all of the hidden state h:
 
@@ -81,6 +89,19 @@ class GradWatch(Callback):
         dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event; an error in it is a warning.
         summary: say at the end of fit, in a few lines, what was found.
+        progress_bar: show the shortest horizon of the last sampled step, beside the sequence length, in the progress bar.
+        figures: at the end of each epoch, hand figures to the loggers that take them. Needs the extra ``report``.
+        on_anomaly: what to do at a critical event, or a gradient that is not finite, on any rank; None only observes.
+            ``warn``; ``skip`` the optimizer step; ``stop`` skips and ends training; ``raise`` an :class:`AnomalyError`;
+            ``rollback`` skips and puts weights, optimizers, schedules, gradient scaler and AdaptiveClip's policies back to the
+            last good state kept in memory, and training goes on with the next batch. Until an anomaly happens, none of them
+            changes the training.
+        max_responses: after so many in succession (steps skipped; ways back to one state) training is stopped, ≥ 1.
+        snapshot_every_n_steps: with ``rollback``, optimizer steps from one copy of the state to the next, ≥ 1. Two copies are kept
+            in the CPU's memory.
+        bundles: how many critical events of a run get a bundle, from which ``gradwatch replay`` repeats the step; 0 is none. They lie
+            in ``bundles`` in the run log's folder.
+        bundle_mib: a bundle larger than this many MiB is not written, ≥ 1.
         enabled: False switches everything off.
 
     Attributes:
@@ -104,7 +125,14 @@ class GradWatch(Callback):
         dirpath: str | Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         summary: bool = True,
+        progress_bar: bool = False,
+        figures: bool = False,
         enabled: bool = True,
+        on_anomaly: Response | None = None,
+        max_responses: int = 10,
+        snapshot_every_n_steps: int = 50,
+        bundles: int = 0,
+        bundle_mib: int = 1024,
     ) -> None:
         super().__init__()
         _at_least_one("every_n_steps", every_n_steps, "Use GradWatch(enabled=False) to switch it off.")
@@ -118,18 +146,27 @@ class GradWatch(Callback):
         self.modules, self.every_n_steps = modules, every_n_steps
         self.max_sequences, self.anchors, self.keep_sequences = max_sequences, anchors, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
+        self.progress_bar, self.figures = progress_bar, figures
+        self.on_anomaly: Response | None = on_anomaly
+        self.max_responses, self.snapshot_every_n_steps = max_responses, snapshot_every_n_steps
+        self.bundles, self.bundle_mib = bundles, bundle_mib
         self._resumed: str | None = None  # the run that the next fit continues
         self._reset()
+
+    def _options(self) -> Options:
+        return Options(self.on_anomaly, self.max_responses, self.snapshot_every_n_steps, self.bundles, self.bundle_mib)
 
     def _reset(self) -> None:
         self.run_dir: Path | None = None
         self._run_id: str | None = None
         self._found = Findings(self.keep_sequences, self.on_event)
+        self._found.figures = Figures() if self.figures else None
         self._watch: Watch | None = None
         self._loss: Tensor | None = None
         self._moment = Moment(0)
         self._hidden = False
         self._sampling = Sampling(self.every_n_steps)
+        self._reactions = Reactions(self._options())
 
     @property
     def events(self) -> list[Event]:
@@ -159,6 +196,7 @@ class GradWatch(Callback):
         self._found.trainer, self._found.log = trainer, log
         self._resumed, self._run_id = None, run_id_of(trainer, self.dirpath)
         self.run_dir = log.folder if log else None
+        self._reactions.respond(trainer, modules, self._found.take_event)
         self._begin(trainer, pl_module, modules)
 
     @_harmless
@@ -177,7 +215,10 @@ class GradWatch(Callback):
         if self._found.log is not None:
             names = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")
             config = {name: getattr(self, name) for name in names}
-            self._found.log.meta({"config": {"GradWatch": config}, "modules": describe(modules)})
+            acting = {name: getattr(self, name) for name in ("on_anomaly", "bundles") if getattr(self, name)}
+            self._found.log.meta({"config": {"GradWatch": config | acting}, "modules": describe(modules)})
+            self._found.log.meta({"model": target_of(pl_module)})
+            self._reactions.keep_bundles(self._found.log.folder, trainer.global_rank, config)
 
     def _say_hidden(self, trainer: Trainer, hidden: Mapping[str, str]) -> None:
         self._hidden = bool(hidden)
@@ -192,15 +233,20 @@ class GradWatch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found; take the hooks off."""
         self._conclude()
-        self._close()
+        self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the hooks off whatever ended the fit."""
-        self._close()
+        self._leave()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the hooks off if nothing before did."""
+        self._leave()
+
+    def _leave(self) -> None:
         self._close()
+        # Not before the fit ends: an error of our own on one rank must not leave the others waiting for its decision.
+        self._reactions = Reactions(self._options())
 
     def _close(self) -> None:
         watch, self._watch = self._watch, None
@@ -211,35 +257,48 @@ class GradWatch(Callback):
         if self._found.trainer is not None:
             close_run_log(self._found.trainer, owner=self)
         self._found.log = self._found.trainer = self._loss = None
+        self._reactions.end_watching()
 
     @_harmless
     def _conclude(self) -> None:
         watch = self._watch
         if watch is None:
             return
-        watch.poll(wait=True)
+        watch.finish(self._moment)
         for name, reason in watch.unobserved():
             self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
         if self.summary:
             lines = self._found.summary()
-            rank_zero_info("\n".join(lines) + (f" Run log: {self.run_dir}" if self.run_dir else ""))
+            where = (
+                f" Run log: {self.run_dir}\n  Look at it with gradwatch report, at the events with gradwatch events."
+            )
+            told = "\n".join(lines) + (where if self.run_dir else "")
+            rank_zero_info("\n".join([told, *self._reactions.hint()]))
 
     # ------------------------------------------------------------------ one step
 
-    @_harmless
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to keep the calls of this step."""
+        self._reactions.begin_batch(trainer, pl_module)
+        self._begin_batch(trainer, pl_module, batch, batch_idx)
+        self._moment = Moment(trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank)
+
+    @_harmless
+    def _begin_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._watch is None:
             return
         self._watch.poll()
         self._watch.capture.begin()
-        self._moment = Moment(trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank)
+        self._reactions.keep_start(trainer, pl_module, batch, batch_idx)
 
     @_harmless
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Keep a reference to the loss until its gradients have arrived; follow it through loops on a sampled step."""
         if self._watch is not None:
-            self._look(trainer, pl_module)  # what a raw ``loss.backward()`` before this one left
+            if pl_module.automatic_optimization:
+                self._watch.capture.forget_gradients()  # what ``autograd.grad`` sent in the forward is none of this loss's
+            else:
+                self._look(trainer, pl_module)  # what a raw ``loss.backward()`` before this one left
             self._loss = loss
             self._watch.before_backward(loss, self._step(trainer, pl_module, self._watch.capture.calls))
 
@@ -248,21 +307,33 @@ class GradWatch(Callback):
         """Look at the calls whose gradients have arrived."""
         self._look(trainer, pl_module)
 
-    @_harmless
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at what a raw ``loss.backward()`` left, while the weights are still those of its forward."""
+        """Look at what a raw ``loss.backward()`` left, while the weights are still those of its forward; respond."""
         if not pl_module.automatic_optimization:
-            self._look(trainer, pl_module)
+            self._look_again(trainer, pl_module)
+        self._reactions.before_step(trainer, pl_module, optimizer, self._moment)
 
     @_harmless
+    def _look_again(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at what backward passes outside Lightning's left, and let go of the step."""
+        self._end_batch(trainer, pl_module)
+        self._reactions.end_batch(trainer, pl_module, self._moment)
+
+    @_harmless
+    def _end_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._watch is None:
             return
         self._look(trainer, pl_module)
         self._watch.end_step()
+        shortest = self._found.shortest
+        if self.progress_bar and shortest is not None:
+            cut = "≥" if shortest["horizon_censored"] else ""
+            show_in_progress_bar(trainer, {"horizon": f"{cut}{shortest['horizon']}/{shortest['timesteps']}"})
         if self._watch.has_nothing() and not self._hidden:
             self._close()
             rank_zero_warn(
@@ -270,28 +341,44 @@ class GradWatch(Callback):
                 "model and watches nothing. Take it out, or mark the hidden states with tap().",
             )
 
+    @_harmless
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hand the figures to the loggers."""
+        if self._found.figures is not None and trainer.is_global_zero:
+            self._found.figures.draw(trainer)
+
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._watch is None:
             return
         loss, self._loss = self._loss, None
         arrived = [call for call in self._watch.capture.calls if call.has_gradient()]
-        step = self._step(trainer, pl_module, arrived, raw=loss is None)
+        step = replace(self._step(trainer, pl_module, arrived, raw=loss is None), loss=loss)
         if step.sampled:
             self._sampling.note((call.module for call in arrived), self._now(trainer))
         self._watch.after_backward(loss, step)
+        if self._watch.suspicious:
+            self._watch.suspicious = False
+            self._sampling.look_closer(self._now(trainer))
+        if self._reactions.wanted:
+            self._watch.poll(wait=True)  # on a GPU the norm is on its way: only who acts has to wait for it
+            self._reactions.see(self.events, trainer, pl_module)
 
     def _step(self, trainer: Trainer, pl_module: LightningModule, calls: Sequence[Call], *, raw: bool = False) -> Step:
         """What is known of a backward pass through ``calls``; a ``raw`` one went past Lightning, which scaled nothing."""
         automatic = pl_module.automatic_optimization
         windows = accumulation(trainer) if automatic else 1
+        modules = [call.module for call in calls]
+        due = self._sampling.due(modules, self._now(trainer), again=not automatic)
+        closer = not due and self._sampling.is_closer(modules, self._now(trainer))
         return Step(
             moment=self._moment,
             micro_batch=(self._moment.batch_idx or 0) % windows,
-            sampled=self._sampling.due((c.module for c in calls), self._now(trainer), again=not automatic),
+            sampled=due or closer,
             windows=windows,
             scale=1.0 if raw else loss_scale(trainer),
             complete=not (automatic and trainer.fit_loop._should_accumulate()),  # pyright: ignore[reportPrivateUsage]
             scaled=not raw and active_scaler(trainer) is not None,
+            closer=closer,
         )
 
     def _now(self, trainer: Trainer) -> tuple[int, int | None]:

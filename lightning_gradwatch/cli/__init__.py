@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import NoReturn
 
-_SUBCOMMANDS = ("demo", "report", "events", "watch", "check", "replay")
+_SUBCOMMANDS = ("demo", "report", "events", "explain", "watch", "check", "replay")
 """In the order of the help; those whose file is there are offered. Only the chosen one may import what costs time."""
 
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     first = grave[0]
     what = plain(f"{first['kind']}, {first['message'] or 'no message'}")
-    print(f"failed: {said}; the first at step {first['step']}: {what}")
+    print(f"failed: {said}; the first at step {first['step']}: {what} (gradwatch events {args.path} says what to do)")
     return 1
 
 

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     if len(chosen) == len(found.event_records):
         print_summary(found)
     print_events(chosen)
+    for bundle in sorted(found.path.glob("bundles/*.pt")):
+        print(f"To repeat a step: gradwatch replay {bundle} --module {found.meta.get('model') or 'MODULE:CLASS'}")
     return 0
 
 

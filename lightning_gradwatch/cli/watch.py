@@ -42,16 +42,15 @@ def run(args: argparse.Namespace) -> int:
         locate(args.path)
         console.print(_picture(follower, width=console.width))
         return 0
-    picture = None
     try:
         with require("rich.live").Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                picture = _picture(follower, width=console.width, height=console.height)
-                live.update(picture, refresh=True)
+                live.update(_picture(follower, width=console.width, height=console.height), refresh=True)
                 time.sleep(args.interval)
                 follower.poll()
     except KeyboardInterrupt:
-        console.print(picture)  # the other screen took its picture with it
+        # The other screen took its picture with it; two lines less leave room for the prompt.
+        console.print(_picture(follower, width=console.width, height=console.height - 2))
     return 0
 
 

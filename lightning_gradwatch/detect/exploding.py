@@ -1,23 +1,49 @@
-"""A gradient that grows on its way back through time."""
+"""A gradient that grows on its way back through time, more than it ordinarily does in this run."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable
+
 import numpy as np
 
+from lightning_gradwatch.detect.baseline import Baseline
+from lightning_gradwatch.detect.episode import Episodes
+from lightning_gradwatch.detect.remedy import exploding_remedy
 from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.profile import HORIZON_RATIO, Profile, growth_rate
 
-EXPLODING_FACTOR = 100.0
-"""A lagged gradient more than this many times that at lag 0 is exploding."""
+EXPLODING_FACTOR = 1 / HORIZON_RATIO
+"""Growth under this is none that counts: the mirror image of the 1 % under which a gradient counts as gone."""
+
+WINDOW = 32
+"""Sampled steps that the baseline remembers."""
+
+HISTORY = 16
+"""Sampled steps before growth is held against the run's own, and no longer against the floor alone."""
+
+SPREAD = 8.0
+"""Robust standard deviations of the log growth that an ordinary sample stays within."""
+
+LEAST_FACTOR = 10.0
+"""However even a run is, less than this many times its ordinary growth is ordinary."""
+
+EVIDENCE = 2.0
+"""Two samples in a row over the bound; or one whose growth is the bound's square."""
+
+CALM_SAMPLES = 2
+"""An episode ends after so many samples in a row whose growth is under the square root of the bound."""
 
 
 class ExplodingDetector:
-    """Reports a layer's gradient when it grows more than ``factor``-fold through time; once an episode.
+    """Reports a layer whose gradient grows through time beyond what is ordinary in this run; one event an episode.
 
-    An episode ends when a sampled step finds the growth under a tenth of ``factor``.
+    The growth of a sample is the largest value of its lagged gradient, dimensionless. The bound is learned for each place from the
+    samples that were quiet, and never lies under ``factor``. A sample over the bound adds log growth/log bound to the evidence, one
+    under it clears it, and an episode begins at 2: so no single odd batch makes an event, unless it is beyond doubt.
 
     Args:
-        factor: dimensionless, > 1.
+        factor: the least bound, dimensionless, > 1.
 
     Raises:
         ValueError: ``factor`` is not over 1.
@@ -25,30 +51,110 @@ class ExplodingDetector:
 
     def __init__(self, factor: float = EXPLODING_FACTOR) -> None:
         if not factor > 1:
-            raise ValueError(f"`factor` must be > 1; found {factor}. The default is {EXPLODING_FACTOR}.")
+            raise ValueError(f"`factor` must be > 1; found {factor}. The default is {EXPLODING_FACTOR:g}.")
         self.factor = factor
-        self._episodes: set[tuple[str, int, str]] = set()
+        self._ordinary: dict[Hashable, Baseline] = {}
+        self._evidence: dict[Hashable, float] = {}
+        self._suspected: dict[
+            Hashable, tuple[Event, float]
+        ] = {}  # place → the event of its last sample, if it was over its bound
+        self._episodes = Episodes(CALM_SAMPLES)
+
+    def bound(self, profile: Profile) -> float:
+        """The growth that an ordinary sample of this place stays under."""
+        ordinary = self._ordinary.get((*profile.place, profile.call))
+        learned = None if ordinary is None else ordinary.bound()
+        return self.factor if learned is None else max(self.factor, learned)
+
+    def suspects(self, profile: Profile) -> bool:
+        """Whether this sample is over its bound, whether or not that is enough for an event."""
+        return _growth(profile) > self.bound(profile)
 
     def __call__(self, profile: Profile, moment: Moment) -> Event | None:
-        """The event of a profile of h, if it begins an episode."""
-        lagged = profile.lagged()
-        if profile.state != "h" or not len(lagged) or not np.isfinite(lagged).all():
-            return None  # what is not finite is another detector's to locate
-        key = (profile.module, profile.layer, profile.direction)
-        lag = int(np.argmax(lagged))
-        peak = float(lagged[lag])
-        if peak < self.factor / 10:
-            self._episodes.discard(key)
-        if not peak > self.factor or key in self._episodes:
+        """Take in a profile of h. Returns the event of an episode that begins here, or the record of one that ends here."""
+        growth = _growth(profile)
+        if not 0 < growth < math.inf:
             return None
-        self._episodes.add(key)
-        return moment.event(
-            EventKind.EXPLODING_HIDDEN_GRADIENT,
-            module=profile.module,
-            layer=profile.layer,
-            direction=profile.direction,
-            state="h",
-            value=peak,
-            threshold=self.factor,
-            detail=f"It is largest {lag} timesteps back from the loss, in sequences of {profile.timesteps}.",
-        )
+        bound, place, key = self.bound(profile), profile.place, (*profile.place, profile.call)
+        if self._episodes.is_open(place):
+            return self._episodes.see(place, growth, moment, calm=growth < math.sqrt(bound))
+        if growth <= bound:
+            self._evidence[key] = 0.0
+            self._suspected.pop(place, None)
+            self._ordinary.setdefault(key, _baseline()).remember(growth)
+            return None
+        event = _event(profile, growth, bound, moment)
+        self._evidence[key] = self._evidence.get(key, 0.0) + math.log(growth) / math.log(bound)
+        if self._evidence[key] < EVIDENCE:
+            self._suspected[place] = event, growth
+            return None
+        self._evidence[key] = 0.0
+        return self._begin(place, event, growth)
+
+    def confirmed(self) -> list[Event]:
+        """Numbers stopped being finite: what the last sample made suspicious is beyond doubt, and its episodes begin."""
+        return [self._begin(place, *suspected) for place, suspected in list(self._suspected.items())]
+
+    def _begin(self, place: Hashable, event: Event, growth: float) -> Event:
+        self._suspected.pop(place, None)
+        return self._episodes.begin(place, event, growth)
+
+    def finish(self, moment: Moment) -> list[Event]:
+        """The records of what still goes on when training ends."""
+        return self._episodes.finish(moment)
+
+
+def _baseline() -> Baseline:
+    return Baseline(window=WINDOW, history=HISTORY, spread=SPREAD, least_factor=LEAST_FACTOR)
+
+
+def _growth(profile: Profile) -> float:
+    """The largest lagged gradient; 0 where there is nothing to judge: another state, no lags, or numbers that are not finite."""
+    lagged = profile.lagged()
+    if profile.state != "h" or not len(lagged) or not np.isfinite(lagged).all():
+        return 0.0
+    return float(lagged.max())
+
+
+def _event(profile: Profile, growth: float, bound: float, moment: Moment) -> Event:
+    lagged = profile.lagged()
+    place = outgrown(profile, bound)
+    rate = growth_rate(lagged[: int(np.argmax(lagged)) + 1])
+    speed = "" if rate is None else f" ({rate:+.3g} nats per timestep)"
+    cut = (
+        " It ends where the segments do: the state that comes in is cut off from its past." if profile.truncated else ""
+    )
+    return moment.event(
+        EventKind.EXPLODING_HIDDEN_GRADIENT,
+        module=profile.module,
+        layer=profile.layer,
+        direction=profile.direction,
+        state="h",
+        timestep=None if place is None else place[0],
+        sequence=None if place is None else place[1],
+        value=growth,
+        threshold=bound,
+        detail=f"It outgrows the bound {int(np.argmax(lagged > bound))} timesteps back from the loss and is largest "
+        f"{int(np.argmax(lagged))} back, in sequences of {profile.timesteps}{speed}.{cut}",
+        remedy=exploding_remedy(profile, lagged, in_total=place is not None),
+    )
+
+
+def outgrown(profile: Profile, bound: float) -> tuple[int, int] | None:
+    """``(timestep, sequence)``: going back from the loss, where the total gradient first exceeds ``bound`` times that with which
+    the way back began, in the sequence where it grows most. None if the total gradient of none does.
+    """
+    worst: tuple[float, int, int] | None = None
+    for row, (sequence, length) in enumerate(zip(profile.sequences, profile.lengths, strict=True)):
+        own = profile.total[row, :length]
+        back = own if profile.direction == "reverse" else own[::-1]  # nearest to the loss first
+        reached = np.flatnonzero(back)
+        if not len(reached) or not np.isfinite(back).all():
+            continue
+        first = int(reached[0])
+        ratio = back[first:] / back[first]
+        over = np.flatnonzero(ratio > bound)
+        if len(over) and (worst is None or ratio.max() > worst[0]):
+            step = first + int(over[0])
+            worst = float(ratio.max()), step if profile.direction == "reverse" else length - 1 - step, sequence
+    return None if worst is None else worst[1:]

@@ -74,16 +74,27 @@ def _first(
 
 def bad_parameter(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
     """The first weight that is not finite, if any: then it is the cause, whatever it spoils first."""
+    found = bad_weight(weights)
+    if found is None:
+        return {}
+    name, entry, value, count = found
+    return {"parameter": name, "detail": f"The cause is {name}[{entry}] = {value}.{other_places(count, ' ')}"}
+
+
+def bad_weight(weights: Iterable[tuple[str, Tensor]]) -> tuple[str, str, float, int] | None:
+    """Name, index and value of the first entry of a weight that is not finite, and how many of that weight's are so."""
     for name, weight in weights:
         bad = torch.nonzero(~weight.detach().isfinite())
         if len(bad):
-            entry = ", ".join(str(i) for i in bad[0].tolist())
-            value = float(weight.detach()[tuple(bad[0].tolist())])
-            return {
-                "parameter": name,
-                "detail": f"The cause is {name}[{entry}] = {value}.{other_places(len(bad), ' ')}",
-            }
-    return {}
+            at = bad[0].tolist()
+            return name, ", ".join(map(str, at)), float(weight.detach()[tuple(at)]), len(bad)
+    return None
+
+
+def gate_name(mode: str, gate: int) -> str:
+    """How an event names a gate of that number, in PyTorch's order: ``gate f``. A plain recurrence has one, which needs no letter."""
+    letters = {"LSTM": "ifgo", "GRU": "rzn"}.get(mode)
+    return f"gate {letters[gate]}" if letters else "gate"
 
 
 def bad_value(tensor: Tensor) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.detect.nonfinite import bad_parameter, bad_value, other_places
+from lightning_gradwatch.detect.nonfinite import bad_parameter, bad_value, gate_name, other_places
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.direction import DirectionSweep
@@ -27,10 +27,10 @@ class SweptCall:
     names: Sequence[str]
 
     def in_forward(self, moment: Moment) -> Event | None:
-        """Its input and initial state, then its states."""
+        """Its input and initial state, then gates and states in the order in which they are computed."""
         kind, place = EventKind.NONFINITE_INPUT, _first_bad_input(self.call, self.sweep.layout)
         if place is None:
-            kind, place = EventKind.NONFINITE_STATE, _first_bad_state(self.sweep)
+            kind, place = EventKind.NONFINITE_STATE, _first_bad_state(self.sweep, self.call.shape.mode)
         if place is None:
             return None
         return moment.event(kind, module=self.call.module, **{**place, **self._cause()})
@@ -90,12 +90,28 @@ def _first_bad_input(call: RecurrentCall, layout: Layout) -> dict[str, Any] | No
     }
 
 
-def _first_bad_state(swept: Sweep) -> dict[str, Any] | None:
-    """The first state that is not finite in the order in which the module computes: a stack's layers step by step, or, in a
-    bidirectional one, layer after layer.
+def _first_bad_state(swept: Sweep, mode: str) -> dict[str, Any] | None:
+    """The first gate or state that is not finite in the order in which the module computes: a stack's layers step by step, or, in a
+    bidirectional one, layer after layer; a step's gates before its state.
     """
     layout = swept.layout
     best: tuple[tuple[int, ...], dict[str, Any]] | None = None
+    for layer, pair in enumerate(swept.directions):
+        for direction, sweep in enumerate(pair):
+            if sweep.first_bad_gate is None:
+                continue
+            own, sequence, gate, value = sweep.first_bad_gate
+            order = (layer, own, 0) if len(pair) > 1 else (own, layer, 0)
+            place = {
+                "layer": layer,
+                "direction": DIRECTIONS[direction],
+                "state": gate_name(mode, gate),
+                "timestep": _caller_time(layout, direction, own, sequence),
+                "sequence": layout.sequences[sequence],
+                "value": value,
+            }
+            if best is None or order < best[0]:
+                best = order, place
     for layer, pair in enumerate(swept.directions):
         for direction, sweep in enumerate(pair):
             bad = torch.nonzero(sweep.first_bad_state < layout.lengths).flatten()
@@ -103,7 +119,7 @@ def _first_bad_state(swept: Sweep) -> dict[str, Any] | None:
                 continue
             own = int(sweep.first_bad_state[bad].min())
             sequence = int(torch.nonzero(sweep.first_bad_state == own).flatten()[0])
-            order = (layer, own) if len(pair) > 1 else (own, layer)
+            order = (layer, own, 1) if len(pair) > 1 else (own, layer, 1)
             place = {
                 "layer": layer,
                 "direction": DIRECTIONS[direction],

@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from lightning_gradwatch.detect.nonfinite import bad_parameter, bad_value
+from lightning_gradwatch.detect.nonfinite import bad_parameter, bad_value, gate_name
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
+
+_GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+"""How many there are in a cell of PyTorch's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,9 @@ class LoopPlaces:
                 place = self._place(x)
                 if place is not None:
                     return self._event(EventKind.NONFINITE_INPUT, moment, timestep=t, **place)
+            gate = self._bad_gate(t)
+            if gate is not None:
+                return self._event(EventKind.NONFINITE_STATE, moment, timestep=t, **gate)
             # An infinite c may hide behind tanh: then its h is finite.
             for name, states in (("h", self.loop.h), ("c", self.loop.c)):
                 place = self._place(states[t].tensor) if t < len(states) else None
@@ -47,6 +54,40 @@ class LoopPlaces:
                 place["detail"] = "The step was given it so; the step before had made a finite one."
                 return self._event(EventKind.NONFINITE_STATE, moment, timestep=t, state=name, **place)
         return None
+
+    def _bad_gate(self, t: int) -> dict[str, Any] | None:
+        """The first pre-activation that is not finite, of one of PyTorch's own cells; what another one computes inside is not known."""
+        x, state = self.loop.inputs[t], self._h_before(t)
+        weights = {name.rpartition(".")[2]: weight.detach() for name, weight in self.loop.weights}
+        count, w_ih, w_hh = _GATES.get(self.loop.kind), weights.get("weight_ih"), weights.get("weight_hh")
+        if x is None or count is None or w_ih is None or w_hh is None or self.changed():
+            return None
+        rows = self.loop.rows(x).to(w_ih)
+        if (len(w_hh), rows.shape[-1]) != (count * w_hh.shape[1], w_ih.shape[1]):
+            return None  # a cell of one's own that bears the name of another
+        a = functional.linear(rows, w_ih, weights.get("bias_ih"))
+        h = rows.new_zeros(len(rows), w_hh.shape[1]) if state is None else self.loop.rows(state).to(w_hh)
+        b = functional.linear(h, w_hh, weights.get("bias_hh"))
+        gates = (a + b).unflatten(-1, (count, -1))
+        if self.loop.kind == "GRU":  # n sees the state through r
+            size = gates.shape[-1]
+            gates[:, 2] = a[:, -size:] + gates[:, 0].sigmoid() * b[:, -size:]
+        bad = torch.nonzero(~gates.isfinite().all(-1))
+        if not len(bad):
+            return None
+        sequence, gate = bad[0].tolist()
+        return {
+            "state": gate_name(self.loop.kind, gate),
+            "sequence": sequence,
+            "value": bad_value(gates[sequence, gate]),
+        }
+
+    def _h_before(self, t: int) -> Tensor | None:
+        """The hidden state that went into a step; None if none was given, which PyTorch's cells take for zeros."""
+        given = dict(self.loop.given.get(t, ()))
+        if "h" in given:
+            return given["h"].detach()
+        return self.loop.h[t - 1].tensor.detach() if t else None
 
     def in_backward(self, moment: Moment) -> Event | None:
         """The last timestep whose gradient is not finite."""

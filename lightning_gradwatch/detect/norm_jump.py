@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from statistics import median
 
+from lightning_gradwatch.detect.baseline import Baseline
+from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.events import Event, EventKind, Moment
 
 WINDOW = 64
@@ -20,42 +20,66 @@ SPREAD = 8.0
 LEAST_FACTOR = 20.0
 """However even a run is, a step less than this many times the ordinary norm is no jump."""
 
+EVIDENCE = 2.0
+"""Two steps in a row over the bound; or one twice as far over the ordinary norm, on the log scale, as the bound of a full window."""
+
+CALM_STEPS = 8
+"""An episode ends after so many steps in a row on the ordinary side of the middle between the ordinary norm and the bound."""
+
 
 class NormJumpDetector:
-    """Judges each step's norm against the running median and MAD of the log norms before it.
+    """Judges each step's norm against the running median and MAD of the log norms before it; one event an episode.
 
-    Norms that are zero or not finite are never remembered, and a jump is remembered as the bound that it broke.
+    A step over the bound adds its distance from the ordinary norm to the evidence, one under it clears it, and an episode begins at 2:
+    an odd batch that stands out once, as real text has some, is none; an explosion goes on, or goes far.
+
+    Norms that are zero or not finite are never remembered, and a jump is remembered as the bound that it broke: a norm that
+    stays up becomes the ordinary one in half a window, and the episode ends.
     """
 
     def __init__(self) -> None:
-        self._logs: deque[float] = deque(maxlen=WINDOW)
-        self._jumping = False
+        self._ordinary = Baseline(window=WINDOW, history=HISTORY, spread=SPREAD, least_factor=LEAST_FACTOR)
+        self._episodes = Episodes(CALM_STEPS)
+        self._evidence = 0.0
 
     def bound(self) -> float | None:
         """The norm that an ordinary step stays under; None while there is too little history."""
-        if len(self._logs) < HISTORY:
-            return None
-        middle = median(self._logs)
-        deviation = 1.4826 * median(abs(value - middle) for value in self._logs)
-        return math.exp(min(middle + max(SPREAD * deviation, math.log(LEAST_FACTOR)), 700.0))
+        return self._ordinary.bound()
 
-    def __call__(self, norm: float) -> float | None:
-        """Take in one step's norm. Returns the bound if the norm is over it and the step before was not."""
+    def __call__(self, norm: float, moment: Moment) -> Event | None:
+        """Take in one step's norm. Returns the event of a jump that begins here, or the record of one that ends here."""
         if not 0 < norm < math.inf:
             return None
-        bound = self.bound()
-        over = bound is not None and norm > bound
-        self._logs.append(math.log(bound if over and bound is not None else norm))
-        begins = over and not self._jumping
-        self._jumping = over
-        return bound if begins else None
+        bound, centre = self._ordinary.bound(), self._ordinary.centre()
+        distance = 0.0 if bound is None else self._ordinary.distance(norm)
+        self._ordinary.remember(norm if bound is None else min(norm, bound))
+        if bound is None or centre is None:
+            return None
+        if self._episodes.is_open(()):
+            return self._episodes.see((), norm, moment, calm=norm < math.sqrt(centre) * math.sqrt(bound))
+        if norm <= bound:
+            self._evidence = 0.0
+            return None
+        self._evidence += distance
+        return self._begin(norm, bound, moment) if self._evidence >= EVIDENCE else None
 
-    @staticmethod
-    def event(norm: float, bound: float, moment: Moment) -> Event:
-        """The event of a jump."""
-        return moment.event(
+    def overflowed(self, norm: float, limit: float, moment: Moment) -> Event | None:
+        """Take in a norm over ``limit``, past which its squares overflow float32: a jump whatever was ordinary, unless one goes on."""
+        if self._episodes.is_open(()):
+            return self._episodes.see((), norm, moment, calm=False)
+        bound = min(self.bound() or limit, limit)
+        return self._begin(norm, bound, moment, " The sum of its squares overflows float32.")
+
+    def finish(self, moment: Moment) -> list[Event]:
+        """The records of what still goes on when training ends."""
+        return self._episodes.finish(moment)
+
+    def _begin(self, norm: float, bound: float, moment: Moment, more: str = "") -> Event:
+        self._evidence = 0.0
+        event = moment.event(
             EventKind.EXPLODING_GRADIENT,
             value=norm,
             threshold=bound,
-            detail="It is that of all parameters of the recurrent modules.",
+            detail=f"It is that of all parameters of the recurrent modules.{more}",
         )
+        return self._episodes.begin((), event, norm)

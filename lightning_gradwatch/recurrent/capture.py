@@ -89,12 +89,16 @@ class Capture:
 
     def clear(self) -> None:
         """Let go of the calls, and of the gradients that their tensors' hooks still hold."""
-        for call in self.calls:
-            call.release()
+        self.forget_gradients()
         self.calls.clear()
         self.loops.clear()
         self._number.clear()
         self._rng_state = None
+
+    def forget_gradients(self) -> None:
+        """Forget the gradients that have arrived so far; the calls stay."""
+        for call in self.calls:
+            call.release()
 
     def take(self) -> list[RecurrentCall | Loop]:
         """Take away the calls whose gradients have arrived, in order; the others stay."""
@@ -145,6 +149,9 @@ class Capture:
             return
         if not (call.output.requires_grad or call.h_n.requires_grad):
             self.unseen[name] = "nothing in it needs a gradient"
+            return
+        if not call.output.numel():
+            self.unseen[name] = "its batch was empty"
             return
         self._number[name] += 1
         call.watch_gradients()

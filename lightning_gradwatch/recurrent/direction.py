@@ -34,6 +34,8 @@ class DirectionSweep:
         direct_cell: ‖∂L/∂c_n‖ at each sequence's last step, LSTM only.
         first_bad_state: own-order step of each sequence's first state that is not finite, or its length.
         first_bad_value: that number, of the earliest of them.
+        first_bad_gate: own-order step, row of ``layout.sequences``, gate and value of the first pre-activation that is not finite, if there
+            is one and it was asked for; of several at the same step the first sequence's, and of these the first gate's.
         replay_error: largest difference of recomputed and recorded outputs, relative to the largest output; 0 below the top.
     """
 
@@ -46,6 +48,7 @@ class DirectionSweep:
         boundary: Boundary,
         keep: bool,
         limit: Limit | None = None,
+        gates: bool = False,
     ) -> None:
         self.adjoint, self.layout, self.direction, self._limit = adjoint, layout, direction, limit
         shape, like = adjoint.shape, adjoint.weights.w_hh
@@ -54,7 +57,7 @@ class DirectionSweep:
         h0 = boundary.h0 if boundary.h0 is not None else like.new_zeros(sequences, shape.state_size)
         c0 = boundary.c0 if boundary.c0 is not None else like.new_zeros(sequences, shape.hidden_size)
         self._starts: list[tuple[Tensor, Tensor | None]] = [(h0, c0 if lstm else None)]
-        self._keep = keep
+        self._keep, self._gates = keep, gates
         self._climbed: dict[int, tuple[Tensor, Any]] = {}
         self._carry: Carry = adjoint.new_carry(streams, sequences)
         ends = last_timestep(layout, direction)
@@ -75,6 +78,7 @@ class DirectionSweep:
             self.direct_cell[layout.lengths - 1, torch.arange(sequences)] = norm(boundary.c_n_gradient).cpu().double()
         self.first_bad_state = layout.lengths.clone()
         self.first_bad_value = 0.0
+        self.first_bad_gate: tuple[int, int, int, float] | None = None
         self.replay_error = 0.0
 
     def climb(self, chunk: int, start: int, stop: int, x: Tensor, recorded: Tensor | None) -> Tensor:
@@ -92,7 +96,10 @@ class DirectionSweep:
             states, _, _ = self.adjoint.run(x, h_start, c_start)
         else:
             states = recorded
-        factors = self.adjoint.prepare(x, torch.cat([h_start[None], states[:-1]]), c_start)
+        h_previous = torch.cat([h_start[None], states[:-1]])
+        if self._gates and self.first_bad_gate is None and len(self._starts) == chunk + 1:
+            self._note_gates(start, stop, self.adjoint.pre_activations(x, h_previous))
+        factors = self.adjoint.prepare(x, h_previous, c_start)
         again, c_end = self.adjoint.recomputed(factors)
         if len(self._starts) == chunk + 1:
             self._starts.append((states[-1], c_end))
@@ -136,6 +143,13 @@ class DirectionSweep:
                 self.first_bad_value = float(state[~state.isfinite()][0])
             first = torch.where(bad.any(0), start + bad.int().argmax(0), self.layout.lengths)
             self.first_bad_state = torch.minimum(self.first_bad_state, first)
+
+    def _note_gates(self, start: int, stop: int, gates: Tensor) -> None:
+        bad = ~gates.isfinite().all(-1).cpu() & self.layout.valid(start, stop)[..., None]
+        if bool(bad.any()):
+            step, sequence, gate = torch.nonzero(bad)[0].tolist()
+            values = gates[step, sequence, gate]
+            self.first_bad_gate = start + step, sequence, gate, float(values[~values.isfinite()][0])
 
     def _compare(self, start: int, stop: int, again: Tensor, recorded: Tensor) -> None:
         valid = self.layout.valid(start, stop).to(again.device)[..., None] & recorded.isfinite()

@@ -74,6 +74,10 @@ class Loop:
         """Whether the loss reached any of its states."""
         return any(state.slot.arrived for state in (*self.h, *self.c))
 
+    def cut_off(self) -> bool:
+        """Whether its first step was given a state that says something and yet comes without a graph."""
+        return any(not state.requires_grad and bool(state.detach().any()) for _, state in self.given.get(0, ()))
+
     def release(self) -> None:
         """Let go of the gradients, which the tensors' own hooks hold too."""
         for state in (*self.h, *self.c):
@@ -150,6 +154,7 @@ def _profile(loop: Loop, state: str, states: list[LoopState], batch: int, sequen
         direct=None,
         curves=curves,
         inexact_reason=loop.inexact_reason,
+        truncated=loop.cut_off(),
     )
 
 

@@ -50,7 +50,7 @@ class Loops:
 
     def tap(self, name: str, state: Tensor) -> None:
         """The next state of a tap."""
-        if not state.requires_grad:
+        if not state.requires_grad or not state.numel():
             return
         loops = self._of_module.get(name)
         loop = loops[-1] if loops else self._begin(name, "tap", ())
@@ -61,7 +61,7 @@ class Loops:
         """One call of a cell."""
         given = [*tensors(inputs), *tensors(kwargs.values())]
         made = tensors((outputs,))[self.positions.get(name, 0) :]
-        if not made or not made[0].requires_grad:
+        if not made or not made[0].requires_grad or not made[0].numel():
             return
         x, states = given[0], given[1:]
         loop = self._continued(name, states if isinstance(module, nn.RNNCellBase) else given)

@@ -17,6 +17,7 @@ from lightning_gradwatch.recurrent.sweep import Sweep
 def profiles(call: RecurrentCall, swept: Sweep) -> list[Profile]:
     """The profiles of a swept call, lowest layer first; for an LSTM one of h and one of c, which share the lagged curves."""
     found: list[Profile] = []
+    truncated = is_cut_off(call.h0) or is_cut_off(call.c0)
     for layer, pair in enumerate(swept.directions):
         for direction, sweep in enumerate(pair):
             states = [("h", sweep.total, sweep.direct)]
@@ -40,9 +41,16 @@ def profiles(call: RecurrentCall, swept: Sweep) -> list[Profile]:
                         direct=_by_time(direct, swept.layout, direction),
                         curves=curves,
                         inexact_reason=swept.inexact_reason,
+                        layers=call.shape.num_layers,
+                        truncated=truncated,
                     )
                 )
     return found
+
+
+def is_cut_off(state: Tensor | None) -> bool:
+    """Whether an initial state says something and yet comes without a graph: then what made it is out of the gradient's reach."""
+    return state is not None and not state.requires_grad and bool(state.detach().any())
 
 
 def _by_time(norms: Tensor, layout: Layout, direction: int) -> Floats:

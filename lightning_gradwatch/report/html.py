@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.report.summary import run_names
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.runlog.schema import to_json
+
+_MOST_COLUMNS = 4
 
 
 def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence[str] | None = None) -> Path:
@@ -45,8 +48,10 @@ def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence
             # Only scripts that carry this word run: one that slipped in through a name would not.
             "nonce": secrets.token_urlsafe(16),
             "title": escape("GradWatch: " + ", ".join(names)),
+            "columns": str(_columns(len(runs))),
             "css": template.joinpath("page.css").read_text("utf-8"),
-            "verdicts": sections.verdicts(runs, names),
+            "headline": sections.headline(runs, names),
+            "verdicts": sections.verdicts(runs, names, keys),
             "notes": sections.notes(runs, names),
             "events": sections.events(runs, names, keys),
             "footer": sections.footer(runs, names),
@@ -58,6 +63,11 @@ def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence
     path = Path(path)
     path.write_text(page, encoding="utf-8", errors="replace")  # a lone surrogate in a name has no UTF-8
     return path
+
+
+def _columns(panels: int) -> int:
+    """Panels in a row at most, so that the last row is no orphan: 5 make 3 and 2, not 4 and 1."""
+    return math.ceil(panels / math.ceil(panels / _MOST_COLUMNS))
 
 
 def _fill(template: str, parts: Mapping[str, str]) -> str:

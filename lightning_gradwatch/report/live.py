@@ -9,14 +9,14 @@ from lightning_gradwatch.events import Severity
 from lightning_gradwatch.report import series
 from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.report.live_heatmap import heatmap
-from lightning_gradwatch.report.live_norms import norms
+from lightning_gradwatch.report.live_norms import loss, norms
 from lightning_gradwatch.report.summary import LayerSummary, horizon_text
 from lightning_gradwatch.runlog.plain import plain
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.runlog.summary import Verdict, summarise
 
 EVENT_STYLES: dict[str, str] = {Severity.CRITICAL: "bold red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
-_VERDICT_STYLES = {
+VERDICT_STYLES = {
     Verdict.HEALTHY: "bold green",
     Verdict.SHORTENED: "bold green",
     Verdict.VANISHING: "bold yellow",
@@ -47,7 +47,9 @@ def frame(
         ImportError: rich is missing.
     """
     lines = [_title(run, age), _blank()]
-    below = [line for optimizer in _optimizers(run)[:2] for line in norms(run, optimizer, width)]
+    optimizers = _optimizers(run)[:2]
+    below = loss(run, width) + ([] if optimizers else [_blank()])
+    below += [line for optimizer in optimizers for line in norms(run, optimizer, width)]
     below += _events(run, counts, _EVENTS if height is None or height > 20 else 2)
     room = None if height is None else height - len(lines) - len(below)
     lines += _gradients(run, width, room) + below
@@ -98,7 +100,7 @@ def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
 
 def _head(layer: LayerSummary) -> Any:
     parts: list[Any] = [(plain(layer.place), "bold"), f" {plain(layer.kind)}  " if layer.kind else "  "]
-    parts.append((str(layer.verdict), _VERDICT_STYLES.get(layer.verdict, "bold")))
+    parts.append((str(layer.verdict), VERDICT_STYLES.get(layer.verdict, "bold")))
     if layer.layer is None:
         return _text(*parts, f"  {plain(layer.sentence)}")
     parts.append(f"  horizon {horizon_text(layer)}")

@@ -1,4 +1,4 @@
-"""The gradient norm of the last optimizer steps in a terminal, above the threshold that it was held against."""
+"""Loss and gradient norm of the last optimizer steps in a terminal, above the threshold that the norm was held against."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_gradwatch.report import sparks
+from lightning_gradwatch.report import series, sparks
 from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.runlog.reader import Run
 
@@ -43,6 +43,23 @@ def norms(run: Run, optimizer: int, width: int) -> list[Any]:
     for line in lines:
         line.no_wrap, line.overflow = True, "crop"
     return lines
+
+
+def loss(run: Run, width: int) -> list[Any]:
+    """The last losses: of every optimizer step where AdaptiveClip recorded them, else of the sampled steps. None, no line."""
+    text = require("rich.text").Text
+    every = [record["loss"] for record in run.step_records if record.get("loss") is not None]
+    of = "loss"
+    if not every:
+        every = [r["loss"] for r in series.one_per_step(run.profile_records) if r.get("loss") is not None]
+        of = "loss, sampled"
+    values = [_shown(value) for value in every[-max(1, width - _LABEL - 1) :]]
+    if not values:
+        return []
+    label = f"{f'{of} {_number(every[-1])}':<{_LABEL}}"
+    line = text.assemble((label, "bold"), sparks.spark(values, sparks.scale(values)))
+    line.no_wrap, line.overflow = True, "crop"
+    return [line]
 
 
 def _clipped(record: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ def log_figures(loggers: Iterable[Any], records: Sequence[Record], step: int) ->
     """Draw each gradient of a hidden state, by timestep and by lag, and hand the figure to every logger that takes one.
 
     Never an error: what a logger cannot take is left out in silence, as is everything where matplotlib is missing. Call
-    it on rank 0 only. A figure takes about 0.2 s to draw.
+    it on rank 0 only. A figure takes some tenths of a second to draw.
 
     Args:
         loggers: the Trainer's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     drawn = sum(key in found for found in groups for key in keys)
     cells, points = _CELLS // max(1, drawn), min(1024, _POINTS // max(1, drawn))
     return {
-        "keys": [{"label": key.label, "state": key.state} for key in keys],
+        "keys": [{"place": key.place, "state": key.state} for key in keys],
         "omitted": len(every) - len(keys),
         "runs": [
             {
@@ -39,6 +40,7 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
                     str(place): _gradient(found[key], cells, points) for place, key in enumerate(keys) if key in found
                 },
                 "clipping": _clipping(run.step_records),
+                "loss": _loss(run),
             }
             for run, name, found in zip(runs, names, groups, strict=True)
         ],
@@ -46,13 +48,17 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
 
 
 def key_of(event: Record, keys: Sequence[Key]) -> int | None:
-    """The place of the gradient that an event is about: the first key that fits what the event names."""
+    """The place of the gradient that an event is about: the first key that fits what the event names.
+
+    A state of which there is no gradient, as a gate, is passed over.
+    """
     if event.get("module") is None:
         return None
-    wanted = (event["module"], event.get("layer"), event.get("direction"), event.get("state"))
-    for place, key in enumerate(keys):
-        if all(want is None or want == have for want, have in zip(wanted, key, strict=True)):
-            return place
+    where = (event["module"], event.get("layer"), event.get("direction"))
+    for wanted in ((*where, event.get("state")), (*where, None)):
+        for place, key in enumerate(keys):
+            if all(want is None or want == have for want, have in zip(wanted, key, strict=True)):
+                return place
     return None
 
 
@@ -148,6 +154,22 @@ def _clipping(steps: Sequence[Record]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _loss(run: Run) -> dict[str, Any]:
+    """The loss of every optimizer step where AdaptiveClip recorded it, else that of the sampled steps; what is not finite is kept."""
+    able = [record for record in run.step_records if record.get("loss") is not None]
+    sampled = not able
+    able = able or [record for record in series.one_per_step(run.profile_records) if record.get("loss") is not None]
+    marked = [place for place, record in enumerate(able) if not math.isfinite(record["loss"])]
+    marks = [marked[place] for place in series.spread(len(marked), _STEPS // 4)]
+    kept = sorted({*series.spread(len(able), _STEPS), *marks})
+    return {
+        "steps": [able[place]["step"] for place in kept],
+        "loss": [_short(able[place]["loss"]) for place in kept],
+        "sampled": sampled,
+        "note": _thinned(kept, able, "losses"),
+    }
 
 
 def _is_clipped(record: Record) -> bool:

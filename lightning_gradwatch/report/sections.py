@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lightning_gradwatch.events import Severity
+from lightning_gradwatch.events import closes_episode
+from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.explain import body, kind_named, without_links
 from lightning_gradwatch.report.payload import key_of
+from lightning_gradwatch.report.remedies import RANKS, remedies, some
 from lightning_gradwatch.report.series import Key
 from lightning_gradwatch.report.summary import LayerSummary, horizon_text, summarise
 from lightning_gradwatch.runlog.reader import Run
@@ -24,17 +27,37 @@ _SIGNS = {  # told apart without colour
     Verdict.UNDECIDED: "?",
     Verdict.NOT_OBSERVED: "∅",
 }
-_RANKS: dict[str, int] = {Severity.CRITICAL: 0, Severity.WARNING: 1, Severity.INFO: 2}
+_GRAVEST = (
+    Verdict.EXPLODING,
+    Verdict.VANISHING,
+    Verdict.NOT_OBSERVED,
+    Verdict.UNDECIDED,
+    Verdict.SHORTENED,
+    Verdict.HEALTHY,
+)
 
 Record = Mapping[str, Any]
 
 
-def verdicts(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """A card for each module, layer and direction of each run."""
+def headline(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """The verdicts in one sentence, the gravest first: of several runs, by run; of one, by layer."""
+    places: dict[Verdict, list[str]] = {}
+    for run, name in zip(runs, names, strict=True):
+        for layer in summarise(run.profile_records, run.event_records):
+            said = places.setdefault(layer.verdict, [])
+            place = name if len(runs) > 1 else layer.place
+            if place not in said:
+                said.append(place)
+    parts = [f"<b>{verdict}</b> in {escape(some(places[verdict]))}" for verdict in _GRAVEST if verdict in places]
+    return f"<p class=headline>{'; '.join(parts)}.</p>" if parts else ""
+
+
+def verdicts(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> str:
+    """A card for each module, layer and direction of each run, which leads to its pictures."""
     parts: list[str] = []
     for run, name in zip(runs, names, strict=True):
         found = summarise(run.profile_records, run.event_records)
-        cards = "".join(_card(layer) for layer in found[:_MOST_VERDICTS])
+        cards = "".join(_card(layer, keys) for layer in found[:_MOST_VERDICTS])
         if not found:
             cards = "<p>No profile was recorded: nothing can be said about the gradient through time.</p>"
         if len(found) > _MOST_VERDICTS:
@@ -59,9 +82,12 @@ def events(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> st
     every = [(place, event) for place, run in enumerate(runs) for event in run.event_records]
     if not every:
         return "<p>No event was recorded.</p>"
-    counts = Counter(event["kind"] for _, event in every)
-    chips = "".join(f"<li>{escape(kind)} <b>{count:,}</b></li>" for kind, count in counts.most_common(30))
-    gravest = sorted(every, key=lambda item: _RANKS.get(item[1].get("severity") or "", 3))[:_MOST_EVENTS]
+    counts = Counter(event["kind"] for _, event in every if not closes_episode(event))
+    chips = "".join(
+        f'<li><button type=button class=chip aria-pressed=false data-kind="{escape(kind)}">{escape(kind)} <b>{count:,}</b></button></li>'
+        for kind, count in counts.most_common(30)
+    )
+    gravest = sorted(every, key=lambda item: RANKS.get(item[1].get("severity") or "", 3))[:_MOST_EVENTS]
     rows = "".join(
         _row(place, names[place], event, keys, several=len(runs) > 1)
         for place, event in sorted(gravest, key=lambda item: item[1]["step"])
@@ -78,25 +104,25 @@ def events(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> st
         for heading in headings
     )
     return (
-        f'<ul class="chips">{chips}</ul>{left_out}'
+        f'<ul class="chips" aria-label="Show one kind only">{chips}</ul>{left_out}'
         '<div class="scroll" tabindex="0" role="region" aria-label="Events">'
-        f'<table id="events"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{_remedies(every)}'
+        f'<table id="events"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{_remedies(every, names)}'
     )
 
 
 def footer(runs: Sequence[Run], names: Sequence[str]) -> str:
     """Which versions wrote the records."""
-    parts: list[str] = []
+    wrote: dict[str, list[str]] = {}
     for run, name in zip(runs, names, strict=True):
         versions = run.meta.get("versions")
         if isinstance(versions, Mapping):
             pairs = list(versions.items())[:10]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
             said = ", ".join(f"{part} {version}" for part, version in pairs)  # pyright: ignore[reportUnknownVariableType]
-            parts.append(f"<p>{escape(name)}: {escape(said[:500])}</p>")
-    return "".join(parts)
+            wrote.setdefault(said[:500], []).append(name)
+    return "".join(f"<p>{escape(', '.join(of))}: {escape(said)}</p>" for said, of in wrote.items())
 
 
-def _card(layer: LayerSummary) -> str:
+def _card(layer: LayerSummary, keys: Sequence[Key]) -> str:
     facts: list[str] = []
     if layer.horizon is not None:
         facts.append(f"<div><dt>horizon</dt><dd>{horizon_text(layer)} timesteps</dd></div>")
@@ -105,10 +131,14 @@ def _card(layer: LayerSummary) -> str:
     facts.append(f"<div><dt>samples</dt><dd>{layer.samples:,}</dd></div>")
     facts.append(f"<div><dt>events</dt><dd>{layer.events:,}</dd></div>")
     word = layer.verdict.replace(" ", "-")
+    wanted = {"module": layer.module, "layer": layer.layer, "direction": layer.direction}
+    key, place = key_of(wanted, keys) if layer.layer is not None else None, escape(layer.place)
+    if key is not None:
+        place = f'<button type=button class=pick data-key={key} title="Show its pictures">{place}</button>'
     kind = f" <span class=kind>{escape(layer.kind)}</span>" if layer.kind else ""
     return (
         f'<article class="card {word}"><p class=badge><span aria-hidden=true>{_SIGNS[layer.verdict]}</span> '
-        f"{layer.verdict}</p><h4>{escape(layer.place)}{kind}</h4><p>{escape(layer.sentence)}</p>"
+        f"{layer.verdict}</p><h4>{place}{kind}</h4><p>{escape(layer.sentence)}</p>"
         f"<dl>{''.join(facts)}</dl></article>"
     )
 
@@ -117,12 +147,14 @@ def _row(place: int, name: str, event: Record, keys: Sequence[Key], *, several: 
     severity = event.get("severity") or ""
     key = key_of(event, keys)
     step = event["step"]
-    link = f"<button type=button class=goto data-run={place} data-step={step} data-key={'' if key is None else key}>"
+    at = {"run": place, "step": step, "key": "" if key is None else key, "timestep": event.get("timestep")}
+    data = " ".join(f'data-{name}="{value}"' for name, value in at.items() if value is not None)
+    link = f'<button type=button class=goto {data} title="Show this step in the pictures">'
     cells = [(f"{link}{step}</button>", step), *([(escape(name), place)] if several else [])]
-    cells.append((f'<span class="severity {escape(severity)}">{escape(severity)}</span>', _RANKS.get(severity, 3)))
+    cells.append((f'<span class="severity {escape(severity)}">{escape(severity)}</span>', RANKS.get(severity, 3)))
     cells += [(escape(text), None) for text in (event["kind"], _where(event), event.get("message") or "")]
     return (
-        "<tr>"
+        f'<tr data-kind="{escape(event["kind"])}">'
         + "".join(f"<td{'' if order is None else f' data-order={order}'}>{cell}</td>" for cell, order in cells)
         + "</tr>"
     )
@@ -133,12 +165,37 @@ def _where(event: Record) -> str:
     parts = [
         str(event[name]) if name == "module" else f"{name} {event[name]}"
         for name in names
-        if event.get(name) is not None and event[name] != "forward"
+        if event.get(name) is not None and event[name] not in ("forward", "h")
     ]
     return ", ".join(parts)
 
 
-def _remedies(every: Sequence[tuple[int, Record]]) -> str:
-    found = {event["kind"]: event["remedy"] for _, event in every if event.get("remedy")}
-    items = "".join(f"<dt>{escape(kind)}</dt><dd>{escape(remedy)}</dd>" for kind, remedy in list(found.items())[:30])
+def _remedies(every: Sequence[tuple[int, Record]], names: Sequence[str]) -> str:
+    if len(names) > 1:
+        every = [(place, {**event, "module": _of_run(names[place], event.get("module"))}) for place, event in every]
+    items = "".join(
+        f"<dt>{escape(kind)}</dt>{_advice(advice)}<dd>{_page(kind)}</dd>"
+        for kind, advice in list(remedies(event for _, event in every).items())[:30]
+    )
     return f"<h3>What to do</h3><dl class=remedies>{items}</dl>" if items else ""
+
+
+def _of_run(name: str, module: str | None) -> str:
+    return name if module is None else f"{name}: {module}"
+
+
+def _advice(advice: Mapping[str, list[str]]) -> str:
+    whose = [f"<b>{escape(some(places))}:</b> " if len(advice) > 1 else "" for places in advice.values()]
+    return "".join(f"<dd>{who}{escape(remedy)}</dd>" for who, remedy in list(zip(whose, advice, strict=True))[:10])
+
+
+def _page(name: str) -> str:
+    """The whole page of a kind, folded; nothing for a kind of a later version."""
+    kind = kind_named(name)
+    if kind is None:
+        return ""
+    markdown, _, _ = without_links(body(kind.page)).partition("## Example\n")
+    html = require("markdown_it").MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    return (
+        f"<details><summary>What it means, how it is found, what to do</summary>{html.replace('h2>', 'h4>')}</details>"
+    )

@@ -19,13 +19,14 @@ class Key(NamedTuple):
     state: str
 
     @property
+    def place(self) -> str:
+        """Where, in words: ``rnn, layer 1 (reverse)``."""
+        return f"{self.module}, layer {self.layer}" + (" (reverse)" if self.direction == "reverse" else "")
+
+    @property
     def label(self) -> str:
         """In words: ``rnn, layer 1 (reverse), h``."""
-        return (
-            f"{self.module}, layer {self.layer}"
-            + (" (reverse)" if self.direction == "reverse" else "")
-            + f", {self.state}"
-        )
+        return f"{self.place}, {self.state}"
 
 
 def group(profiles: Iterable[Record]) -> dict[Key, list[Record]]:

@@ -80,6 +80,7 @@ PROFILE: tuple[Fields, Fields] = (
         "epoch": _integer,
         "batch_idx": _integer,
         "micro_batch": _integer,
+        "loss": _number,
         "call": _integer,
         "kind": _text,
         "state": _text,
@@ -127,6 +128,7 @@ STEP: tuple[Fields, Fields] = (
         "clip_threshold": _number,
         "clip_coefficient": _number,
         "clipped_norm": _number,
+        "loss": _number,
         "skipped": _flag,
     },
 )

@@ -33,6 +33,7 @@ class ProfileRecord(TypedDict, total=False):
     epoch: int
     batch_idx: int
     micro_batch: int
+    loss: float | None
     call: int
     module: str
     kind: str
@@ -65,6 +66,7 @@ class StepRecord(TypedDict, total=False):
     clip_threshold: float | None
     clip_coefficient: float
     clipped_norm: float
+    loss: float | None
     skipped: bool
 
 

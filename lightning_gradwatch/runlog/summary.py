@@ -9,7 +9,7 @@ from enum import StrEnum
 from statistics import median
 from typing import Any
 
-from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.events import EventKind, closes_episode
 
 LAST_SAMPLES = 10
 """A verdict rests on the median over the last so many sampled steps: it is about how training ended up."""
@@ -86,7 +86,7 @@ def summarise(profile_records: Iterable[Record], event_records: Iterable[Record]
         groups.setdefault((record["module"], record["layer"], record["direction"]), []).append(record)
     events: dict[str, list[Record]] = {}
     for event in event_records:
-        if event.get("module") is not None:
+        if event.get("module") is not None and not closes_episode(event):
             events.setdefault(event["module"], []).append(event)
     seen = list(dict.fromkeys(module for module, _, _ in groups))
     found = [

@@ -75,6 +75,14 @@ def with_output(cell: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(outputs, 1)
 
 
+class ResidualLSTMCell(nn.LSTMCell):
+    """A subclass of a cell, with a forward of its own."""
+
+    def forward(self, x: Tensor, hx: Any = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        h, c = super().forward(x, hx)
+        return h + 0.5 * hx[0], c
+
+
 class ScriptedLoop(nn.Module):
     """A loop that is to be scripted."""
 
@@ -128,6 +136,24 @@ def truncated(rnn: nn.Module, x: Tensor) -> Tensor:
     first, state = rnn(x[:, :4])
     second, _ = rnn(x[:, 4:], tuple(s.detach() for s in state))
     return torch.cat([first, second], 1)
+
+
+def carried(rnn: nn.Module, x: Tensor) -> Tensor:
+    """The state goes from batch to batch without its graph."""
+    output, state = rnn(x, getattr(rnn, "carried", None))
+    rnn.carried = tuple(s.detach() for s in state)
+    return output
+
+
+def stacked(cells: nn.Module, x: Tensor) -> Tensor:
+    """Two cells, one above the other, their states in a list."""
+    states, outputs = [start(x), start(x)], []
+    for t in range(x.shape[1]):
+        value = x[:, t]
+        for i, cell in enumerate(cells):
+            states[i] = value = cell(value, states[i])
+        outputs.append(value)
+    return torch.stack(outputs, 1)
 
 
 def teacher_forced(rnn: nn.Module, x: Tensor) -> Tensor:
@@ -204,6 +230,9 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Ten
     "a fused module fed one timestep at a time": (lstm, teacher_forced, EXACT),
     "one module for encoding and decoding": (lstm, twice, EXACT),
     "truncated BPTT within a step": (lstm, truncated, EXACT),
+    "truncated BPTT, the state carried from batch to batch": (lstm, carried, EXACT),
+    "a subclass of nn.LSTMCell": (lambda: ResidualLSTMCell(6, 8), over_cell, EXACT),
+    "two cells, one above the other": (lambda: nn.ModuleList([nn.GRUCell(6, 8), nn.RNNCell(8, 8)]), stacked, EXACT),
     "15 calls under no_grad and one that trains": (lstm, mostly_without_gradient, EXACT),
     "a subclass that packs in its own forward": (
         lambda: PackingLSTM(6, 8, batch_first=True),

@@ -111,15 +111,16 @@ def test_an_inf_in_a_recurrent_weight_is_named_with_what_it_spoils_first(cell: s
     assert (event.timestep, event.layer) == first
 
 
-def test_a_saturated_inf_shows_in_the_backward_pass(tmp_path) -> None:
-    """Where tanh hides an infinite weight from the states, the event names it and the timestep it spoils first on the way back."""
+def test_a_saturated_inf_shows_in_the_gate(tmp_path) -> None:
+    """Where tanh hides an infinite weight from the states, the event names it and the pre-activation that it spoils first."""
     model = TinyLanguageModel("RNN_TANH")
     model.rnn.register_forward_pre_hook(lambda module, args: (args[0], torch.full((1, len(args[0]), 8), 0.5)))
     watch = GradWatch(every_n_steps=100, dirpath=tmp_path / "run")
     fit(tmp_path, model, [watch, Plant("rnn.weight_hh_l0", (1, 0), math.inf, 1)], max_steps=2)
     (event,) = [event for event in watch.events if event.kind.startswith("NONFINITE")]
-    assert (event.kind, event.parameter) == (EventKind.NONFINITE_HIDDEN_GRADIENT, "rnn.weight_hh_l0")
-    assert event.timestep == 6  # of 8: the gradient of the last step is the loss's own
+    assert (event.kind, event.parameter) == (EventKind.NONFINITE_STATE, "rnn.weight_hh_l0")
+    assert (event.state, event.timestep, event.sequence) == ("gate", 0, 0)
+    assert "The pre-activation of rnn, layer 0, gate, timestep 0" in event.message
 
 
 def test_an_episode_is_one_event(tmp_path) -> None:

@@ -30,25 +30,26 @@ Scalars = dict[tuple[str, int], float]
 FIGURE = "gradwatch/rnn/l{}/gradient"
 
 
-class Figures(pl.Callback):
-    """Hands figures to the loggers at the end of each epoch, and looks whether that moved a random stream."""
+class Looking(pl.Callback):
+    """Notes at which steps GradWatch hands figures to the loggers, and whether that moved a random stream."""
 
     def __init__(self, watch: GradWatch) -> None:
         self.watch, self.steps, self.undisturbed = watch, [], []
+        self.draw, watch.on_train_epoch_end = watch.on_train_epoch_end, self.around
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def around(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-        log_figures(trainer.loggers, load_run(self.watch.run_dir).profile_records, trainer.global_step)
+        self.draw(trainer, pl_module)
         after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
         self.steps.append(trainer.global_step)
         self.undisturbed.append(before == after)
 
 
-def train(folder: Path, loggers: list[Logger]) -> Figures:
+def train(folder: Path, loggers: list[Logger]) -> Looking:
     pl.seed_everything(0, verbose=False)
-    watch = GradWatch(every_n_steps=3)
-    figures = Figures(watch)
-    fit = trainer(folder, [watch, AdaptiveClip(), figures], max_steps=8, logger=loggers, log_every_n_steps=1)
+    watch = GradWatch(every_n_steps=3, figures=True)
+    figures = Looking(watch)
+    fit = trainer(folder, [watch, AdaptiveClip()], max_steps=8, logger=loggers, log_every_n_steps=1)
     fit.fit(TinyLanguageModel(layers=2), sentences())
     return figures
 
@@ -191,10 +192,10 @@ def test_a_logger_holds_what_the_run_log_holds(tmp_path, name):
 
 def test_several_loggers_at_once(tmp_path):
     """Each holds the same."""
-    loggers = [TensorBoardLogger(tmp_path / "a"), CSVLogger(tmp_path / "b", flush_logs_every_n_steps=1)]
+    loggers = [make(tmp_path / name) for name, (make, _) in LOGGERS.items()]
     figures = train(tmp_path, loggers)
     expected = of_run_log(figures.watch.run_dir)
-    for logger, read in zip(loggers, (of_tensorboard, of_csv), strict=True):
+    for logger, (_, read) in zip(loggers, LOGGERS.values(), strict=True):
         scalars, images = read(logger)  # pyright: ignore[reportArgumentType]
         assert {key: scalars.get(key, math.nan) for key in expected} == pytest.approx(expected, rel=1e-6)
         assert len(images) == 4

@@ -146,6 +146,8 @@ class TestEnvironment:
             "KEEP_SEQUENCES": "1",
             "DIRPATH": str(tmp_path),
             "SUMMARY": "0",
+            "ON_ANOMALY": "rollback",
+            "BUNDLES": "3",
         }
         monkeypatch.setenv("GRADWATCH", "1")
         (default,) = factory.callbacks()
@@ -162,6 +164,8 @@ class TestEnvironment:
             "keep_sequences": True,
             "dirpath": str(tmp_path),
             "summary": False,
+            "on_anomaly": "rollback",
+            "bundles": 3,
         }
         assert {f"``GRADWATCH_{name}``" in (factory.__doc__ or "") for name in given} == {True}
 
@@ -172,6 +176,12 @@ class TestEnvironment:
             ("GRADWATCH_EVERY_N_STEPS", "0", "`GRADWATCH_EVERY_N_STEPS` must be a whole number ≥ 1; found '0'"),
             ("GRADWATCH_ANCHORS", "two", "`GRADWATCH_ANCHORS` must be a whole number ≥ 1; found 'two'"),
             ("GRADWATCH_MAX_SEQUENCES", "-1", "`GRADWATCH_MAX_SEQUENCES` must be a whole number ≥ 1, or `all`"),
+            (
+                "GRADWATCH_ON_ANOMALY",
+                "explode",
+                "`GRADWATCH_ON_ANOMALY` must be one of warn, skip, stop, raise, rollback; found",
+            ),
+            ("GRADWATCH_BUNDLES", "some", "`GRADWATCH_BUNDLES` must be a whole number ≥ 1; found 'some'"),
             ("GRADWATCH_SUMMARY", "no", "`GRADWATCH_SUMMARY` must be 1 or 0; found 'no'"),
             (
                 "GRADWATCH_EVERY",

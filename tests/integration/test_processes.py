@@ -22,6 +22,7 @@ from tests.models import TinyLanguageModel, sentences, trainer
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 SCENARIOS = (
     *("bare", "watched", "both", "nan", "nan-clip-first", "fails-at-start", "fails-in-step", "sees-nothing"),
+    *("backward-nan",),
     *("fast-dev-run", "default-folder", "bare-accumulation", "accumulation"),
 )
 STATE = ("weights", "optimizer", "rng", "global_step")
@@ -105,6 +106,34 @@ class TestDDP:
         ]
         (elsewhere,) = [e for e in merged if e["kind"] == "NONFINITE_GRADIENT"]
         assert "may have begun on another one" in elsewhere["message"]
+
+    def test_a_nan_on_one_ranks_way_back_is_located_with_its_rank(self, ddp: Runs) -> None:
+        """What begins in rank 1's backward pass alone is located there, with the rank. Rank 0, whose averaged gradients it
+        reaches, says that it came from elsewhere; both skip the step, and both look closer from then on.
+        """
+        log = ddp.folder / "backward-nan-log"
+        events = load_run(log).event_records
+        (here,) = [event for event in events if event["kind"] == "NONFINITE_HIDDEN_GRADIENT"]
+        names = ("rank", "step", "module", "layer", "direction", "timestep", "sequence")
+        assert [here[name] for name in names] == [
+            1,
+            SPOILT_BATCH,
+            "rnn",
+            1,
+            "forward",
+            SPOILT_TIMESTEP,
+            SPOILT_SEQUENCE,
+        ]
+        (elsewhere,) = [event for event in events if event["kind"] == "NONFINITE_GRADIENT"]
+        assert elsewhere["rank"] == 0
+        assert "may have begun on another one" in elsewhere["message"]
+        assert [step["skipped"] for step in ddp.steps("backward-nan")] == [False, True, False, False]
+        skips = [
+            [e["step"] for e in rank if e["kind"] == "STEP_SKIPPED"]
+            for rank in ddp.events("backward-nan", "AdaptiveClip")
+        ]
+        assert skips == [[SPOILT_BATCH], [SPOILT_BATCH]]
+        assert sorted({record["step"] for record in load_run(log).profile_records}) == [0, 1, 2]
 
     def test_the_runs_write_into_one_folder(self, ddp: Runs) -> None:
         """Both callbacks of both ranks write into one folder, also when one of them had failed on a rank before."""

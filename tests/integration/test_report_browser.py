@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,20 @@ pytestmark = [
 
 DRAWN = "document.body.dataset.drawn !== undefined"
 HEATMAP = "document.querySelectorAll('#grid .panel')[{}].querySelector('.plot').data[0]"
+
+
+CONTRASTS = """(() => {
+  const channels = colour => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, at) => sum + v * [.2126, .7152, .0722][at], 0);
+  const opaque = colour => colour.length < 4 || colour[3] === 1, back = e => channels(getComputedStyle(e).backgroundColor);
+  const ground = e => opaque(back(e)) ? back(e) : ground(e.parentElement);
+  return [...document.querySelectorAll('main *:not(svg *), header *, footer *')]
+    .filter(e => e.offsetParent && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+    .map(e => { const [a, b] = [light(channels(getComputedStyle(e).color)), light(ground(e))];
+      return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.className || e.tagName, e.textContent.slice(0, 40)]; });
+})()"""
+"""[ratio, element, text] of every piece of text and the ground that it stands on, as WCAG 2 defines the ratio."""
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +100,11 @@ def test_the_pictures_show_the_run_log(browser, runs, page):
         assert last == pytest.approx(records[-1]["lagged"], rel=1e-5)
     crosses = browser.run("document.querySelectorAll('#grid .plot')[1].data[1].x.length")
     assert crosses == sum(math.isinf(value) for record in of(runs[1], 0, "h") for value in record["total"]) > 0
-    norms = browser.run("document.querySelector('#clip .plot').data[0].y")
+    norms = browser.run("document.querySelector('#clip .plot').data.find(of => of.name === 'gradient norm').y")
     assert norms == pytest.approx([record["grad_norm"] for record in runs[0].step_records], rel=1e-5)
+    for place, run in enumerate(runs):
+        loss = browser.run(f"document.querySelectorAll('#clip .plot')[{place}].data.find(of => of.name === 'loss').y")
+        assert loss == pytest.approx([record["loss"] for record in run.step_records], rel=1e-5)
     assert_quiet_and_offline(browser)
 
 
@@ -95,13 +113,41 @@ def test_a_gradient_is_chosen_by_keyboard(browser, runs, page):
     browser.open(page)
     browser.wait_for(DRAWN)
     browser.run("document.getElementById('key').focus()")
-    for _ in range(3):  # past (0, h), (0, c) and (1, h)
-        browser.press("ArrowDown", 40)
+    browser.press("ArrowDown", 40)
+    browser.wait_for("document.body.dataset.drawn === '2'")
+    for _ in range(2):  # past h
+        browser.press("Tab", 9)
+    browser.press("Enter", 13)
     browser.wait_for("document.body.dataset.drawn === '3'")
-    assert browser.run("document.getElementById('key').selectedOptions[0].text") == "model.rnn, layer 1, c"
+    assert browser.run("document.getElementById('key').selectedOptions[0].text") == "model.rnn, layer 1"
+    assert browser.run("document.activeElement.dataset.state") == "c"  # the way goes on from there
     assert_same(browser.run(HEATMAP.format(1) + ".customdata"), of(runs[1], 1, "c"))
     words = browser.run("document.querySelector('#grid .panel').innerText")
     assert "This run has no such gradient." in words
+    assert_quiet_and_offline(browser)
+
+
+def test_a_gradient_is_chosen_by_mouse(browser, runs, page):
+    """A layer's card leads to its pictures, and a button beside the list to its cell state."""
+    browser.open(page, width=1600)
+    browser.wait_for(DRAWN)
+    browser.click("document.querySelector('.pick[data-key=\"2\"]')")
+    browser.wait_for("document.body.dataset.drawn === '2'")
+    assert_same(browser.run(HEATMAP.format(1) + ".customdata"), of(runs[1], 1, "h"))
+    browser.click("document.querySelector('#states button[data-state=c]')")
+    browser.wait_for("document.body.dataset.drawn === '3'")
+    assert_same(browser.run(HEATMAP.format(1) + ".customdata"), of(runs[1], 1, "c"))
+    assert_quiet_and_offline(browser)
+
+
+def test_values_show_under_the_mouse(browser, runs, page):
+    """Pointing at the heatmap names step, timestep and the gradient there."""
+    browser.open(page, width=1600)
+    browser.wait_for(DRAWN)
+    browser.point("document.querySelector('#grid .plot .nsewdrag')")
+    browser.wait_for("document.querySelector('#grid .hoverlayer .hovertext') !== null")
+    said = browser.run("document.querySelector('#grid .hoverlayer .hovertext').textContent")
+    assert re.match(r"step \d+timestep \d+‖∂L/∂h‖ = [\d.e−-]+", said)
     assert_quiet_and_offline(browser)
 
 
@@ -122,6 +168,39 @@ def test_events_are_sorted_and_lead_to_the_pictures(browser, runs, page):
     browser.wait_for("document.body.dataset.drawn === '2'")
     shapes = browser.run("document.querySelectorAll('#grid .panel')[1].querySelector('.plot').layout.shapes")
     assert [shape["x0"] for shape in shapes] == [step]
+    assert browser.run("document.activeElement.id") == "h-grid"
+    assert browser.run("document.querySelector('#events tr.marked .goto').dataset.step") == str(step)
+    assert_quiet_and_offline(browser)
+
+
+def test_a_place_in_time_is_marked_wherever_it_lies(browser, tmp_path):
+    """An event at a timestep gets a cross of two lines, and the picture reaches out to a step that was not sampled."""
+    writer = RunLogWriter(tmp_path / "run", header={})
+    for step in (0, 20, 40):
+        writer.profile(profile(step))
+    writer.event(Event(EventKind.NONFINITE_STATE, 333, module="rnn", layer=0, state="h", timestep=17, value=math.inf))
+    writer.close()
+    browser.open(write_report(load_run(tmp_path / "run"), tmp_path / "report.html"))
+    browser.wait_for(DRAWN)
+    browser.run("document.querySelector('.goto').click()")
+    browser.wait_for(DRAWN)
+    layout = browser.run("document.querySelector('#grid .plot').layout")
+    assert [(shape["x0"], shape["y0"]) for shape in layout["shapes"]] == [(333, 0), (0, 17)]
+    assert layout["xaxis"]["range"][1] > 333
+    assert_quiet_and_offline(browser)
+
+
+def test_one_kind_of_event_is_shown_alone(browser, page):
+    """A kind's button leaves only its rows; pressed again, all are back."""
+    browser.open(page)
+    browser.wait_for(DRAWN)
+    read = "[...document.querySelectorAll('#events tbody tr')].filter(row => row.offsetParent).map(row => row.dataset.kind)"
+    every = browser.run(read)
+    press = "document.querySelector('.chip[data-kind=STEP_SKIPPED]').click()"
+    browser.run(press)
+    assert browser.run(read) == ["STEP_SKIPPED"] * every.count("STEP_SKIPPED") != []
+    browser.run(press)
+    assert browser.run(read) == every
     assert_quiet_and_offline(browser)
 
 
@@ -140,7 +219,12 @@ def test_it_fits_the_screen(browser, page, tmp_path, width, dark):
     ground = browser.run("getComputedStyle(document.body).backgroundColor")
     lightness = sum(map(int, ground[4:-1].split(","))) / 3
     assert lightness < 60 if dark else lightness > 200
+    browser.run("document.querySelectorAll('details').forEach(folded => { folded.open = true })")
+    contrasts = browser.run(CONTRASTS)
+    assert len(contrasts) > 100
+    assert [found for found in contrasts if found[0] < 4.5] == []
     folder = Path(os.environ.get("GRADWATCH_ARTIFACTS", tmp_path))  # where CI wants to keep the pictures
+    folder.mkdir(parents=True, exist_ok=True)
     shot = browser.screenshot(folder / f"report-{width}-{'dark' if dark else 'light'}.png")
     assert shot.stat().st_size > 50_000
     assert_quiet_and_offline(browser)
@@ -157,8 +241,8 @@ def test_hostile_names_run_nothing(browser, tmp_path):
     browser.open(write_report(load_run(tmp_path / "run"), tmp_path / "report.html", names=[name]))
     browser.wait_for(DRAWN)
     assert browser.run("window.hacked") is None
-    assert browser.run("document.querySelectorAll('img, b:not(header b):not(.chips b)').length") == 0
-    assert browser.run("document.getElementById('key').options[0].text") == f"{name}, layer 0, h"
+    assert browser.run("document.querySelectorAll('img, b:not(header b):not(.chips b):not(.headline b)').length") == 0
+    assert browser.run("document.getElementById('key').options[0].text") == f"{name}, layer 0"
     assert_quiet_and_offline(browser)
 
 

@@ -46,7 +46,7 @@ def test_it_follows_a_training(terminal, tmp_path):
         assert training.poll() is None  # it still writes: what was seen is live
         terminal.resize(70, 20)
         small = terminal.wait_for(lambda screen: step_of(screen) > step_of(later) + 3)
-        assert training.wait(60) == 0
+        assert training.wait(200) == 0
     assert [f"rnn, layer {layer} LSTM" in later for layer in (0, 1)] == [True, True]
     assert "gradient norm" in later
     assert "GradWatch" in small.splitlines()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 import shlex
 from pathlib import Path
@@ -19,12 +20,16 @@ from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch
 from lightning_gradwatch.callbacks import factory
 from lightning_gradwatch.cli import _SUBCOMMANDS, _parser
 from lightning_gradwatch.clip import AGC
+from lightning_gradwatch.report import explain
 from tests.models import TinyLanguageModel, sentences, trainer
 from tests.runlogs import write_run
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/*/*.md"))]
-MADE = ROOT / "docs" / "reference" / "events.md"  # by docs/conf.py, from the code
+PAGES = [page for page in PAGES if page != ROOT / "docs" / "reference" / "events.md"]  # made from the package's own
+EXPLANATIONS = (
+    ROOT / "lightning_gradwatch" / "report" / "explanations"
+)  # docs/conf.py makes docs/reference/events of them
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -75,7 +80,7 @@ def test_the_snippets_of_a_page_run(page, prepared):
 def test_no_snippet_hides():
     """Every block of code has a language, so that none is left out of the tests by mistake."""
     known = {"python", "console", "{toctree}", "{eval-rst}", "yaml", "text", ""}
-    for page in PAGES:
+    for page in [*PAGES, *EXPLANATIONS.glob("*.md")]:
         fences = re.findall(r"^```(.*)$", page.read_text("utf-8"), re.MULTILINE)
         assert len(fences) % 2 == 0, page
         assert set(fences[1::2]) <= {""}, page
@@ -98,21 +103,45 @@ def test_a_public_name_is_in_the_reference(name):
 
 
 @pytest.mark.parametrize("kind", EventKind)
-def test_an_event_kind_is_explained(kind, tmp_path, monkeypatch):
-    """It has a section of its own with message and remedy, and a line on what to look at first."""
+def test_an_event_kind_has_a_page(kind):
+    """It says what the kind means, how it is found, what it looks like, and what to do; a line on what to look at first leads there."""
+    page = (EXPLANATIONS / f"{kind.page}.md").read_text("utf-8")
+    headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    assert headings == ["What it means", "How it is found", "In the report", "What to do", "Example"]
+    assert all(len(part) > 80 for part in re.split(r"^## .*$", page, flags=re.MULTILINE)[1:])
+    assert f"| {{ref}}`{kind} <{kind.lower()}>` |" in text("how-to/act-on-an-event.md")
+
+
+def test_no_page_is_left_over():
+    """Each belongs to a kind."""
+    assert {page.stem for page in EXPLANATIONS.glob("*.md")} == {explain.TOY, *(kind.page for kind in EventKind)}
+
+
+@pytest.mark.parametrize("kind", EventKind)
+def test_the_example_of_an_event_kind_provokes_it(kind, prepared):
+    """As a reader would run it: the toy model, then the fault."""
+    names: dict = {}
+    exec(compile(explain.example(kind), f"{kind.page}.md", "exec"), names)
+    found = [names[name] for name in ("watch", "clip") if name in names]
+    assert kind in {event.kind for callback in found for event in callback.events}
+
+
+def test_the_pages_of_the_documentation_are_those_of_the_package(tmp_path, monkeypatch):
+    """The build writes one page a kind, with its message, remedy and explanation, and an index that leads to each."""
     spec = importlib.util.spec_from_file_location("docs_conf", ROOT / "docs" / "conf.py")
     assert spec is not None
     assert spec.loader is not None
     conf = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conf)
     monkeypatch.setattr(conf, "HERE", tmp_path)
-    (tmp_path / "reference").mkdir()
-    conf.write_event_page(None)
-    page = (tmp_path / "reference" / MADE.name).read_text("utf-8")
-    section = page.partition(f"## {kind}\n")[2].partition("\n## ")[0]
-    assert kind.message in section
-    assert kind.remedy in section
-    assert f"| `{kind}` |" in text("how-to/act-on-an-event.md")
+    conf.write_event_pages(None)
+    index = (tmp_path / "reference" / "events.md").read_text("utf-8")
+    for kind in EventKind:
+        page = (tmp_path / "reference" / "events" / f"{kind.page}.md").read_text("utf-8")
+        assert kind.remedy in page
+        assert explain.body(kind.page) in page
+        assert f"(events/{kind.page}.md)" in index
+        assert f"events/{kind.page}\n" in index
 
 
 @pytest.mark.parametrize(
@@ -149,9 +178,10 @@ def test_every_logger_key_is_in_the_reference(tmp_path):
 
 def test_links_lead_somewhere():
     """Each picture and page that a page names by its path is there."""
-    for page in PAGES:
+    for page in [*PAGES, *EXPLANATIONS.glob("*.md")]:
+        folder = ROOT / "docs" / "reference" / "events" if page.parent == EXPLANATIONS else page.parent
         for target in re.findall(r"\]\(([^)#]+?\.(?:png|md))\)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} → {target}"
+            assert Path(os.path.normpath(folder / target)).exists(), f"{page.name} → {target}"
         for target in re.findall(r"\{doc\}`([^`]+)`", page.read_text("utf-8")):
             base = ROOT / "docs" if target.startswith("/") else page.parent
             assert (base / f"{target.lstrip('/')}.md").exists() or target.endswith("events"), f"{page.name} → {target}"

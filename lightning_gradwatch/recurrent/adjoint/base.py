@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_gradwatch.recurrent.call import Shape
 from lightning_gradwatch.recurrent.limit import Limit
@@ -103,6 +104,12 @@ class Adjoint(ABC, Generic[F]):
         hidden = like.new_zeros(streams, sequences, self.shape.state_size)
         cell = like.new_zeros(streams, sequences, self.shape.hidden_size) if self.shape.mode == "LSTM" else None
         return Carry(hidden, cell)
+
+    def pre_activations(self, x: Tensor, h_previous: Tensor) -> Tensor:
+        """What enters the gates' nonlinearities: ``(time, sequence, gate, hidden)``, in PyTorch's order of gates."""
+        w = self.weights
+        a = functional.linear(x, w.w_ih, w.b_ih) + functional.linear(h_previous, w.w_hh, w.b_hh)
+        return a.unflatten(-1, (-1, self.shape.hidden_size))
 
     @abstractmethod
     def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> F:

@@ -31,6 +31,13 @@ class GRUAdjoint(Adjoint[GRUFactors]):
     g_{t−1} = d_{t−1} + z g + W_hrᵀδ_r + W_hzᵀδ_z + W_hnᵀ(r δ_n).
     """
 
+    def pre_activations(self, x: Tensor, h_previous: Tensor) -> Tensor:
+        w = self.weights
+        i_r, i_z, i_n = functional.linear(x, w.w_ih, w.b_ih).chunk(3, -1)
+        s_r, s_z, s_n = functional.linear(h_previous, w.w_hh, w.b_hh).chunk(3, -1)
+        reset = i_r + s_r
+        return torch.stack([reset, i_z + s_z, i_n + reset.sigmoid() * s_n], -2)
+
     def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> GRUFactors:
         w = self.weights
         from_input = functional.linear(x, w.w_ih, w.b_ih)

@@ -100,7 +100,8 @@ def plot_lag(
     ax.set_xlabel("lag (timesteps back)")
     ax.set_ylabel("gradient relative to lag 0")
     if chosen:
-        ax.legend(fontsize="small", loc="lower left")
+        grows = max(chosen[-1]["lagged"]) > 10  # the legend keeps out of the curves' way
+        ax.legend(fontsize="small", loc="upper left" if grows else "lower left")
     return ax
 
 

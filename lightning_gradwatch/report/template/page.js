@@ -3,10 +3,12 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const select = document.getElementById("key");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const coarse = matchMedia("(pointer: coarse)");
-let mark = null; // {run, step}: where an event leads to
+let mark = null; // {run, step, timestep}: where an event leads to
 
 // Names from the run log go into the page as text nodes only, never into plotly, which reads some HTML.
-data.keys.forEach((key, place) => select.add(new Option(key.label, place)));
+const places = [...new Set(data.keys.map(key => key.place))];
+places.forEach((place, at) => select.add(new Option(place, at)));
+let state = "h";
 document.getElementById("bar").hidden = data.keys.length === 0;
 if (data.omitted) document.getElementById("omitted").textContent = `${data.omitted} more are left out of this page.`;
 
@@ -24,7 +26,7 @@ function layout(extra) {
   const axes = {};
   for (const name of ["xaxis", "yaxis", "xaxis2", "yaxis2"]) if (extra[name] || !name.endsWith("2")) axes[name] = { ...axis, ...titled(extra[name]) };
   return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--fg"), size: 12 },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--fg"), size: 12, family: getComputedStyle(document.body).fontFamily },
     margin: { l: 50, r: 12, t: 30, b: 40 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") }, dragmode: coarse.matches ? false : "zoom",
     legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" }, hoverlabel: { namelength: 0 }, ...extra, ...axes,
@@ -47,12 +49,14 @@ function panels(id, make) {
     const made = make(run, place);
     words.textContent = made.words || (made.notes || []).filter(Boolean).join("; ");
     if (made.words) { Plotly.purge(plot); plot.className = ""; plot.removeAttribute("role"); return; }
-    plot.className = "plot";
+    plot.className = made.className || "plot";
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", `${run.name}: ${made.label}`);
-    const shapes = mark && mark.run === place && made.marks !== false
-      ? [...(made.layout.shapes || []), { type: "line", x0: mark.step, x1: mark.step, yref: "paper", y0: 0, y1: 1, line: { color: css("--bad"), width: 2 } }]
-      : made.layout.shapes;
+    const shapes = [...(made.layout.shapes || [])], line = { type: "line", line: { color: css("--bad"), width: 2 } };
+    if (mark && mark.run === place && made.marks !== false) {
+      shapes.push({ ...line, x0: mark.step, x1: mark.step, yref: "paper", y0: 0, y1: 1 });
+      if (made.marks === "timestep" && mark.timestep !== null) shapes.push({ ...line, xref: "paper", x0: 0, x1: 1, y0: mark.timestep, y1: mark.timestep });
+    }
     Plotly.react(plot, made.traces, layout({ ...made.layout, shapes }), { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] });
   });
 }
@@ -98,10 +102,17 @@ function logAxis(title, values) {
   return { type: "log", exponentformat: "power", title: { text: title }, ...(high - low > 1.5 ? { dtick: 1 } : { dtick: "D2" }) };
 }
 
+// A loss that fell, or jumped, by orders of magnitude needs a log axis; one that may be negative cannot have it.
+function lossAxis(values) {
+  const finite = values.filter(value => typeof value === "number"), least = Math.min(...finite), most = Math.max(...finite);
+  return least > 0 && most > 100 * least ? logAxis("loss", finite) : { title: { text: "loss" } };
+}
+
 function drawGrid(key) {
   const shown = data.runs.map(run => series(run, key)).filter(Boolean);
   const [low, high] = span(shown.flatMap(found => found.grid.rows.flat()), 12);
-  panels("grid", run => {
+  const symbol = `‖∂L/∂${data.keys[key].state === "c" ? "c" : "h"}‖`;
+  panels("grid", (run, place) => {
     const found = series(run, key);
     if (!found) return absent;
     const { steps, timesteps, rows, note } = found.grid;
@@ -113,18 +124,19 @@ function drawGrid(key) {
     }));
     const stride = Math.ceil(crosses.x.length / 1500) || 1;
     const thin = values => values.filter((_, place) => place % stride === 0);
+    const [from, to] = borders(steps), seen = mark && mark.run === place ? [Math.min(from, mark.step - 1), Math.max(to, mark.step + 1)] : [from, to];
     return {
       label: `heatmap of total gradients, ${steps.length} training steps by ${timesteps.length} timesteps`,
-      notes: [note, stride > 1 ? "not every cross is drawn" : ""],
+      notes: [note, stride > 1 ? "not every cross is drawn" : ""], marks: "timestep",
       traces: [
         { type: "heatmap", x: steps, y: timesteps, z, customdata: rows, zmin: low, zmax: high, colorscale: "Viridis", hoverongaps: false,
-          colorbar: { thickness: 12, outlinewidth: 0, ...ticks(low, high) },
-          hovertemplate: `step %{x}<br>timestep %{y}<br>‖∂L/∂${data.keys[key].state === "c" ? "c" : "h"}‖ = %{customdata:.4g}<extra></extra>` },
+          colorbar: { thickness: 12, outlinewidth: 0, len: 0.94, y: 0, yanchor: "bottom", title: { text: symbol, side: "top", font: { size: 11 } }, ...ticks(low, high) },
+          hovertemplate: `step %{x}<br>timestep %{y}<br>${symbol} = %{customdata:.4g}<extra></extra>` },
         { type: "scatter", mode: "markers", x: thin(crosses.x), y: thin(crosses.y), text: thin(crosses.text), showlegend: false,
           marker: { symbol: "x-thin", size: 6, line: { width: 1.5, color: css("--bad") } },
           hovertemplate: "step %{x}<br>timestep %{y}<br>%{text}<extra></extra>" },
       ],
-      layout: { xaxis: { title: { text: "training step" }, showgrid: false, range: borders(steps) }, yaxis: { title: { text: "timestep" }, showgrid: false, range: borders(timesteps) } },
+      layout: { xaxis: { title: { text: "training step" }, showgrid: false, range: seen }, yaxis: { title: { text: "timestep" }, showgrid: false, range: borders(timesteps) } },
     };
   });
 }
@@ -138,7 +150,7 @@ function drawLag(key) {
     if (!found.lag.length) return { words: "No lagged gradient was recorded." };
     const last = found.lag[found.lag.length - 1], colours = shades().slice(-found.lag.length);
     const shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0.01, y1: 0.01, line: { color: css("--soft"), width: 1, dash: "dash" } }];
-    const annotations = [{ xref: "paper", x: 1, xanchor: "right", y: -2, yanchor: "bottom", text: "1 %", showarrow: false, font: { color: css("--soft") } }];
+    const annotations = [{ xref: "paper", x: 1, xanchor: "right", y: -2, yanchor: "bottom", text: "1 %", showarrow: false, font: { color: css("--soft") }, bgcolor: css("--card") }];
     const traces = found.lag.map((curve, place) => ({
       type: "scatter", mode: "lines", x: curve.at, y: numbers(curve.lagged), name: `step ${curve.step}`,
       line: { color: colours[place], width: curve === last ? 3.5 : 1.5 }, hovertemplate: `step ${curve.step}<br>lag %{x}: %{y:.3g}<extra></extra>`,
@@ -196,8 +208,20 @@ function drawLast(key) {
 
 function drawClip() {
   panels("clip", run => {
-    if (!run.clipping.length) return { words: "No optimizer step was recorded: train with AdaptiveClip() to see norm, threshold and clipped steps here." };
-    const traces = [], notes = [], lines = [css("--accent"), ...shades()];
+    const norms = run.clipping.length > 0, losses = run.loss.steps.length > 0;
+    const advice = "No optimizer step was recorded: train with AdaptiveClip() to see gradient norm, threshold and clipped steps";
+    if (!norms && !losses) return { words: `${advice}.` };
+    const traces = [], notes = norms ? [] : [advice], lines = [css("--accent"), ...shades()];
+    const own = norms ? "y2" : "y"; // an axis without a curve would be drawn too
+    if (losses) {
+      const { steps, loss, sampled, note } = run.loss, finite = loss.filter(value => typeof value === "number");
+      const top = finite.reduce((most, value) => Math.max(most, value), -Infinity), broken = steps.filter((_, at) => typeof loss[at] !== "number");
+      notes.push(sampled ? "loss of the sampled steps" : "", note);
+      traces.push({ type: "scatter", mode: sampled ? "lines+markers" : "lines", x: steps, y: numbers(loss), yaxis: own, name: "loss", showlegend: false,
+        line: { color: css("--accent"), width: 1.5 }, marker: { size: 4 }, hovertemplate: "step %{x}<br>loss %{y:.4g}<extra></extra>" });
+      if (broken.length) traces.push({ type: "scatter", mode: "markers", x: broken, y: broken.map(() => (finite.length ? top : 1)), yaxis: own, name: "loss not finite",
+        marker: { symbol: "x-thin", size: 9, line: { width: 2, color: css("--bad") } }, hovertemplate: "step %{x}<br>the loss is not finite<extra></extra>" });
+    }
     run.clipping.forEach((found, place) => {
       const { steps, norm, threshold, clipped, skipped, counts, note } = found;
       const of = run.clipping.length > 1 ? ` (optimizer ${found.optimizer})` : "", where = flags => steps.filter((_, at) => flags[at]);
@@ -210,17 +234,50 @@ function drawClip() {
         { type: "scatter", mode: "markers", x: where(skipped), y: where(skipped).map(() => top), name: `skipped${of}`, text: norm.filter((_, at) => skipped[at]).map(String), marker: { symbol: "x-thin", size: 9, line: { width: 2, color: css("--bad") } }, hovertemplate: "step %{x}<br>norm %{text}: skipped<extra></extra>" },
       );
     });
+    const both = norms && losses, up = both ? [0, 0.56] : [0, 1];
     return {
-      label: "gradient norm with threshold, clipped and skipped steps", notes, traces,
-      layout: { xaxis: { title: { text: "training step" } }, yaxis: logAxis("gradient norm", run.clipping.flatMap(found => found.norm)) },
+      label: [losses ? "loss" : "", norms ? "gradient norm with threshold, clipped and skipped steps" : ""].filter(Boolean).join(", "), notes, traces,
+      className: both ? "plot two" : "plot",
+      layout: {
+        xaxis: { title: { text: "training step" } },
+        ...(norms ? { yaxis: { ...logAxis("gradient norm", run.clipping.flatMap(found => found.norm)), domain: up } } : {}),
+        ...(losses ? { [norms ? "yaxis2" : "yaxis"]: { ...lossAxis(run.loss.loss), domain: both ? [0.66, 1] : up } } : {}),
+      },
     };
   });
+}
+
+// The gradient that is chosen: of a place that has no such state, its first.
+function chosen() {
+  const place = places[Number(select.value)];
+  const exact = data.keys.findIndex(key => key.place === place && key.state === state);
+  return exact >= 0 ? exact : data.keys.findIndex(key => key.place === place);
+}
+
+function choose(key) {
+  select.value = places.indexOf(data.keys[key].place);
+  state = data.keys[key].state;
+}
+
+// Buttons for h and c, where there are both.
+function offerStates(key) {
+  const box = document.getElementById("states"), there = data.keys.filter(other => other.place === data.keys[key].place);
+  const focused = box.contains(document.activeElement);
+  box.replaceChildren(...(there.length < 2 ? [] : there).map(other => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = button.dataset.state = other.state;
+    button.setAttribute("aria-pressed", other.state === data.keys[key].state);
+    return button;
+  }));
+  if (focused) box.querySelector("[aria-pressed=true]")?.focus();
 }
 
 // One part after the other, so that the first is seen and the page answers while the rest is drawn.
 let turn = 0;
 async function draw() {
-  const mine = ++turn, key = Number(select.value);
+  const mine = ++turn, key = chosen();
+  if (data.keys.length) offerStates(key);
   delete document.body.dataset.drawn;
   const parts = data.keys.length
     ? [drawGrid, drawLag, drawHorizon, drawLast].map(part => () => part(key))
@@ -243,18 +300,36 @@ function sort(heading) {
   body.append(...[...body.rows].sort((a, b) => (down ? -1 : 1) * compare(value(a), value(b))));
 }
 
-document.addEventListener("click", event => {
-  const heading = event.target.closest("th"), goto = event.target.closest(".goto");
-  if (heading) sort(heading);
-  if (!goto) return;
-  mark = { run: Number(goto.dataset.run), step: Number(goto.dataset.step) };
-  const drawn = goto.dataset.key !== "" && Number(goto.dataset.key) < data.keys.length;
-  if (drawn) select.value = goto.dataset.key;
-  draw();
-  const target = document.getElementById(drawn ? "h-grid" : "h-clip");
+function show(heading) {
+  const target = document.getElementById(heading);
   target.tabIndex = -1;
   target.focus({ preventScroll: true });
   target.scrollIntoView({ block: "start" });
+}
+
+// One kind of event, or all again.
+function filter(chip) {
+  const only = chip.getAttribute("aria-pressed") === "true" ? null : chip.dataset.kind;
+  for (const other of document.querySelectorAll(".chip")) other.setAttribute("aria-pressed", other.dataset.kind === only);
+  for (const row of document.getElementById("events").tBodies[0].rows) row.hidden = only !== null && row.dataset.kind !== only;
+}
+
+document.addEventListener("click", event => {
+  const heading = event.target.closest("th"), goto = event.target.closest(".goto"), chip = event.target.closest(".chip");
+  const pick = event.target.closest(".pick"), own = event.target.closest("#states button");
+  if (heading) sort(heading);
+  if (chip) filter(chip);
+  if (own) { state = own.dataset.state; draw(); }
+  if (pick) { choose(Number(pick.dataset.key)); draw(); show("h-grid"); }
+  if (!goto) return;
+  const { run, step, timestep } = goto.dataset;
+  mark = { run: Number(run), step: Number(step), timestep: timestep === undefined ? null : Number(timestep) };
+  document.querySelectorAll("tr.marked").forEach(row => row.classList.remove("marked"));
+  goto.closest("tr").classList.add("marked"); // the way back
+  const drawn = goto.dataset.key !== "" && Number(goto.dataset.key) < data.keys.length;
+  if (drawn) choose(Number(goto.dataset.key));
+  draw();
+  show(drawn ? "h-grid" : "h-clip");
 });
 select.addEventListener("change", draw);
 dark.addEventListener("change", draw);

@@ -21,16 +21,24 @@ SPOILT_BATCH, SPOILT_TIMESTEP, SPOILT_SEQUENCE = 1, 3, 2
 
 
 class Model(TinyLanguageModel):
-    """A language model whose rank 1 sees longer sequences, and on demand a NaN."""
+    """A language model whose rank 1 sees longer sequences, and on demand a NaN: in its ``input``, or in the gradient of its ``output``."""
 
-    def __init__(self, spoil: bool) -> None:
+    def __init__(self, spoil: str | None) -> None:
         super().__init__(layers=2, before_rnn=self.plant)
-        self.spoil = spoil
+        self.spoil, self.now = spoil, False
+        self.rnn.register_forward_hook(self.plant_gradient)
 
     def plant(self, x: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        if self.spoil and self.global_rank == 1 and self.current_epoch == 0 and batch_idx == SPOILT_BATCH:
-            x = x.clone()
-            x[SPOILT_SEQUENCE, SPOILT_TIMESTEP, 1] = math.nan
+        self.now = self.global_rank == 1 and self.current_epoch == 0 and batch_idx == SPOILT_BATCH
+        return self.spoilt(x) if self.now and self.spoil == "input" else x
+
+    def plant_gradient(self, module: torch.nn.Module, inputs: object, outputs: tuple[torch.Tensor, object]) -> None:
+        if self.now and self.spoil == "output":
+            outputs[0].register_hook(self.spoilt)
+
+    def spoilt(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[SPOILT_SEQUENCE, SPOILT_TIMESTEP, 1] = math.nan
         return x
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
@@ -100,6 +108,7 @@ def callbacks_of(scenario: str, out: Path) -> list[pl.Callback]:
         "watched": [GradWatch(**watch)],
         "both": [GradWatch(**watch), AdaptiveClip(dirpath=run)],
         "nan": [GradWatch(**watch), AdaptiveClip(dirpath=run)],
+        "backward-nan": [GradWatch(**watch), AdaptiveClip(dirpath=run)],
         "nan-clip-first": [AdaptiveClip(dirpath=run), GradWatch(**watch)],
         "fails-at-start": [FailsOnRankOne("start", **watch), AdaptiveClip(dirpath=run)],
         "fails-in-step": [FailsOnRankOne("step", **watch), AdaptiveClip(dirpath=run)],
@@ -134,7 +143,8 @@ def train(scenario: str, strategy: str, out: Path) -> None:
         log_every_n_steps=1,
         **options,
     )
-    trainer.fit(Model(scenario.startswith("nan")), sentences(64))
+    spoil = "input" if scenario.startswith("nan") else "output" if scenario == "backward-nan" else None
+    trainer.fit(Model(spoil), sentences(64))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,16 @@ import pytest
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.runlog import RunLogWriter
+from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, write_bundle
 from tests.runlogs import write_run
+
+BUNDLE = {
+    "state_dict": {},
+    "hyper_parameters": {},
+    "pytorch-lightning_version": "2.6.6",
+    BUNDLE_KEY: {"bundle_version": "1.0", "module": "tests.models:Another", "problems": {}, "event": {}},
+}
+"""One whose weights fit no model."""
 
 
 def test_events_lists_what_fits(tmp_path, capsys):
@@ -98,6 +107,37 @@ def test_watch_prints_one_picture(tmp_path, capsys):
         (["watch", "{}/nowhere", "--once"], "found nothing at"),
         (["watch", "{}/run/run.json"], "found a file at"),
         (["watch", "{}/run", "--interval", "0"], "must be > 0; found 0"),
+        (
+            ["replay", "{}/nowhere", "--module", "tests.models:TinyLanguageModel"],
+            "`BUNDLE` must be a bundle's file; found nothing",
+        ),
+        (["replay", "{}/run", "--module", "tests.models:TinyLanguageModel"], "found a folder"),
+        (["replay", "{}/run/run.json", "--module", "tests.models:TinyLanguageModel"], "cannot be read as a bundle"),
+        (["replay", "{}/bundle.pt"], "required: --module"),
+        (["replay", "{}/bundle.pt", "--module", "nonsense"], "`--module` must be MODULE:CLASS"),
+        (["replay", "{}/bundle.pt", "--module", "no_such_module:Model"], "import failed (ModuleNotFoundError"),
+        (["replay", "{}/bundle.pt", "--module", "{}/train.py:Model"], "import failed (FileNotFoundError"),
+        (["replay", "{}/bundle.pt", "--module", "{}/broken.py:Model"], "import failed (SyntaxError"),
+        (["replay", "{}/bundle.pt", "--module", "tests.models:Nothing"], "has no 'Nothing'"),
+        (["replay", "{}/bundle.pt", "--module", "tests.models:WORDS"], "must name a LightningModule's class"),
+        (["replay", "{}/bundle.pt", "--module", "tests.models:sentences"], "made a DataLoader"),
+        (
+            ["replay", "{}/bundle.pt", "--module", "tests.models:TinyLanguageModel", "--args", "[1]"],
+            "`--args` must be a JSON object",
+        ),
+        (
+            ["replay", "{}/bundle.pt", "--module", "tests.models:TinyLanguageModel", "--args", "x"],
+            "`--args` must be a JSON object",
+        ),
+        (
+            ["replay", "{}/bundle.pt", "--module", "tests.models:TinyLanguageModel", "--args", '{{"hidden": 3}}'],
+            "do not fit",
+        ),
+        (
+            ["replay", "{}/bundle.pt", "--module", "tests.models:TinyLanguageModel", "--args", '{{"nothing": 3}}'],
+            "`--args` gives 'nothing', but TinyLanguageModel takes cell, layers",
+        ),
+        (["replay", "{}/bundle.pt", "--module", "{}/raises.py:make"], "make could not be made (KeyError: 'my own')"),
         (["nonsense"], "invalid choice: 'nonsense'"),
         ([], "required: COMMAND"),
     ],
@@ -105,6 +145,10 @@ def test_watch_prints_one_picture(tmp_path, capsys):
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, words):
     """What was wrong and what to do, no usage block, no traceback."""
     write_run(tmp_path / "run", steps=3)
+    if "replay" in arguments:
+        write_bundle(tmp_path / "bundle.pt", BUNDLE)
+        (tmp_path / "raises.py").write_text("def make():\n    raise KeyError('my own')\n")
+        (tmp_path / "broken.py").write_text("class Model(:\n")
     assert main([argument.format(tmp_path) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -147,3 +191,33 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
+
+
+def test_explain_prints_the_page_of_a_kind(capsys):
+    """By any spelling of its name; without one all kinds; a wrong name is one line that names the right one."""
+    for name in ("VANISHING_HIDDEN_GRADIENT", "vanishing-hidden-gradient"):
+        assert main(["explain", name]) == 0
+        shown = capsys.readouterr().out
+        assert "What to do" in shown
+        assert "](" not in shown  # no link to what is not at hand
+    assert main(["explain"]) == 0
+    shown = capsys.readouterr().out
+    assert all(kind.page in shown for kind in EventKind)
+    assert main(["explain", "vanishing"]) == 2
+    assert "Did you mean VANISHING_HIDDEN_GRADIENT?" in capsys.readouterr().err
+    assert main(["explain", "--example"]) == 2
+
+
+def test_explain_prints_a_script_that_stands_alone(capsys):
+    """With its imports, so that it can be run as it is."""
+    assert main(["explain", "not-observed", "--example"]) == 0
+    script = capsys.readouterr().out
+    compile(script, "example", "exec")
+    assert script.startswith("import lightning.pytorch as pl\n")
+
+
+def test_events_lead_to_their_pages(tmp_path, capsys):
+    """Behind each remedy stands the command that says more."""
+    write_run(tmp_path, explode_at=100)
+    main(["events", str(tmp_path)])
+    assert "gradwatch explain step-skipped" in " ".join(capsys.readouterr().out.split())

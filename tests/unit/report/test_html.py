@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
 
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.report import html, payload, write_report
+from lightning_gradwatch.report.series import Key
 from lightning_gradwatch.runlog import Run, RunLogWriter, load_run
 from tests.runlogs import profile, write_run
 
@@ -35,7 +37,7 @@ def test_the_data_are_those_of_the_run(tmp_path):
     """Every total of every gradient is in the page, rounded to six digits."""
     run = load_run(write_run(tmp_path, kind="LSTM", layers=2))
     data = data_of(write_report(run, tmp_path / "report.html").read_text())
-    assert [key["label"] for key in data["keys"]] == [f"model.rnn, layer {n}, {s}" for n in (0, 1) for s in "hc"]
+    assert data["keys"] == [{"place": f"model.rnn, layer {n}", "state": s} for n in (0, 1) for s in "hc"]
     for place, (layer, state) in enumerate([(0, "h"), (0, "c"), (1, "h"), (1, "c")]):
         records = [r for r in run.profile_records if (r["layer"], r["state"]) == (layer, state)]
         grid = data["runs"][0]["series"][str(place)]["grid"]
@@ -61,7 +63,36 @@ def test_nothing_of_the_run_log_is_markup(tmp_path):
         assert markup not in without_scripts
     assert page.count("<script") == page.count("</script>") == 3
     assert "&lt;img src=x onerror=alert(2)&gt;" in page
-    assert data_of(page)["keys"][0]["label"].startswith("</script>")
+    assert data_of(page)["keys"][0]["place"].startswith("</script>")
+
+
+def test_the_loss_is_that_of_the_steps_or_of_the_samples(tmp_path):
+    """Every step's where AdaptiveClip recorded it; what is not finite stays however many steps are left out."""
+    run = load_run(write_run(tmp_path, steps=60))
+    steps = [{"step": step, "loss": math.nan if step == 31_415 else 1.0} for step in range(50_000)]
+    kept = payload.build([run, Run(tmp_path, {}, run.profile_records, [], steps)], ["a", "b"])["runs"]
+    assert kept[0]["loss"]["steps"] == [record["step"] for record in run.step_records]
+    assert kept[0]["loss"]["loss"] == pytest.approx([record["loss"] for record in run.step_records], rel=1e-5)
+    assert 31_415 in kept[1]["loss"]["steps"]
+    assert "of 50000 losses" in kept[1]["loss"]["note"]
+    (alone,) = payload.build([Run(tmp_path, {}, run.profile_records, [], [])], ["a"])["runs"]
+    assert alone["loss"]["sampled"] is True
+    assert alone["loss"]["loss"] == pytest.approx([record["loss"] for record in run.profile_records], rel=1e-5)
+
+
+@pytest.mark.parametrize(("panels", "columns"), [(1, 1), (3, 3), (4, 4), (5, 3), (7, 4), (9, 3)])
+def test_no_panel_is_an_orphan(panels, columns):
+    """Rows are filled evenly."""
+    assert html._columns(panels) == columns
+
+
+def test_the_gravest_verdict_comes_first(tmp_path):
+    """The first sentence names each verdict once, with its runs, and escapes their names."""
+    runs = [
+        load_run(write_run(tmp_path / n, start=rate, end=rate)) for n, rate in (("a", 0.0), ("b", -0.5), ("c", -0.5))
+    ]
+    page = write_report(runs, tmp_path / "report.html", names=["a", "<b>", "c"]).read_text()
+    assert "<p class=headline><b>vanishing</b> in &lt;b&gt; and c; <b>healthy</b> in a.</p>" in page
 
 
 def test_the_policy_admits_only_the_page_s_own_scripts(tmp_path):
@@ -101,7 +132,7 @@ def test_many_events_are_counted_and_the_gravest_listed(tmp_path):
     notes = [Event(EventKind.GRADIENT_CLIPPED, step, value=2.0, threshold=1.0).to_record() for step in range(5000)]
     grave = Event(EventKind.NONFINITE_LOSS, 4999, value=float("nan")).to_record()
     page = write_report(Run(tmp_path, {}, [], [*notes, grave], []), tmp_path / "report.html").read_text()
-    assert page.count("<tr>") == 501
+    assert page.count("<tr ") == 500
     assert "GRADIENT_CLIPPED <b>5,000</b>" in page
     assert "<td>NONFINITE_LOSS</td>" in page
     assert "500 gravest of 5,001 events" in page
@@ -128,3 +159,36 @@ def test_passed_over_lines_and_equal_names_are_said(tmp_path):
     assert "<h3>v (2)</h3>" in page
     with pytest.raises(ValueError, match="at least one run"):
         write_report([], tmp_path / "report.html")
+
+
+def test_an_event_leads_to_the_gradient_nearest_to_it():
+    """To its own state's; to its layer's first where it names none, or a gate; nowhere where there is no such layer."""
+    keys = [Key("rnn", layer, "forward", state) for layer in (0, 1) for state in "hc"]
+    event = {"module": "rnn", "layer": 1, "direction": "forward"}
+    assert [payload.key_of({**event, "state": state}, keys) for state in ("c", "h", None, "gate i")] == [3, 2, 2, 2]
+    assert payload.key_of({"module": "rnn"}, keys) == 0
+    assert payload.key_of({**event, "layer": 2}, keys) is None
+    assert payload.key_of({"module": None}, keys) is None
+
+
+def test_advice_names_the_run_that_it_is_for(tmp_path):
+    """Where runs stand side by side and need different things."""
+    events = [
+        [Event(EventKind.VANISHING_HIDDEN_GRADIENT, 1, module="m<b>", layer=0, value=1.0, remedy=r).to_record()]
+        for r in "xy"
+    ]
+    runs = [Run(tmp_path, {}, [], found, []) for found in events]
+    page = write_report(runs, tmp_path / "report.html", names=["gru", "rnn"]).read_text()
+    assert "<dd><b>gru: m&lt;b&gt;, layer 0:</b> x</dd><dd><b>rnn: m&lt;b&gt;, layer 0:</b> y</dd>" in page
+
+
+def test_a_remedy_is_followed_by_the_kind_s_page(tmp_path):
+    """Folded, with its table, without links into a documentation that is not at hand; a kind of a later version has none."""
+    events = [Event(kind, 1, value=1.0, threshold=1.0).to_record() for kind in EventKind]
+    later = {**events[0], "kind": "OF_A_LATER_VERSION", "remedy": "Update."}
+    page = write_report(Run(tmp_path, {}, [], [*events, later], []), tmp_path / "report.html").read_text()
+    shown = page[page.index("<h3>What to do</h3>") : page.index("</main>")]
+    assert shown.count("<details>") == len(EventKind)
+    assert "<th>remedy</th>" in shown
+    assert "href" not in shown
+    assert "<dt>OF_A_LATER_VERSION</dt><dd>Update.</dd>" in shown

@@ -106,3 +106,13 @@ def test_nothing_recorded_is_said(tmp_path):
     text = "\n".join(shown(of(tmp_path)))
     assert "nothing recorded yet" in text
     assert "events none" in text
+
+
+def test_the_loss_is_shown_as_far_as_it_is_known(tmp_path):
+    """Of each optimizer step, or of the sampled ones; one that is not finite has its sign; of an older log there is no line."""
+    steps = [{"step": n, "grad_norm": 1.0, "loss": value} for n, value in enumerate([100.0, 10.0, math.nan, 1.0])]
+    (line,) = [line for line in shown(of(tmp_path, steps=steps)) if line.startswith("loss ")]
+    assert line.split()[1:] == ["1", "█▅×▁"]
+    assert any(line.startswith("loss, sampled 3") for line in shown(of(tmp_path, [profile(0)])))
+    older = [{**profile(0), "loss": None}]
+    assert not any(line.startswith("loss") for line in shown(of(tmp_path, older)))

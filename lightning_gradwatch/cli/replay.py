@@ -1,0 +1,99 @@
+"""``gradwatch replay BUNDLE --module my_pkg:MyModel``: run the step of an anomaly again, and see the operation where it began."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    """Add the subcommand's arguments."""
+    parser = subparsers.add_parser(
+        "replay",
+        help="run the step of an anomaly again",
+        description=__doc__,
+        epilog="Exit code: 0 where the same event happens again, 1 where another or none does, 2 where the step cannot be run.",
+    )
+    parser.add_argument("path", metavar="BUNDLE", type=Path, help="a file in the folder `bundles` of a run log")
+    parser.add_argument(
+        "--module",
+        metavar="MODULE:CLASS",
+        required=True,
+        help="the LightningModule: my_pkg:MyModel, or train.py:MyModel",
+    )
+    parser.add_argument("--args", metavar="JSON", help="arguments of the class that the bundle lacks, as a JSON object")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run it (%(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the step; say whether the same event happened, and where it began.
+
+    Raises:
+        BundleError: a user's mistake.
+    """
+    from lightning_gradwatch.replay import (
+        build_module,
+        differences,
+        find_origin,
+        load_target,
+        watched_events,
+    )
+    from lightning_gradwatch.replay.build import arguments_of
+    from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, BundleError, read_bundle
+
+    bundle = read_bundle(args.path)
+    own = bundle[BUNDLE_KEY]
+    recorded = own["event"]
+    unheld = [f"{at} ({kind})" for at, kind in own["problems"].items() if not at.startswith("hyper_parameters")]
+    if unheld:
+        raise BundleError(
+            f"This bundle lacks {', '.join(unheld)}, which a file of tensors cannot hold: it cannot be run."
+        )
+    arguments, target = arguments_of(args.args), load_target(args.module)
+
+    def make() -> Any:
+        return build_module(target, args.path, bundle, arguments)
+
+    module = make()  # what is wrong with it is said before anything else
+    print(_header(args.path, own))
+    for warm in (False, True):
+        seen = [event.to_record() for event in watched_events(module, bundle, device=args.device, warm=warm)]
+        distances = [differences(recorded, event) for event in seen]
+        module = make()  # a step may change what no bundle holds
+        if [] in distances:
+            break
+    _say_outcome(recorded, seen, distances)
+    origin = find_origin(module, bundle, device=args.device)
+    if origin is not None:
+        print(f"It began here: {origin.told()}")
+    elif seen:
+        print("Where it began could not be followed to one operation.")
+    return 0 if [] in distances else 1
+
+
+def _header(path: Path, own: Mapping[str, Any]) -> str:
+    counts, versions = own["counts"], own["versions"]
+    lines = [
+        f"{path.name}: {own['module']}, optimizer step {counts['global_step']}, epoch {counts['epoch']}, "
+        f"batch {counts['batch_idx']}, {own['precision']}, on {own['device']}, torch {versions.get('torch')}",
+        f"Recorded: {own['event']['kind']}: {own['event']['message']}",
+    ]
+    if own["changed_weights"]:
+        names = ", ".join(own["changed_weights"])
+        lines.append(
+            f"Note: the step changed these weights before it was written down; they are as it left them: {names}"
+        )
+    return "\n".join(lines)
+
+
+def _say_outcome(recorded: Mapping[str, Any], seen: list[dict[str, Any]], distances: list[list[str]]) -> None:
+    if [] in distances:
+        print("Replayed: the same event.")
+    elif not seen:
+        print(f"Replayed: no event. The step went through without {recorded['kind']}.")
+    else:
+        event, distance = min(zip(seen, distances, strict=True), key=lambda pair: len(pair[1]))
+        print(f"Replayed: another event, {event['kind']}: {event['message']} ({'; '.join(distance)})")

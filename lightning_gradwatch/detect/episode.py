@@ -1,0 +1,78 @@
+"""An anomaly from its begin to its end: one event when it begins, one record when it is over, however long it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from lightning_gradwatch.events import ENDED, ONGOING, Event, Moment, Severity
+
+
+@dataclass(slots=True)
+class Episode:
+    """What goes on: the event of its begin, and the worst that was seen since. ``calm`` counts quiet samples in a row."""
+
+    begin: Event
+    peak: float
+    peak_step: int
+    calm: int = 0
+
+
+class Episodes:
+    """The open episodes of one detector, by whatever tells their places apart.
+
+    An episode ends after ``end_after`` calm samples in a row; a sample that is neither calm nor worse keeps it open
+    (hysteresis: it takes less to go on than to begin).
+
+    Args:
+        end_after: ≥ 1.
+        falling: the worst value is the smallest one.
+    """
+
+    def __init__(self, end_after: int, *, falling: bool = False) -> None:
+        self._end_after, self._falling = end_after, falling
+        self._open: dict[Hashable, Episode] = {}
+
+    def is_open(self, key: Hashable) -> bool:
+        """Whether something goes on there."""
+        return key in self._open
+
+    def begin(self, key: Hashable, event: Event, value: float) -> Event:
+        """Open one, and return the event of its begin."""
+        self._open[key] = Episode(event, value, event.step)
+        return event
+
+    def see(self, key: Hashable, value: float, moment: Moment, *, calm: bool) -> Event | None:
+        """Take in another sample of an open episode. Returns the record of its end, if this is it."""
+        episode = self._open[key]
+        if value < episode.peak if self._falling else value > episode.peak:
+            episode.peak, episode.peak_step = value, moment.step
+        episode.calm = episode.calm + 1 if calm else 0
+        if episode.calm < self._end_after:
+            return None
+        del self._open[key]
+        return _record(episode, moment, ENDED, f"ended at step {moment.step}")
+
+    def finish(self, moment: Moment) -> list[Event]:
+        """Training is over: a record of each episode that still goes on."""
+        still = [
+            _record(episode, moment, ONGOING, "still went on when training ended") for episode in self._open.values()
+        ]
+        self._open.clear()
+        return still
+
+
+def _record(episode: Episode, moment: Moment, action: str, how: str) -> Event:
+    begin = episode.begin
+    when = dataclasses.asdict(moment)
+    return dataclasses.replace(
+        begin,
+        **when,
+        detail="",
+        severity=Severity.INFO,
+        action=action,
+        value=episode.peak,
+        message=f"{begin.kind} of {begin.place}, which began at step {begin.step}, {how}; "
+        f"at its peak, at step {episode.peak_step}, it was {episode.peak:.3g} (bound {begin.threshold:.3g}).",
+    )

@@ -1,0 +1,45 @@
+"""What to do about the events of a run: each piece of advice once, and for whom it is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning_gradwatch.events import Severity
+
+Record = Mapping[str, Any]
+RANKS: dict[str, int] = {Severity.CRITICAL: 0, Severity.WARNING: 1, Severity.INFO: 2}
+"""The gravest severity first; of a later version's, last."""
+
+_MOST_PLACES = 6
+
+
+def remedies(events: Iterable[Record]) -> dict[str, dict[str, list[str]]]:
+    """Kind → remedy → the places that it is meant for; the gravest kinds first.
+
+    The same kind may call for different things: a vanilla RNN whose gradient vanishes needs another cell, an LSTM another bias.
+    """
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    gravest: dict[str, int] = {}
+    for event in events:
+        kind, remedy = event["kind"], event.get("remedy")
+        if remedy:
+            found.setdefault(kind, {}).setdefault(remedy, {})[_place(event)] = None
+            gravest[kind] = min(gravest.get(kind, 9), RANKS.get(event.get("severity") or "", 3))
+    kinds = sorted(found, key=gravest.__getitem__)
+    return {kind: {remedy: list(places) for remedy, places in found[kind].items()} for kind in kinds}
+
+
+def some(names: list[str]) -> str:
+    """``a, b and c``, or the first few and how many more."""
+    shown = (
+        names if len(names) <= _MOST_PLACES else [*names[: _MOST_PLACES - 1], f"{len(names) - _MOST_PLACES + 1} more"]
+    )
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+
+
+def _place(event: Record) -> str:
+    if event.get("module") is None:
+        return "the model"
+    layer = "" if event.get("layer") is None else f", layer {event['layer']}"
+    return f"{event['module']}{layer}{' (reverse)' if event.get('direction') == 'reverse' else ''}"

@@ -309,6 +309,17 @@ def test_the_docstring_tabulates_what_is_logged(tmp_path: Path) -> None:
     assert len(documented) == 8
 
 
+def test_norms_and_thresholds_are_a_figure_where_the_logger_takes_one(tmp_path: Path) -> None:
+    """Beside a CSV file it is a PNG at the end of each epoch; without the argument there is none."""
+    for name, figures in (("without", False), ("with", True)):
+        logger = CSVLogger(tmp_path / name, name="", version=0)
+        fit(trainer_for(tmp_path / name, AdaptiveClip(figures=figures), logger=logger, max_epochs=2), Regression())
+    assert not list((tmp_path / "without").rglob("*.png"))
+    made = sorted((tmp_path / "with").rglob("*.png"))
+    assert [path.parent.name for path in made] == ["clipping", "clipping"]
+    assert all(path.stat().st_size > 5_000 for path in made)
+
+
 def test_each_step_is_one_row_that_agrees_with_itself(tmp_path: Path) -> None:
     """Norm, coefficient, norm after, rate and skips of one step stand in one row under its step."""
     rows = logged(tmp_path, 1)

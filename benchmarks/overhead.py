@@ -20,12 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
+from lightning_gradwatch.callbacks._rollback import State
 from lightning_gradwatch.recurrent import Capture, profiles, sweep
 
 TIME, BATCH, HIDDEN, EMBEDDING, WORDS, LAYERS = 128, 32, 256, 128, 1000, 2
@@ -126,25 +128,49 @@ def alternate_steps(steps: int) -> dict[str, dict[str, float]]:
     sampled = [on - off for off, on in zip(*alternate(1, max(steps // 4, 5)), strict=True)]
     step = statistics.median(bare)
     pairs, sweeps = ratio(watched, bare), spread([seconds / step for seconds in sampled])
+    ready = {
+        f"ordinary step with {text} / bare step": ratio(*reversed(alternate(10**9, max(steps // 2, 5), **options)))
+        for text, options in READY.items()
+    }
     return {
         "ordinary step / bare step": pairs,
+        **ready,
+        'a copy of the state for on_anomaly="rollback" / bare step': spread([c / step for c in copies(20)]),
         "what a sampled step adds / bare step": sweeps,
         "at the defaults (ordinary + sampled / 50)": {name: pairs[name] + sweeps["median"] / 50 for name in pairs},
         "bare step, milliseconds": spread([1e3 * seconds for seconds in bare]),
     }
 
 
+def copies(count: int) -> list[float]:
+    """Seconds of each copy of weights and optimizer state."""
+    model, taken = LanguageModel(), list[float]()
+    with tempfile.TemporaryDirectory() as folder, _attached(model, Path(folder), 50, {}) as (_, trainer):
+        for _ in range(count):
+            begun = time.perf_counter()
+            State.of(trainer, model)
+            taken.append(time.perf_counter() - begun)
+    return taken
+
+
 WARM_UP = 6
+READY: dict[str, dict[str, Any]] = {
+    'on_anomaly="skip"': {"on_anomaly": "skip"},
+    'on_anomaly="rollback"': {"on_anomaly": "rollback"},
+    "bundles=1": {"bundles": 1},
+}
+"""Ready to act at an anomaly that does not come."""
 
 
-def alternate(every_n_steps: int, steps: int) -> tuple[list[float], list[float]]:
+def alternate(every_n_steps: int, steps: int, **options: Any) -> tuple[list[float], list[float]]:
     """Seconds of ``steps`` bare and ``steps`` watched training steps in turn, the callback's hooks called as the Trainer does."""
     model = LanguageModel()
     optimizer = model.configure_optimizers()
     data = batches(8)
     bare: list[float] = []
     watched: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, _attached(model, Path(folder), every_n_steps) as (watch, trainer):
+    with tempfile.TemporaryDirectory() as folder, _attached(model, Path(folder), every_n_steps, options) as found:
+        watch, trainer = found
         for i in range(2 * (steps + WARM_UP)):
             batch, on = data[i % 8], i % 2 == 1
             trainer.fit_loop.epoch_loop._batches_that_stepped += on
@@ -158,6 +184,7 @@ def alternate(every_n_steps: int, steps: int) -> tuple[list[float], list[float]]
             loss.backward()
             if on:
                 watch.on_after_backward(trainer, model)
+                watch.on_before_optimizer_step(trainer, model, optimizer)
             optimizer.step()
             if on:
                 watch.on_train_batch_end(trainer, model, None, batch, i)
@@ -167,9 +194,11 @@ def alternate(every_n_steps: int, steps: int) -> tuple[list[float], list[float]]
 
 
 @contextlib.contextmanager
-def _attached(model: pl.LightningModule, folder: Path, every_n_steps: int) -> Iterator[tuple[GradWatch, pl.Trainer]]:
+def _attached(
+    model: pl.LightningModule, folder: Path, every_n_steps: int, options: dict[str, Any]
+) -> Iterator[tuple[GradWatch, pl.Trainer]]:
     """A GradWatch on a Trainer that has been set up by a fit."""
-    watch = GradWatch(every_n_steps=every_n_steps, dirpath=folder / "run", summary=False)
+    watch = GradWatch(every_n_steps=every_n_steps, dirpath=folder / "run", summary=False, **options)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=1,

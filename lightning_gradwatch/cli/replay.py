@@ -34,14 +34,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         BundleError: a user's mistake.
     """
-    from lightning_gradwatch.replay import (
-        build_module,
-        differences,
-        find_origin,
-        load_target,
-        watched_events,
-    )
-    from lightning_gradwatch.replay.build import arguments_of
+    from lightning_gradwatch.replay.target import arguments_of, load_target
     from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, BundleError, read_bundle
 
     bundle = read_bundle(args.path)
@@ -53,6 +46,11 @@ def run(args: argparse.Namespace) -> int:
             f"This bundle lacks {', '.join(unheld)}, which a file of tensors cannot hold: it cannot be run."
         )
     arguments, target = arguments_of(args.args), load_target(args.module)
+    # Not before the user's own code has chosen which of Lightning's names it is.
+    from lightning_gradwatch.replay.build import build_module
+    from lightning_gradwatch.replay.compare import differences
+    from lightning_gradwatch.replay.rerun import watched_events
+    from lightning_gradwatch.replay.search import find_origin
 
     def make() -> Any:
         return build_module(target, args.path, bundle, arguments)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.replays import campaign
 from lightning_gradwatch import EventKind, GradWatch
 from lightning_gradwatch.cli import main
-from lightning_gradwatch.replay import rerun
+from lightning_gradwatch.replay.rerun import rerun
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, read_bundle
 from tests.integration.anomalies import AT, Drawn, Nested, OwnCell, Scheduled, Stateful, nested_batches, train
 from tests.integration.processes import run, succeed
@@ -150,10 +151,11 @@ def test_a_cell_of_ones_own_is_found_again(tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_in_another_process(tmp_path) -> None:
+@pytest.mark.parametrize("namespace", ["lightning.pytorch", "pytorch_lightning"])
+def test_in_another_process(tmp_path, namespace: str) -> None:
     """A script trains and stops; the command, in a process of its own, shows the same event; a changed model does not."""
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT.replace("lightning.pytorch", namespace))
     succeed(script, tmp_path)
     (path,) = (tmp_path / "run" / "bundles").iterdir()
     done = succeed("-m", "lightning_gradwatch", "replay", path, "--module", f"{script}:Model", "--args", '{"bad": 3}')
@@ -293,3 +295,11 @@ def test_another_event_says_how_it_differs(tmp_path, capsys) -> None:
     assert main(["replay", str(path), "--module", "tests.integration.anomalies:Drawn"]) == 1
     assert "Replayed: another event, NONFINITE_INPUT" in (out := capsys.readouterr().out)
     assert "timestep was 10" in out
+
+
+def test_a_sample_of_the_campaign() -> None:
+    """Whatever network and fault is drawn, the replay shows the same event and names the line; in full it is benchmarks/replays.py."""
+    results = campaign(12, seed=4)
+    written = [one for one in results if one["outcome"] != "no critical event"]
+    assert len(written) >= 10
+    assert [one for one in written if one["outcome"] != "same" or not one["right origin"]] == []

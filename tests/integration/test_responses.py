@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from lightning_gradwatch import AdaptiveClip, AnomalyError, EventKind, GradWatch
@@ -276,6 +277,7 @@ def test_the_state_is_no_part_of_a_copy(tmp_path) -> None:
             assert watch._reactions._responder is not None
             assert watch._reactions._responder._states is not None
             assert watch._reactions._bundles is not None
+            assert watch._reactions._bundles._start is None
             assert len(pickle.dumps(watch)) < watched.rnn.weight_hh_l0.nbytes
             again = copy.deepcopy(watch)
             assert (again._reactions.wanted, again.on_anomaly) == (False, "rollback")
@@ -301,6 +303,17 @@ def test_every_argument_is_built_from_yaml() -> None:
     assert build({}).on_anomaly is None
     with pytest.raises(jsonargparse.ArgumentError, match="explode"):
         build({"on_anomaly": "explode"})
+
+
+def test_where_nothing_can_be_done_it_is_said(tmp_path) -> None:
+    """Under a strategy that keeps the weights to itself, one warning; the training goes on."""
+    strategy = type("DeepSpeedStrategy", (SingleDeviceStrategy,), {})(device=torch.device("cpu"))
+    with pytest.warns(
+        UserWarning, match=r'GradWatch\(on_anomaly="skip"\) does nothing in this fit: DeepSpeed'
+    ) as caught:
+        run = fit(tmp_path, TinyLanguageModel(), watching(tmp_path, "skip"), strategy=strategy)
+    assert sum("does nothing" in str(w.message) for w in caught) == 1
+    assert run.global_step == 10
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lightning_gradwatch.events import EventKind, Moment
-from lightning_gradwatch.replay import differences
+from lightning_gradwatch.replay.compare import differences
 
 EVENT = (
     Moment(3, 0, 3)

@@ -27,6 +27,7 @@ class Terminal:
     def __init__(self, socket: Path, *, width: int = 100, height: int = 40) -> None:
         self._tmux = ("tmux", "-S", str(socket), "-f", "/dev/null")
         self._run("new-session", "-d", "-x", str(width), "-y", str(height), "env PS1='$ ' sh")
+        self.wait_for(lambda screen: screen.rstrip().endswith("$"))  # what is typed before the prompt stands before it
 
     def type(self, command: Sequence[str]) -> None:
         """Type a command and press Enter."""

@@ -1,28 +1,36 @@
-"""What AdaptiveClip's step costs beside `torch.nn.utils.clip_grad_norm_`, for each policy.
+"""What AdaptiveClip's step costs beside `torch.nn.utils.clip_grad_norm_`, for each policy, and what three packages' do.
 
     python benchmarks/clip_cost.py
     python benchmarks/clip_cost.py --device cuda --rounds 300
 
 All are run in turn, round by round, on the same gradients of 10 million parameters in 100 tensors; each round gives one ratio to
-`clip_grad_norm_` of that round. Shown are the medians with quartiles. The norm stays under the bound of `Norm`, `Spike` and
-`clip_grad_norm_`, so that these measure only; `clip_grad_norm_` multiplies all the same. What waits for the device is waited for.
+`clip_grad_norm_` of that round. Shown are the medians with quartiles. The norm stays under the bound of `Norm`, `Spike`, `ZClip` and
+`clip_grad_norm_`, so that these measure only; `clip_grad_norm_` multiplies all the same. What waits for the device is waited for. The
+packages' steps are what their Lightning callbacks call; autoclip has none, and its step is called as its documentation says.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parent))
+from clipping_methods import autoclip, smartclip, zclip
+
 from lightning_gradwatch.callbacks._clip_parts import Parts
 from lightning_gradwatch.callbacks._clip_step import clip, measure
-from lightning_gradwatch.clip import POLICIES, ClipPolicy, Norm, TensorPolicy
+from lightning_gradwatch.clip import POLICIES, ClipPolicy, Norm, TensorPolicy, ZClip
 
 ENTRIES, TENSORS, BOUND = 10_000_000, 100, 1e9
+UNBOUND: dict[str, ClipPolicy] = {"norm": Norm(BOUND), "zclip": ZClip(max_norm=BOUND)}
+"""Policies whose default bound would be exceeded."""
 
 
 def model(device: str) -> nn.Module:
@@ -40,10 +48,11 @@ def step_of(policy: str | ClipPolicy | TensorPolicy, module: nn.Module, **patter
     parts = Parts(policy, patterns.get("exclude"), None)
     parts.begin(module, [optimizer])
     state = parts.new_state()
+    loss = torch.zeros((), device=next(module.parameters()).device)
 
     def step() -> None:
         own = parts.of(module, optimizer, state)
-        for part, measured in zip(own, measure(own, deferring=False)[0], strict=True):
+        for part, measured in zip(own, measure(own, deferring=False, loss=loss)[0], strict=True):
             clip(part, measured, deferring=False)
 
     return step
@@ -59,10 +68,14 @@ def main() -> None:
     module = model(arguments.device)
     parameters = list(module.parameters())
     fresh = [p.grad.clone() for p in parameters if p.grad is not None]
+    optimizer = torch.optim.SGD(parameters, 0.1)
     steps: dict[str, Callable[[], object]] = {
         "clip_grad_norm_": lambda: torch.nn.utils.clip_grad_norm_(parameters, BOUND),
-        **{name: step_of(Norm(BOUND) if name == "norm" else name, module) for name in POLICIES},
+        **{name: step_of(UNBOUND.get(name, name), module) for name in POLICIES},
         "norm, with exclude": step_of(Norm(BOUND), module, exclude=["w1*"]),
+        "zclip 1.0.0": zclip(max_grad_norm=BOUND)(module, optimizer),
+        "smartclip 0.1.1": smartclip("AutoClip")(module, optimizer),
+        "autoclip 0.2.1": autoclip("QuantileClip", global_threshold=True)(module, optimizer),
     }
     times: dict[str, list[float]] = {name: [] for name in steps}
     with torch.no_grad():

@@ -148,7 +148,7 @@ def show(problem: Problem, rows: Sequence[Row]) -> None:
         )
 
 
-def verdict(problem: Problem, rows: Sequence[Row]) -> tuple[bool, bool, bool, float]:
+def verdict(rows: Sequence[Row]) -> tuple[bool, bool, bool, float]:
     """Of Spike: never diverged where another survived; clipped nothing; loss no worse than the best rival's; and their ratio."""
     (ours,) = (row for row in rows if row.method.family == "ours: spike")
     rivals = [row for row in rows if not row.method.ours]
@@ -163,7 +163,7 @@ def verdict(problem: Problem, rows: Sequence[Row]) -> tuple[bool, bool, bool, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--regime", choices=("healthy", "spikes", "unstable"))
     parser.add_argument("--quick", action="store_true", help="one seed, 40 steps, a few methods")
     parser.add_argument("--only", nargs="*", help="families of methods")
@@ -181,7 +181,7 @@ def main() -> None:
         rows = measure(problem, chosen, arguments.seeds)
         show(problem, best_of_families(rows))
         if any(row.method.family == "ours: spike" for row in rows):
-            verdicts.append((problem, *verdict(problem, rows)))
+            verdicts.append((problem, *verdict(rows)))
     print("\nSpike: no run lost that another held; steps clipped 0; loss against the best rival's best setting")
     for problem, survived, untouched, as_good, ratio in verdicts:
         print(f"  {problem.regime:9} {problem.name:30} {survived!s:6} {untouched!s:6} {as_good!s:6} {ratio:.3f}")

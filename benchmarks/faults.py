@@ -219,7 +219,7 @@ def table(outcomes: list[Outcome]) -> str:
 def main() -> int:
     """Print the table, and with ``--list`` every outcome that is not exact."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--injections", type=int, default=1000)
+    parser.add_argument("--injections", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.runlog.schema import StepRecord
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
+_MOST_STEPS = 5_000
+"""Of the last steps, in a figure."""
+
 
 class ClipReport:
     """The output of one callback; a copy of it writes to no run log.
@@ -22,10 +26,18 @@ class ClipReport:
         on_event: called with each event; an exception in it is said once.
         logging: whether to write to the Trainer's loggers.
         progress_bar: whether to show the last step's coefficient there.
+        figures: whether to hand figures to the loggers.
     """
 
-    def __init__(self, on_event: Callable[[Event], None] | None, logging: bool, progress_bar: bool = False) -> None:
+    def __init__(
+        self,
+        on_event: Callable[[Event], None] | None,
+        logging: bool,
+        progress_bar: bool = False,
+        figures: bool = False,
+    ) -> None:
         self.on_event = on_event
+        self._steps: deque[StepRecord] | None = deque(maxlen=_MOST_STEPS) if figures else None
         self.logging, self.progress_bar = logging, progress_bar
         self._last = ""
         self.events: list[Event] = []
@@ -42,6 +54,8 @@ class ClipReport:
         """Begin a fit. A collective."""
         self.events, self.batch_idx, self._pending = [], None, {}
         self._warned, self._last = set(), ""
+        if self._steps is not None:
+            self._steps.clear()
         self.run_log = open_run_log(trainer, dirpath, owner=owner, run_id=self.run_id)
         self.run_id = run_id_of(trainer, dirpath)
         self.run_dir = None if self.run_log is None else self.run_log.folder
@@ -54,20 +68,28 @@ class ClipReport:
     def step(self, trainer: Trainer, index: int, outcome: Outcome, state: ClipState, *, skipped: bool = False) -> None:
         """Write one optimizer step to the run log, and keep it for the loggers where it is their turn."""
         self._last = "skipped" if skipped else f"{outcome.decision.coefficient:.3g}"
+        record = StepRecord(
+            step=trainer.global_step,
+            optimizer=index,
+            grad_norm=outcome.norm,
+            clip_threshold=outcome.decision.threshold,
+            clip_coefficient=outcome.decision.coefficient,
+            clipped_norm=outcome.clipped_norm,
+            loss=self.loss,
+            skipped=skipped,
+        )
         if self.run_log is not None:
-            self.run_log.step(
-                StepRecord(
-                    step=trainer.global_step,
-                    optimizer=index,
-                    grad_norm=outcome.norm,
-                    clip_threshold=outcome.decision.threshold,
-                    clip_coefficient=outcome.decision.coefficient,
-                    clipped_norm=outcome.clipped_norm,
-                    loss=self.loss,
-                    skipped=skipped,
-                )
-            )
+            self.run_log.step(record)
+        if self._steps is not None:
+            self._steps.append(record)
         self._keep(trainer, index, "", {**_values(outcome, state), "skipped_steps": float(state.skipped)})
+
+    def draw(self, trainer: Trainer) -> None:
+        """Hand a figure of the steps so far to every logger that takes one."""
+        if self._steps and trainer.loggers and trainer.is_global_zero:
+            from lightning_gradwatch.report.logger_figures import log_clipping
+
+            log_clipping(trainer.loggers, list(self._steps), logged_step(trainer))
 
     def part(self, trainer: Trainer, index: int, key: str, outcome: Outcome, state: ClipState) -> None:
         """Keep for the loggers what became of the parameters that a pattern names."""

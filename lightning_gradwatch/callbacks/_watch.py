@@ -17,24 +17,23 @@ from lightning_gradwatch.detect import (
     ScaleSearch,
     SweptCall,
     VanishingDetector,
-    bad_weight,
+    WeightWatch,
     locate_nonfinite,
 )
+from lightning_gradwatch.detect.weights import AFTER_THE_LAST_STEP, SATURATED
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import (
     Capture,
     Loop,
     RecurrentCall,
-    loop_profiles,
+    measure_calls,
     measure_lags,
-    profiles,
     stitch,
     sweep,
 )
 from lightning_gradwatch.recurrent.discover import Discovery, plain_name, scripted
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
-from lightning_gradwatch.recurrent.sweep import CHUNK
 
 Call = RecurrentCall | Loop
 
@@ -116,7 +115,7 @@ class Watch:
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = False
-        self._bad_weights: set[str] = set()
+        self._spoilt = WeightWatch()
         self._severed: set[str] = set()
         self._pending: list[_Pending] = []
         self._scripted = scripted(model) if find_cells else {}
@@ -195,7 +194,7 @@ class Watch:
         """Training is over: judge what is still on its way, look at the weights that the last step left, close the episodes."""
         self.poll(wait=True)
         if not self._nonfinite:
-            self._look_at_weights(moment, "After the last step the weight {weight} is {value}.")
+            self._look_at_weights(AFTER_THE_LAST_STEP, moment)
         for detector in (self._jump, self._exploding, self._vanishing):
             for event in detector.finish(moment):
                 self._on_event(event)
@@ -228,28 +227,16 @@ class Watch:
     def _sample(self, calls: list[Call], step: Step, *, everything: bool = False) -> None:
         """Measure the calls, in ``everything`` all sequences; so too where the growth through time turns out to be suspicious."""
         unscale, stitched = step.unscale(), stitch(calls)
-        found = self._measure(stitched, None if everything else self._max_sequences)
+        found = measure_calls(stitched, None if everything else self._max_sequences, self._anchors)
         if any(self._exploding.suspects(profile) for profile in found):
             self.suspicious = True
-            found = found if everything else self._measure(stitched, None)
+            found = found if everything else measure_calls(stitched, None, self._anchors)
         found = [profile.scaled(unscale) for profile in found]
         self._on_profiles(found, step)
         for profile in found:
             self._tell(self._exploding(profile, step.moment))
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
                 self._tell(self._vanishing(profile, step.moment))
-
-    def _measure(self, calls: list[Call], max_sequences: int | None) -> list[Profile]:
-        found: list[Profile] = []
-        for call in calls:
-            if isinstance(call, Loop):
-                found += loop_profiles(call, max_sequences)
-            else:
-                swept = sweep(
-                    call, max_sequences=max_sequences, anchors=self._anchors, chunk=_chunk(call, max_sequences)
-                )
-                found += profiles(call, swept)
-        return found
 
     def _judge(self, norm: float, pending: _Pending) -> None:
         """Judge a step by its norm. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""
@@ -260,11 +247,7 @@ class Watch:
         if step.sampled or begins:
             self._sample(pending.calls, step, everything=begins)
         if step.sampled and finite:
-            self._look_at_weights(
-                step.moment,
-                "The weight {weight} is {value}, though every state and gradient is finite: what it enters is saturated, and no longer "
-                "learns.",
-            )
+            self._look_at_weights(SATURATED, step.moment)
 
     def _is_jump(self, norm: float, step: Step) -> bool:
         """Take in a finite norm. Returns whether a jump begins with it."""
@@ -298,25 +281,11 @@ class Watch:
         self._tell(event)
         return event is not None
 
-    def _look_at_weights(self, moment: Moment, message: str) -> None:
-        """Tell a recurrent module's weight that is not finite; each once."""
+    def _look_at_weights(self, message: str, moment: Moment) -> None:
+        """Tell a recurrent module's weight that is not finite."""
         own = {id(weight) for weight in self._weights if weight.requires_grad}
-        named = [(name, local(weight)) for name, weight in self._named_parameters() if id(weight) in own]
-        found = bad_weight((name, weight) for name, weight in named if name not in self._bad_weights)
-        if found is None:
-            return
-        name, entry, value, _ = found
-        self._bad_weights.add(name)
-        self._tell(
-            moment.event(
-                EventKind.NONFINITE_STATE,
-                parameter=name,
-                value=value,
-                message=message.format(weight=f"{name}[{entry}]", value=value),
-                remedy="An optimizer step made it so: go back to a checkpoint from before it, and look at the learning rate and at "
-                "the optimizer's state.",
-            )
-        )
+        weights = ((name, local(weight)) for name, weight in self._named_parameters() if id(weight) in own)
+        self._tell(self._spoilt(weights, message, moment))
 
     def _tell(self, event: Event | None) -> None:
         if event is not None:
@@ -345,12 +314,6 @@ class Watch:
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
 """Under a loss scale, gradients that overflow behind a finite loss and finite states are the scaler's search."""
-
-
-def _chunk(call: RecurrentCall, max_sequences: int | None) -> int:
-    """Timesteps that a sweep holds at once: fewer where it takes all of a large batch, so that it needs no more memory."""
-    batch = call.h_n.shape[1] if call.h_n.dim() == 3 else 1
-    return CHUNK if max_sequences is not None else max(CHUNK * 64 // max(batch, 64), 16)
 
 
 def _release(calls: list[Call]) -> None:

@@ -97,6 +97,7 @@ class AdaptiveClip(Callback):
         on_event: called with each event. An exception in it is said once and harms nothing.
         log: whether to write to the Trainer's loggers.
         progress_bar: show the last step's clip coefficient in the progress bar; 1 is untouched.
+        figures: at the end of each epoch, hand a figure of norms and thresholds to the loggers that take one. Needs the extra ``report``.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class AdaptiveClip(Callback):
         on_event: Callable[[Event], None] | None = None,
         log: bool = True,
         progress_bar: bool = False,
+        figures: bool = False,
     ) -> None:
         self._parts = Parts(policy, exclude, policies)
         _require_one_of("on_nonfinite", on_nonfinite, ACTIONS)
@@ -126,7 +128,7 @@ class AdaptiveClip(Callback):
         self.on_conflict = on_conflict
         self.max_successive_skips = max_successive_skips
         self.dirpath = dirpath
-        self._report = ClipReport(on_event, log, progress_bar)
+        self._report = ClipReport(on_event, log, progress_bar, figures)
         self._through_time = HeldThroughTime(clip_through_time, omega)
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
@@ -223,6 +225,10 @@ class AdaptiveClip(Callback):
         """Write to the loggers what the batch's steps left."""
         self._report.flush(trainer, self._through_time.share)
         self._through_time.end_batch()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hand the figure to the loggers."""
+        self._report.draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take hooks off, close the run log."""

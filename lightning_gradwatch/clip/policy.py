@@ -52,7 +52,8 @@ class ClipPolicy(Protocol):
             def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
     ``AdaptiveClip`` hands it only norms that are finite and greater than zero. While a policy has an attribute
-    ``wants_parameter_norm`` that is true, it is also given the norm of the optimizer's parameters.
+    ``wants_parameter_norm`` that is true, it is also given the norm of the optimizer's parameters; with ``wants_step_size``,
+    SGD's learning rate as ``step_size``, or None of another optimizer.
     """
 
     def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:

@@ -3,12 +3,13 @@
 from lightning_gradwatch.detect.baseline import Baseline
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.exploding import ExplodingDetector
-from lightning_gradwatch.detect.nonfinite import Place, bad_weight, locate_nonfinite
+from lightning_gradwatch.detect.nonfinite import Place, locate_nonfinite
 from lightning_gradwatch.detect.nonfinite_call import SweptCall
 from lightning_gradwatch.detect.nonfinite_loop import LoopPlaces
 from lightning_gradwatch.detect.norm_jump import NormJumpDetector
 from lightning_gradwatch.detect.scale_search import ScaleSearch
 from lightning_gradwatch.detect.vanishing import VanishingDetector, is_vanishing
+from lightning_gradwatch.detect.weights import WeightWatch
 
 __all__ = [
     "Baseline",
@@ -20,7 +21,7 @@ __all__ = [
     "ScaleSearch",
     "SweptCall",
     "VanishingDetector",
-    "bad_weight",
+    "WeightWatch",
     "is_vanishing",
     "locate_nonfinite",
 ]

@@ -28,28 +28,34 @@ class Baseline:
     def __init__(self, *, window: int, history: int, spread: float, least_factor: float) -> None:
         self.window, self.history, self.spread, self.least = window, history, spread, math.log(least_factor)
         self._logs: deque[float] = deque(maxlen=window)
+        self._fit: tuple[float, float] | None = None
 
     def remember(self, value: float) -> None:
         """Take in an ordinary value; what is not a positive finite number is passed over."""
         if 0 < value < math.inf:
             self._logs.append(math.log(value))
+            self._fit = None
 
     def centre(self) -> float | None:
         """The ordinary value; None while there is too little history."""
-        return math.exp(median(self._logs)) if len(self._logs) >= self.history else None
+        return math.exp(self._centre_and_margin()[0]) if len(self._logs) >= self.history else None
 
     def bound(self) -> float | None:
         """What an ordinary value stays under; None while there is too little history."""
         if len(self._logs) < self.history:
             return None
-        wider = math.sqrt(self.window / len(self._logs))
-        return math.exp(min(median(self._logs) + wider * self._margin(), LARGEST))
+        middle, margin = self._centre_and_margin()
+        return math.exp(min(middle + math.sqrt(self.window / len(self._logs)) * margin, LARGEST))
 
     def distance(self, value: float) -> float:
         """How far a value lies over the ordinary one on the log scale, in units in which the bound of a full window lies at 1."""
-        return (math.log(value) - median(self._logs)) / self._margin()
+        middle, margin = self._centre_and_margin()
+        return (math.log(value) - middle) / margin
 
-    def _margin(self) -> float:
-        middle = median(self._logs)
-        deviation = 1.4826 * median(abs(value - middle) for value in self._logs)
-        return max(self.spread * deviation, self.least)
+    def _centre_and_margin(self) -> tuple[float, float]:
+        """Both logarithms; worked out once for all who ask at a step."""
+        if self._fit is None:
+            middle = median(self._logs)
+            deviation = 1.4826 * median([abs(value - middle) for value in self._logs])
+            self._fit = middle, max(self.spread * deviation, self.least)
+        return self._fit

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lightning_gradwatch.detect.remedy import SPOILT_WEIGHT
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.monitor import local
 
@@ -78,7 +79,8 @@ def bad_parameter(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
     if found is None:
         return {}
     name, entry, value, count = found
-    return {"parameter": name, "detail": f"The cause is {name}[{entry}] = {value}.{other_places(count, ' ')}"}
+    detail = f"The cause is {name}[{entry}] = {value}.{other_places(count, ' ')}"
+    return {"parameter": name, "detail": detail, "remedy": SPOILT_WEIGHT}
 
 
 def bad_weight(weights: Iterable[tuple[str, Tensor]]) -> tuple[str, str, float, int] | None:

@@ -6,6 +6,7 @@ import math
 
 from lightning_gradwatch.detect.baseline import Baseline
 from lightning_gradwatch.detect.episode import Episodes
+from lightning_gradwatch.detect.remedy import jump_remedy
 from lightning_gradwatch.events import Event, EventKind, Moment
 
 WINDOW = 64
@@ -81,5 +82,6 @@ class NormJumpDetector:
             value=norm,
             threshold=bound,
             detail=f"It is that of all parameters of the recurrent modules.{more}",
+            remedy=jump_remedy(self._ordinary.centre()),
         )
         return self._episodes.begin((), event, norm)

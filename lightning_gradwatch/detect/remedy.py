@@ -23,6 +23,23 @@ _OWN_CELL = (
 )
 
 
+SPOILT_WEIGHT = (
+    "The weight was spoilt before this step, by an optimizer step with a gradient, a learning rate or a state that was not finite, "
+    "or by a bad checkpoint: go back to a checkpoint from before it. AdaptiveClip skips steps whose gradients are not finite."
+)
+"""Where a weight is the cause, whatever it spoilt first."""
+
+
+def jump_remedy(ordinary: float | None) -> str:
+    """What helps against a norm that jumps; ``ordinary`` is the run's median norm, if it is known."""
+    level = f", here about {ordinary:.2g}" if ordinary else ""
+    return (
+        f"Use AdaptiveClip(), which brings such a step back to its ordinary size{level}; a fixed clipping level between half "
+        "and ten times the average norm does too (Pascanu et al. 2013). Lower the learning rate, or let it rise more slowly, "
+        "if it happens again."
+    )
+
+
 def vanishing_remedy(profile: Profile, lagged: Floats) -> str:
     """What helps a layer whose gradient horizon is short, the likeliest first."""
     parts = [_VANISHING.get(profile.kind, _OWN_CELL)]

@@ -3,7 +3,7 @@
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.capture import Capture
 from lightning_gradwatch.recurrent.loop import Loop, loop_profiles, measure_lags
-from lightning_gradwatch.recurrent.measure import profiles
+from lightning_gradwatch.recurrent.measure import measure_calls, profiles
 from lightning_gradwatch.recurrent.stitch import stitch
 from lightning_gradwatch.recurrent.sweep import Sweep, sweep
 from lightning_gradwatch.recurrent.tap import tap
@@ -14,6 +14,7 @@ __all__ = [
     "RecurrentCall",
     "Sweep",
     "loop_profiles",
+    "measure_calls",
     "measure_lags",
     "profiles",
     "stitch",

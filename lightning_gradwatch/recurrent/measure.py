@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +13,31 @@ from lightning_gradwatch.recurrent.anchors import Anchors, lags
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.direction import DirectionSweep
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, Layout
-from lightning_gradwatch.recurrent.sweep import Sweep
+from lightning_gradwatch.recurrent.loop import Loop, loop_profiles
+from lightning_gradwatch.recurrent.sweep import CHUNK, Sweep, sweep
+
+
+def measure_calls(calls: Sequence[RecurrentCall | Loop], max_sequences: int | None, anchors: int) -> list[Profile]:
+    """The profiles of all calls and loops of a step, after its backward pass.
+
+    Args:
+        max_sequences: of each batch; None takes all.
+        anchors: of each sequence of a fused call.
+    """
+    found: list[Profile] = []
+    for call in calls:
+        if isinstance(call, Loop):
+            found += loop_profiles(call, max_sequences)
+        else:
+            chunk = _chunk(call, max_sequences)
+            found += profiles(call, sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk))
+    return found
+
+
+def _chunk(call: RecurrentCall, max_sequences: int | None) -> int:
+    """Timesteps that a sweep holds at once: fewer where it takes all of a large batch, so that it needs no more memory."""
+    batch = call.h_n.shape[1] if call.h_n.dim() == 3 else 1
+    return CHUNK if max_sequences is not None else max(CHUNK * 64 // max(batch, 64), 16)
 
 
 def profiles(call: RecurrentCall, swept: Sweep) -> list[Profile]:
@@ -19,11 +45,11 @@ def profiles(call: RecurrentCall, swept: Sweep) -> list[Profile]:
     found: list[Profile] = []
     truncated = is_cut_off(call.h0) or is_cut_off(call.c0)
     for layer, pair in enumerate(swept.directions):
-        for direction, sweep in enumerate(pair):
-            states = [("h", sweep.total, sweep.direct)]
-            if sweep.total_cell is not None and sweep.direct_cell is not None:
-                states.append(("c", sweep.total_cell, sweep.direct_cell))
-            curves = _lag_curves(sweep, swept.layout, swept.anchors, direction)
+        for direction, one in enumerate(pair):
+            states = [("h", one.total, one.direct)]
+            if one.total_cell is not None and one.direct_cell is not None:
+                states.append(("c", one.total_cell, one.direct_cell))
+            curves = _lag_curves(one, swept.layout, swept.anchors, direction)
             for state, total, direct in states:
                 found.append(
                     Profile(

@@ -19,6 +19,7 @@ from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.runlog.schema import to_json
 
 _MOST_COLUMNS = 4
+_SCRIPTS = ("frame.js", "pictures.js", "page.js")
 
 
 def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence[str] | None = None) -> Path:
@@ -57,7 +58,7 @@ def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence
             "footer": sections.footer(runs, names),
             "data": _script_json(payload.build(runs, names)),
             "plotly": require("plotly.offline").get_plotlyjs(),
-            "js": template.joinpath("page.js").read_text("utf-8"),
+            "js": "\n".join(template.joinpath(name).read_text("utf-8") for name in _SCRIPTS),
         },
     )
     path = Path(path)

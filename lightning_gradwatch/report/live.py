@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_gradwatch.events import Severity
+from lightning_gradwatch.events import Severity, closes_episode
 from lightning_gradwatch.report import series
 from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.report.live_heatmap import heatmap
@@ -123,7 +123,7 @@ def _optimizers(run: Run) -> list[int]:
 
 def _events(run: Run, counts: Mapping[str, int] | None, most: int) -> list[Any]:
     if counts is None:
-        severities = [event.get("severity") or "" for event in run.event_records]
+        severities = [event.get("severity") or "" for event in run.event_records if not closes_episode(event)]
         counts = {severity: severities.count(severity) for severity in set(severities)}
     said = ", ".join(f"{counts[severity]:,} {severity}" for severity in reversed(Severity) if counts.get(severity))
     lines = [_text(("events ", "bold"), said or "none")]

@@ -23,15 +23,48 @@ def log_figures(loggers: Iterable[Any], records: Sequence[Record], step: int) ->
         records: profile records; of each gradient the last is drawn by timestep, some of all by lag.
         step: under which the figures are logged.
     """
+    _hand_out(loggers, _figures(records), step)
+
+
+def log_clipping(loggers: Iterable[Any], records: Sequence[Record], step: int) -> None:
+    """Draw the gradient norms and thresholds of AdaptiveClip's steps, and hand the figure out as :func:`log_figures` does.
+
+    Args:
+        loggers: the Trainer's.
+        records: step records; each optimizer has its own figure.
+        step: under which the figures are logged.
+    """
+    _hand_out(loggers, _clipping(records), step)
+
+
+def _hand_out(loggers: Iterable[Any], figures: Iterable[tuple[str, Figure]], step: int) -> None:
     takers = [taker for logger in loggers if (taker := _taker(logger)) is not None]
     if not takers:
         return
-    for key, figure in _figures(records):
+    for key, figure in figures:
         for take in takers:
             try:
                 take(key, figure, step)
             except Exception:  # a logger's own trouble: its figures are no reason to disturb a training
                 continue
+
+
+def _clipping(records: Sequence[Record]) -> Iterable[tuple[str, Figure]]:
+    """``(gradwatch[/<optimizer>]/clipping, figure)`` for each optimizer."""
+    from lightning_gradwatch.report.figures import plot_clipping
+
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    optimizers = sorted({record["optimizer"] for record in records})
+    for optimizer in optimizers:
+        figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=100)
+        try:
+            plot_clipping(records, optimizer=optimizer, ax=figure.subplots())
+        except (ValueError, TypeError, ArithmeticError):
+            continue
+        yield f"gradwatch/{f'{optimizer}/' if len(optimizers) > 1 else ''}clipping", figure
 
 
 def _figures(records: Sequence[Record]) -> Iterable[tuple[str, Figure]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lightning_gradwatch.events import closes_episode
 from lightning_gradwatch.runlog import records
 from lightning_gradwatch.runlog.lines import Lines
 from lightning_gradwatch.runlog.reader import Run, RunLogError, locate
@@ -163,7 +164,7 @@ class _File:
             self.profiles.add(read)
         else:
             self.recent.append(read)
-            if self.fields is records.EVENT:
+            if self.fields is records.EVENT and not closes_episode(read):
                 self.severities.setdefault(_severity(read), array("q")).append(read["step"])
 
     def _forget(self, step: int) -> None:

@@ -184,8 +184,8 @@ def test_optimizers_do_not_share_a_policy(tmp_path: Path) -> None:
 def test_a_step_costs_at_most_one_host_sync(tmp_path: Path, policy: str) -> None:
     """Clipped or not, with a logger, an ordinary step reads the device once."""
     callback = Counted(policy)
-    fit(trainer_for(tmp_path, callback, logger=CSVLogger(tmp_path)), Regression({8: 1e3}))
-    assert len(callback.__dict__["syncs"]) == 12
+    fit(trainer_for(tmp_path, callback, logger=CSVLogger(tmp_path), max_epochs=3), Regression({8: 1e3}))
+    assert len(callback.__dict__["syncs"]) == 36
     assert max(callback.__dict__["syncs"]) <= 1
 
 
@@ -307,6 +307,17 @@ def test_the_docstring_tabulates_what_is_logged(tmp_path: Path) -> None:
     with_recurrence = "gradwatch/through_time"  # test_clip_through_time.py
     assert documented - {with_recurrence} == {key for row in rows for key in row if key.startswith("gradwatch/")}
     assert len(documented) == 8
+
+
+def test_norms_and_thresholds_are_a_figure_where_the_logger_takes_one(tmp_path: Path) -> None:
+    """Beside a CSV file it is a PNG at the end of each epoch; without the argument there is none."""
+    for name, figures in (("without", False), ("with", True)):
+        logger = CSVLogger(tmp_path / name, name="", version=0)
+        fit(trainer_for(tmp_path / name, AdaptiveClip(figures=figures), logger=logger, max_epochs=2), Regression())
+    assert not list((tmp_path / "without").rglob("*.png"))
+    made = sorted((tmp_path / "with").rglob("*.png"))
+    assert [path.parent.name for path in made] == ["clipping", "clipping"]
+    assert all(path.stat().st_size > 5_000 for path in made)
 
 
 def test_each_step_is_one_row_that_agrees_with_itself(tmp_path: Path) -> None:

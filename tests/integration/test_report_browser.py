@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from lightning_gradwatch import AdaptiveClip, GradWatch
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.report import write_report
+from lightning_gradwatch.report.series import group
 from lightning_gradwatch.runlog import Run, RunLogWriter, load_run
 from tests.browser import Browser, find_browser
+from tests.models import TinyLanguageModel, sentences, trainer
 from tests.runlogs import profile, write_run
 
 pytestmark = [
@@ -261,4 +264,40 @@ def test_a_long_run_opens_quickly(browser, tmp_path):
     browser.wait_for(DRAWN)
     print(f"opened in {seconds:.2f} s, {page.stat().st_size / 1e6:.1f} MB")
     assert seconds < 10  # 3 on an idle machine; a shared one must not fail for its neighbours
+    assert_quiet_and_offline(browser)
+
+
+def test_every_picture_of_a_real_training_is_its_run_log(browser, tmp_path):
+    """Each layer, direction and state in turn: heatmap, direct beside total, lag curves, horizon, growth rate; then loss and norm."""
+    watch = GradWatch(every_n_steps=2)
+    fit = trainer(tmp_path, [watch, AdaptiveClip("norm")], max_steps=8)
+    fit.fit(TinyLanguageModel(layers=2, bidirectional=True), sentences())
+    run = load_run(watch.run_dir)
+    browser.open(write_report(run, tmp_path / "report.html"), width=1600)
+    browser.wait_for(DRAWN)
+    gradients = group(run.profile_records)
+    assert len(gradients) == 8  # two layers, two directions, h and c
+    for number, (key, records) in enumerate(gradients.items()):
+        browser.run(f"choose({number}); draw()")
+        browser.wait_for(f"document.body.dataset.drawn === '{number}'")
+        assert browser.run("document.getElementById('key').selectedOptions[0].text") == key.place
+        assert browser.run("document.querySelector('#states [aria-pressed=true]').textContent") == key.state
+        assert_same(browser.run(HEATMAP.format(0) + ".customdata"), records)
+        last = records[-1]
+        of = {name: f"document.querySelector('#{name} .plot').data" for name in ("last", "lag", "horizon")}
+        for name, field in (("total", "total"), ("direct", "direct"), ("largest of a sequence", "total_max")):
+            drawn = browser.run(f"{of['last']}.find(trace => trace.name === '{name}').y")
+            assert drawn == [pytest.approx(value, rel=1e-5) if value > 0 else None for value in last[field]]
+        drawn = browser.run(f"{of['lag']}.find(trace => trace.name === 'step {last['step']}').y")
+        assert drawn == pytest.approx(last["lagged"], rel=1e-5)
+        drawn = browser.run(f"{of['horizon']}.map(trace => trace.y)")
+        assert drawn[0] == [record["timesteps"] for record in records]
+        assert drawn[1] == [record["horizon"] for record in records]
+        assert drawn[2] == pytest.approx([record["growth_rate"] for record in records], rel=1e-5)
+    clip = browser.run("document.querySelector('#clip .plot').data.map(trace => [trace.name, trace.x, trace.y])")
+    drawn = {name: (x, y) for name, x, y in clip}
+    steps = run.step_records
+    for name, field in (("loss", "loss"), ("gradient norm", "grad_norm"), ("threshold", "clip_threshold")):
+        assert drawn[name][0] == [record["step"] for record in steps] == list(range(8))
+        assert drawn[name][1] == pytest.approx([record[field] for record in steps], rel=1e-5)
     assert_quiet_and_offline(browser)

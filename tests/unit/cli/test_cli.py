@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from lightning_gradwatch.cli import main
-from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.events import Event, EventKind, Severity
 from lightning_gradwatch.runlog import RunLogWriter
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, write_bundle
 from tests.runlogs import write_run
@@ -72,6 +72,10 @@ def test_check_tells_by_its_exit_code(tmp_path, capsys):
     write_run(tmp_path / "broken", steps=40)
     writer = RunLogWriter(tmp_path / "broken", header={}, rank=1)
     writer.event(Event(EventKind.NONFINITE_LOSS, 7, rank=1, value=math.nan, message="the loss\x1b[2J is\nNaN"))
+    writer.close()
+    ended = Event(EventKind.EXPLODING_GRADIENT, 9, value=9.0, threshold=1.0, action="ended", severity=Severity.INFO)
+    writer = RunLogWriter(tmp_path / "quiet", header={}, rank=1)
+    writer.event(ended)
     writer.close()
     assert check("quiet", "--warnings") == (0, "ok: 0 critical events, 0 warning events\n")
     assert check("warned") == (0, "ok: 0 critical events, 2 warning events\n")

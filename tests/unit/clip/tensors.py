@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -66,3 +70,16 @@ def numbers_in(state: object) -> list[float]:
     values = state.values() if isinstance(state, dict) else state if isinstance(state, list) else []
     own = [float(state)] if isinstance(state, float) else []
     return own + [x for value in values for x in numbers_in(value)]
+
+
+def timm_agc() -> Any:
+    """timm's own file, and that alone: importing the package would import torchvision, and need a build of it for this torch."""
+    found = importlib.util.find_spec("timm")
+    if found is None or found.origin is None:
+        pytest.skip("timm is not installed: pip install --no-deps timm==1.0.31")
+    spec = importlib.util.spec_from_file_location("timm_agc", Path(found.origin).parent / "utils" / "agc.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

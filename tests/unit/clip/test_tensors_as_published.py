@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
-from pathlib import Path
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.clip import AGC, AdaGC, Value
-from tests.unit.clip.tensors import NAMES, clip_all, gradients, norm, weights
+from tests.unit.clip.tensors import NAMES, clip_all, gradients, norm, timm_agc, weights
 
 
 def adversarial(count: int, seed: int = 0) -> list[list[Tensor]]:
@@ -37,7 +36,7 @@ class StatedAdaGC:
         self, c: float = 1.0, lam: float = 1.04, beta: float = 0.99, warmup: int = 100, eps: float = 1e-6
     ) -> None:
         self.c, self.lam, self.beta, self.warmup, self.eps = c, lam, beta, warmup, eps
-        self.gamma, self.step = dict.fromkeys(NAMES, math.inf), 0
+        self.gamma, self.step = defaultdict[str, float](lambda: math.inf), 0
 
     def coefficients(self, norms: dict[str, float]) -> dict[str, float]:
         out = {}
@@ -109,15 +108,7 @@ def test_agc_is_the_stated_rule(stream: str, lam: float, eps: float) -> None:
 
 def test_agc_is_timms_to_the_bit() -> None:
     """Where timm lies on this machine, its own code gives the same gradients in each precision."""
-    found = importlib.util.find_spec("timm")
-    if found is None or found.origin is None:
-        pytest.skip("timm is not installed")
-    # Its file alone: the package would import torchvision.
-    spec = importlib.util.spec_from_file_location("timm_agc", Path(found.origin).parent / "utils" / "agc.py")
-    assert spec is not None
-    assert spec.loader is not None
-    timm = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(timm)
+    timm = timm_agc()
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         ours = weights(dtype=dtype)
         ours = [w.detach().requires_grad_() for w in ours]

@@ -65,6 +65,7 @@ def test_a_head_that_spoils_the_loss_is_named() -> None:
     assert event is not None
     assert (event.kind, event.parameter) == (EventKind.NONFINITE_LOSS, "head.weight")
     assert "The cause is head.weight[0, 2] = inf." in event.message
+    assert event.remedy.startswith("The weight was spoilt before this step")
 
 
 def test_an_infinite_cell_gradient_is_of_the_cell_state() -> None:

@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from lightning_gradwatch.detect import NormJumpDetector
 from lightning_gradwatch.detect.remedy import exploding_remedy, vanishing_remedy
+from lightning_gradwatch.events import Moment
 from tests.unit.test_profile import profile
 
 
@@ -64,3 +66,10 @@ def test_against_explosion_too_it_is_the_cells(kind: str, said: str) -> None:
     """A plain recurrence is told of its initialisation, a gated one of weight decay."""
     made, curve = shaped(0.5, kind=kind)
     assert said in exploding_remedy(made, curve, in_total=True)
+
+
+def test_against_a_jump_it_names_the_ordinary_norm() -> None:
+    """The level to clip at is that of the run itself."""
+    detector = NormJumpDetector()
+    events = [detector(norm, Moment(step)) for step, norm in enumerate([0.25] * 64 + [1e3])]
+    assert "ordinary size, here about 0.25" in events[-1].remedy

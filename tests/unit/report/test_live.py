@@ -8,7 +8,7 @@ import math
 import pytest
 from rich.console import Console
 
-from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.events import ENDED, Event, EventKind, Severity
 from lightning_gradwatch.report import sparks
 from lightning_gradwatch.report.live import frame
 from lightning_gradwatch.runlog import Run, load_run
@@ -116,3 +116,12 @@ def test_the_loss_is_shown_as_far_as_it_is_known(tmp_path):
     assert any(line.startswith("loss, sampled 3") for line in shown(of(tmp_path, [profile(0)])))
     older = [{**profile(0), "loss": None}]
     assert not any(line.startswith("loss") for line in shown(of(tmp_path, older)))
+
+
+def test_the_end_of_an_episode_is_no_further_event(tmp_path):
+    """It is shown in the list, and not counted."""
+    began = Event(EventKind.EXPLODING_GRADIENT, 1, value=9.0, threshold=1.0)
+    ended = Event(EventKind.EXPLODING_GRADIENT, 5, value=9.0, threshold=1.0, severity=Severity.INFO, action=ENDED)
+    lines = shown(of(tmp_path, events=[began, ended]))
+    assert "events 1 warning" in lines
+    assert sum("EXPLODING_GRADIENT" in line for line in lines) == 2

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.events import ONGOING, Event, EventKind, Severity
 from lightning_gradwatch.runlog import RunLogError, RunLogWriter, load_run, summarise
 from lightning_gradwatch.runlog.follow import Follower
 from lightning_gradwatch.runlog.schema import PROFILES_FILE, STEPS_FILE
@@ -126,3 +126,17 @@ def test_mistakes_are_clear(tmp_path):
     newer.write_text('{"gradwatch_header": true, "format_version": "2.0"}\n')
     with pytest.raises(RunLogError, match="upgrade"):
         follower.poll()
+
+
+def test_the_end_of_an_episode_is_not_counted(tmp_path):
+    """It is kept with the other records, as the note that it is."""
+    writer = RunLogWriter(tmp_path, header={})
+    writer.event(Event(EventKind.EXPLODING_GRADIENT, 1, value=9.0, threshold=1.0))
+    writer.event(
+        Event(EventKind.EXPLODING_GRADIENT, 5, value=9.0, threshold=1.0, severity=Severity.INFO, action=ONGOING)
+    )
+    writer.close()
+    follower = Follower(tmp_path)
+    follower.poll()
+    assert follower.events == {"warning": 1}
+    assert len(follower.run().event_records) == 2

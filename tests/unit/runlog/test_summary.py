@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
 from lightning_gradwatch.detect import exploding, vanishing
-from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.events import ENDED, ONGOING, Event, EventKind
 from lightning_gradwatch.runlog import summarise, summary
 from lightning_gradwatch.runlog.summary import Verdict
 from tests.runlogs import profile
@@ -120,6 +121,14 @@ def test_events_are_counted_where_they_belong():
     ]
     found = summarise(records, [event.to_record() for event in events])
     assert [layer.events for layer in found] == [1, 2]
+
+
+def test_the_end_of_an_episode_is_no_event_of_its_own():
+    """The record that closes an episode is not counted, whether it ended or training did."""
+    begun = Event(EventKind.VANISHING_HIDDEN_GRADIENT, 1, module="rnn", layer=0, direction="forward", value=3.0)
+    closed = [dataclasses.replace(begun, action=action, detail="") for action in (ENDED, ONGOING)]
+    (found,) = summarise([profile()], [event.to_record() for event in (begun, *closed)])
+    assert found.events == 1
 
 
 def test_an_inexact_measurement_says_so():

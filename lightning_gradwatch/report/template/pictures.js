@@ -1,0 +1,139 @@
+// The pictures: each takes the data of the chosen gradient and draws one panel a run.
+function drawGrid(key) {
+  const shown = data.runs.map(run => series(run, key)).filter(Boolean);
+  const [low, high] = span(shown.flatMap(found => found.grid.rows.flat()), 12);
+  const symbol = `‖∂L/∂${data.keys[key].state === "c" ? "c" : "h"}‖`;
+  panels("grid", (run, place) => {
+    const found = series(run, key);
+    if (!found) return absent;
+    const { steps, timesteps, rows, note } = found.grid;
+    const crosses = { x: [], y: [], text: [] };
+    // "nan" stands where no sequence reached a timestep; a norm that is not finite is "inf".
+    const z = rows.map((row, t) => row.map((value, s) => {
+      if (value === "inf") { crosses.x.push(steps[s]); crosses.y.push(timesteps[t]); crosses.text.push("not finite"); }
+      return typeof value !== "number" ? null : value > 0 ? Math.log10(value) : low; // a zero is darkest, a gap is a gap
+    }));
+    const stride = Math.ceil(crosses.x.length / 1500) || 1;
+    const thin = values => values.filter((_, place) => place % stride === 0);
+    const [from, to] = borders(steps), seen = mark && mark.run === place ? [Math.min(from, mark.step - 1), Math.max(to, mark.step + 1)] : [from, to];
+    return {
+      label: `heatmap of total gradients, ${steps.length} training steps by ${timesteps.length} timesteps`,
+      notes: [note, stride > 1 ? "not every cross is drawn" : ""], marks: "timestep",
+      traces: [
+        { type: "heatmap", x: steps, y: timesteps, z, customdata: rows, zmin: low, zmax: high, colorscale: "Viridis", hoverongaps: false,
+          colorbar: { thickness: 12, outlinewidth: 0, len: 0.94, y: 0, yanchor: "bottom", title: { text: symbol, side: "top", font: { size: 11 } }, ...ticks(low, high) },
+          hovertemplate: `step %{x}<br>timestep %{y}<br>${symbol} = %{customdata:.4g}<extra></extra>` },
+        { type: "scatter", mode: "markers", x: thin(crosses.x), y: thin(crosses.y), text: thin(crosses.text), showlegend: false,
+          marker: { symbol: "x-thin", size: 6, line: { width: 1.5, color: css("--bad") } },
+          hovertemplate: "step %{x}<br>timestep %{y}<br>%{text}<extra></extra>" },
+      ],
+      layout: { xaxis: { title: { text: "training step" }, showgrid: false, range: seen }, yaxis: { title: { text: "timestep" }, showgrid: false, range: borders(timesteps) } },
+    };
+  });
+}
+
+function drawLag(key) {
+  const curves = data.runs.flatMap(run => (series(run, key) || { lag: [] }).lag);
+  const [low, high] = span([1, 0.01, ...curves.flatMap(curve => curve.lagged)], 9);
+  panels("lag", run => {
+    const found = series(run, key);
+    if (!found) return absent;
+    if (!found.lag.length) return { words: "No lagged gradient was recorded." };
+    const last = found.lag[found.lag.length - 1], colours = shades().slice(-found.lag.length);
+    const shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0.01, y1: 0.01, line: { color: css("--soft"), width: 1, dash: "dash" } }];
+    const annotations = [{ xref: "paper", x: 1, xanchor: "right", y: -2, yanchor: "bottom", text: "1 %", showarrow: false, font: { color: css("--soft") }, bgcolor: css("--card") }];
+    const traces = found.lag.map((curve, place) => ({
+      type: "scatter", mode: "lines", x: curve.at, y: numbers(curve.lagged), name: `step ${curve.step}`,
+      line: { color: colours[place], width: curve === last ? 3.5 : 1.5 }, hovertemplate: `step ${curve.step}<br>lag %{x}: %{y:.3g}<extra></extra>`,
+    }));
+    if (last.horizon !== null && !last.censored) {
+      traces.push({ type: "scatter", mode: "markers", x: [last.horizon], y: [0.01], showlegend: false, marker: { size: 10, color: css("--bad") }, hovertemplate: `horizon: ${last.horizon} timesteps<extra></extra>` });
+      annotations.push({ x: last.horizon, y: -2, text: `horizon ${last.horizon}`, ax: 30, ay: -34, arrowcolor: css("--bad"), font: { color: css("--bad") }, bgcolor: css("--card") });
+    }
+    const reach = last.horizon === null ? "" : last.censored ? `The last sample stays above 1 % for all of its ${last.horizon} lags.` : "";
+    return {
+      label: `lag curves; ${last.horizon === null ? "no horizon" : `horizon ${last.censored ? "at least " : ""}${last.horizon} timesteps`}`,
+      notes: [reach, last.note], traces, marks: false,
+      layout: { shapes, annotations, xaxis: { title: { text: "lag (timesteps back)" } }, yaxis: { type: "log", range: [low - 0.15, high + 0.15], exponentformat: "power", dtick: 1, title: { text: "relative to lag 0" } } },
+    };
+  });
+}
+
+function drawHorizon(key) {
+  panels("horizon", run => {
+    const found = series(run, key);
+    if (!found) return absent;
+    const { steps, horizon, censored, timesteps, growth, note } = found.horizon, ink = css("--accent");
+    return {
+      label: "horizon beside the sequence length, and growth rate, over training", notes: [note],
+      traces: [
+        { type: "scatter", mode: "lines", x: steps, y: timesteps, name: "sequence length", line: { color: css("--soft"), dash: "dash", width: 1.5 } },
+        { type: "scatter", mode: "lines+markers", x: steps, y: horizon, name: "horizon", line: { color: ink, width: 1.5 },
+          marker: { size: 7, color: ink, symbol: censored.map(cut => (cut ? "triangle-up-open" : "circle")) },
+          text: censored.map(cut => (cut ? "at least " : "")), hovertemplate: "step %{x}<br>horizon %{text}%{y} timesteps<extra></extra>" },
+        { type: "scatter", mode: "lines", x: steps, y: numbers(growth), yaxis: "y2", name: "growth rate", showlegend: false, line: { color: ink, width: 1.5 }, hovertemplate: "step %{x}<br>%{y:.3g} nats per timestep<extra></extra>" },
+      ],
+      layout: {
+        xaxis: { title: { text: "training step" }, anchor: "y2" }, yaxis: { title: { text: "timesteps" }, rangemode: "tozero", domain: [0.48, 1] },
+        yaxis2: { title: { text: "growth rate" }, domain: [0, 0.4], zeroline: true, zerolinecolor: css("--soft"), rangemode: "tozero" },
+      },
+    };
+  });
+}
+
+function drawLast(key) {
+  panels("last", run => {
+    const found = series(run, key);
+    if (!found) return absent;
+    const { step, at, total, total_max: most, direct, note } = found.last, [, mid, , strong] = shades();
+    const line = (values, name, style) => ({ type: "scatter", x: at, y: numbers(values).map(value => (value > 0 ? value : null)), name, hovertemplate: `timestep %{x}<br>${name} %{y:.3g}<extra></extra>`, ...style });
+    const traces = [line(total, "total", { mode: "lines", line: { color: strong, width: 2.5 } })];
+    if (most) traces.push(line(most, "largest of a sequence", { mode: "lines", line: { color: strong, width: 1, dash: "dot" } }));
+    if (direct) traces.push(line(direct, "direct", { mode: "markers", marker: { color: mid, size: 5 } }));
+    return {
+      label: `direct beside total gradient at step ${step}`, notes: [`Step ${step}`, direct ? "" : "direct gradients were not recorded", note], traces, marks: false,
+      layout: { xaxis: { title: { text: "timestep" } }, yaxis: logAxis("gradient norm", [total, most || [], direct || []].flat()) },
+    };
+  });
+}
+
+function drawClip() {
+  panels("clip", run => {
+    const norms = run.clipping.length > 0, losses = run.loss.steps.length > 0;
+    const advice = "No optimizer step was recorded: train with AdaptiveClip() to see gradient norm, threshold and clipped steps";
+    if (!norms && !losses) return { words: `${advice}.` };
+    const traces = [], notes = norms ? [] : [advice], lines = [css("--accent"), ...shades()];
+    const own = norms ? "y2" : "y"; // an axis without a curve would be drawn too
+    if (losses) {
+      const { steps, loss, sampled, note } = run.loss, finite = loss.filter(value => typeof value === "number");
+      const top = finite.reduce((most, value) => Math.max(most, value), -Infinity), broken = steps.filter((_, at) => typeof loss[at] !== "number");
+      notes.push(sampled ? "loss of the sampled steps" : "", note);
+      traces.push({ type: "scatter", mode: sampled ? "lines+markers" : "lines", x: steps, y: numbers(loss), yaxis: own, name: "loss", showlegend: false,
+        line: { color: css("--accent"), width: 1.5 }, marker: { size: 4 }, hovertemplate: "step %{x}<br>loss %{y:.4g}<extra></extra>" });
+      if (broken.length) traces.push({ type: "scatter", mode: "markers", x: broken, y: broken.map(() => (finite.length ? top : 1)), yaxis: own, name: "loss not finite",
+        marker: { symbol: "x-thin", size: 9, line: { width: 2, color: css("--bad") } }, hovertemplate: "step %{x}<br>the loss is not finite<extra></extra>" });
+    }
+    run.clipping.forEach((found, place) => {
+      const { steps, norm, threshold, clipped, skipped, counts, note } = found;
+      const of = run.clipping.length > 1 ? ` (optimizer ${found.optimizer})` : "", where = flags => steps.filter((_, at) => flags[at]);
+      const top = norm.filter(positive).reduce((most, value) => Math.max(most, value), 0) || 1;
+      notes.push(`${counts.steps} steps${of}, ${counts.clipped} clipped, ${counts.skipped} skipped`, note);
+      traces.push(
+        { type: "scatter", mode: "lines", x: steps, y: norm.map(value => (positive(value) ? value : null)), name: `gradient norm${of}`, line: { color: lines[place % lines.length], width: 1 }, hovertemplate: "step %{x}<br>norm %{y:.4g}<extra></extra>" },
+        { type: "scatter", mode: "lines", x: steps, y: numbers(threshold), name: `threshold${of}`, line: { color: css("--soft"), dash: "dash", width: 1.5 }, hovertemplate: "step %{x}<br>threshold %{y:.4g}<extra></extra>" },
+        { type: "scatter", mode: "markers", x: where(clipped), y: norm.filter((_, at) => clipped[at]).map(number), name: `clipped${of}`, marker: { symbol: "triangle-down", size: 9, color: css("--warn") }, hovertemplate: "step %{x}<br>%{y:.4g}, clipped<extra></extra>" },
+        { type: "scatter", mode: "markers", x: where(skipped), y: where(skipped).map(() => top), name: `skipped${of}`, text: norm.filter((_, at) => skipped[at]).map(String), marker: { symbol: "x-thin", size: 9, line: { width: 2, color: css("--bad") } }, hovertemplate: "step %{x}<br>norm %{text}: skipped<extra></extra>" },
+      );
+    });
+    const both = norms && losses, up = both ? [0, 0.56] : [0, 1];
+    return {
+      label: [losses ? "loss" : "", norms ? "gradient norm with threshold, clipped and skipped steps" : ""].filter(Boolean).join(", "), notes, traces,
+      className: both ? "plot two" : "plot",
+      layout: {
+        xaxis: { title: { text: "training step" } },
+        ...(norms ? { yaxis: { ...logAxis("gradient norm", run.clipping.flatMap(found => found.norm)), domain: up } } : {}),
+        ...(losses ? { [norms ? "yaxis2" : "yaxis"]: { ...lossAxis(run.loss.loss), domain: both ? [0.66, 1] : up } } : {}),
+      },
+    };
+  });
+}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
 from typing import Literal
 
 import torch
@@ -58,12 +60,14 @@ class Responder:
         self._successive = 0
         self._states: GoodStates | None = None
         self._back: Event | None = None
+        self._able = True  # to keep copies of the state
 
     def begin_batch(self, trainer: Trainer, module: LightningModule) -> None:
         """Before anything of the batch ran."""
         self._stepped = False
-        if self._response == "rollback" and self._states is None:
-            self._states = GoodStates(self._every, lambda: State.of(trainer, module))
+        if self._response == "rollback" and self._states is None and self._able:
+            with self._keeping():
+                self._states = GoodStates(self._every, lambda: State.of(trainer, module))
 
     def note(self, event: Event) -> None:
         """A critical event of this rank."""
@@ -79,7 +83,7 @@ class Responder:
         self._stepped = True
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         event, self._event = self._event or _in_gradients(trainer, module, parameters, moment), None
-        self._decide(trainer, _common(trainer, event), optimizer, parameters, moment)
+        self._decide(trainer, self._common(trainer, event), optimizer, parameters, moment)
 
     def end_batch(self, trainer: Trainer, module: LightningModule, moment: Moment) -> None:
         """After the optimizer step: go back if it was due, else count the step as good."""
@@ -87,7 +91,7 @@ class Responder:
         if not automatic and not self._stepped and self._response != "skip":
             # Raw optimizers call no hook. What is done about a batch of theirs is done afterwards.
             event, self._event = self._event, None
-            self._decide(trainer, _common(trainer, event), None, [], moment)
+            self._decide(trainer, self._common(trainer, event), None, [], moment)
             self._stepped = True
         event, self._back = self._back, None
         states = self._states
@@ -96,8 +100,39 @@ class Responder:
         if event is not None:
             states.good.restore(trainer, module)
             states.forget()
-        elif states.count():
-            self._successive = 0
+            return
+        with self._keeping():
+            self._successive = 0 if states.count() else self._successive
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Generator[None]:
+        """No copy of the state must harm a healthy training: without one, the training is stopped where it would go back."""
+        try:
+            yield
+        except Exception as error:  # of an optimizer whose state cannot be copied, say
+            self._able, self._states = False, None
+            warnings.warn(
+                f'GradWatch(on_anomaly="rollback") cannot keep copies of the state ({type(error).__name__}: {error}); training goes '
+                "on, and is stopped at an anomaly.",
+                stacklevel=2,
+            )
+
+    def _common(self, trainer: Trainer, event: Event | None) -> Event | None:
+        """The event on which all ranks agree: any rank's own; of several, one that says more than that a gradient is not finite.
+
+        One flag is reduced at each optimizer step; the events are exchanged at an anomaly only, and with them whether each rank has a
+        state to go back to.
+        """
+        if not trainer.strategy.reduce_boolean_decision(event is not None, all=False):
+            return None
+        gathered: list[tuple[Event | None, bool]] = [(event, self._able)]
+        if trainer.world_size > 1:
+            gathered *= trainer.world_size
+            torch.distributed.all_gather_object(gathered, (event, self._able))
+        if self._response == "rollback" and not all(able for _, able in gathered):
+            self._response, self._states = "stop", None
+        found = [one for one, _ in gathered if one is not None]
+        return min(found, key=lambda one: (one.kind == EventKind.NONFINITE_GRADIENT, one.rank))
 
     def _decide(
         self,
@@ -161,21 +196,6 @@ class Responder:
 def _told(event: Event) -> str:
     where = "" if event.batch_idx is None else f" (epoch {event.epoch}, batch {event.batch_idx}, rank {event.rank})"
     return f"{event.kind} at optimizer step {event.step}{where}: {event.message}"
-
-
-def _common(trainer: Trainer, event: Event | None) -> Event | None:
-    """The event on which all ranks agree: any rank's own; of several, one that says more than that a gradient is not finite.
-
-    One flag is reduced at each optimizer step; the events are exchanged at an anomaly only.
-    """
-    if not trainer.strategy.reduce_boolean_decision(event is not None, all=False):
-        return None
-    if trainer.world_size == 1:
-        return event
-    gathered: list[Event | None] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(gathered, event)
-    found = [one for one in gathered if one is not None]
-    return min(found, key=lambda one: (one.kind == EventKind.NONFINITE_GRADIENT, one.rank))
 
 
 @torch.no_grad()

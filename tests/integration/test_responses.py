@@ -201,6 +201,30 @@ def test_rollback_takes_buffers_schedule_and_policies_along(tmp_path) -> None:
     assert clip.state_dict()["optimizers"][0]["steps"] == 9
 
 
+@pytest.mark.parametrize("at", [0, 4])
+def test_a_state_that_cannot_be_copied(tmp_path, at) -> None:
+    """Whether at once or later: one warning, the training goes on, and an anomaly stops it instead."""
+
+    class Uncopyable(TinyLanguageModel):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            optimizer = super().configure_optimizers()
+
+            def fail(_: Any) -> None:
+                if self.trainer.global_step >= at:
+                    raise RuntimeError("not now")
+
+            optimizer.register_state_dict_pre_hook(fail)
+            return optimizer
+
+    watch = watching(tmp_path, "rollback", snapshot_every_n_steps=2)
+    with pytest.warns(UserWarning, match="cannot keep copies of the state") as caught:
+        run = fit(tmp_path, Uncopyable(before_rnn=poison(7)), watch)
+    assert sum("cannot keep copies" in str(w.message) for w in caught) == 1
+    assert actions(watch) == [(7, "stopped")]
+    assert run.global_step == 8
+    assert all(weight.isfinite().all() for weight in run.lightning_module.state_dict().values())
+
+
 def test_rollback_gives_up_after_so_many(tmp_path) -> None:
     """Where it cannot get past an anomaly, it stops with the last good weights and says so."""
     watch = watching(tmp_path, "rollback", snapshot_every_n_steps=1, max_responses=2)

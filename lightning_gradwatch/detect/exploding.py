@@ -67,8 +67,8 @@ class ExplodingDetector:
         return self.factor if learned is None else max(self.factor, learned)
 
     def suspects(self, profile: Profile) -> bool:
-        """Whether this sample is over its bound, whether or not that is enough for an event."""
-        return _growth(profile) > self.bound(profile)
+        """Whether this sample is over its bound, whether or not that is enough for an event; not so in an episode, of which all is said."""
+        return not self._episodes.is_open(profile.place) and _growth(profile) > self.bound(profile)
 
     def __call__(self, profile: Profile, moment: Moment) -> Event | None:
         """Take in a profile of h. Returns the event of an episode that begins here, or the record of one that ends here."""

@@ -69,6 +69,20 @@ def test_an_anomaly_is_looked_at_closer(tmp_path) -> None:
     ]  # fmt: skip
 
 
+def test_what_lasts_is_not_looked_at_closer_for_ever(tmp_path) -> None:
+    """A gradient that always grows 1,000-fold and more is one event, swept in full where it begins; afterwards all is as before."""
+    torch.manual_seed(0)
+    model = TinyLanguageModel("RNN_RELU", hidden=32, optimizer="SGD", lr=1e-9)
+    torch.nn.init.orthogonal_(model.rnn.weight_hh_l0, gain=3.0)
+    watch = GradWatch(every_n_steps=10, max_sequences=2, dirpath=tmp_path / "run")
+    trainer(tmp_path, [watch], max_steps=60).fit(model, sentences(16, length=25))
+    begun, closed = [event for event in watch.events if event.kind == EventKind.EXPLODING_HIDDEN_GRADIENT]
+    assert (begun.step, begun.action, closed.action) == (0, None, "ongoing")
+    assert begun.timestep is not None
+    records = [(r["step"], r["sequences"]) for r in load_run(watch.run_dir).profile_records]
+    assert records == [(0, 8), *((step, 2) for step in (1, 2, 3, 4, 6, 10, 18, 20, 30, 40, 50))]
+
+
 @pytest.mark.parametrize("every", [1, 2, 3, 5, 50, 1000])
 def test_a_closer_look_is_bounded(every: int) -> None:
     """It costs at most 4 + log₂ n samples, all of them after the anomaly and ever further apart."""

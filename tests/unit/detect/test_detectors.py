@@ -161,6 +161,13 @@ class TestExploding:
         """Growth of the bound's square needs no second sample."""
         assert [step for step, _ in run(ExplodingDetector(), [0, self.far, 0])] == [1]
 
+    def test_an_open_episode_is_no_suspicion(self) -> None:
+        """A sample over its bound is suspicious until the event is told: what lasts is not looked at closer for ever."""
+        detector = ExplodingDetector()
+        assert detector.suspects(decaying(self.grown))
+        run(detector, [self.grown, self.grown])
+        assert not detector.suspects(decaying(self.grown))
+
     def test_what_ends_in_nan_is_confirmed(self) -> None:
         """A suspicion becomes an event, of its own step, when numbers stop being finite; one that the next sample cleared does not."""
         detector = ExplodingDetector()

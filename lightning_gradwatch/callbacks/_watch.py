@@ -21,7 +21,7 @@ from lightning_gradwatch.detect import (
     locate_nonfinite,
 )
 from lightning_gradwatch.detect.weights import AFTER_THE_LAST_STEP, SATURATED
-from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import (
     Capture,
@@ -114,7 +114,7 @@ class Watch:
         self._jump = NormJumpDetector()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
         self._search = ScaleSearch()
-        self.suspicious = self._nonfinite = False
+        self.suspicious = self._nonfinite = self._bad_loss = False
         self._spoilt = WeightWatch()
         self._severed: set[str] = set()
         self._pending: list[_Pending] = []
@@ -248,6 +248,18 @@ class Watch:
             self._sample(pending.calls, step, everything=begins)
         if step.sampled and finite:
             self._look_at_weights(SATURATED, step.moment)
+            self._look_at_loss(step)
+
+    def _look_at_loss(self, step: Step) -> None:
+        """Tell a loss that is not finite though its gradient is; once, until a sampled step has a finite one again."""
+        loss = step.loss_value()
+        bad = loss is not None and not math.isfinite(loss)
+        if bad and not self._bad_loss:
+            detail = "Its gradients are finite all the same, so it spoils no weight."
+            self._tell(
+                step.moment.event(EventKind.NONFINITE_LOSS, value=loss, severity=Severity.WARNING, detail=detail)
+            )
+        self._bad_loss = bad
 
     def _is_jump(self, norm: float, step: Step) -> bool:
         """Take in a finite norm. Returns whether a jump begins with it."""

@@ -142,6 +142,20 @@ def test_a_nonfinite_loss_behind_finite_states_is_the_loss(tmp_path) -> None:
     assert [event.kind for event in watch.events] == [EventKind.NONFINITE_LOSS]
 
 
+def test_a_nonfinite_loss_with_finite_gradients_is_a_warning(tmp_path) -> None:
+    """A loss that is NaN while its gradient is finite (NaN as a constant added to it) is told once, on a sampled step, as a warning."""
+
+    class Added(TinyLanguageModel):
+        def loss(self, words, batch_idx):
+            return super().loss(words, batch_idx) + (math.nan if batch_idx in (2, 3, 4) else 0.0)
+
+    watch = GradWatch(every_n_steps=2, dirpath=tmp_path / "run")
+    fit(tmp_path, Added(), [watch], sentences(64), max_steps=8)
+    (event,) = watch.events
+    assert (event.kind, event.severity, event.step) == (EventKind.NONFINITE_LOSS, "warning", 2)
+    assert "spoils no weight" in event.message
+
+
 def test_the_profile_in_the_run_log_is_that_of_the_training_step(tmp_path) -> None:
     """total_by_sequence of every micro-batch sampled equals autograd on the unrolled model, accumulation undone."""
     torch.manual_seed(5)

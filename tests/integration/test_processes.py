@@ -24,6 +24,7 @@ SCENARIOS = (
     *("bare", "watched", "both", "nan", "nan-clip-first", "fails-at-start", "fails-in-step", "sees-nothing"),
     *("backward-nan",),
     *("fast-dev-run", "default-folder", "bare-accumulation", "accumulation"),
+    *("through-time", "through-time-loose"),
 )
 STATE = ("weights", "optimizer", "rng", "global_step")
 
@@ -86,6 +87,13 @@ class TestDDP:
     def test_watching_changes_no_bit_under_accumulation(self, ddp: Runs) -> None:
         """The same with accumulated gradients, which DDP averages at the last micro-batch only."""
         assert_identical(ddp.state("bare-accumulation"), ddp.state("accumulation"))
+
+    def test_clipping_through_time_acts_on_each_rank(self, ddp: Runs) -> None:
+        """A bound that no gradient reaches trains as without one, to rounding; a tight one trains otherwise, alike on both ranks."""
+        bare, loose, tight = (ddp.state(scenario) for scenario in ("bare", "through-time-loose", "through-time"))
+        for name, weight in bare[0]["weights"].items():
+            torch.testing.assert_close(loose[0]["weights"][name], weight, rtol=1e-4, atol=1e-6)
+        assert any(not torch.allclose(tight[0]["weights"][n], w, rtol=1e-3) for n, w in bare[0]["weights"].items())
 
     @pytest.mark.parametrize("scenario", ["nan", "nan-clip-first"])
     def test_a_nan_on_one_rank_is_one_decision_and_one_place(self, ddp: Runs, scenario: str) -> None:

@@ -117,6 +117,8 @@ def callbacks_of(scenario: str, out: Path) -> list[pl.Callback]:
         "default-folder": [GradWatch(), AdaptiveClip()],
         "accumulation": [GradWatch(**watch), AdaptiveClip(dirpath=run)],
         "bare-accumulation": [],
+        "through-time": [GradWatch(**watch), AdaptiveClip(clip_through_time=1e-4, dirpath=run)],
+        "through-time-loose": [AdaptiveClip(clip_through_time=1e6, dirpath=run)],
     }[scenario]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,7 @@ class Profile:
     inexact_reason: str | None = None
     layers: int = 1
     truncated: bool = False
+    _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
 
     @property
     def place(self) -> tuple[str, int, str]:
@@ -112,7 +113,9 @@ class Profile:
 
     def lagged(self) -> Floats:
         """r_k: the median over the sequences and anchors that reach lag k ``(lag,)``. Empty if no loss reached the output."""
-        return _median(self.curves)
+        if not self._lagged:  # record, detectors and metrics all ask for it, and a median is not cheap
+            self._lagged.append(_median(self.curves))
+        return self._lagged[0]
 
     def total_median(self) -> Floats:
         """Median over the sequences that reach a timestep ``(time,)``."""

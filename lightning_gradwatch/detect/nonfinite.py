@@ -86,8 +86,9 @@ def bad_parameter(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
 def bad_weight(weights: Iterable[tuple[str, Tensor]]) -> tuple[str, str, float, int] | None:
     """Name, index and value of the first entry of a weight that is not finite, and how many of that weight's are so."""
     for name, weight in weights:
-        bad = torch.nonzero(~weight.detach().isfinite())
-        if len(bad):
+        finite = weight.detach().isfinite()
+        if not bool(finite.all()):
+            bad = torch.nonzero(~finite)
             at = bad[0].tolist()
             return name, ", ".join(map(str, at)), float(weight.detach()[tuple(at)]), len(bad)
     return None

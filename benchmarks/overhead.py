@@ -137,9 +137,37 @@ def alternate_steps(steps: int) -> dict[str, dict[str, float]]:
         **ready,
         'a copy of the state for on_anomaly="rollback" / bare step': spread([c / step for c in copies(20)]),
         "what a sampled step adds / bare step": sweeps,
+        **{
+            f"of it the sweep, {text} / bare step": spread([c / step for c in each])
+            for text, each in sweep_costs(10).items()
+        },
         "at the defaults (ordinary + sampled / 50)": {name: pairs[name] + sweeps["median"] / 50 for name in pairs},
         "bare step, milliseconds": spread([1e3 * seconds for seconds in bare]),
     }
+
+
+def sweep_costs(count: int) -> dict[str, list[float]]:
+    """Seconds of each sweep of one call: at the defaults, and with less of what it takes."""
+    model = LanguageModel()
+    capture = Capture({"rnn": model.rnn})
+    capture.attach()
+    capture.begin()
+    model.training_step(batches(1)[0], 0).backward()
+    (call,) = capture.calls
+    variants = {
+        "at the defaults": {},
+        "1 anchor": {"anchors": 1},
+        "no anchor": {"anchors": 0},
+        "4 sequences": {"max_sequences": 4},
+    }
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(count):
+        for name, options in variants.items():
+            begun = time.perf_counter()
+            sweep(call, **options)
+            taken[name].append(time.perf_counter() - begun)
+    capture.detach()
+    return taken
 
 
 def copies(count: int) -> list[float]:

@@ -29,7 +29,6 @@ PLAINLY: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "activation checkpointing, reentrant": first,
     "torch.compile of a fused module": first,
     "torch.compile of a cell": over_cell,
-    "states marked with tap": lambda mix, x: _tapped_by_hand(mix, x),
 }
 """The same computation without what the way is about, for ways that a stand-in of the module cannot follow."""
 
@@ -98,12 +97,12 @@ class Noted(nn.Module):
         return made
 
 
-def _tapped_by_hand(mix: nn.Module, x: Tensor) -> Tensor:
-    h, made = x.new_zeros(len(x), 8), []
+def tapped_by_hand(mix: nn.Module, x: Tensor, made: list[Tensor]) -> Tensor:
+    """The recurrence of the way with ``tap``, without it; its states are added to ``made``."""
+    h = x.new_zeros(len(x), 8)
     for t in range(x.shape[1]):
         h = torch.tanh(mix(torch.cat([x[:, t], h], -1)))
         made.append(h)
-    _tapped_by_hand.states = made  # type: ignore[attr-defined]
     return torch.stack(made, 1)
 
 
@@ -121,27 +120,20 @@ def sequences_of(way: str, model: Way, weights: list[Tensor], words: Tensor) -> 
         loss = model.loss(words, 0)
         return loss, [[(h, c, slice(0, 1)) for h, c in call] for call in unrolled.calls]
     if way == "states marked with tap":
-        model.run = run
+        made: list[Tensor] = []
+        model.run = lambda mix, x: tapped_by_hand(mix, x, made)
         loss = model.loss(words, 0)
-        states = [(_tapped_by_hand.states, [])]  # type: ignore[attr-defined]
+        states = [(made, [])]
     else:
         own_state = None if isinstance(module, nn.RNNCellBase) else 1 if "output and state" in way else 0
         several = isinstance(module, nn.ModuleList)
         noted = [Noted(cell, 0 if several else own_state) for cell in (module if several else [module])]
         model.rnn, model.run = nn.ModuleList(noted) if several else noted[0], run
         if isinstance(module, nn.LSTMCell):
-            model.run = lstm_loop
+            model.run = lambda stand_in, x: over_cell(module, x, lambda _, row, state: stand_in(row, state))
         loss = model.loss(words, 0)
         states = [(cell.h, cell.c) for cell in noted]
     return loss, [[(h, c, slice(j, j + 1)) for j in range(len(words))] for h, c in states]
-
-
-def lstm_loop(cell: nn.Module, x: Tensor) -> Tensor:
-    state, outputs = (x.new_zeros(len(x), 8), x.new_zeros(len(x), 8)), []
-    for t in range(x.shape[1]):
-        state = cell(x[:, t], state)
-        outputs.append(state[0])
-    return torch.stack(outputs, 1)
 
 
 def plain(module: nn.RNNBase, weights: list[Tensor]) -> nn.RNNBase:

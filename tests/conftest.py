@@ -1,15 +1,26 @@
-"""What every test shares: one thread, loud errors of our own, and no hook left behind."""
+"""What every test shares: one thread, random numbers that don't depend on the tests before, loud errors of our own, and no hook left behind."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
+
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # so that two test workers don't fight over two cores
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)  # pytest-randomly seeds Python and NumPy
 
 
 @pytest.fixture(autouse=True)

@@ -19,10 +19,11 @@ SPREAD = 8.0
 """Robust standard deviations of the log norm that an ordinary step stays within."""
 
 LEAST_FACTOR = 20.0
-"""However even a run is, a step less than this many times the ordinary norm is no jump."""
+"""However even a run is, a step less than this many times the ordinary norm is no jump; however uneven, more than this many times
+the largest norm remembered is one."""
 
 EVIDENCE = 2.0
-"""Two steps in a row over the bound; or one twice as far over the ordinary norm, on the log scale, as the bound of a full window."""
+"""Two steps in a row over the bound; or one twice as far out of the ordinary, on the log scale, as the bound of a full window."""
 
 CALM_STEPS = 8
 """An episode ends after so many steps in a row on the ordinary side of the middle between the ordinary norm and the bound."""
@@ -42,6 +43,7 @@ class NormJumpDetector:
         self._ordinary = Baseline(window=WINDOW, history=HISTORY, spread=SPREAD, least_factor=LEAST_FACTOR)
         self._episodes = Episodes(CALM_STEPS)
         self._evidence = 0.0
+        self._suspect: float | None = None  # what the baseline is to remember of the step before, once this one has been judged
 
     def bound(self) -> float | None:
         """The norm that an ordinary step stays under; None while there is too little history."""
@@ -52,17 +54,22 @@ class NormJumpDetector:
         if not 0 < norm < math.inf:
             return None
         bound, centre = self._ordinary.bound(), self._ordinary.centre()
-        distance = 0.0 if bound is None else self._ordinary.distance(norm)
-        self._ordinary.remember(norm if bound is None else min(norm, bound))
         if bound is None or centre is None:
+            self._ordinary.remember(norm)
             return None
         if self._episodes.is_open(()):
+            self._ordinary.remember(min(norm, bound))
             return self._episodes.see((), norm, moment, calm=norm < math.sqrt(centre) * math.sqrt(bound))
-        if norm <= bound:
-            self._evidence = 0.0
+        self._evidence = self._evidence + self._ordinary.distance(norm) if norm > bound else 0.0
+        if 0 < self._evidence < EVIDENCE:
+            self._suspect = bound
             return None
-        self._evidence += distance
-        return self._begin(norm, bound, moment) if self._evidence >= EVIDENCE else None
+        event = self._begin(norm, bound, moment) if norm > bound else None
+        for value in (self._suspect, min(norm, bound)):
+            if value is not None:
+                self._ordinary.remember(value)
+        self._suspect = None
+        return event
 
     def overflowed(self, norm: float, limit: float, moment: Moment) -> Event | None:
         """Take in a norm over ``limit``, past which its squares overflow float32: a jump whatever was ordinary, unless one goes on."""

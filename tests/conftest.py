@@ -1,4 +1,4 @@
-"""What every test shares: one thread, random numbers that don't depend on the tests before, loud errors of our own, and no hook left behind."""
+"""What every test shares: one thread, its own random numbers, loud errors of our own, and no hook left behind."""
 
 from __future__ import annotations
 

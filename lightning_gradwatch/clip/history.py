@@ -6,7 +6,6 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
-from itertools import pairwise
 
 
 class History:
@@ -42,6 +41,10 @@ class History:
         """The lower median, which one absurd norm among two cannot move."""
         return self._sorted[(len(self._sorted) - 1) // 2]
 
+    def largest(self) -> float:
+        """The largest of them."""
+        return self._sorted[-1]
+
     def percentile(self, percentile: float) -> float:
         """Linear interpolation between the nearest ranks, rounded as ``numpy.percentile`` rounds it."""
         position = (len(self._sorted) - 1) * (percentile / 100.0)
@@ -49,8 +52,3 @@ class History:
         low, high = self._sorted[below], self._sorted[min(below + 1, len(self._sorted) - 1)]
         part = position - below
         return low + (high - low) * part if part < 0.5 else high - (high - low) * (1.0 - part)
-
-    def log_jump(self) -> float:
-        """Median absolute difference of successive norms' logarithms, in nats: scatter, of which a trend is no part."""
-        jumps = sorted(abs(math.log(norm / before)) for before, norm in pairwise(self._norms))
-        return jumps[len(jumps) // 2]

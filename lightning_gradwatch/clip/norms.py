@@ -72,7 +72,7 @@ def read(scalars: Sequence[Tensor]) -> list[float]:
 
 def scale_(tensors: Sequence[Tensor], coefficient: float) -> None:
     """Multiply all tensors in place."""
-    if coefficient < 1e-30:  # a float32 scalar this small is denormal: two steps keep its precision
+    if 0.0 < coefficient < 1e-30:  # a float32 scalar this small is denormal: two steps keep its precision
         root = math.sqrt(coefficient)
         scale_(tensors, root)
         scale_(tensors, root)

@@ -15,9 +15,10 @@ class Baseline:
 
     It works on logs, since norms and growths vary by factors; so a bound moves with the unit of what is measured, and no
     constant has to fit a model's scale. Median and MAD rather than mean and deviation: up to half of what is remembered may be
-    out of the ordinary without moving them (Leys et al. 2013). Where values ordinarily scatter over decades, or between two levels, the
-    deviations make a bound that nothing breaks; so it is never further than ``least_factor`` over the maximum. With less than a full window the bound is wider, by
-    √(window/values), as the error of an estimate is: a young network leaves its first plateau by more than an order of magnitude.
+    out of the ordinary without moving them (Leys et al. 2013). Where values ordinarily scatter over decades, or between two
+    levels, the deviations make a bound that nothing breaks; so it is never further than ``least_factor`` over the maximum. With
+    less than a full window the bound is wider, by √(window/values), as the error of an estimate is: a young network leaves its
+    first plateau by more than an order of magnitude.
 
     Args:
         window: values remembered.

@@ -24,7 +24,8 @@ class Part:
     Args:
         key: how it is called in the loggers' keys; empty for what no pattern names.
         pattern: what names them.
-        step_size: how far the optimizer moves the parameters per unit of the gradient; None where it does not go along it.
+        trained: all that the policy governs, those without a gradient in this step among them.
+        by_rate: the gradients by how far the optimizer moves a parameter per unit of the gradient; None where it does not go along it.
     """
 
     key: str
@@ -33,7 +34,8 @@ class Part:
     gradients: list[Tensor] = field(default_factory=list[Tensor])
     parameters: list[Tensor] = field(default_factory=list[Tensor])
     names: list[str] = field(default_factory=list[str])
-    step_size: float | None = None
+    trained: list[Tensor] = field(default_factory=list[Tensor])
+    by_rate: dict[float, list[Tensor]] | None = None
 
 
 class Parts:
@@ -89,14 +91,19 @@ class Parts:
         parts.append(Part("excluded", "", state.excluded))
         for index, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
-                if parameter.grad is None or not parameter.numel():
+                if not parameter.numel() or (parameter.grad is None and not parameter.requires_grad):
                     continue
                 names = self._names_of(parameter, module)
                 place = (id(parameter), index)
                 if place not in self._places:
                     self._places[place] = self._place([*names, *_group_names(index, group)])
                 part = parts[self._places[place]]
-                part.step_size = _longest(part.step_size, optimizer, group)
+                part.trained.append(parameter)
+                if parameter.grad is None:
+                    continue
+                if isinstance(optimizer, SGD):  # momentum spreads a step over those that follow, and is left out
+                    part.by_rate = part.by_rate or {}
+                    part.by_rate.setdefault(float(group["lr"]), []).append(parameter.grad)
                 part.gradients.append(parameter.grad)
                 part.parameters.append(parameter)
                 part.names.append(names[0])
@@ -119,13 +126,6 @@ class Parts:
         self._names, self._places = {}, {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
             self._names.setdefault(id(parameter), []).append(plain_name(name))
-
-
-def _longest(known: float | None, optimizer: Optimizer, group: Mapping[str, Any]) -> float | None:
-    """SGD's rate, of several groups the largest. Momentum spreads a step over those that follow, and is left out."""
-    if not isinstance(optimizer, SGD):
-        return None
-    return max(float(group["lr"]), known or 0.0)
 
 
 def _group_names(index: int, group: Mapping[str, Any]) -> list[str]:

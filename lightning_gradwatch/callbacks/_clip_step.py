@@ -23,11 +23,13 @@ class Measured:
     Args:
         norm: before clipping.
         parameter_norm: where its policy wants it.
+        travel: how far an unclipped step moves the parameters, where its policy wants that and it takes a reading.
         clipped_norm, share: where its policy has clipped the tensors already.
     """
 
     norm: float
     parameter_norm: float | None = None
+    travel: float | None = None
     clipped_norm: float | None = None
     share: float | None = None
 
@@ -69,7 +71,7 @@ def clip(part: Part, measured: Measured, *, deferring: bool) -> Outcome:
         return Outcome(norm, Decision(None, after / norm if norm > 0.0 else 1.0, measured.share), after)
     if not isinstance(policy, ClipPolicy) or norm == 0.0:
         return Outcome(norm, UNTOUCHED, norm)
-    more = {"step_size": part.step_size} if getattr(policy, "wants_step_size", False) else {}
+    more = {"step_size": _step_size(part, measured)} if getattr(policy, "wants_step_size", False) else {}
     decision = policy.decide(norm, parameter_norm=measured.parameter_norm, **more)
     if deferring:
         decision = Decision(decision.threshold, 1.0)
@@ -98,9 +100,21 @@ def _launch(part: Part, *, deferring: bool) -> dict[str, Tensor]:
     if isinstance(policy, TensorPolicy) and not deferring:
         share = policy.clip_(part.gradients, part.parameters, part.names, norm)
         return {"norm": norm, "clipped_norm": global_norm(part.gradients), "share": share}
+    launched = {"norm": norm}
     if getattr(policy, "wants_parameter_norm", False):
-        return {"norm": norm, "parameter_norm": global_norm(part.parameters)}
-    return {"norm": norm}
+        launched["parameter_norm"] = global_norm(part.trained)
+    if getattr(policy, "wants_step_size", False) and len(part.by_rate or ()) > 1:
+        launched["travel"] = global_norm([global_norm(own) * rate for rate, own in (part.by_rate or {}).items()])
+    return launched
+
+
+def _step_size(part: Part, measured: Measured) -> float | None:
+    """How far the optimizer moves the parameters per unit of the gradient's norm; None where it does not go along it."""
+    if part.by_rate is None:
+        return None
+    if measured.travel is not None and math.isfinite(measured.travel):
+        return measured.travel / measured.norm
+    return max(part.by_rate)
 
 
 def _settle(part: Part, measured: Measured, *, deferring: bool) -> Measured:
@@ -113,4 +127,4 @@ def _settle(part: Part, measured: Measured, *, deferring: bool) -> Measured:
     share = policy.clip_(wide, part.parameters, part.names, global_norm(wide))
     for gradient, copy in zip(part.gradients, wide, strict=True):
         gradient.copy_(copy)
-    return Measured(norm, None, true_norm(part.gradients), float(share))
+    return Measured(norm, clipped_norm=true_norm(part.gradients), share=float(share))

@@ -41,9 +41,9 @@ class History:
         """The lower median, which one absurd norm among two cannot move."""
         return self._sorted[(len(self._sorted) - 1) // 2]
 
-    def largest(self) -> float:
-        """The largest of them."""
-        return self._sorted[-1]
+    def largest(self, rank: int = 1) -> float:
+        """The largest of them, or the second largest, the third …; the smallest where there are fewer."""
+        return self._sorted[-min(rank, len(self._sorted))]
 
     def percentile(self, percentile: float) -> float:
         """Linear interpolation between the nearest ranks, rounded as ``numpy.percentile`` rounds it."""

@@ -9,19 +9,27 @@ from lightning_gradwatch.clip.history import History
 from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, ratio, require, usable
 
 _SETTLING = 10  # steps until median and maximum are trusted
-_FIRST_FACTOR = 12.0  # the bound until then, in medians
-_CEILING = 10.0  # the bound of the very first steps, in parameter norms ...
-_CEILING_LEVEL = 0.1  # ... and what a step beyond it is brought back to
-_FLOOR = 0.01  # under this many parameter norms, no first step is an explosion
+_FIRST_FACTOR = 30.0  # the bound until then, in the second largest norm so far ...
+_FIRST_FLOOR = 0.1  # ... but at least so long a step, in lengths of the parameters; where the length is not known, in parameter norms ...
+_FIRST_CEILING = (
+    1.0,
+    1e4,
+)  # ... and at most so long a one; so many parameter norms, which also the gradient of a summed loss stays under
+_FIRST_LEVEL = 0.1  # what a step beyond the ceiling is brought back to
 _LONG_FACTOR = 3.0  # medians that make an explosion of a step that is too long
 _STEPS_BETWEEN = 10  # steps between two looks at the parameters
 _LEFT_OVER = 0.1  # medians that an explosion is brought back to where the optimizer keeps it in its second moments
+_MEMORY = 1000  # steps in which a norm is remembered to have been taken
+_RANK = 3  # so many norms as large make it a part of the run ...
+_RANK_FACTOR = 3.0  # ... and under this many times that, nothing explodes
 _WARY = 1000  # steps after an explosion in which the run is not trusted: ...
-_WARY_FACTOR = 3.0  # ... a step is then shortened to so many medians ...
+_WARY_FACTOR = 3.0  # ... a step is then shortened to so many medians, or to what is part of the run ...
 _WARY_LENGTH = 0.25  # ... and to the length allowed, which each step that is too long halves, down to so much of it
 _SHAKEN = 20  # steps after one that was too long in which no norm over the median is remembered
-_PATIENCE = 20  # successive clipped steps that may turn out to be a new level
-_STEADY = 4.0  # they are one if max/min of their norms stays under this ...
+_PATIENCE = 20  # successive exploding steps that may turn out to be a new level
+_STEADY = (
+    10.0  # they are one if the fourth and the seventeenth of them in order of size differ by less than this factor ...
+)
 _RISE = 1.25  # ... the median of their later half exceeds the earlier one's by no more than this ...
 _SHIFT = 4.0  # ... and then the level rises by this factor at most
 
@@ -29,26 +37,29 @@ _SHIFT = 4.0  # ... and then the level rises by this factor at most
 class Spike(ArgumentsMixin):
     """Leave ordinary steps untouched; bring an exploding one back to the ordinary level.
 
-    With m the median and p the largest of the last ``window`` ordinary norms, a step is exploding if its norm N is more than
-    ``least_factor``·m and ``peak_factor``·p, or more than ``most_factor``·m. It is scaled to m, g ← g·m/N; and to m/10 where the
-    optimizer does not go along the gradient (Adam), since what is left of it stays in the second moments for a thousand steps. All of it
-    is in terms of ratios, so the decision does not depend on the loss's scale. Our own; the median rather than the mean as in Leys et
-    al. (2013), "Detecting outliers"; the largest rather than a deviation, since a network that leaves a plateau may make norms of a
-    hundred medians, but climbs there.
+    With m the median and p the largest of the last ``window`` ordinary norms, and q the third largest of all norms that the optimizer
+    took in the last 1000 steps, a step is exploding if its norm N is more than 3 q and either more than ``least_factor``·m and
+    ``peak_factor``·p, or more than ``most_factor``·m. It is scaled to m, g ← g·m/N; and to m/10 where the optimizer does not go along
+    the gradient (Adam), since what is left of it stays in the second moments for a thousand steps. All of it is in terms of ratios, so
+    the decision does not depend on the loss's scale. Our own; the median rather than the mean as in Leys et al. (2013), "Detecting
+    outliers"; the largest rather than a deviation, since a network that leaves a plateau may make norms of a hundred medians, but climbs
+    there; the long memory, since a rare class has a large gradient each time that it comes up.
 
     How far out of the ordinary a norm must be depends on the harm that it does. Where the optimizer goes along the gradient (SGD), the
     length of the step is known: one that would move the parameters by more than ``longest_step`` of their own norm is
     exploding from 3 m on, and is brought back to that length at least.
 
-    A run that has exploded is not trusted for the next 1000 steps: a step over 3 m is shortened to 3 m. Under SGD an exploding step that
-    was too long halves the length that is allowed, down to a quarter of ``longest_step``, and no step is longer; and for 20 steps no
-    norm enters the history as more than m, so that instability cannot raise the bound. A run that has not exploded is never touched.
+    A run that has exploded is not trusted for the next 1000 steps: a step over 3 m and q is shortened to the larger of them. Under SGD an
+    exploding step that was too long halves the length that is allowed, down to a quarter of ``longest_step``, and no step is longer; and
+    for 20 steps no norm enters the history as more than m, so that instability cannot raise the bound. A run that has not exploded is
+    never touched.
 
-    From the first step on: until 10 norms are known, the bound is 12 m, but at most 10 and at least 0.01 norms of the
-    parameters; a norm beyond the 10 is scaled to 0.1 of them. The very first step of SGD may be as long as the parameters.
+    From the first step on: until 10 norms are known, the bound is 30 times the second largest so far, but at least 0.1 norms of the
+    parameters and at most 10⁴; under SGD at least a step of a tenth of the parameters' length, and at most one of it. A step beyond these
+    is scaled to that tenth.
 
     A permanent change of level (another loss, another batch size) is not an explosion. Where 20 exploding steps in a row
-    stay within a factor of 4 and do not rise, the level is raised, fourfold at most, and again after 20 more. A run that
+    scatter by less than a decade and do not rise, the level is raised, fourfold at most, and again after 20 more. A run that
     explodes does not stay within these bounds, or falls out of them when the level rises.
 
     What it was measured on is in the documentation, *Clipping compared*.
@@ -90,6 +101,7 @@ class Spike(ArgumentsMixin):
         self.window = int(window)
         self.longest_step = float(longest_step)
         self._history = History(self.window)
+        self._memory = History(_MEMORY)
         self._held: list[float] = []
         self._wary = 0  # steps that are left of the time after an explosion ...
         self._shaken = 0  # ... and after a step that was too long
@@ -115,21 +127,25 @@ class Spike(ArgumentsMixin):
             step_size: how far the optimizer moves the parameters per unit of the norm; None where it does not go along the gradient.
         """
         longest = self._longest(parameter_norm, step_size)
-        bound, limit, level = self._bounds(parameter_norm, longest)
+        bound, limit, level = self._bounds(parameter_norm, step_size, longest)
         threshold = limit if limit < math.inf else None
         if not usable(norm):
             return Decision(threshold, 1.0)
         self._wary = max(self._wary - 1, 0)
         if norm > bound:
             self._explode(norm, level, longest)
-            return Decision(threshold, ratio(level if step_size else _LEFT_OVER * level, norm))
-        self._take(norm, level)
-        return Decision(threshold, ratio(limit, norm) if norm > limit else 1.0)
+            target = min(level if step_size is not None else _LEFT_OVER * level, norm)
+        else:
+            self._take(norm, level)
+            target = min(norm, limit)
+        self._memory.append(target)
+        return Decision(threshold, ratio(target, norm) if target < norm else 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The ordinary norms, oldest first, the present row of explosions, what is left of the mistrust, and the parameters' norm."""
+        """Ordinary norms and those taken, oldest first, the row of explosions, what is left of the mistrust, the parameters' norm."""
         return {
             "history": self._history.to_list(),
+            "memory": self._memory.to_list(),
             "held": list(self._held),
             "wary": self._wary,
             "shaken": self._shaken,
@@ -141,6 +157,7 @@ class Spike(ArgumentsMixin):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up."""
         self._history = History(self.window, state_dict["history"])
+        self._memory = History(_MEMORY, state_dict["memory"])
         self._held = list(state_dict["held"])
         self._wary, self._shaken, self._allowed = (state_dict[key] for key in ("wary", "shaken", "allowed"))
         self._size, self._age = state_dict["size"], state_dict["age"]
@@ -148,17 +165,22 @@ class Spike(ArgumentsMixin):
     def _longest(self, parameter_norm: float | None, step_size: float | None) -> float:
         """The norm from which on a step is too long; inf where that is not known."""
         if parameter_norm is not None:
-            self._size, self._age = (parameter_norm if step_size and usable(parameter_norm) else None), 0
+            known = step_size is not None and usable(parameter_norm)
+            self._size, self._age = (parameter_norm if known else None), 0
         self._age += 1
         if self._size is None or not step_size:
             return math.inf
         return self.longest_step * (self._allowed if self._wary else 1.0) * self._size / step_size
 
-    def _bounds(self, parameter_norm: float | None, longest: float) -> tuple[float, float, float]:
+    def _bounds(
+        self, parameter_norm: float | None, step_size: float | None, longest: float
+    ) -> tuple[float, float, float]:
         """The largest norm that is no explosion (inf: anything goes), the one that it is shortened to, and the ordinary one."""
-        bound, level = self._first(parameter_norm) if self._settling else self._usual()
+        bound, level = self._first(parameter_norm, step_size) if self._settling else self._usual()
+        part_of_the_run = self._memory.largest(_RANK) if len(self._memory) else 0.0
+        bound = max(bound, _RANK_FACTOR * part_of_the_run)
         if self._wary and not self._settling:
-            return bound, min(_WARY_FACTOR * level, longest), min(level, longest)
+            return bound, min(max(_WARY_FACTOR * level, part_of_the_run), longest), min(level, longest)
         if bound > longest:
             known = len(self._history) > 0
             bound = max(_LONG_FACTOR * self._history.median(), longest) if known else longest / self.longest_step
@@ -170,16 +192,18 @@ class Spike(ArgumentsMixin):
         bound = max(self.least_factor * level, self.peak_factor * self._history.largest())
         return min(bound, self.most_factor * level), level
 
-    def _first(self, parameter_norm: float | None) -> tuple[float, float]:
+    def _first(self, parameter_norm: float | None, step_size: float | None) -> tuple[float, float]:
         """The same of the first steps, from the first norms and the parameters' own."""
         bound, level = math.inf, math.inf
         if len(self._history):
-            level = self._history.median()
-            bound = level * _FIRST_FACTOR
+            bound, level = _FIRST_FACTOR * self._history.largest(2), self._history.median()
         if parameter_norm is not None and usable(parameter_norm):
-            bound = max(bound, _FLOOR * parameter_norm)
-            if bound > _CEILING * parameter_norm:
-                bound, level = _CEILING * parameter_norm, min(level, _CEILING_LEVEL * parameter_norm)
+            unit, ceiling = (
+                (parameter_norm / step_size, _FIRST_CEILING[0]) if step_size else (parameter_norm, _FIRST_CEILING[1])
+            )
+            bound = max(bound, _FIRST_FLOOR * unit)
+            if bound > ceiling * unit:
+                bound, level = ceiling * unit, min(level, _FIRST_LEVEL * unit)
         return bound, level
 
     def _take(self, norm: float, level: float) -> None:
@@ -208,8 +232,9 @@ class Spike(ArgumentsMixin):
         if len(self._held) < _PATIENCE:
             return
         held, self._held = self._held, []
+        ordered = sorted(held)
         earlier, later = History(None, held[: _PATIENCE // 2]), History(None, held[_PATIENCE // 2 :])
-        if max(held) <= _STEADY * min(held) and later.median() <= _RISE * earlier.median():
+        if ordered[-4] <= _STEADY * ordered[3] and later.median() <= _RISE * earlier.median():
             raised = min(1.0, _SHIFT * self._history.median() / History(None, held).median())
             self._history = History(self.window, [norm * raised for norm in held])
             self._wary = self._shaken = 0

@@ -46,14 +46,23 @@ def test_a_spike_comes_back_to_the_ordinary_level(size: float, at: int) -> None:
 
 
 def test_the_first_step_is_held_by_the_parameters() -> None:
-    """Before any history a norm of 10 parameter norms or more is scaled to a tenth of them."""
+    """Before any history SGD's first step may be as long as the weights; one beyond comes back to a tenth of them."""
     policy = Spike()
     assert policy.wants_parameter_norm
-    decision = policy.decide(3.0e9, parameter_norm=50.0)
-    assert decision.threshold == pytest.approx(500.0)
-    assert 3.0e9 * decision.coefficient == pytest.approx(0.5)  # a tenth of that under Adam
-    assert policy.decide(3.0e6, parameter_norm=50.0).coefficient * 3.0e6 == pytest.approx(0.5)
-    assert policy.decide(4.0, parameter_norm=50.0).coefficient == 1.0
+    decision = policy.decide(3.0e9, parameter_norm=50.0, step_size=1e-3)
+    assert decision.threshold == pytest.approx(5e4)
+    assert 3.0e9 * decision.coefficient == pytest.approx(5e3)
+    assert policy.decide(3.0e6, parameter_norm=50.0, step_size=1e-3).coefficient * 3.0e6 == pytest.approx(5e3)
+    assert policy.decide(4.0, parameter_norm=50.0, step_size=1e-3).coefficient == 1.0
+
+
+def test_a_sum_as_the_loss_is_no_explosion() -> None:
+    """Adam does not mind the loss's scale: gradients a thousand times as large as the weights are ordinary, a leap out of them is not."""
+    policy = Spike()
+    for norm in lognormal(200, spread=0.5):
+        assert policy.decide(1e4 * norm, parameter_norm=10.0).coefficient == 1.0
+    assert policy.decide(1e7, parameter_norm=10.0).coefficient < 1e-3
+    assert Spike().decide(1e9, parameter_norm=10.0).coefficient == pytest.approx(1e-10)
 
 
 def test_a_tiny_first_norm_does_not_pin_the_run() -> None:
@@ -164,6 +173,35 @@ def test_instability_cannot_raise_the_bound() -> None:
     assert taken == pytest.approx(1.0)
 
 
+def test_what_comes_up_again_and_again_is_part_of_the_run() -> None:
+    """A rare class has a large gradient each time that it comes up: no explosion, however small the others have become."""
+    policy = Spike()
+    norms = [n * max(0.97**i, 1e-4) * (i % 150 != 149) + (i % 150 == 149) for i, n in enumerate(lognormal(3000))]
+    assert sorted(norms)[-10] > 0.9
+    assert clipped(norms, policy) == []
+    assert clipped([100.0], policy) == [0]
+
+
+def test_a_step_of_length_zero_does_not_put_the_guard_out_of_action() -> None:
+    """Where a schedule begins with a rate of 0, or goes through it, a step that is too long is held all the same."""
+    policy = Spike()
+    along(policy, [1.0] * 50, size=10.0, rate=0.0)
+    along(policy, [1.0] * 20, size=10.0)
+    assert along(policy, [25.0], size=10.0) == [1.0]
+
+
+@given(
+    longest_step=st.floats(0.01, 100.0),
+    norms=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=40),
+    size=st.floats(1e-3, 1e3),
+    rate=st.floats(0.0, 1e3),
+)
+def test_no_step_is_lengthened(longest_step: float, norms: list[float], size: float, rate: float) -> None:
+    """Whatever the arguments and the rate."""
+    taken = along(Spike(longest_step=longest_step), norms, size=size, rate=rate)
+    assert all(after <= before for after, before in zip(taken, norms, strict=True))
+
+
 def test_a_climb_out_of_a_plateau_is_not_clipped() -> None:
     """Each norm twice the one before, from 1 to 80: over 30 medians, but no leap; the same at once is an explosion."""
     climb = [2.0**i for i in range(1, 7)]
@@ -187,6 +225,15 @@ def test_a_new_level_is_accepted_in_steps() -> None:
     steps = clipped([200 * n for n in lognormal(300, seed=1)], policy)
     assert len(steps) >= 20
     assert max(steps) < 120
+
+
+@pytest.mark.parametrize("spread", [0.5, 0.7])
+def test_a_new_level_is_accepted_though_norms_scatter(spread: float) -> None:
+    """A permanent jump by 300 of norms that vary by factors: ordinary after some hundred steps at most."""
+    policy = Spike()
+    decide_all(policy, lognormal(300, spread=spread))
+    steps = clipped([300 * n for n in lognormal(3000, spread=spread, seed=1)], policy)
+    assert len(steps) < 300
 
 
 def test_a_plateau_that_still_rises_is_no_new_level() -> None:

@@ -1,11 +1,11 @@
 """The temporal-order problem of Pascanu, Mikolov and Bengio (2013, §4.1): which remedy lets a plain RNN learn over how many timesteps.
 
-    python benchmarks/temporal_order.py                       # about 30 minutes on one core
+    python benchmarks/temporal_order.py                       # about 35 minutes on one core
     python benchmarks/temporal_order.py --lengths 50 --seeds 0 --updates 200  # a slice
 
 As in the paper: 50 tanh units, batches of 20, SGD with a rate of 0.01, the fixed norm 1, recurrent weights with 15 entries a row and a
 spectral radius of 0.95 ("smart tanh"), success at an error of 1 % or less on 10,000 sequences. Ω has the authors' weight of 2. What
-differs is the budget: they allowed five million updates, here it is 10,000, so that a failure means *not within 10,000 updates*.
+differs is the budget: they allowed five million updates, here it is 40,000, so that a failure means *not within 40,000 updates*.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ def train(method: str, length: int, seed: int, updates: int) -> Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[50, 100])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[50])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=10_000)
+    parser.add_argument("--updates", type=int, default=40_000)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

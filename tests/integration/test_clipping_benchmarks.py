@@ -12,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # its files import each other as a script's do
 import clipping
+import first_steps
 import temporal_order
 from clipping_methods import methods
 from clipping_problems import problems
@@ -32,6 +33,13 @@ def test_spike_leaves_a_healthy_run_alone(name: str) -> None:
     with_it, without = clipping.train(healthy, SPIKE, 500), clipping.train(healthy, METHODS["none"], 500)
     assert with_it.clipped == 0
     assert with_it.loss == without.loss
+
+
+def test_spike_leaves_first_steps_alone() -> None:
+    """While there is next to no history, in healthy runs drawn at random; a run that diverges is none, and is held."""
+    judged = [first_steps.judge(seed, 12) for seed in range(5000, 5006)]
+    assert [well for well, _ in judged].count(True) == 5
+    assert all(bool(found) is not well for well, found in judged)
 
 
 def test_spike_holds_what_spikes_would_end() -> None:

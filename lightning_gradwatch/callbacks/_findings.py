@@ -18,7 +18,7 @@ from lightning_gradwatch.callbacks._watch import Step
 from lightning_gradwatch.events import Event, EventKind, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.runlog.summary import LAST_SAMPLES, summarise
+from lightning_gradwatch.runlog.summary import LAST_SAMPLES, is_finite, reach, summarise
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
 _COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW, EventKind.STEP_SKIPPED)
@@ -44,7 +44,7 @@ class Findings:
         self.log: RunLogWriter | None = None
         self._keep_sequences, self._on_event = keep_sequences, on_event
         self._recent: dict[tuple[Any, ...], deque[dict[str, Any]]] = {}
-        self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of all samples, not the recent ones only
+        self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of the samples before the recent ones
         self._warned = False
         self._scalars = Scalars("GradWatch")
         self.figures: Figures | None = None
@@ -112,9 +112,14 @@ class Findings:
 
     def _remember(self, profile: Profile, record: dict[str, Any]) -> None:
         key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)
-        self._recent.setdefault(key, deque(maxlen=LAST_SAMPLES)).append(record)
-        if _reach(record) > _reach(self._furthest.get(key)):
-            self._furthest[key] = record
+        recent = self._recent.setdefault(key, deque())
+        if len(recent) > 1 and not any(map(is_finite, (record, recent[-1], recent[-2]))):
+            recent.pop()  # of a run that is lost the first sample matters, and the last
+        recent.append(record)
+        if len(recent) > LAST_SAMPLES:
+            aged = recent.popleft()
+            if reach(aged) > reach(self._furthest.get(key)):
+                self._furthest[key] = aged
 
     def _accumulate(self, profile: Profile) -> None:
         key = (profile.module, profile.layer, profile.direction)
@@ -129,13 +134,6 @@ def _shortest(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The record of the shortest horizon; one that the sequence cut off is longer than any."""
     known = [record for record in records if record["state"] == "h" and record["horizon"] is not None]
     return min(known, key=lambda record: (record["horizon_censored"], record["horizon"]), default=None)
-
-
-def _reach(record: Mapping[str, Any] | None) -> float:
-    """How much of its sequence a record's gradient reaches back over; more than all of it if it was cut off."""
-    if record is None or record["horizon"] is None:
-        return 0.0
-    return record["horizon"] / record["timesteps"] + record["horizon_censored"]
 
 
 def _scalars(profile: Profile, record: Mapping[str, Any]) -> dict[str, float]:

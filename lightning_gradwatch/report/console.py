@@ -10,7 +10,7 @@ from typing import Any
 from lightning_gradwatch.events import EventKind
 from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.report.explain import explanation, kind_named, without_links
-from lightning_gradwatch.report.live import EVENT_STYLES, VERDICT_STYLES
+from lightning_gradwatch.report.live import EVENT_STYLES, verdict_style
 from lightning_gradwatch.report.remedies import remedies, some
 from lightning_gradwatch.report.summary import horizon_text, summarise
 from lightning_gradwatch.runlog.plain import plain
@@ -104,7 +104,7 @@ def print_summary(run: Run, *, console: Any = None) -> None:
         table.add_column(heading, overflow="fold", **options)
     found = summarise(run.profile_records, run.event_records)
     for layer in found:
-        verdict = text(layer.verdict, style=VERDICT_STYLES.get(layer.verdict, "bold"))
+        verdict = text(layer.verdict, style=verdict_style(layer))
         place, horizon, sentence = (text(plain(cell)) for cell in (layer.place, horizon_text(layer), layer.sentence))
         table.add_row(place, verdict, horizon, sentence)
     console.print(table if found else "No profile was recorded: nothing can be said about the gradient through time.")

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
 from lightning_gradwatch.recurrent import Capture
+from lightning_gradwatch.runlog import summarise
 from tests.integration.real_calls import model_of
 from tests.models import TinyLanguageModel, sentences, trainer
 from tests.oracles import gradients, norms, unroll
@@ -172,6 +173,21 @@ def test_the_profile_in_the_run_log_is_that_of_the_training_step(tmp_path) -> No
     for found, model in zip(record["total_by_sequence"], unrolled, strict=True):
         expected = norms(gradients(loss, model.h[0][0])).numpy()
         assert np.abs(np.array(found) - expected).max() <= 1e-10 * expected.max()
+
+
+@pytest.mark.parametrize("spoilt", [None, 3])
+def test_the_end_of_fit_and_the_run_log_come_to_the_same_verdict(tmp_path, spoilt, caplog):
+    """What is kept for the last lines, which is not all of a run, is enough for the verdict; also where the run is lost."""
+    watch = GradWatch(every_n_steps=1, dirpath=tmp_path / "run")
+    with caplog.at_level("INFO"):
+        fit(tmp_path, callbacks=[watch, Plant("rnn.weight_hh_l0", (0, 0), math.nan, spoilt or -1)], max_steps=40)
+    run = load_run(tmp_path / "run")
+    (found,) = summarise(run.profile_records, run.event_records)
+    assert found.samples == 40
+    assert found.line in caplog.text
+    assert (found.verdict == "not finite") == (spoilt is not None)
+    if spoilt:
+        assert found.sentence.startswith("From step 3 on")
 
 
 class Counter(TorchDispatchMode):

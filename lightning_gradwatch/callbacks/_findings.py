@@ -15,7 +15,7 @@ from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._loggers import Scalars
 from lightning_gradwatch.callbacks._sharding import gradients_are_common
 from lightning_gradwatch.callbacks._watch import Step
-from lightning_gradwatch.events import Event, EventKind, closes_episode
+from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.runlog.summary import LAST_SAMPLES, is_finite, reach, summarise
@@ -23,6 +23,8 @@ from lightning_gradwatch.runlog.writer import RunLogWriter
 
 _COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW, EventKind.STEP_SKIPPED)
 """What follows from the gradients of the parameters: where all ranks see the same ones, rank 0 writes it."""
+
+_NOUNS = {Severity.CRITICAL: "critical event", Severity.WARNING: "warning", Severity.INFO: "note"}
 
 Place = tuple[str, int, str]
 """Module, layer, direction."""
@@ -101,14 +103,13 @@ class Findings:
                 )
 
     def summary(self) -> list[str]:
-        """What was found, in a few lines: per module and layer the verdict, and how many events."""
+        """What was found, in a few lines: per module and layer the verdict; how many events, and the first of the gravest."""
         kept = [*self._furthest.values(), *(record for recent in self._recent.values() for record in recent)]
         records = list({id(record): record for record in kept}.values())
         lines = ["GradWatch: how far the gradient reaches back through time"]
         events = [event.to_record() for event in self.events]
         lines += [f"  {layer.line}" for layer in summarise(records, events)]
-        count = sum(not closes_episode(event) for event in events)
-        return [*lines, f"  {count} event{'' if count == 1 else 's'}."]
+        return [*lines, f"  {_told([event for event in events if not closes_episode(event)])}"]
 
     def _remember(self, profile: Profile, record: dict[str, Any]) -> None:
         key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)
@@ -128,6 +129,28 @@ class Findings:
         self.lagged[key].update(torch.from_numpy(profile.lagged()))
         median, largest = profile.total_median(), profile.total_max()
         self.totals[key].update(torch.from_numpy(median), torch.from_numpy(largest))
+
+
+def _told(events: Sequence[Mapping[str, Any]]) -> str:
+    """How many events there are of each severity, and what the first of the gravest says."""
+    of = {severity: [event for event in events if event["severity"] == severity] for severity in reversed(Severity)}
+    counts = {severity: _count(len(found), _NOUNS[severity]) for severity, found in of.items() if found}
+    if not counts:
+        return "No events."
+    gravest = next(iter(counts))
+    if gravest == Severity.INFO:
+        return f"{counts[gravest]}."
+    first = min(of[gravest], key=lambda event: event["step"])
+    said = first["message"].partition(". ")[0].rstrip(".")
+    besides = " and ".join(count for severity, count in counts.items() if severity != gravest)
+    return (
+        f"{counts[gravest]}, the first at step {first['step']}: {first['kind']}, {said[:1].lower()}{said[1:]}."
+        f"{f' Besides {besides}.' if besides else ''}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _shortest(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

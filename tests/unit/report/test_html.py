@@ -86,6 +86,14 @@ def test_no_panel_is_an_orphan(panels, columns):
     assert html._columns(panels) == columns
 
 
+def test_a_lag_curve_that_is_not_finite_is_no_entry_of_the_legend(tmp_path):
+    """Only samples with something to draw are drawn and named."""
+    lost = {**profile(20), "lagged": [math.inf] * 40, "horizon": None}
+    run = Run(tmp_path, {}, [profile(0), lost], [], [])
+    (found,) = payload.build([run], ["run"])["runs"][0]["series"].values()
+    assert [curve["step"] for curve in found["lag"]] == [0]
+
+
 def test_the_gravest_verdict_comes_first(tmp_path):
     """The first sentence names each verdict once, with its runs, and escapes their names."""
     runs = [

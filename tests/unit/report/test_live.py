@@ -120,6 +120,13 @@ def test_the_loss_is_shown_as_far_as_it_is_known(tmp_path):
     assert not any(line.startswith("loss") for line in shown(of(tmp_path, older)))
 
 
+def test_the_loss_is_on_the_scale_of_what_is_shown(tmp_path):
+    """A leap that is no longer on the screen does not flatten the row."""
+    steps = [{"step": n, "grad_norm": 1.0, "loss": 1e9 if n < 9 else 2.0 + n % 2 * 50} for n in range(60)]
+    (line,) = [line for line in shown(of(tmp_path, steps=steps), width=60) if line.startswith("loss ")]
+    assert set(line.split()[-1]) == {"▁", "█"}
+
+
 def test_the_end_of_an_episode_is_no_further_event(tmp_path):
     """It is shown in the list, and not counted."""
     began = Event(EventKind.EXPLODING_GRADIENT, 1, value=9.0, threshold=1.0)

@@ -161,7 +161,7 @@ def table(outcomes: list[Outcome], steps: int) -> str:
         healthy = [outcome for outcome in group if outcome.healthy]
         ratio = sorted(outcome.last / outcome.first for outcome in healthy)[len(healthy) // 2] if healthy else math.nan
         alarms = sum(len(outcome.alarms) for outcome in healthy)
-        notes = sum(len(outcome.events) - len(outcome.alarms) for outcome in healthy)
+        notes = sum(event.severity == "info" and not event.action for outcome in healthy for event in outcome.events)
         lines.append(f"{name:28}{len(group):6}{len(healthy):9}{ratio:12.2f}{alarms:8}{notes:7}")
     healthy = [outcome for outcome in outcomes if outcome.healthy]
     alarmed = Counter(str(event.kind) for outcome in healthy for event in outcome.alarms)

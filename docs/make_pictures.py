@@ -11,19 +11,25 @@ from pathlib import Path
 
 from lightning_gradwatch import load_run
 from lightning_gradwatch.report.figures import profile_picture
+from lightning_gradwatch.runlog import Run
 
 PICTURES = Path(__file__).parent / "pictures"
-SHOWN = {
-    "agreement.png": {"agreement-rnn": "vanilla RNN", "agreement-gru": "GRU", "agreement-lstm": "LSTM"},
-    "explosion.png": {"explosion-bare": "no clipping", "explosion-clipped": "AdaptiveClip"},
-}
+CELLS = {"agreement-rnn": "vanilla RNN", "agreement-gru": "GRU", "agreement-lstm": "LSTM"}
+CLIPPING = {"explosion-bare": "no clipping", "explosion-clipped": "AdaptiveClip"}
 
 
 def main(demo: Path) -> None:
     PICTURES.mkdir(exist_ok=True)
-    for picture, runs in SHOWN.items():
-        profile_picture([load_run(demo / run) for run in runs], PICTURES / picture, names=list(runs.values()))
-        print(f"wrote {PICTURES / picture}")
+    profile_picture([load_run(demo / run) for run in CELLS], PICTURES / "agreement.png", names=list(CELLS.values()))
+    runs = [load_run(demo / run) for run in CLIPPING]
+    titles = [f"{name}: {ending(run)}" for name, run in zip(CLIPPING.values(), runs, strict=True)]
+    profile_picture(runs, PICTURES / "explosion.png", titles=titles)
+
+
+def ending(run: Run) -> str:
+    """How a training ended: this picture is about what clipping does, and the verdict is about something else."""
+    last = run.profile_records[-1]
+    return f"loss {last['loss']:.3g} at step {last['step']}"
 
 
 if __name__ == "__main__":

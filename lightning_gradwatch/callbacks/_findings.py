@@ -15,14 +15,16 @@ from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._loggers import Scalars
 from lightning_gradwatch.callbacks._sharding import gradients_are_common
 from lightning_gradwatch.callbacks._watch import Step
-from lightning_gradwatch.events import Event, EventKind, closes_episode
+from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.runlog.summary import LAST_SAMPLES, summarise
+from lightning_gradwatch.runlog.summary import LAST_SAMPLES, is_finite, reach, summarise
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
 _COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW, EventKind.STEP_SKIPPED)
 """What follows from the gradients of the parameters: where all ranks see the same ones, rank 0 writes it."""
+
+_NOUNS = {Severity.CRITICAL: "critical event", Severity.WARNING: "warning", Severity.INFO: "note"}
 
 Place = tuple[str, int, str]
 """Module, layer, direction."""
@@ -44,7 +46,7 @@ class Findings:
         self.log: RunLogWriter | None = None
         self._keep_sequences, self._on_event = keep_sequences, on_event
         self._recent: dict[tuple[Any, ...], deque[dict[str, Any]]] = {}
-        self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of all samples, not the recent ones only
+        self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of the samples before the recent ones
         self._warned = False
         self._scalars = Scalars("GradWatch")
         self.figures: Figures | None = None
@@ -101,20 +103,24 @@ class Findings:
                 )
 
     def summary(self) -> list[str]:
-        """What was found, in a few lines: per module and layer the verdict, and how many events."""
+        """What was found, in a few lines: per module and layer the verdict; how many events, and the first of the gravest."""
         kept = [*self._furthest.values(), *(record for recent in self._recent.values() for record in recent)]
         records = list({id(record): record for record in kept}.values())
         lines = ["GradWatch: how far the gradient reaches back through time"]
         events = [event.to_record() for event in self.events]
         lines += [f"  {layer.line}" for layer in summarise(records, events)]
-        count = sum(not closes_episode(event) for event in events)
-        return [*lines, f"  {count} event{'' if count == 1 else 's'}."]
+        return [*lines, f"  {_told([event for event in events if not closes_episode(event)])}"]
 
     def _remember(self, profile: Profile, record: dict[str, Any]) -> None:
         key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)
-        self._recent.setdefault(key, deque(maxlen=LAST_SAMPLES)).append(record)
-        if _reach(record) > _reach(self._furthest.get(key)):
-            self._furthest[key] = record
+        recent = self._recent.setdefault(key, deque())
+        if len(recent) > 1 and not any(map(is_finite, (record, recent[-1], recent[-2]))):
+            recent.pop()  # of a run that is lost the first sample matters, and the last
+        recent.append(record)
+        if len(recent) > LAST_SAMPLES:
+            aged = recent.popleft()
+            if reach(aged) > reach(self._furthest.get(key)):
+                self._furthest[key] = aged
 
     def _accumulate(self, profile: Profile) -> None:
         key = (profile.module, profile.layer, profile.direction)
@@ -125,17 +131,32 @@ class Findings:
         self.totals[key].update(torch.from_numpy(median), torch.from_numpy(largest))
 
 
+def _told(events: Sequence[Mapping[str, Any]]) -> str:
+    """How many events there are of each severity, and what the first of the gravest says."""
+    of = {severity: [event for event in events if event["severity"] == severity] for severity in reversed(Severity)}
+    counts = {severity: _count(len(found), _NOUNS[severity]) for severity, found in of.items() if found}
+    if not counts:
+        return "No events."
+    gravest = next(iter(counts))
+    if gravest == Severity.INFO:
+        return f"{counts[gravest]}."
+    first = min(of[gravest], key=lambda event: event["step"])
+    said = first["message"].partition(". ")[0].rstrip(".")
+    besides = " and ".join(count for severity, count in counts.items() if severity != gravest)
+    return (
+        f"{counts[gravest]}, the first at step {first['step']}: {first['kind']}, {said[:1].lower()}{said[1:]}."
+        f"{f' Besides {besides}.' if besides else ''}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _shortest(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The record of the shortest horizon; one that the sequence cut off is longer than any."""
     known = [record for record in records if record["state"] == "h" and record["horizon"] is not None]
     return min(known, key=lambda record: (record["horizon_censored"], record["horizon"]), default=None)
-
-
-def _reach(record: Mapping[str, Any] | None) -> float:
-    """How much of its sequence a record's gradient reaches back over; more than all of it if it was cut off."""
-    if record is None or record["horizon"] is None:
-        return 0.0
-    return record["horizon"] / record["timesteps"] + record["horizon_censored"]
 
 
 def _scalars(profile: Profile, record: Mapping[str, Any]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from lightning_gradwatch.callbacks._compat import (
     MisconfigurationException,
     Trainer,
     accumulation,
+    rank_zero_info,
     rank_zero_warn,
 )
 from lightning_gradwatch.callbacks._conflict import other_clipping, unsupported_strategy
@@ -231,7 +232,8 @@ class AdaptiveClip(Callback):
         self._report.draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take hooks off, close the run log."""
+        """Say what was done, if anything was; take hooks off, close the run log."""
+        self._say_counts()
         self._close(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -241,6 +243,14 @@ class AdaptiveClip(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Do so where an earlier callback's exception kept us from it."""
         self._close(trainer)
+
+    def _say_counts(self) -> None:
+        states = [state.rest for state in self._states.values()]
+        clipped, skipped = (sum(getattr(state, name) for state in states) for name in ("clipped", "skipped"))
+        if clipped or skipped:
+            where = f" Run log: {self.run_dir}" if self.run_dir else ""
+            steps = sum(state.steps for state in states)
+            rank_zero_info(f"AdaptiveClip: {clipped:,} of {steps:,} steps clipped, {skipped:,} skipped.{where}")
 
     def _close(self, trainer: Trainer) -> None:
         self._through_time.end()

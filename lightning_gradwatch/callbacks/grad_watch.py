@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -269,11 +270,10 @@ class GradWatch(Callback):
             self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
         if self.summary:
             lines = self._found.summary()
-            where = (
-                f" Run log: {self.run_dir}\n  Look at it with gradwatch report, at the events with gradwatch events."
-            )
-            told = "\n".join(lines) + (where if self.run_dir else "")
-            rank_zero_info("\n".join([told, *self._reactions.hint()]))
+            if self.run_dir is not None:
+                folder = shlex.quote(str(self.run_dir.absolute()))
+                lines += [f"  gradwatch {command} {folder}" for command in ("report", "events")]
+            rank_zero_info("\n".join([*lines, *self._reactions.hint()]))
 
     # ------------------------------------------------------------------ one step
 

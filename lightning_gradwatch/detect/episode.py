@@ -6,7 +6,14 @@ import dataclasses
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from lightning_gradwatch.events import ENDED, ONGOING, Event, Moment, Severity
+from lightning_gradwatch.events import ENDED, ONGOING, Event, EventKind, Moment, Severity
+
+_WORDS = {
+    EventKind.EXPLODING_GRADIENT: ("Explosion", "the gradient norm was largest, {:.3g},"),
+    EventKind.EXPLODING_HIDDEN_GRADIENT: ("Explosion through time", "the growth was largest, {:.3g}-fold,"),
+    EventKind.VANISHING_HIDDEN_GRADIENT: ("Vanishing", "the horizon was shortest, {:.0f} timesteps,"),
+}
+"""What goes on, and its peak, in the kind's unit."""
 
 
 @dataclass(slots=True)
@@ -52,19 +59,21 @@ class Episodes:
         if episode.calm < self._end_after:
             return None
         del self._open[key]
-        return _record(episode, moment, ENDED, f"ended at step {moment.step}")
+        return _record(episode, moment, ENDED, f"from step {episode.begin.step} to step {moment.step}")
 
     def finish(self, moment: Moment) -> list[Event]:
         """Training is over: a record of each episode that still goes on."""
         still = [
-            _record(episode, moment, ONGOING, "still went on when training ended") for episode in self._open.values()
+            _record(episode, moment, ONGOING, f"since step {episode.begin.step}, still so when training ended")
+            for episode in self._open.values()
         ]
         self._open.clear()
         return still
 
 
-def _record(episode: Episode, moment: Moment, action: str, how: str) -> Event:
+def _record(episode: Episode, moment: Moment, action: str, when_it_was: str) -> Event:
     begin = episode.begin
+    what, peak = _WORDS[begin.kind]
     when = dataclasses.asdict(moment)
     return dataclasses.replace(
         begin,
@@ -73,6 +82,6 @@ def _record(episode: Episode, moment: Moment, action: str, how: str) -> Event:
         severity=Severity.INFO,
         action=action,
         value=episode.peak,
-        message=f"{begin.kind} of {begin.place}, which began at step {begin.step}, {how}; "
-        f"at its peak, at step {episode.peak_step}, it was {episode.peak:.3g} (bound {begin.threshold:.3g}).",
+        message=f"{what} of {begin.place} {when_it_was}; {peak.format(episode.peak)} at step {episode.peak_step} "
+        f"(bound {begin.threshold:.3g}).",
     )

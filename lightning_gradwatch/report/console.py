@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from lightning_gradwatch.events import EventKind
 from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.report.explain import explanation, kind_named, without_links
-from lightning_gradwatch.report.live import EVENT_STYLES, VERDICT_STYLES
+from lightning_gradwatch.report.live import EVENT_STYLES, verdict_style
 from lightning_gradwatch.report.remedies import remedies, some
 from lightning_gradwatch.report.summary import horizon_text, summarise
 from lightning_gradwatch.runlog.plain import plain
@@ -23,11 +24,12 @@ _MOST = 1000
 """Rows of the table: more than anybody reads, and a terminal's table is laid out as a whole."""
 
 
-def print_events(events: Sequence[Mapping[str, Any]], *, console: Any = None) -> None:
+def print_events(events: Sequence[Mapping[str, Any]], *, console: Any = None, fold: bool = True) -> None:
     """Print the last events as a table: when, what and how bad, what happened; then each kind's remedy once.
 
     Args:
         events: event records.
+        fold: successive ``GRADIENT_CLIPPED`` events are one row, since a policy may leave a hundred.
         console: a ``rich.console.Console``; None is the standard output.
 
     Raises:
@@ -42,14 +44,15 @@ def print_events(events: Sequence[Mapping[str, Any]], *, console: Any = None) ->
     table.add_column("step", justify="right", no_wrap=True)
     table.add_column("kind", overflow="fold")
     table.add_column("what happened", overflow="fold", ratio=1)
-    for event in events[-_MOST:]:
+    rows = _folded(events) if fold else events
+    for event in rows[-_MOST:]:
         style = EVENT_STYLES.get(event.get("severity") or "", "")
         table.add_row(
             text(str(event["step"])), text(plain(event["kind"]), style=style), text(plain(event.get("message") or ""))
         )
     console.print(table)
-    if len(events) > _MOST:
-        console.print(f"These are the last {_MOST:,} of {len(events):,} events; --json prints them all.")
+    if len(rows) > _MOST:
+        console.print(f"These are the last {_MOST:,} of {len(rows):,} events; --json prints them all.")
     for kind, advice in remedies(events).items():
         known = kind_named(kind)
         more = f" More: gradwatch explain {known.page}" if known else ""
@@ -57,6 +60,21 @@ def print_events(events: Sequence[Mapping[str, Any]], *, console: Any = None) ->
             whose = f" ({plain(some(places))})" if len(advice) > 1 else ""
             last = more if number == len(advice) else ""
             console.print(text.assemble((plain(kind), "bold"), whose, ": ", plain(remedy), (last, "dim")))
+
+
+def _folded(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Events of clipping that follow each other become one that says how many there were, when, and the largest norm."""
+    rows: list[Mapping[str, Any]] = []
+    for kind, group in groupby(events, key=lambda event: event["kind"]):
+        found = list(group)
+        if kind != EventKind.GRADIENT_CLIPPED or len(found) == 1:
+            rows += found
+            continue
+        norms = [event["value"] for event in found if event.get("value") is not None]
+        most = f", norms up to {max(norms):.3g}" if norms else ""
+        said = f"{len(found)} times, steps {found[0]['step']} to {found[-1]['step']}{most}. --kind {kind} lists them."
+        rows.append({**found[0], "message": said})
+    return rows
 
 
 def print_kinds(*, console: Any = None) -> None:
@@ -104,7 +122,7 @@ def print_summary(run: Run, *, console: Any = None) -> None:
         table.add_column(heading, overflow="fold", **options)
     found = summarise(run.profile_records, run.event_records)
     for layer in found:
-        verdict = text(layer.verdict, style=VERDICT_STYLES.get(layer.verdict, "bold"))
+        verdict = text(layer.verdict, style=verdict_style(layer))
         place, horizon, sentence = (text(plain(cell)) for cell in (layer.place, horizon_text(layer), layer.sentence))
         table.add_row(place, verdict, horizon, sentence)
     console.print(table if found else "No profile was recorded: nothing can be said about the gradient through time.")

@@ -21,7 +21,9 @@ VERDICT_STYLES = {
     Verdict.SHORTENED: "bold green",
     Verdict.VANISHING: "bold yellow",
     Verdict.EXPLODING: "bold red",
+    Verdict.NOT_FINITE: "bold red",
 }
+_CALM = (Verdict.HEALTHY, Verdict.SHORTENED)
 _MOST_ROWS = 8
 _FEWEST_ROWS = 2
 _EVENTS = 5
@@ -56,6 +58,11 @@ def frame(
     return require("rich.console").Group(*(lines if height is None else lines[: max(1, height)]))
 
 
+def verdict_style(layer: LayerSummary) -> str:
+    """The style of a verdict's word: what is only a note is not painted as a warning."""
+    return "bold" if layer.is_note else VERDICT_STYLES.get(layer.verdict, "bold")
+
+
 def waiting(path: str) -> Any:
     """The frame that stands while there is no run log."""
     return _text(("GradWatch ", "bold"), f"waits for a run log in {plain(path)} (Ctrl-C ends)")
@@ -80,7 +87,7 @@ def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
         shown, rows = found, _MOST_ROWS
     else:
         # What is not well comes first where there is no room for all.
-        ranked = sorted(found, key=lambda layer: layer.verdict in (Verdict.HEALTHY, Verdict.SHORTENED))
+        ranked = sorted(found, key=lambda layer: layer.is_note or layer.verdict in _CALM)
         able = max(1, room // (_FEWEST_ROWS + 3))
         chosen = {id(layer) for layer in ranked[:able]}
         shown = [layer for layer in found if id(layer) in chosen]
@@ -100,7 +107,7 @@ def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
 
 def _head(layer: LayerSummary) -> Any:
     parts: list[Any] = [(plain(layer.place), "bold"), f" {plain(layer.kind)}  " if layer.kind else "  "]
-    parts.append((str(layer.verdict), VERDICT_STYLES.get(layer.verdict, "bold")))
+    parts.append((str(layer.verdict), verdict_style(layer)))
     if layer.layer is None:
         return _text(*parts, f"  {plain(layer.sentence)}")
     parts.append(f"  horizon {horizon_text(layer)}")

@@ -48,7 +48,6 @@ def norms(run: Run, optimizer: int, width: int) -> list[Any]:
 def loss(run: Run, width: int) -> list[Any]:
     """The last losses: of every optimizer step where AdaptiveClip recorded them, else of the sampled steps. None, no line."""
     text = require("rich.text").Text
-    # The scale is that of all that is kept, so that a fall shows which began before the first bar.
     every = [record["loss"] for record in run.step_records if record.get("loss") is not None]
     of = "loss"
     if not every:
@@ -58,7 +57,7 @@ def loss(run: Run, width: int) -> list[Any]:
     if not values:
         return []
     label = f"{f'{of} {_number(every[-1])}':<{_LABEL}}"
-    line = text.assemble((label, "bold"), sparks.spark(values, sparks.scale(every)))
+    line = text.assemble((label, "bold"), sparks.spark(values, sparks.scale(values)))
     line.no_wrap, line.overflow = True, "crop"
     return [line]
 

@@ -92,7 +92,7 @@ def _last(record: Record, points: int) -> dict[str, Any]:
 
 
 def _lag(samples: Sequence[Record], points: int) -> list[dict[str, Any]]:
-    able = [record for record in samples if record.get("lagged")]
+    able = [record for record in samples if any(map(math.isfinite, record.get("lagged") or []))]
     curves: list[dict[str, Any]] = []
     for place in series.spread(len(able), _LAG_CURVES):
         record, at = able[place], series.lags(able[place])

@@ -24,14 +24,18 @@ _SIGNS = {  # told apart without colour
     Verdict.VANISHING: "↘",
     Verdict.SHORTENED: "⇥",
     Verdict.EXPLODING: "↗",
+    Verdict.NOT_FINITE: "×",
     Verdict.UNDECIDED: "?",
     Verdict.NOT_OBSERVED: "∅",
 }
+_A_NOTE = "vanishing, as a note"
 _GRAVEST = (
+    Verdict.NOT_FINITE,
     Verdict.EXPLODING,
     Verdict.VANISHING,
     Verdict.NOT_OBSERVED,
     Verdict.UNDECIDED,
+    _A_NOTE,
     Verdict.SHORTENED,
     Verdict.HEALTHY,
 )
@@ -41,10 +45,10 @@ Record = Mapping[str, Any]
 
 def headline(runs: Sequence[Run], names: Sequence[str]) -> str:
     """The verdicts in one sentence, the gravest first: of several runs, by run; of one, by layer."""
-    places: dict[Verdict, list[str]] = {}
+    places: dict[str, list[str]] = {}
     for run, name in zip(runs, names, strict=True):
         for layer in summarise(run.profile_records, run.event_records):
-            said = places.setdefault(layer.verdict, [])
+            said = places.setdefault(_A_NOTE if layer.is_note else layer.verdict, [])
             place = name if len(runs) > 1 else layer.place
             if place not in said:
                 said.append(place)
@@ -130,7 +134,7 @@ def _card(layer: LayerSummary, keys: Sequence[Key]) -> str:
         facts.append(f"<div><dt>growth rate</dt><dd>{layer.growth_rate:+.3g} per timestep</dd></div>")
     facts.append(f"<div><dt>samples</dt><dd>{layer.samples:,}</dd></div>")
     facts.append(f"<div><dt>events</dt><dd>{layer.events:,}</dd></div>")
-    word = layer.verdict.replace(" ", "-")
+    word = "noted" if layer.is_note else layer.verdict.replace(" ", "-")
     wanted = {"module": layer.module, "layer": layer.layer, "direction": layer.direction}
     key, place = key_of(wanted, keys) if layer.layer is not None else None, escape(layer.place)
     if key is not None:
@@ -138,7 +142,7 @@ def _card(layer: LayerSummary, keys: Sequence[Key]) -> str:
     kind = f" <span class=kind>{escape(layer.kind)}</span>" if layer.kind else ""
     return (
         f'<article class="card {word}"><p class=badge><span aria-hidden=true>{_SIGNS[layer.verdict]}</span> '
-        f"{layer.verdict}</p><h4>{place}{kind}</h4><p>{escape(layer.sentence)}</p>"
+        f"{layer.verdict.capitalize()}</p><h4>{place}{kind}</h4><p>{escape(layer.sentence)}</p>"
         f"<dl>{''.join(facts)}</dl></article>"
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_gradwatch.runlog.records import Record
-from lightning_gradwatch.runlog.summary import LAST_SAMPLES
+from lightning_gradwatch.runlog.summary import LAST_SAMPLES, reach
 
 _SAMPLES = 200
 """Sampled steps kept of each gradient: more columns than a terminal shows."""
@@ -24,7 +24,7 @@ _Key = tuple[str, int, str, str]
 
 
 class RecentProfiles:
-    """The profiles of the last sampled steps, and of each gradient the one that reached furthest: a verdict needs it."""
+    """The profiles of the last sampled steps, and of each gradient the one before the last ten that reached furthest, for the verdict."""
 
     def __init__(self) -> None:
         self._steps: dict[_Key, dict[int, list[Record]]] = {}
@@ -38,11 +38,9 @@ class RecentProfiles:
         steps = self._steps.setdefault(key, {})
         if record["step"] not in steps:
             steps[record["step"]] = []
-            self._let_go(steps)
+            self._let_go(key, steps)
         if len(steps[record["step"]]) < _CALLS:
             steps[record["step"]].append(record)
-        if _reach(record) > _reach(self._furthest.get(key)):
-            self._furthest[key] = _thin(record)
 
     def forget(self, step: int) -> None:
         """Drop what was recorded from ``step`` on."""
@@ -61,27 +59,23 @@ class RecentProfiles:
             found += [record for calls in steps.values() for record in calls]
         return found
 
-    @staticmethod
-    def _let_go(steps: dict[int, list[Record]]) -> None:
+    def _let_go(self, key: _Key, steps: dict[int, list[Record]]) -> None:
         if len(steps) > _SAMPLES:
             del steps[next(iter(steps))]
         if len(steps) > LAST_SAMPLES:
             aged = list(steps)[-LAST_SAMPLES - 1]
+            for record in steps[aged]:
+                if reach(record) > reach(self._furthest.get(key)):
+                    self._furthest[key] = _thin(record)
             steps[aged] = [_thin(record) for record in steps[aged][:1]]
 
 
-def _reach(record: Record | None) -> float:
-    """How much of its sequence a profile reaches back over; more than all of it where the sequence cut it off."""
-    if record is None or record["horizon"] is None:
-        return 0.0
-    return record["horizon"] / max(1, record["timesteps"]) + bool(record["horizon_censored"])
-
-
 def _thin(record: Record) -> Record:
-    """A copy that holds a heatmap's column and nothing else that is long."""
+    """A copy that holds a heatmap's column and nothing else that is long; no horizon where it does not count as a reach."""
     total: Sequence[float] = record["total"]
     at: Sequence[int] = record["at"] if record["at"] is not None else range(len(total))
     kept = sorted({place * (len(total) - 1) // (_POINTS - 1) for place in range(_POINTS)}) if total else []
     thin: dict[str, Any] = {"total": [total[place] for place in kept], "at": [at[place] for place in kept]}
     dropped = dict.fromkeys(("total_max", "direct", "lagged", "lag_at", "total_by_sequence"))
-    return {**record, **dropped, **thin}
+    horizon = record["horizon"] if reach(record) else None  # what tells that it exploded is dropped
+    return {**record, **dropped, **thin, "horizon": horizon}

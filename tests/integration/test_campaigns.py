@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import quiet, sick
-from lightning_gradwatch import EventKind
+from lightning_gradwatch.events import ENDED, Event, EventKind, Severity
 
 RUNS, STEPS = 6, 160
 
@@ -27,6 +27,15 @@ def test_healthy_runs_raise_no_alarm() -> None:
     assert len(healthy) >= RUNS // 2
     assert [(outcome.run, outcome.alarms) for outcome in healthy if outcome.alarms] == []
     assert quiet.table(outcomes, STEPS).splitlines()[1].split()[:3] == ["all", str(RUNS), str(len(healthy))]
+
+
+def test_the_end_of_an_episode_is_no_note() -> None:
+    """The column of notes counts what the last line counts."""
+    noted = Event(EventKind.VANISHING_HIDDEN_GRADIENT, 1, module="rnn", value=3.0, severity=Severity.INFO)
+    over = dataclasses.replace(noted, action=ENDED, detail="")
+    table = quiet.table([quiet.Outcome(quiet.draw(Random(0)), 1.0, 0.1, True, (noted, over))], STEPS)
+    assert table.splitlines()[1].split()[-2:] == ["0", "1"]
+    assert "Notes: {'VANISHING_HIDDEN_GRADIENT': 1}" in table
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import sys
 import textwrap
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,10 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
+from lightning_gradwatch.callbacks._findings import Findings
+from lightning_gradwatch.events import Event, Severity
 from lightning_gradwatch.recurrent import Capture
+from lightning_gradwatch.runlog import summarise
 from tests.integration.real_calls import model_of
 from tests.models import TinyLanguageModel, sentences, trainer
 from tests.oracles import gradients, norms, unroll
@@ -172,6 +176,56 @@ def test_the_profile_in_the_run_log_is_that_of_the_training_step(tmp_path) -> No
     for found, model in zip(record["total_by_sequence"], unrolled, strict=True):
         expected = norms(gradients(loss, model.h[0][0])).numpy()
         assert np.abs(np.array(found) - expected).max() <= 1e-10 * expected.max()
+
+
+def test_the_end_of_fit_names_the_gravest_event_and_what_can_be_typed(tmp_path, caplog):
+    """One bad batch: its event with step and place, the commands as they are to be typed, what AdaptiveClip did; of a quiet run less."""
+
+    def said(folder, spoil) -> str:
+        watch = GradWatch(dirpath=folder)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            fit(tmp_path, TinyLanguageModel(before_rnn=spoil), [watch, AdaptiveClip(dirpath=folder)], max_steps=3)
+        return caplog.text
+
+    def spoil(x, batch_idx):
+        return x.index_put((torch.tensor(3), torch.tensor(5)), torch.tensor(math.nan)) if batch_idx == 1 else x
+
+    folder = tmp_path / "a run"
+    bad, good = said(folder, spoil), said(tmp_path / "run", None)
+    event = "\n  1 critical event, the first at step 1: NONFINITE_INPUT, the input of rnn, timestep 5, sequence 3 holds nan.\n"
+    assert event + f"  gradwatch report '{folder}'\n  gradwatch events '{folder}'\n" in bad
+    assert f"AdaptiveClip: 0 of 3 steps clipped, 1 skipped. Run log: {folder}" in bad
+    assert f"\n  No events.\n  gradwatch report {tmp_path / 'run'}\n" in good
+    assert "AdaptiveClip" not in good
+
+
+def test_the_last_lines_count_events_by_severity():
+    """What is only a note alarms nobody; the end of an episode is none."""
+    found = Findings()
+    note = Event(EventKind.VANISHING_HIDDEN_GRADIENT, 9, module="rnn", value=3.0, threshold=5.0, severity=Severity.INFO)
+    found.events += [note, note, replace(note, action="ended", detail="")]
+    assert found.summary()[-1] == "  2 notes."
+    found.events += [Event(EventKind.EXPLODING_GRADIENT, 7, value=9.0, threshold=1.0, detail="It is large.")]
+    assert found.summary()[-1] == (
+        "  1 warning, the first at step 7: EXPLODING_GRADIENT, the gradient norm of the model jumped to 9; "
+        "an ordinary step stays under 1. Besides 2 notes."
+    )
+
+
+@pytest.mark.parametrize("spoilt", [None, 3])
+def test_the_end_of_fit_and_the_run_log_come_to_the_same_verdict(tmp_path, spoilt, caplog):
+    """What is kept for the last lines, which is not all of a run, is enough for the verdict; also where the run is lost."""
+    watch = GradWatch(every_n_steps=1, dirpath=tmp_path / "run")
+    with caplog.at_level("INFO"):
+        fit(tmp_path, callbacks=[watch, Plant("rnn.weight_hh_l0", (0, 0), math.nan, spoilt or -1)], max_steps=40)
+    run = load_run(tmp_path / "run")
+    (found,) = summarise(run.profile_records, run.event_records)
+    assert found.samples == 40
+    assert found.line in caplog.text
+    assert (found.verdict == "not finite") == (spoilt is not None)
+    if spoilt:
+        assert found.sentence.startswith("From step 3 on")
 
 
 class Counter(TorchDispatchMode):

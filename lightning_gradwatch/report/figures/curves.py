@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def plot_profile(
     if last.get("total_max") is not None:
         ax.plot(at, last["total_max"], color=colour(0.3), linewidth=0.8, linestyle=":", label="total (maximum)")
     if last.get("direct") is not None:
-        ax.plot(at, last["direct"], "o", color=colour(0.75), markersize=3, label="direct (from the loss)")
+        ax.plot(at, last["direct"], "o", color=colour(0.75), markersize=3, label="direct (not through time)")
     ax.set_yscale("log", nonpositive="mask")
     ax.set_xlabel("timestep")
     ax.set_ylabel("gradient norm")
@@ -61,7 +62,7 @@ def plot_lag(
     """
     key, records = series.select(profiles_of(run), module=module, layer=layer, direction=direction, state=state)
     ax = axes_or_new(ax)
-    samples = [record for record in series.one_per_step(records) if record.get("lagged")]
+    samples = [r for r in series.one_per_step(records) if any(map(math.isfinite, r.get("lagged") or []))]
     chosen = [samples[index] for index in series.spread(len(samples), curves)]
     for place, record in enumerate(chosen):
         last = place == len(chosen) - 1
@@ -85,13 +86,13 @@ def plot_lag(
         color="0.35",
     )
     if chosen and chosen[-1].get("horizon") is not None:
-        horizon = chosen[-1]["horizon"]
+        horizon, at = chosen[-1]["horizon"], f" at step {chosen[-1]['step']}"
         if chosen[-1]["horizon_censored"]:
-            ax.set_title(f"horizon: beyond {horizon} timesteps")
+            ax.set_title(f"horizon beyond {horizon} timesteps{at}")
         else:
             ax.axvline(horizon, color="crimson", linewidth=1, linestyle=":")
             ax.plot([horizon], [0.01], "o", color="crimson", markersize=6)
-            ax.set_title(f"horizon: {horizon} timesteps")
+            ax.set_title(f"horizon {horizon} timesteps{at}")
     else:
         ax.set_title(key.label if chosen else f"{key.label}: no lagged gradient recorded")
     ax.set_yscale("log", nonpositive="mask")
@@ -100,8 +101,7 @@ def plot_lag(
     ax.set_xlabel("lag (timesteps back)")
     ax.set_ylabel("gradient relative to lag 0")
     if chosen:
-        grows = max(chosen[-1]["lagged"]) > 10  # the legend keeps out of the curves' way
-        ax.legend(fontsize="small", loc="upper left" if grows else "lower left")
+        ax.legend(fontsize="small", loc="best")  # out of the curves' way
     return ax
 
 

@@ -15,7 +15,13 @@ from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.runlog.summary import summarise
 
 
-def profile_picture(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence[str] | None = None) -> Path:
+def profile_picture(
+    runs: Run | Sequence[Run],
+    path: str | Path,
+    *,
+    names: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+) -> Path:
     """Draw the heatmap of total gradients over the lag curves, one column per run, and save it as a PNG.
 
     Each run shows the first layer of its first module; all heatmaps share one colour scale.
@@ -24,6 +30,7 @@ def profile_picture(runs: Run | Sequence[Run], path: str | Path, *, names: Seque
         runs: one or more.
         path: where the PNG goes.
         names: what to call the runs; their folders' names by default.
+        titles: what stands over the columns; by default the runs' names with their verdicts.
 
     Returns:
         ``path``.
@@ -46,7 +53,7 @@ def profile_picture(runs: Run | Sequence[Run], path: str | Path, *, names: Seque
         plot_heatmap(run, ax=top, limits=limits, colorbar=column == len(runs) - 1)
         plot_lag(run, ax=bottom)
         verdict = next(iter(summarise(run.profile_records, run.event_records)))
-        top.set_title(f"{name}: {verdict.verdict}", fontweight="bold")
+        top.set_title(titles[column] if titles is not None else f"{name}: {verdict.verdict}", fontweight="bold")
         if column:
             top.set_ylabel("")
             bottom.set_ylabel("")

@@ -89,10 +89,10 @@ function borders(places) {
   return n > 1 ? [places[0] - (places[1] - places[0]) / 2, places[n - 1] + (places[n - 1] - places[n - 2]) / 2] : [places[0] - 0.5, places[0] + 0.5];
 }
 
-// A log axis without the clutter of 2, 3, 4 … where powers of ten do.
+// A log axis without the clutter of 2, 3, 4 … where powers of ten do, nor of every power where there are many.
 function logAxis(title, values) {
-  const [low, high] = span(values, 30);
-  return { type: "log", exponentformat: "power", title: { text: title }, ...(high - low > 1.5 ? { dtick: 1 } : { dtick: "D2" }) };
+  const [low, high] = span(values, Infinity);
+  return { type: "log", exponentformat: "power", title: { text: title }, dtick: high - low > 1.5 ? Math.ceil((high - low) / 8) : "D2" };
 }
 
 // A loss that fell, or jumped, by orders of magnitude needs a log axis; one that may be negative cannot have it.

@@ -1,7 +1,7 @@
 // The pictures: each takes the data of the chosen gradient and draws one panel a run.
 function drawGrid(key) {
   const shown = data.runs.map(run => series(run, key)).filter(Boolean);
-  const [low, high] = span(shown.flatMap(found => found.grid.rows.flat()), 12);
+  const decades = 12, [low, high] = span(shown.flatMap(found => found.grid.rows.flat()), decades);
   const symbol = `‖∂L/∂${data.keys[key].state === "c" ? "c" : "h"}‖`;
   panels("grid", (run, place) => {
     const found = series(run, key);
@@ -13,12 +13,13 @@ function drawGrid(key) {
       if (value === "inf") { crosses.x.push(steps[s]); crosses.y.push(timesteps[t]); crosses.text.push("not finite"); }
       return typeof value !== "number" ? null : value > 0 ? Math.log10(value) : low; // a zero is darkest, a gap is a gap
     }));
+    const cut = rows.some(row => row.some(value => positive(value) && Math.log10(value) < low - 1e-6));
     const stride = Math.ceil(crosses.x.length / 1500) || 1;
     const thin = values => values.filter((_, place) => place % stride === 0);
     const [from, to] = borders(steps), seen = mark && mark.run === place ? [Math.min(from, mark.step - 1), Math.max(to, mark.step + 1)] : [from, to];
     return {
       label: `heatmap of total gradients, ${steps.length} training steps by ${timesteps.length} timesteps`,
-      notes: [note, stride > 1 ? "not every cross is drawn" : ""], marks: "timestep",
+      notes: [note, cut ? `the colours span ${decades} decades under the largest: what lies lower is as dark as a zero` : "", stride > 1 ? "not every cross is drawn" : ""], marks: "timestep",
       traces: [
         { type: "heatmap", x: steps, y: timesteps, z, customdata: rows, zmin: low, zmax: high, colorscale: "Viridis", hoverongaps: false,
           colorbar: { thickness: 12, outlinewidth: 0, len: 0.94, y: 0, yanchor: "bottom", title: { text: symbol, side: "top", font: { size: 11 } }, ...ticks(low, high) },
@@ -89,9 +90,11 @@ function drawLast(key) {
     const line = (values, name, style) => ({ type: "scatter", x: at, y: numbers(values).map(value => (value > 0 ? value : null)), name, hovertemplate: `timestep %{x}<br>${name} %{y:.3g}<extra></extra>`, ...style });
     const traces = [line(total, "total", { mode: "lines", line: { color: strong, width: 2.5 } })];
     if (most) traces.push(line(most, "largest of a sequence", { mode: "lines", line: { color: strong, width: 1, dash: "dot" } }));
-    if (direct) traces.push(line(direct, "direct", { mode: "markers", marker: { color: mid, size: 5 } }));
+    if (!total.some(positive) && total.includes("inf")) return { words: `In the last sample, of step ${step}, the gradient is not finite.` };
+    const dots = (direct || []).some(positive), none = direct ? "nothing is sent directly to these timesteps" : "in a loop the direct part is not told apart from the total";
+    if (dots) traces.push(line(direct, "direct", { mode: "markers", marker: { color: mid, size: 5 } }));
     return {
-      label: `direct beside total gradient at step ${step}`, notes: [`Step ${step}`, direct ? "" : "direct gradients were not recorded", note], traces, marks: false,
+      label: `${dots ? "direct beside " : ""}total gradient at step ${step}`, notes: [`Step ${step}`, dots ? "" : none, note], traces, marks: false,
       layout: { xaxis: { title: { text: "timestep" } }, yaxis: logAxis("gradient norm", [total, most || [], direct || []].flat()) },
     };
   });

@@ -11,7 +11,7 @@ import pytest
 
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.events import Event, EventKind, Severity
-from lightning_gradwatch.runlog import RunLogWriter
+from lightning_gradwatch.runlog import RunLogWriter, load_run
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, write_bundle
 from tests.runlogs import write_run
 
@@ -35,9 +35,39 @@ def test_events_lists_what_fits(tmp_path, capsys):
     every = kinds()
     assert {"GRADIENT_CLIPPED", "STEP_SKIPPED", "VANISHING_HIDDEN_GRADIENT"} == set(every)
     assert kinds("--kind", "step_skipped") == ["STEP_SKIPPED"] * 2
+    assert kinds("--kind", "step-skipped") == ["STEP_SKIPPED"] * 2  # as ``gradwatch explain`` has it
+    assert kinds("--severity", "info") == every
+    assert kinds("--severity", "critical") == []
     assert kinds("--severity", "warning") == [kind for kind in every if kind != "GRADIENT_CLIPPED"]
     assert set(kinds("--module", "model.*")) == {"VANISHING_HIDDEN_GRADIENT"}
     assert kinds("--module", "nothing") == []
+
+
+def test_a_filter_that_matches_nothing_says_so(tmp_path, capsys):
+    """No events, and none that fits, are not the same."""
+    folder = write_run(tmp_path, explode_at=100)
+    count = len(load_run(folder).event_records)
+    assert main(["events", str(folder), "--kind", "not-observed"]) == 0
+    assert capsys.readouterr().out == f"None of the {count} events matches.\n"
+
+
+def test_clipped_steps_are_one_row_unless_asked_for(tmp_path, capsys):
+    """What follows each other is folded, with how many, when and the largest norm."""
+    writer = RunLogWriter(tmp_path, header={})
+    for step in (4, 9, 225):
+        writer.event(Event(EventKind.GRADIENT_CLIPPED, step, value=step / 300, threshold=0.01, action="clipped"))
+    writer.event(Event(EventKind.STEP_SKIPPED, 226, value=math.nan))
+    writer.event(Event(EventKind.GRADIENT_CLIPPED, 230, value=0.5, threshold=0.01, action="clipped"))
+    writer.close()
+
+    def shown(*options: str) -> str:
+        assert main(["events", str(tmp_path), *options]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    folded = shown()
+    assert "4 GRADIENT_CLIPPED 3 times, steps 4 to 225, norms up to 0.75." in folded
+    assert "230 GRADIENT_CLIPPED The gradient norm 0.5 was clipped" in folded
+    assert shown("--kind", "gradient-clipped").count("was clipped to") == 4
 
 
 def test_events_prints_a_table(tmp_path, capsys):
@@ -46,7 +76,7 @@ def test_events_prints_a_table(tmp_path, capsys):
     assert main(["events", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "STEP_SKIPPED" in shown
-    assert "exploding" in shown
+    assert "not finite" in shown
 
 
 def test_report_writes_the_page_and_says_where(tmp_path, capsys):
@@ -95,7 +125,7 @@ def test_watch_prints_one_picture(tmp_path, capsys):
         assert main(["watch", str(tmp_path), *options]) == 0
         shown = capsys.readouterr().out
         assert "GradWatch step 599" in shown
-        assert "exploding" in shown
+        assert "not finite" in shown
         assert "STEP_SKIPPED" in shown
 
 

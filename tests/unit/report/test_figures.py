@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import matplotlib as mpl
@@ -60,17 +61,25 @@ def test_the_profile_shows_direct_beside_total(run, ax):
     last = [record for record in run.profile_records if (record["layer"], record["state"]) == (0, "h")][-1]
     lines = curves(ax)
     assert lines["total (median over sequences)"].get_ydata().tolist() == last["total"]
-    assert lines["direct (from the loss)"].get_ydata().tolist() == last["direct"]
+    assert lines["direct (not through time)"].get_ydata().tolist() == last["direct"]
 
 
 def test_the_lag_curve_marks_its_horizon(ax):
     """The horizon of the last sample is marked and said; a censored one is said to lie beyond."""
     plot_lag([profile(0), profile(10, rate=-0.5)], ax=ax)
     assert curves(ax)["step 10"].get_ydata().tolist() == profile(rate=-0.5)["lagged"]
-    assert ax.get_title() == "horizon: 10 timesteps"
+    assert ax.get_title() == "horizon 10 timesteps at step 10"
     assert [10] in [list(line.get_xdata()) for line in ax.get_lines()]
     plot_lag([profile(0, rate=-0.001)], ax=ax)
-    assert ax.get_title() == "horizon: beyond 39 timesteps"
+    assert ax.get_title() == "horizon beyond 39 timesteps at step 0"
+
+
+def test_a_lag_curve_that_is_not_finite_is_left_out(ax):
+    """Of a run that was lost, the last sample that was measured stands for the end."""
+    lost = {**profile(20), "lagged": [math.inf] * 40, "horizon": None}
+    plot_lag([profile(0, rate=-0.5), lost], ax=ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["step 0"]
+    assert ax.get_title() == "horizon 10 timesteps at step 0"
 
 
 def test_the_horizon_stands_beside_the_sequence_length(run, ax):

@@ -86,13 +86,27 @@ def test_no_panel_is_an_orphan(panels, columns):
     assert html._columns(panels) == columns
 
 
+def test_a_lag_curve_that_is_not_finite_is_no_entry_of_the_legend(tmp_path):
+    """Only samples with something to draw are drawn and named."""
+    lost = {**profile(20), "lagged": [math.inf] * 40, "horizon": None}
+    run = Run(tmp_path, {}, [profile(0), lost], [], [])
+    (found,) = payload.build([run], ["run"])["runs"][0]["series"].values()
+    assert [curve["step"] for curve in found["lag"]] == [0]
+
+
 def test_the_gravest_verdict_comes_first(tmp_path):
     """The first sentence names each verdict once, with its runs, and escapes their names."""
     runs = [
         load_run(write_run(tmp_path / n, start=rate, end=rate)) for n, rate in (("a", 0.0), ("b", -0.5), ("c", -0.5))
     ]
-    page = write_report(runs, tmp_path / "report.html", names=["a", "<b>", "c"]).read_text()
-    assert "<p class=headline><b>vanishing</b> in &lt;b&gt; and c; <b>healthy</b> in a.</p>" in page
+    runs.append(load_run(write_run(tmp_path / "d", explode_at=100)))
+    page = write_report(runs, tmp_path / "report.html", names=["a", "<b>", "c", "d"]).read_text()
+    assert (
+        "<p class=headline><b>not finite</b> in d; <b>vanishing, as a note</b> in &lt;b&gt; and c; <b>healthy</b> in a.</p>"
+        in page
+    )
+    assert page.count('<article class="card noted">') == 2  # not painted as a warning
+    assert page.count('<article class="card not-finite">') == 1
 
 
 def test_the_policy_admits_only_the_page_s_own_scripts(tmp_path):

@@ -69,11 +69,13 @@ def test_it_fits(tmp_path, width, height):
 def test_what_is_not_well_comes_first(tmp_path):
     """Of many layers, those that fit are the ones with something to see, and the others are counted."""
     records = [
-        profile(step, layer=layer, rate=-0.7 if layer == 7 else -0.01) for step in range(5) for layer in range(8)
+        profile(step, layer=layer, rate=-0.01 if layer < 6 else -0.7, every_step_has_loss=layer == 6)
+        for step in range(5)
+        for layer in range(8)
     ]
-    lines = shown(of(tmp_path, records), height=16)
+    lines = shown(of(tmp_path, records), height=11)
     assert any("layer 7" in line and "vanishing" in line for line in lines)
-    assert any("6 more" in line for line in lines)
+    assert any("7 more" in line for line in lines)
 
 
 def test_norms_stand_above_their_threshold(tmp_path):
@@ -116,6 +118,13 @@ def test_the_loss_is_shown_as_far_as_it_is_known(tmp_path):
     assert any(line.startswith("loss, sampled 3") for line in shown(of(tmp_path, [profile(0)])))
     older = [{**profile(0), "loss": None}]
     assert not any(line.startswith("loss") for line in shown(of(tmp_path, older)))
+
+
+def test_the_loss_is_on_the_scale_of_what_is_shown(tmp_path):
+    """A leap that is no longer on the screen does not flatten the row."""
+    steps = [{"step": n, "grad_norm": 1.0, "loss": 1e9 if n < 9 else 2.0 + n % 2 * 50} for n in range(60)]
+    (line,) = [line for line in shown(of(tmp_path, steps=steps), width=60) if line.startswith("loss ")]
+    assert set(line.split()[-1]) == {"▁", "█"}
 
 
 def test_the_end_of_an_episode_is_no_further_event(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from lightning_gradwatch.detect import exploding, vanishing
 from lightning_gradwatch.events import ENDED, ONGOING, Event, EventKind
+from lightning_gradwatch.profile import HORIZON_RATIO
 from lightning_gradwatch.runlog import summarise, summary
 from lightning_gradwatch.runlog.summary import Verdict
 from tests.runlogs import profile
@@ -24,6 +25,7 @@ def test_the_verdict_and_the_detectors_draw_the_same_lines():
     assert summary.SEVERAL == vanishing.SAMPLES
     assert summary.VANISHING_SHARE == vanishing.VANISHING_SHARE
     assert summary.EXPLODING_FACTOR == exploding.EXPLODING_FACTOR
+    assert summary.STARVING_SHARE == HORIZON_RATIO
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,34 @@ def test_a_horizon_that_shrank_is_no_failure():
     assert "at step 0 it reached 39" in found.sentence
 
 
+def test_a_horizon_that_grew_is_not_shortened():
+    """A short run is judged by its end, and a horizon is shortened only if it reached further before."""
+    grown = judge(*[profile(50 * place, rate=-0.5 + 0.07 * place) for place in range(7)])
+    assert (grown.verdict, grown.horizon) == (Verdict.HEALTHY, 31)
+    late = [profile(step, rate=-0.5) for step in range(30)]
+    assert judge(*late, profile(30, rate=-0.01)).verdict == Verdict.VANISHING
+    shorter = [profile(step, timesteps=5, rate=-0.1) for step in range(20)]
+    assert judge(*shorter, *[profile(step, rate=-0.5) for step in range(20, 60)]).verdict == Verdict.VANISHING
+
+
+def test_an_exploding_sample_is_no_reach():
+    """A gradient that exploded once outlived its sequence, which says nothing of what it could have taught."""
+    exploded = profile(0, rate=0.3)
+    assert judge(exploded, *[profile(step, rate=-0.5) for step in range(1, 20)]).verdict == Verdict.VANISHING
+
+
+def test_vanishing_where_every_timestep_has_a_loss_near_is_a_note():
+    """As in the event: what starves is not learned; otherwise the horizon matters only to a task that needs a longer memory."""
+    near = judge(*[profile(step, rate=-0.5) for step in range(5)])
+    far = judge(*[profile(step, rate=-0.5, every_step_has_loss=False) for step in range(5)])
+    back = judge(*[{**profile(step, rate=-0.5), "direction": "reverse"} for step in range(5)])
+    assert [found.verdict for found in (near, far, back)] == [Verdict.VANISHING] * 3
+    assert [found.starves for found in (near, far, back)] == [False, True, False]
+    assert "only if the task needs a longer memory" in near.sentence
+    assert "not learned" not in near.sentence
+    assert far.sentence.endswith("what lies further back is not learned.")
+
+
 def test_several_calls_of_one_step_are_one_sample():
     """A module called three times in one step has been sampled once."""
     calls = [{**profile(0, rate=-0.5), "call": call} for call in range(3)]
@@ -76,16 +106,44 @@ def test_a_censored_horizon_counts_as_longer_than_any_seen():
     """Short sequences cut the horizon off; that must not pull the median down."""
     cut = [profile(step, rate=-0.1, timesteps=5) for step in range(3)]
     seen = [profile(step, rate=-0.2, timesteps=60) for step in range(3, 5)]
-    assert judge(*cut, *seen).horizon_censored
+    assert judge(*seen, cut[0], *cut[:1], {**cut[1], "step": 4}, {**cut[2], "step": 4}).horizon_censored
     assert judge(*cut[:1], *seen).horizon == 24
 
 
-def test_a_norm_that_is_not_finite_is_exploding_and_a_missing_one_is_not():
-    """inf is a gradient that overflowed; NaN stands where no measured sequence reached."""
-    gone, short = profile(9), profile(9)
-    gone["total_max"][3] = math.inf
+def _spoilt(step):
+    record = profile(step, rate=-0.5)
+    record["total_max"][3] = math.inf
+    return record
+
+
+def test_one_bad_batch_is_no_verdict_on_the_run():
+    """A sample that is not finite is passed over where finite ones follow, or its step was skipped."""
+    sound = [profile(step) for step in range(6)]
+    skipped = Event(EventKind.STEP_SKIPPED, 9, value=math.nan, action="skipped")
+    assert judge(*sound, _spoilt(9), profile(10)).verdict == Verdict.HEALTHY
+    assert judge(*sound, _spoilt(9), events=[skipped]).verdict == Verdict.HEALTHY
+    assert judge(*sound, _spoilt(9)).verdict == Verdict.NOT_FINITE
+
+
+def test_a_run_that_ends_not_finite_says_since_when_and_how_it_began():
+    """The first event since the last sound sample names it; earlier ones were survived. There is no horizon any more."""
+    events = [
+        Event(EventKind.NONFINITE_INPUT, 2, module="rnn", value=math.nan),
+        Event(EventKind.NONFINITE_LOSS, 8, value=math.inf),
+        Event(EventKind.NONFINITE_STATE, 9, module="rnn", layer=0, value=math.nan),
+    ]
+    found = judge(profile(0), _spoilt(2), profile(5), *map(_spoilt, range(9, 30)), events=events)
+    assert (found.verdict, found.horizon, found.growth_rate) == (Verdict.NOT_FINITE, None, None)
+    assert found.sentence.startswith(
+        "From step 9 on the gradient is not finite. First came NONFINITE_LOSS at step 8: The loss"
+    )
+    assert judge(_spoilt(0)).sentence == "In the last sample, of step 0, the gradient is not finite."
+
+
+def test_a_missing_norm_is_not_one_that_is_not_finite():
+    """NaN stands where no measured sequence reached."""
+    short = profile(9)
     short["total"][39] = short["total_max"][39] = math.nan
-    assert judge(profile(0), gone).verdict == Verdict.EXPLODING
     assert judge(profile(0), short).verdict == Verdict.HEALTHY
 
 

@@ -26,6 +26,7 @@ from lightning_gradwatch.callbacks._compat import (
     rank_zero_warn,
 )
 from lightning_gradwatch.callbacks._conflict import other_clipping, unsupported_strategy
+from lightning_gradwatch.callbacks._line_search import LineSearch
 from lightning_gradwatch.callbacks._through_time import HeldThroughTime
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.events import Event, EventKind
@@ -72,7 +73,8 @@ class AdaptiveClip(Callback):
     episodes; ``STEP_SKIPPED`` at each skip; ``AMP_OVERFLOW`` where the gradient scaler skips.
 
     A skipped step leaves the weights and the optimizer's state as they were, weight decay and momentum included. The
-    Trainer's ``global_step`` and the learning-rate schedule go on all the same.
+    Trainer's ``global_step`` and the learning-rate schedule go on all the same. Of an LBFGS with ``line_search_fn`` only a
+    step's first gradients are judged, clipped and logged: those of its probes tell the search how far to go.
 
     Args:
         policy: ``"spike"``, ``"norm"``, ``"value"``, ``"autoclip"``, ``"zclip"``, ``"agc"``, ``"adagc"``, or a
@@ -133,6 +135,7 @@ class AdaptiveClip(Callback):
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
         self._loss: Tensor | None = None
+        self._search = LineSearch()
         self._acting = True
         self._deferring = False
 
@@ -179,7 +182,7 @@ class AdaptiveClip(Callback):
         restored, self._restored = self._restored, None
         if restored is None:
             self._report.run_id = None
-        self._states = {}
+        self._states, self._search = {}, LineSearch()
         for index in range(len(trainer.optimizers)):
             state = self._state_of(index)
             if restored is not None and index < len(restored):
@@ -206,7 +209,7 @@ class AdaptiveClip(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, decide, act."""
-        if not self._acting:
+        if not self._acting or self._search.is_probe(trainer, optimizer):
             return
         try:
             with torch.no_grad():

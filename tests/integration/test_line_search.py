@@ -87,7 +87,7 @@ def test_a_probe_that_is_not_finite_is_the_search_s_own(tmp_path, kind, action, 
     ours = trained(tmp_path, Searching(*spoilt, by_hand=by_hand), acting(tmp_path, kind, action))
     assert math.isnan(bare.losses[SPOILT][spoilt[0]])
     assert len(bare.losses) == BATCHES * (1 + by_hand)
-    assert torch.equal(torch.tensor(sum(ours.losses, [])).nan_to_num(), torch.tensor(sum(bare.losses, [])).nan_to_num())
+    assert repr(ours.losses) == repr(bare.losses)  # a NaN is equal to none
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), bare.parameters(), strict=True))
 
 

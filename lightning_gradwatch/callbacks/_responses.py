@@ -61,12 +61,16 @@ class Responder:
         self._successive = 0
         self._states: GoodStates | None = None
         self._back: Event | None = None
+        self._attributes: State | None = None  # whose attributes are to be put back
         self._able = True  # to keep copies of the state
         self._search = LineSearch()
 
     def begin_batch(self, trainer: Trainer, module: LightningModule) -> None:
         """Before anything of the batch ran."""
         self._stepped = False
+        if self._attributes is not None:
+            self._attributes.restore_attributes(module)
+            self._attributes = None
         if self._response == "rollback" and self._states is None and self._able:
             with self._keeping():
                 self._states = GoodStates(self._every, lambda: State.of(trainer, module))
@@ -104,6 +108,7 @@ class Responder:
             return
         if event is not None:
             states.good.restore(trainer, module)
+            self._attributes = states.good
             states.forget()
             return
         with self._keeping():

@@ -93,8 +93,8 @@ class GradWatch(Callback):
         figures: at the end of each epoch, hand figures to the loggers that take them. Needs the extra ``report``.
         on_anomaly: what to do at a critical event, or a gradient that is not finite, on any rank; None only observes.
             ``warn``; ``skip`` the optimizer step; ``stop`` skips and ends training; ``raise`` an :class:`AnomalyError`;
-            ``rollback`` skips and puts weights, optimizers, schedules, gradient scaler and AdaptiveClip's policies back to the
-            last good state kept in memory, and training goes on with the next batch. Until an anomaly happens, none of them
+            ``rollback`` skips and puts weights, carried states, optimizers, schedules, gradient scaler and AdaptiveClip's policies
+            back to the last good state kept in memory, and training goes on with the next batch. Until an anomaly happens, none of them
             changes the training. At a probe of LBFGS's line search, which copes with an inf or NaN, nothing is done.
         max_responses: after so many in succession (steps skipped; ways back to one state) training is stopped, ≥ 1.
         snapshot_every_n_steps: with ``rollback``, optimizer steps from one copy of the state to the next, ≥ 1. Two copies are kept

@@ -28,6 +28,7 @@ from lightning_gradwatch.callbacks._compat import (
 from lightning_gradwatch.callbacks._conflict import other_clipping, unsupported_strategy
 from lightning_gradwatch.callbacks._line_search import LineSearch
 from lightning_gradwatch.callbacks._through_time import HeldThroughTime
+from lightning_gradwatch.callbacks.run_folder import identity
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.events import Event, EventKind
 
@@ -252,11 +253,13 @@ class AdaptiveClip(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Each optimizer's policy and counts, and the run log's identity; loads under ``weights_only=True``."""
         states = [self._states[index].state_dict() for index in sorted(self._states)]
-        return {"optimizers": states, "run_id": self._report.run_id}
+        return {"optimizers": states, **identity(self._report.run_id, self._report.run_dir)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state for the fit that follows."""
         self._restored, self._report.run_id = state_dict["optimizers"], state_dict["run_id"]
+        last = state_dict.get("run_dir")
+        self._report.run_dir = None if last is None else Path(last)
 
     def policies_in_use(self) -> list[list[ClipPolicy | TensorPolicy]]:
         """Of each optimizer the policies that hold a state of this fit."""

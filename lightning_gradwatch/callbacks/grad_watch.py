@@ -32,7 +32,7 @@ from lightning_gradwatch.callbacks._responses import AnomalyError, Response
 from lightning_gradwatch.callbacks._sampling import Sampling
 from lightning_gradwatch.callbacks._sharding import out_of_reach
 from lightning_gradwatch.callbacks._watch import Call, Step, Watch
-from lightning_gradwatch.callbacks.run_folder import close_run_log, open_run_log, run_id_of
+from lightning_gradwatch.callbacks.run_folder import close_run_log, identity, open_run_log, run_id_of
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.recurrent.discover import describe, discover
@@ -150,7 +150,7 @@ class GradWatch(Callback):
         self.on_anomaly: Response | None = on_anomaly
         self.max_responses, self.snapshot_every_n_steps = max_responses, snapshot_every_n_steps
         self.bundles, self.bundle_mib = bundles, bundle_mib
-        self._resumed: str | None = None  # the run that the next fit continues
+        self._resumed: dict[str, str | None] = {}  # identity of the run that the next fit continues
         self._reset()
 
     def _options(self) -> Options:
@@ -192,9 +192,10 @@ class GradWatch(Callback):
         self._close()
         self._reset()
         modules = discover(pl_module, None if self.modules == "auto" else self.modules)
-        log = open_run_log(trainer, self.dirpath, owner=self, run_id=self._resumed)
+        resumed, self._resumed = self._resumed, {}
+        log = open_run_log(trainer, self.dirpath, owner=self, run_id=resumed.get("run_id"), last=resumed.get("run_dir"))
         self._found.trainer, self._found.log = trainer, log
-        self._resumed, self._run_id = None, run_id_of(trainer, self.dirpath)
+        self._run_id = run_id_of(trainer, self.dirpath)
         self.run_dir = log.folder if log else None
         self._reactions.respond(trainer, modules, self._found.take_event)
         self._begin(trainer, pl_module, modules)
@@ -388,11 +389,11 @@ class GradWatch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The identity of the run log, so that a resumed run continues its own."""
-        return {"run_id": self._run_id}
+        return identity(self._run_id, self.run_dir)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The run log that this run continues."""
-        self._resumed = state_dict.get("run_id")
+        self._resumed = state_dict
 
     @property
     def state_key(self) -> str:

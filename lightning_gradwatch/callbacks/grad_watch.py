@@ -6,6 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -142,6 +143,11 @@ class GradWatch(Callback):
         if isinstance(modules, str) and modules != "auto":
             raise ValueError(
                 f'`modules` must be "auto" or a list of name patterns; found {modules!r}. Use modules=[{modules!r}].'
+            )
+        if not modules:
+            raise ValueError(
+                f'`modules` must name at least one pattern; found {modules!r}. Use modules="auto" to watch every recurrent module, '
+                "or GradWatch(enabled=False) to watch none."
             )
         self.modules, self.every_n_steps = modules, every_n_steps
         self.max_sequences, self.anchors, self.keep_sequences = max_sequences, anchors, keep_sequences
@@ -411,6 +417,8 @@ class GradWatch(Callback):
         return state
 
 
-def _at_least_one(name: str, value: int, remedy: str) -> None:
-    if value < 1:
+def _at_least_one(name: str, value: object, remedy: str) -> None:
+    if not isinstance(value, Integral):
+        raise ValueError(f"`{name}` must be a whole number ≥ 1; found {value!r}. {remedy}")
+    if int(value) < 1:
         raise ValueError(f"`{name}` must be ≥ 1; found {value}. {remedy}")

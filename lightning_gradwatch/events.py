@@ -128,7 +128,7 @@ _TEXTS: dict[EventKind, _Text] = {
         Severity.WARNING,
         "The optimizer step was skipped: the gradient norm is {value}.{detail}",
         "Weights and optimizer state are as they were. A single one is harmless; if it goes on, the events before it name "
-        "the place where it began.",
+        "the place where it began. A hidden state that the module carries from batch to batch keeps a NaN.",
     ),
     EventKind.NOT_OBSERVED: _Text(
         Severity.WARNING,

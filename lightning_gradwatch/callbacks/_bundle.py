@@ -15,7 +15,7 @@ from lightning_gradwatch.callbacks._bundle_start import Start
 from lightning_gradwatch.callbacks._compat import LightningModule, Trainer
 from lightning_gradwatch.callbacks.run_folder import versions
 from lightning_gradwatch.events import Event
-from lightning_gradwatch.runlog.bundles import BUNDLE_FOLDER, BUNDLE_KEY, BUNDLE_VERSION, write_bundle
+from lightning_gradwatch.runlog.bundles import BUNDLE_FOLDER, BUNDLE_KEY, BUNDLE_VERSION, args_to_give, write_bundle
 from lightning_gradwatch.runlog.portable import Portable, size
 
 _MIB = 2**20
@@ -44,15 +44,14 @@ class Bundles:
         self._first: Start | None = None
         self._warned: set[str] = set()
         self.written: list[Path] = []
-        self._target = ""
+        self._target = self._args = ""
 
     def hint(self) -> list[str]:
         """How to repeat the first step that was written."""
-        return (
-            [f"  To repeat its step: gradwatch replay {self.written[0]} --module {self._target}"]
-            if self.written
-            else []
-        )
+        if not self.written:
+            return []
+        words = ["  To repeat its step: gradwatch replay", str(self.written[0]), "--module", self._target, self._args]
+        return [" ".join(filter(None, words))]
 
     def begin_batch(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep what the step will change, as long as a bundle may still be written."""
@@ -99,6 +98,7 @@ class Bundles:
             self._warn("disk", f"{error.strerror or error}; no more are written")
             return
         self._left, self._target = self._left - 1, target_of(module)
+        self._args = "" if content["hyper_parameters"] else args_to_give(type(module), ())
         self.written.append(path)
 
     def _content(

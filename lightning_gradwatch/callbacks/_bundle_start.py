@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_gradwatch.callbacks._attributes import attributes, copied, holds_tensors, nested
 from lightning_gradwatch.callbacks._compat import LightningModule, Trainer
 from lightning_gradwatch.runlog.randomness import random_states
 
@@ -54,16 +53,16 @@ class Start:
         # Gradients that the step's own zero_grad is about to clear need no copy.
         accumulates = not module.automatic_optimization or batch_idx % trainer.accumulate_grad_batches != 0
         return cls(
-            batch=apply_to_collection(batch, Tensor, _copied),
+            batch=nested(batch),
             random=random_states(trainer.strategy.root_device),
-            buffers={name: _copied(buffer) for name, buffer in module.named_buffers()},
-            attributes=_attributes(module, _holds_tensors),
-            numbers=_attributes(module, _is_number),
-            gradients={n: _copied(p.grad) for n, p in named.items() if accumulates and p.grad is not None},
+            buffers={name: copied(buffer) for name, buffer in module.named_buffers()},
+            attributes=attributes(module, holds_tensors),
+            numbers=attributes(module, _is_number),
+            gradients={n: copied(p.grad) for n, p in named.items() if accumulates and p.grad is not None},
             weights={name: parameter._version for name, parameter in named.items()},
             frozen=[name for name, parameter in named.items() if not parameter.requires_grad],
-            parameters={name: _copied(parameter) for name, parameter in named.items()} if steps_within else None,
-            optimizers=[_nested(o.state_dict()) for o in trainer.optimizers] if steps_within else None,
+            parameters={name: copied(parameter) for name, parameter in named.items()} if steps_within else None,
+            optimizers=[nested(o.state_dict()) for o in trainer.optimizers] if steps_within else None,
             counts={
                 "batch_idx": batch_idx,
                 "epoch": trainer.current_epoch,
@@ -88,39 +87,5 @@ class Start:
         return [name for name, p in module.named_parameters() if p._version != self.weights.get(name, p._version)]
 
 
-def _attributes(module: nn.Module, chosen: Callable[[Any], bool]) -> dict[str, dict[str, Any]]:
-    found = {
-        name: {key: _nested(value) for key, value in vars(child).items() if key != "training" and chosen(value)}
-        for name, child in module.named_modules()
-        if not _is_torchs(child)
-    }
-    return {name: attributes for name, attributes in found.items() if attributes}
-
-
 def _is_number(value: Any) -> bool:
     return type(value) in (bool, int, float)
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.")
-
-
-def _holds_tensors(value: Any) -> bool:
-    """Whether it is a tensor, or a list, tuple or dict with nothing else in it. Parameters have their own place."""
-    if isinstance(value, Tensor):
-        return not isinstance(value, nn.Parameter)
-    if isinstance(value, dict):
-        value = list(cast("dict[Any, Any]", value).values())
-    if not isinstance(value, (list, tuple)):
-        return False
-    items = cast("list[Any]", value)
-    return len(items) > 0 and all(_holds_tensors(item) for item in items)
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone()
-    return copy.requires_grad_() if tensor.requires_grad and tensor.is_leaf else copy
-
-
-def _nested(value: Any) -> Any:
-    return apply_to_collection(value, Tensor, _copied)

@@ -93,7 +93,8 @@ class NonFinite:
             self.report.warn_once(
                 "alarm",
                 f"AdaptiveClip {did} {successive} steps in succession, since their gradients were not finite; training "
-                "is stopped. Look at the events for where it began, or raise `max_successive_skips`.",
+                "is stopped. Look at the events for where it began. A hidden state that the module carries from batch to batch keeps "
+                "a NaN: begin it anew where it is not finite. Or raise `max_successive_skips`.",
             )
         details: list[str] = []
         if replaced_by is not None:

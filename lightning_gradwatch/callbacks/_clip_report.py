@@ -58,7 +58,7 @@ class ClipReport:
         self._warned, self._last, self._scalars = set(), "", Scalars("AdaptiveClip")
         if self._steps is not None:
             self._steps.clear()
-        self.run_log = open_run_log(trainer, dirpath, owner=owner, run_id=self.run_id)
+        self.run_log = open_run_log(trainer, dirpath, owner=owner, run_id=self.run_id, last=self.run_dir)
         self.run_id = run_id_of(trainer, dirpath)
         self.run_dir = None if self.run_log is None else self.run_log.folder
 

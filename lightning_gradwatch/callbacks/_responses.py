@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks._amp import active_scaler, unscale_once
 from lightning_gradwatch.callbacks._compat import LightningModule, Trainer, rank_zero_warn
+from lightning_gradwatch.callbacks._line_search import LineSearch
 from lightning_gradwatch.callbacks._rollback import GoodStates, State
 from lightning_gradwatch.detect import locate_nonfinite
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
@@ -44,7 +45,7 @@ class Responder:
 
     An optimizer step is anomalous if a critical event came up on any rank since the step before, or if a gradient that
     it would use is not finite. The latter holds on while an episode lasts, of which there is one event only. A gradient
-    scaler's own search for its scale is none.
+    scaler's own search for its scale is none, and no probe of LBFGS's line search is.
 
     Args:
         response: what to do.
@@ -60,11 +61,16 @@ class Responder:
         self._successive = 0
         self._states: GoodStates | None = None
         self._back: Event | None = None
+        self._attributes: State | None = None  # whose attributes are to be put back
         self._able = True  # to keep copies of the state
+        self._search = LineSearch()
 
     def begin_batch(self, trainer: Trainer, module: LightningModule) -> None:
         """Before anything of the batch ran."""
         self._stepped = False
+        if self._attributes is not None:
+            self._attributes.restore_attributes(module)
+            self._attributes = None
         if self._response == "rollback" and self._states is None and self._able:
             with self._keeping():
                 self._states = GoodStates(self._every, lambda: State.of(trainer, module))
@@ -81,6 +87,9 @@ class Responder:
             AnomalyError: the response is ``raise``.
         """
         self._stepped = True
+        if self._search.is_probe(trainer, optimizer):
+            self._event = None
+            return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         event, self._event = self._event or _in_gradients(trainer, module, parameters, moment), None
         self._decide(trainer, self._common(trainer, event), optimizer, parameters, moment)
@@ -99,6 +108,7 @@ class Responder:
             return
         if event is not None:
             states.good.restore(trainer, module)
+            self._attributes = states.good
             states.forget()
             return
         with self._keeping():

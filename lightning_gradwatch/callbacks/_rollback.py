@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_gradwatch.callbacks._amp import active_scaler
+from lightning_gradwatch.callbacks._attributes import attributes, holds_any, may_carry, nested
 from lightning_gradwatch.callbacks._compat import LightningModule, Trainer
 from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
 from lightning_gradwatch.recurrent.monitor import local
@@ -18,11 +20,12 @@ from lightning_gradwatch.recurrent.monitor import local
 
 @dataclass(frozen=True)
 class State:
-    """A training's state after ``step`` optimizer steps, copied to the CPU.
+    """A training's state after ``step`` optimizer steps, copied to the CPU; attributes stay on their devices.
 
     Args:
         step: Lightning's ``global_step``.
         tensors: parameters and buffers by name, the buffers that no checkpoint holds among them.
+        attributes: by module name, plain attributes that carry tensors from batch to batch, as a hidden state, or may yet.
         optimizers, schedulers: their ``state_dict``.
         scaler: of the gradient scaler; None without one.
         clips: the policies' state of each AdaptiveClip among the Trainer's callbacks, by its position. Its counts go on.
@@ -30,6 +33,7 @@ class State:
 
     step: int
     tensors: dict[str, Tensor]
+    attributes: dict[str, dict[str, Any]]
     optimizers: list[dict[str, Any]]
     schedulers: list[dict[str, Any]]
     scaler: dict[str, Any] | None
@@ -42,6 +46,7 @@ class State:
         return cls(
             trainer.global_step,
             {name: copied(tensor) for name, tensor in _tensors(module).items()},
+            _carried(module),
             [copied(optimizer.state_dict()) for optimizer in trainer.optimizers],
             [copied(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
             None if scaler is None else copied(scaler.state_dict()),
@@ -53,7 +58,7 @@ class State:
 
     @torch.no_grad()
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
-        """Put everything back, in place: whoever holds a reference to a parameter sees the old value."""
+        """Put back everything but attributes, in place: whoever holds a reference to a parameter sees the old value."""
         for name, tensor in _tensors(module).items():
             if (saved := self.tensors.get(name)) is None:  # a buffer that was registered since
                 continue
@@ -74,6 +79,17 @@ class State:
             for own, saved in zip(clip.policies_in_use(), self.clips.get(at, []), strict=False):
                 for policy, state in zip(own, saved, strict=True):
                     policy.load_state_dict(copied(state))
+
+    def restore_attributes(self, module: LightningModule) -> None:
+        """Put them back. To be done when the next batch begins: until then the module's own hooks may read what the step left.
+
+        What a metric has seen stays.
+        """
+        for name, child in module.named_modules():
+            for key, then in self.attributes.get(name, {}).items():
+                now = vars(child).get(key)
+                if may_carry(now) and (holds_any(now) or holds_any(then)):
+                    setattr(child, key, nested(then))
 
 
 class GoodStates:
@@ -122,6 +138,11 @@ def copied(value: Any) -> Any:
 
 def _tensors(module: LightningModule) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _carried(module: LightningModule) -> dict[str, dict[str, Any]]:
+    metrics = {name for name, child in module.named_modules() if isinstance(child, Metric)}
+    return {name: own for name, own in attributes(module, may_carry).items() if name not in metrics}
 
 
 def _clips(trainer: Trainer) -> dict[int, AdaptiveClip]:

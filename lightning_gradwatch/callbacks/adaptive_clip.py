@@ -27,7 +27,9 @@ from lightning_gradwatch.callbacks._compat import (
     rank_zero_warn,
 )
 from lightning_gradwatch.callbacks._conflict import other_clipping, unsupported_strategy
+from lightning_gradwatch.callbacks._line_search import LineSearch
 from lightning_gradwatch.callbacks._through_time import HeldThroughTime
+from lightning_gradwatch.callbacks.run_folder import identity
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.events import Event, EventKind
 
@@ -73,7 +75,8 @@ class AdaptiveClip(Callback):
     episodes; ``STEP_SKIPPED`` at each skip; ``AMP_OVERFLOW`` where the gradient scaler skips.
 
     A skipped step leaves the weights and the optimizer's state as they were, weight decay and momentum included. The
-    Trainer's ``global_step`` and the learning-rate schedule go on all the same.
+    Trainer's ``global_step`` and the learning-rate schedule go on all the same. Of an LBFGS with ``line_search_fn`` only a
+    step's first gradients are judged, clipped and logged: those of its probes tell the search how far to go.
 
     Args:
         policy: ``"spike"``, ``"norm"``, ``"value"``, ``"autoclip"``, ``"zclip"``, ``"agc"``, ``"adagc"``, or a
@@ -134,6 +137,7 @@ class AdaptiveClip(Callback):
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
         self._loss: Tensor | None = None
+        self._search = LineSearch()
         self._acting = True
         self._deferring = False
 
@@ -180,7 +184,7 @@ class AdaptiveClip(Callback):
         restored, self._restored = self._restored, None
         if restored is None:
             self._report.run_id = None
-        self._states = {}
+        self._states, self._search = {}, LineSearch()
         for index in range(len(trainer.optimizers)):
             state = self._state_of(index)
             if restored is not None and index < len(restored):
@@ -207,7 +211,7 @@ class AdaptiveClip(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, decide, act."""
-        if not self._acting:
+        if not self._acting or self._search.is_probe(trainer, optimizer):
             return
         try:
             with torch.no_grad():
@@ -259,11 +263,13 @@ class AdaptiveClip(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Each optimizer's policy and counts, and the run log's identity; loads under ``weights_only=True``."""
         states = [self._states[index].state_dict() for index in sorted(self._states)]
-        return {"optimizers": states, "run_id": self._report.run_id}
+        return {"optimizers": states, **identity(self._report.run_id, self._report.run_dir)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state for the fit that follows."""
         self._restored, self._report.run_id = state_dict["optimizers"], state_dict["run_id"]
+        last = state_dict.get("run_dir")
+        self._report.run_dir = None if last is None else Path(last)
 
     def policies_in_use(self) -> list[list[ClipPolicy | TensorPolicy]]:
         """Of each optimizer the policies that hold a state of this fit."""

@@ -7,6 +7,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -33,7 +34,7 @@ from lightning_gradwatch.callbacks._responses import AnomalyError, Response
 from lightning_gradwatch.callbacks._sampling import Sampling
 from lightning_gradwatch.callbacks._sharding import out_of_reach
 from lightning_gradwatch.callbacks._watch import Call, Step, Watch
-from lightning_gradwatch.callbacks.run_folder import close_run_log, open_run_log, run_id_of
+from lightning_gradwatch.callbacks.run_folder import close_run_log, identity, open_run_log, run_id_of
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.recurrent.discover import describe, discover
@@ -94,9 +95,9 @@ class GradWatch(Callback):
         figures: at the end of each epoch, hand figures to the loggers that take them. Needs the extra ``report``.
         on_anomaly: what to do at a critical event, or a gradient that is not finite, on any rank; None only observes.
             ``warn``; ``skip`` the optimizer step; ``stop`` skips and ends training; ``raise`` an :class:`AnomalyError`;
-            ``rollback`` skips and puts weights, optimizers, schedules, gradient scaler and AdaptiveClip's policies back to the
-            last good state kept in memory, and training goes on with the next batch. Until an anomaly happens, none of them
-            changes the training.
+            ``rollback`` skips and puts weights, carried states, optimizers, schedules, gradient scaler and AdaptiveClip's policies
+            back to the last good state kept in memory, and training goes on with the next batch. Until an anomaly happens, none of them
+            changes the training. At a probe of LBFGS's line search, which copes with an inf or NaN, nothing is done.
         max_responses: after so many in succession (steps skipped; ways back to one state) training is stopped, ≥ 1.
         snapshot_every_n_steps: with ``rollback``, optimizer steps from one copy of the state to the next, ≥ 1. Two copies are kept
             in the CPU's memory.
@@ -144,6 +145,11 @@ class GradWatch(Callback):
             raise ValueError(
                 f'`modules` must be "auto" or a list of name patterns; found {modules!r}. Use modules=[{modules!r}].'
             )
+        if not modules:
+            raise ValueError(
+                f'`modules` must name at least one pattern; found {modules!r}. Use modules="auto" to watch every recurrent module, '
+                "or GradWatch(enabled=False) to watch none."
+            )
         self.modules, self.every_n_steps = modules, every_n_steps
         self.max_sequences, self.anchors, self.keep_sequences = max_sequences, anchors, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
@@ -151,7 +157,7 @@ class GradWatch(Callback):
         self.on_anomaly: Response | None = on_anomaly
         self.max_responses, self.snapshot_every_n_steps = max_responses, snapshot_every_n_steps
         self.bundles, self.bundle_mib = bundles, bundle_mib
-        self._resumed: str | None = None  # the run that the next fit continues
+        self._resumed: dict[str, str | None] = {}  # identity of the run that the next fit continues
         self._reset()
 
     def _options(self) -> Options:
@@ -193,9 +199,10 @@ class GradWatch(Callback):
         self._close()
         self._reset()
         modules = discover(pl_module, None if self.modules == "auto" else self.modules)
-        log = open_run_log(trainer, self.dirpath, owner=self, run_id=self._resumed)
+        resumed, self._resumed = self._resumed, {}
+        log = open_run_log(trainer, self.dirpath, owner=self, run_id=resumed.get("run_id"), last=resumed.get("run_dir"))
         self._found.trainer, self._found.log = trainer, log
-        self._resumed, self._run_id = None, run_id_of(trainer, self.dirpath)
+        self._run_id = run_id_of(trainer, self.dirpath)
         self.run_dir = log.folder if log else None
         self._reactions.respond(trainer, modules, self._found.take_event)
         self._begin(trainer, pl_module, modules)
@@ -388,11 +395,11 @@ class GradWatch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The identity of the run log, so that a resumed run continues its own."""
-        return {"run_id": self._run_id}
+        return identity(self._run_id, self.run_dir)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The run log that this run continues."""
-        self._resumed = state_dict.get("run_id")
+        self._resumed = state_dict
 
     @property
     def state_key(self) -> str:
@@ -410,6 +417,8 @@ class GradWatch(Callback):
         return state
 
 
-def _at_least_one(name: str, value: int, remedy: str) -> None:
-    if value < 1:
+def _at_least_one(name: str, value: object, remedy: str) -> None:
+    if not isinstance(value, Integral):
+        raise ValueError(f"`{name}` must be a whole number ≥ 1; found {value!r}. {remedy}")
+    if int(value) < 1:
         raise ValueError(f"`{name}` must be ≥ 1; found {value}. {remedy}")

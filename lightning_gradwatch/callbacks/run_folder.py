@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import uuid
 import warnings
@@ -19,7 +20,12 @@ _open: WeakKeyDictionary[Trainer, dict[str | None, tuple[RunLogWriter, set[int],
 
 
 def open_run_log(
-    trainer: Trainer, dirpath: str | Path | None, *, owner: object, run_id: str | None = None
+    trainer: Trainer,
+    dirpath: str | Path | None,
+    *,
+    owner: object,
+    run_id: str | None = None,
+    last: str | Path | None = None,
 ) -> RunLogWriter | None:
     """The writer of this fit's run log, shared by all callbacks that name the same folder. A collective: call it on all ranks.
 
@@ -28,6 +34,8 @@ def open_run_log(
         dirpath: where; None is ``<trainer.log_dir or default_root_dir>/gradwatch``.
         owner: the callback; the log is closed when its last owner closes it.
         run_id: of the run that is resumed, whose folder is then continued.
+        last: that folder; with a logger that makes a new folder for each version, it lies elsewhere than the default. A ``dirpath``
+            counts more.
 
     Returns:
         The writer, or None where nothing can or should be written (``fast_dev_run``; an unwritable default folder, said in a warning).
@@ -36,13 +44,17 @@ def open_run_log(
         ValueError: a folder that was asked for by name cannot be written.
     """
     logs = _open.setdefault(trainer, {})
-    key = None if dirpath is None else str(dirpath)
+    key = _key(dirpath)
     held = logs.get(key)
     log_dir = trainer.log_dir  # a collective
     base = Path(dirpath) if dirpath is not None else Path(log_dir or trainer.default_root_dir) / FOLDER
     offer = _Offer(None, None, None)
     if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-        offer = _Offer(held[0].folder, None, held[2]) if held else _choose(base, run_id)
+        offer = (
+            _Offer(held[0].folder, None, held[2])
+            if held
+            else _choose(base, run_id, None if dirpath is not None or last is None else Path(last))
+        )
     # Rank 0 decides, at every call: a rank whose callback failed has let go of a log that the others still hold, and a
     # rank that took a shortcut here would leave the others waiting.
     offer = trainer.strategy.broadcast(offer)
@@ -74,9 +86,9 @@ class _Offer(NamedTuple):
     run_id: str | None
 
 
-def _choose(base: Path, run_id: str | None) -> _Offer:
+def _choose(base: Path, run_id: str | None, last: Path | None) -> _Offer:
     try:
-        folder = choose_folder(base, run_id=run_id)
+        folder = choose_folder(base, run_id=run_id, last=last)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
@@ -86,10 +98,20 @@ def _choose(base: Path, run_id: str | None) -> _Offer:
     return _Offer(folder, None, run_id or uuid.uuid4().hex)
 
 
+def _key(dirpath: str | Path | None) -> str | None:
+    """The same for one folder, however it is written."""
+    return None if dirpath is None else os.path.realpath(dirpath)
+
+
 def run_id_of(trainer: Trainer, dirpath: str | Path | None) -> str | None:
     """The identity of the open run log, to be kept in a checkpoint."""
-    entry = _open.get(trainer, {}).get(None if dirpath is None else str(dirpath))
+    entry = _open.get(trainer, {}).get(_key(dirpath))
     return entry[2] if entry else None
+
+
+def identity(run_id: str | None, run_dir: Path | None) -> dict[str, str | None]:
+    """What a checkpoint keeps of a run log, for ``run_id`` and ``last`` of :func:`open_run_log`."""
+    return {"run_id": run_id, "run_dir": None if run_dir is None else os.path.abspath(run_dir)}
 
 
 def close_run_log(trainer: Trainer, *, owner: object) -> None:

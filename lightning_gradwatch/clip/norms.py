@@ -49,20 +49,6 @@ def true_norm(tensors: Iterable[Tensor]) -> float:
     return largest * math.sqrt(sum(_float(_norm(values)) ** 2 for values in scaled))
 
 
-def norms_of(gradients: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> tuple[float, float | None]:
-    """The norms of both, in one host sync; more only where float32 overflowed or an entry is not finite.
-
-    Returns:
-        The gradients' true norm, and the parameters'; None where none are given.
-    """
-    norm = global_norm(gradients)
-    if not parameters:
-        value, size = float(norm), None
-    else:
-        value, size = read([norm, global_norm(parameters)])
-    return (true_norm(gradients) if math.isinf(value) else value), size
-
-
 def read(scalars: Sequence[Tensor]) -> list[float]:
     """The values of scalars on any devices, in one host sync."""
     if len(scalars) <= 1:

@@ -33,10 +33,13 @@ class Rule:
 
 
 def rehang(call: RecurrentCall, rule: Rule) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Output, h_n and c_n of a call with the same values, whose gradient follows the rule."""
+    """Output, h_n and c_n of a call with the same values, whose gradient follows the rule.
+
+    They are copies: a model may change them in place, and the backward needs them as they were.
+    """
     output = call.output.detach()
     read = (call.input, output, call.h0, call.c0, *call.weights)
-    made = [tensor.detach() for tensor in (output, call.h_n, call.c_n) if tensor is not None]
+    made = [tensor.detach().clone() for tensor in (output, call.h_n, call.c_n) if tensor is not None]
     bare = replace(call, input=None, output=None, h0=None, c0=None, h_n=None, c_n=None, weights=())  # pyright: ignore
     output, h_n, *rest = _Bounded.apply(rule, bare, made, *read)  # pyright: ignore[reportGeneralTypeIssues]
     output.grad_fn.limit = rule.limit  # for a GradWatch, whose measurement follows the same rule

@@ -98,7 +98,7 @@ class ThroughTime:
 
     def _after_fused(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
         generator = self._generator.pop(module, None)
-        if self._inert or not module.training:
+        if self._inert:
             return None
         assert isinstance(module, nn.RNNBase)
         arguments = (*inputs, *(kwargs[key] for key in ("input", "hx")[len(inputs) :] if key in kwargs))
@@ -113,9 +113,8 @@ class ThroughTime:
         return output, h_n if c_n is None else (h_n, c_n)
 
     def _after_cell(self, module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
-        if module.training:
-            for state in tensors((outputs,)):
-                self._hold(state)
+        for state in tensors((outputs,)):
+            self._hold(state)
 
     def _hold(self, state: Tensor) -> None:
         if self.rule.limit is not None and not self._inert and state.requires_grad:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +21,20 @@ BUNDLE_KEY = "gradwatch"
 """Under it lies what a bundle holds besides a Lightning checkpoint's own keys."""
 
 
+_MOST_ARGUMENTS = 4  # that a hint names
+
+
 class BundleError(ValueError):
     """A bundle that cannot be read or repeated, in one line with its remedy."""
+
+
+def args_to_give(maker: Callable[..., Any], held: Collection[str]) -> str:
+    """The option of ``gradwatch replay`` that names the arguments of ``maker`` besides those held; empty where there are none."""
+    taken = inspect.signature(maker).parameters.values()
+    names = [p.name for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in held]
+    shown = [f'"{name}": …' for name in names[:_MOST_ARGUMENTS]]
+    shown += ["…"] if len(names) > _MOST_ARGUMENTS else []
+    return f"--args '{{{', '.join(shown)}}}'" if shown else ""
 
 
 def write_bundle(path: Path, content: Mapping[str, Any]) -> None:

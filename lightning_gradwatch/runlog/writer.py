@@ -140,16 +140,19 @@ class RunLogWriter:
         self._files.clear()
 
 
-def choose_folder(base: Path, *, run_id: str | None) -> Path:
+def choose_folder(base: Path, *, run_id: str | None, last: Path | None = None) -> Path:
     """The folder that a run may write to: a free one, or the one that it wrote to before.
 
     Args:
         base: the folder wished for; where another run's records lie in it, ``base-1``, ``base-2`` … are tried.
         run_id: of the run that is resumed; the folder whose run.json has it is continued.
+        last: the folder that it wrote to, looked at first; another one's, or one that has gone, is passed over.
 
     Raises:
         OSError: ``base`` is a file, or cannot be looked into.
     """
+    if last is not None and _is_of(last, run_id) and os.access(last, os.W_OK):
+        return last
     if base.exists() and not base.is_dir():
         raise NotADirectoryError(f"{str(base)!r} is a file, not a folder")
     if not base.name or base.name == "..":  # `.` and `..` have no name that a number could follow
@@ -157,7 +160,7 @@ def choose_folder(base: Path, *, run_id: str | None) -> Path:
     if run_id is not None:
         numbered = sorted(base.parent.glob(f"{_literal(base.name)}-*")) if base.parent.is_dir() else []
         for candidate in (base, *numbered):
-            if (read_meta(candidate) or {}).get("run_id") == run_id:
+            if _is_of(candidate, run_id):
                 return candidate
     number, candidate = 0, base
     while not _is_free(candidate):
@@ -173,6 +176,10 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):  # a wrong encoding is a ValueError too
         return None
     return cast("dict[str, Any]", meta) if isinstance(meta, dict) else None
+
+
+def _is_of(folder: Path, run_id: str | None) -> bool:
+    return run_id is not None and (read_meta(folder) or {}).get("run_id") == run_id
 
 
 def _is_free(folder: Path) -> bool:

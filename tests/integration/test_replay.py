@@ -303,3 +303,56 @@ def test_a_sample_of_the_campaign() -> None:
     written = [one for one in results if one["outcome"] != "no critical event"]
     assert len(written) >= 10
     assert [one for one in written if one["outcome"] != "same" or not one["right origin"]] == []
+
+
+class Unsaved(AlwaysSpoilt):
+    """Takes arguments, and saves no hyperparameters."""
+
+    def __init__(self, hidden: int = 8, layers: int = 1) -> None:
+        super().__init__(hidden=hidden, layers=layers)
+
+
+def test_arguments_that_the_run_did_not_save_are_asked_for(tmp_path, capsys, caplog) -> None:
+    """The fit's own command names them, and so does the error of a replay without them, after the tensors that don't fit."""
+    with caplog.at_level("INFO"):
+        train(tmp_path, Unsaved(12), GradWatch(dirpath=tmp_path / "run", bundles=1))
+    named = """--args '{"hidden": …, "layers": …}'"""
+    (line,) = [line for line in caplog.text.splitlines() if "gradwatch replay" in line]
+    assert line.endswith(named)
+    command = [
+        "replay",
+        str(next((tmp_path / "run").rglob("*.pt"))),
+        "--module",
+        "tests.integration.test_replay:Unsaved",
+    ]
+    for arguments, misfit in (
+        (
+            "{}",
+            "rnn.weight_ih_l0: 48×6 in the bundle, 32×6 in the model; rnn.weight_hh_l0: 48×12 in the bundle, 32×8 in the",
+        ),
+        (
+            '{"hidden": 12, "layers": 2}',
+            "rnn.weight_ih_l1 in the model only; rnn.weight_hh_l1 in the model only; and 2 more",
+        ),
+    ):
+        assert main([*command, "--args", arguments]) == 2
+        said = capsys.readouterr().err
+        assert misfit in said
+        assert said.endswith(f"Give the arguments that the run used: {named}.\n")
+    assert main([*command, "--args", '{"hidden": 12}']) == 0
+
+
+class Saved(Unsaved):
+    """Saves them."""
+
+    def __init__(self, hidden: int = 8, layers: int = 1) -> None:
+        super().__init__(hidden, layers)
+        self.save_hyperparameters()
+
+
+def test_a_saved_argument_is_not_asked_for(tmp_path, caplog) -> None:
+    """The command is whole without it."""
+    with caplog.at_level("INFO"):
+        train(tmp_path, Saved(12), GradWatch(dirpath=tmp_path / "run", bundles=1))
+    assert "gradwatch replay" in caplog.text
+    assert "--args" not in caplog.text

@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from lightning_gradwatch import AdaptiveClip, AnomalyError, EventKind, GradWatch
 from lightning_gradwatch.callbacks._responses import RESPONSES
@@ -199,6 +200,57 @@ def test_rollback_takes_buffers_schedule_and_policies_along(tmp_path) -> None:
     assert history.states[2] != history.states[5]
     assert_identical(history.states[6], history.states[2])
     assert clip.state_dict()["optimizers"][0]["steps"] == 9
+
+
+class Carrying(TinyLanguageModel):
+    """Carries its hidden state, and other things, in plain attributes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.hidden: tuple[Tensor, Tensor] | None = None
+        self.memory: dict[str, list[Tensor]] = {}
+        self.trained, self.accuracy = torch.zeros((), requires_grad=True), MeanMetric()
+        self.losses: list[float] = []
+
+    def loss(self, words: Tensor, batch_idx: int) -> Tensor:
+        x = self.embedding(words[:, :-1])
+        x = x if self.before_rnn is None else self.before_rnn(x, batch_idx)
+        output, state = self.rnn(x, self.hidden)
+        self.hidden = (state[0].detach(), state[1].detach())
+        self.memory["c"] = [self.hidden[1]]
+        loss = torch.nn.functional.cross_entropy(self.head(output).flatten(0, 1), words[:, 1:].flatten())
+        self.losses.append(float(loss.detach()))
+        self.accuracy.update(1.0)
+        return loss + self.trained
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        assert self.hidden is not None  # what the step left is there for the module's own hooks
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([*self.parameters(), self.trained], lr=self.lr)
+
+
+@pytest.mark.parametrize(("at", "good"), [(1, 0), (5, 2)])
+def test_rollback_takes_a_carried_state_along(tmp_path, at, good) -> None:
+    """A hidden state in a plain attribute goes back with the weights, also to the None that it began with."""
+
+    class States(pl.Callback):
+        def __init__(self) -> None:
+            self.seen: list[Any] = []
+
+        def on_train_batch_start(self, run: pl.Trainer, module: Any, *_: Any) -> None:
+            self.seen.append(copy.deepcopy((module.hidden, module.memory)))
+
+    watch, states = watching(tmp_path, "rollback", snapshot_every_n_steps=2), States()
+    model = Carrying(before_rnn=poison(at))
+    trained = model.trained
+    run = fit(tmp_path, model, watch, states)
+    assert actions(watch) == [(at, "rolled back")]
+    assert_identical(states.seen[at + 1], states.seen[good])
+    assert [math.isfinite(loss) for loss in model.losses] == [batch != at for batch in range(10)]
+    assert run.global_step == 10
+    assert model.trained is trained
+    assert float(model.accuracy.weight) == 10
 
 
 @pytest.mark.parametrize("at", [0, 4])

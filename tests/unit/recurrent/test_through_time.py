@@ -215,19 +215,53 @@ def test_the_bound_is_in_the_unit_of_the_loss() -> None:
 
 
 def test_frozen_weights_and_evaluation_are_left_alone() -> None:
-    """In eval mode and without a gradient PyTorch's output is returned itself; frozen weights stay without gradient."""
+    """Without a gradient PyTorch's output is returned itself; frozen weights stay without gradient."""
     module, hooks = Case().module(), ThroughTime(Rule(Limit(0.1)))
     hooks.attach(module)
     with torch.no_grad():
         assert module(*Case().inputs())[0].grad_fn is None
-    module.eval()
-    assert "Bounded" not in str(module(*Case().inputs())[0].grad_fn)
-    module.train()
     module.weight_hh_l0.requires_grad_(False)
     module(*Case().inputs())[0].sum().backward()
     hooks.detach()
     assert module.weight_hh_l0.grad is None
     assert module.weight_ih_l0.grad is not None
+
+
+@pytest.mark.parametrize("make", [nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_a_module_in_eval_mode_is_held_too(make: type[nn.Module]) -> None:
+    """Who puts a module in eval mode, for its dropout say, may train it all the same."""
+    torch.manual_seed(0)
+    module, x = make(3, 4), torch.randn(5, 3)
+    module.eval()
+    hooks, grads = ThroughTime(Rule(Limit(1e-3))), []
+    for held in (False, True):
+        module.zero_grad()
+        if held:
+            hooks.attach(module)
+        output = module(x)
+        (output if isinstance(output, Tensor) else output[0]).square().sum().backward()
+        grads.append(max(float(p.grad.norm()) for p in module.parameters() if p.grad is not None))
+    hooks.detach()
+    assert hooks.seen
+    assert grads[1] < 0.1 * grads[0]
+
+
+@pytest.mark.parametrize("mode", ["RNN_TANH", "RNN_RELU", "LSTM", "GRU"])
+@pytest.mark.parametrize("layout", ["time_major", "packed"])
+def test_a_model_may_change_what_it_gets_in_place(mode: str, layout: str) -> None:
+    """The gradients are those of the same change out of place."""
+    case, grads = Case(mode=mode, lengths=(6, 6), layout=layout), []
+    for in_place in (False, True):
+        module, hooks = case.module(), ThroughTime(Rule(Limit(0.2)))
+        hooks.attach(module)
+        output, state = module(*case.inputs())
+        output = output.data if layout == "packed" else output
+        h_n, *c_n = state if mode == "LSTM" else (state,)
+        changed = [t.mul_(0.5) if in_place else t * 0.5 for t in (output, h_n, *c_n)]
+        sum(t.square().sum() for t in changed).backward()
+        hooks.detach()
+        grads.append([p.grad for p in module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_parametrized_weights_get_their_gradients() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale, scaler_will_skip, unscale_once
+from lightning_gradwatch.callbacks._arguments import at_least_one
 from lightning_gradwatch.callbacks._clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
 from lightning_gradwatch.callbacks._clip_parts import Part, Parts
 from lightning_gradwatch.callbacks._clip_report import ClipReport
@@ -123,11 +124,9 @@ class AdaptiveClip(Callback):
         self._parts = Parts(policy, exclude, policies)
         _require_one_of("on_nonfinite", on_nonfinite, ACTIONS)
         _require_one_of("on_conflict", on_conflict, ("both", "defer", "raise"))
-        if max_successive_skips is not None and max_successive_skips < 1:
-            raise ValueError(
-                f"`max_successive_skips` must be ≥ 1; found {max_successive_skips}. Use None for no bound, or "
-                '`on_nonfinite="stop"` to stop at the first.'
-            )
+        if max_successive_skips is not None:
+            remedy = 'Use None for no bound, or `on_nonfinite="stop"` to stop at the first.'
+            at_least_one("max_successive_skips", max_successive_skips, remedy)
         self.on_nonfinite = on_nonfinite
         self.on_conflict = on_conflict
         self.max_successive_skips = max_successive_skips

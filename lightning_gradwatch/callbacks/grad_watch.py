@@ -7,7 +7,6 @@ import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale
+from lightning_gradwatch.callbacks._arguments import at_least_one
 from lightning_gradwatch.callbacks._bundle import target_of
 from lightning_gradwatch.callbacks._compat import (
     Callback,
@@ -137,10 +137,10 @@ class GradWatch(Callback):
         bundle_mib: int = 1024,
     ) -> None:
         super().__init__()
-        _at_least_one("every_n_steps", every_n_steps, "Use GradWatch(enabled=False) to switch it off.")
-        _at_least_one("anchors", anchors, "One anchor follows the loss of the last timestep alone.")
+        at_least_one("every_n_steps", every_n_steps, "Use GradWatch(enabled=False) to switch it off.")
+        at_least_one("anchors", anchors, "One anchor follows the loss of the last timestep alone.")
         if max_sequences is not None:
-            _at_least_one("max_sequences", max_sequences, "None measures every sequence of a batch.")
+            at_least_one("max_sequences", max_sequences, "None measures every sequence of a batch.")
         if isinstance(modules, str) and modules != "auto":
             raise ValueError(
                 f'`modules` must be "auto" or a list of name patterns; found {modules!r}. Use modules=[{modules!r}].'
@@ -415,10 +415,3 @@ class GradWatch(Callback):
         for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks
             state.pop(bound, None)
         return state
-
-
-def _at_least_one(name: str, value: object, remedy: str) -> None:
-    if not isinstance(value, Integral):
-        raise ValueError(f"`{name}` must be a whole number ≥ 1; found {value!r}. {remedy}")
-    if int(value) < 1:
-        raise ValueError(f"`{name}` must be ≥ 1; found {value}. {remedy}")

@@ -507,6 +507,7 @@ def test_a_step_without_gradients_is_passed_over(tmp_path: Path) -> None:
         ({"on_nonfinite": "skipp"}, "`on_nonfinite` must be one of .*found 'skipp'"),
         ({"on_conflict": "x"}, "`on_conflict` must be one of"),
         ({"max_successive_skips": 0}, "`max_successive_skips` must be ≥ 1; found 0"),
+        ({"max_successive_skips": 2.5}, "`max_successive_skips` must be a whole number ≥ 1; found 2.5"),
         ({"policy": "nonsense"}, "`policy` must be one of"),
     ],
 )

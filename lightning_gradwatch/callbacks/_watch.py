@@ -124,11 +124,11 @@ class Watch:
         self._discovery = Discovery(model, modules.values()) if find_cells else None
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
-        """On a sampled step, follow the loss back through the loops, while their graph is still there."""
+        """On a sampled step, have the backward pass follow the loss back through the loops."""
         if not step.sampled or not loss.requires_grad:
             return
         for call in self.capture.calls:
-            if isinstance(call, Loop) and len(call.h) > 1 and call.curves is None:
+            if isinstance(call, Loop) and len(call.h) > 1:
                 measure_lags(call, loss)
 
     def after_backward(self, loss: Tensor | None, step: Step) -> None:

@@ -167,6 +167,20 @@ def test_with_a_loss_on_the_last_state_alone_no_second_pass_is_needed(code: str)
     assert np.allclose(found.curves, model.truth(), rtol=1e-12)
 
 
+def test_a_hook_within_a_step_is_called_once_more() -> None:
+    """PyTorch does not show hooks on tensors that nobody holds: this is what is documented of them."""
+
+    def step(cell: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+        within = h * 1
+        if within.requires_grad:
+            within.register_hook(count)
+        return cell(x, within)
+
+    model = Model(True, step)
+    assert measured(model).exact
+    assert Counts.runs == 2 * (TIME - 1)
+
+
 def test_a_second_pass_that_fails_leaves_the_backward_pass_alone() -> None:
     """An error within it is the reason why no lags were measured; the parameters' gradients are as without it."""
 

@@ -55,7 +55,7 @@ class Unobserved:
 
     @contextmanager
     def apart(self, module: str) -> Generator[None]:
-        """An error of our own about one module leaves that one out; the others are watched on."""
+        """An error of our own about one loop leaves that one out; the others are watched on."""
         try:
             yield
         except Exception as error:  # whatever it is, it is ours

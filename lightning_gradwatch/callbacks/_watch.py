@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -86,14 +87,14 @@ class Watch:
         model: its names are those of the events.
         modules: qualified name → module.
         find_cells: look for cells of the model's own on the first step.
-        out_of_reach: why a cell that was found cannot be measured; None where it can.
-        on_hidden: told the cells that cannot be, with the reasons.
-        patterns: of the names of the modules to watch; None are all.
         max_sequences: swept on a sampled step; None takes all.
         anchors: of each lagged profile.
         on_profiles: told the profiles of a sampled step.
         on_event: told each event.
-        strict: let an error of our own about one module through, instead of a warning.
+        out_of_reach: why a cell that was found cannot be measured; None where it can.
+        on_hidden: told the cells that cannot be, with the reasons.
+        patterns: of the names of the modules to watch; None are all.
+        strict: let an error of our own about one loop through, instead of a warning.
 
     Attributes:
         suspicious: whether something out of the ordinary was seen, so that the next steps are worth a closer look; whoever samples
@@ -106,14 +107,14 @@ class Watch:
         modules: dict[str, nn.Module],
         *,
         find_cells: bool,
-        out_of_reach: Callable[[nn.Module], str | None],
-        on_hidden: Callable[[dict[str, str]], None],
-        patterns: Sequence[str] | None,
         max_sequences: int | None,
         anchors: int,
         on_profiles: Callable[[list[Profile], Step], None],
         on_event: Callable[[Event], None],
-        strict: bool,
+        out_of_reach: Callable[[nn.Module], str | None] = lambda module: None,
+        on_hidden: Callable[[dict[str, str]], None] = lambda hidden: None,
+        patterns: Sequence[str] | None = None,
+        strict: bool = True,
     ) -> None:
         self.capture = Capture(modules)
         self.observed: set[str] = set()
@@ -233,10 +234,10 @@ class Watch:
                 self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
 
     def _measure(self, calls: list[Call], max_sequences: int | None) -> list[Profile]:
-        """The profiles of all that can be measured."""
+        """The profiles of all that can be measured. A loop is somebody's own, and may be beyond what was thought of."""
         found: list[Profile] = []
         for call in calls:
-            with self._unobserved.apart(call.module):
+            with self._unobserved.apart(call.module) if isinstance(call, Loop) else nullcontext():
                 found += measure_calls([call], max_sequences, self._anchors)
         self._unobserved.measured.update(profile.module for profile in found)
         return found

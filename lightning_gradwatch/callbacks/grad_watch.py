@@ -207,13 +207,13 @@ class GradWatch(Callback):
             pl_module,
             {name: module for name, module in modules.items() if name not in hidden},
             find_cells=self.modules == "auto" and not hidden,
-            out_of_reach=lambda module: out_of_reach(trainer, module),
-            on_hidden=lambda hidden: self._say_hidden(trainer, hidden),
-            patterns=None if self.modules == "auto" else self.modules,
             max_sequences=self.max_sequences,
             anchors=self.anchors,
             on_profiles=self._found.take_profiles,
             on_event=self._found.take_event,
+            out_of_reach=lambda module: out_of_reach(trainer, module),
+            on_hidden=lambda hidden: self._say_hidden(trainer, hidden),
+            patterns=None if self.modules == "auto" else self.modules,
             strict=self.raise_own_errors,
         )
         if self._found.log is not None:

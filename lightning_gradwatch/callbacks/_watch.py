@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lightning_gradwatch.callbacks._unobserved import Unobserved
 from lightning_gradwatch.detect import (
     ExplodingDetector,
     LoopPlaces,
@@ -89,6 +91,10 @@ class Watch:
         anchors: of each lagged profile.
         on_profiles: told the profiles of a sampled step.
         on_event: told each event.
+        out_of_reach: why a cell that was found cannot be measured; None where it can.
+        on_hidden: told the cells that cannot be, with the reasons.
+        patterns: of the names of the modules to watch; None are all.
+        strict: let an error of our own about one loop through, instead of a warning.
 
     Attributes:
         suspicious: whether something out of the ordinary was seen, so that the next steps are worth a closer look; whoever samples
@@ -105,12 +111,17 @@ class Watch:
         anchors: int,
         on_profiles: Callable[[list[Profile], Step], None],
         on_event: Callable[[Event], None],
+        out_of_reach: Callable[[nn.Module], str | None] = lambda module: None,
+        on_hidden: Callable[[dict[str, str]], None] = lambda hidden: None,
+        patterns: Sequence[str] | None = None,
+        strict: bool = True,
     ) -> None:
         self.capture = Capture(modules)
         self.observed: set[str] = set()
-        self.called_around: set[str] = set()
+        self._unobserved = Unobserved(model, patterns=patterns, on_event=on_event, strict=strict)
         self._model, self._max_sequences, self._anchors = model, max_sequences, anchors
         self._on_profiles, self._on_event = on_profiles, on_event
+        self._out_of_reach, self._on_hidden = out_of_reach, on_hidden
         self._jump = NormJumpDetector()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
         self._search = ScaleSearch()
@@ -118,23 +129,28 @@ class Watch:
         self._spoilt = WeightWatch()
         self._severed: set[str] = set()
         self._pending: list[_Pending] = []
-        self._scripted = scripted(model) if find_cells else {}
+        if find_cells:
+            for name, kind in scripted(model).items():
+                self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), which takes no hooks"
         self.capture.attach()
         self._weights = list(self.capture.parameters())
         self._discovery = Discovery(model, modules.values()) if find_cells else None
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
-        """On a sampled step, follow the loss back through the loops, while their graph is still there."""
+        """On a sampled step, have the backward pass follow the loss back through the loops."""
         if not step.sampled or not loss.requires_grad:
             return
         for call in self.capture.calls:
-            if isinstance(call, Loop) and len(call.h) > 1 and call.curves is None:
-                measure_lags(call, loss)
+            if isinstance(call, Loop) and len(call.h) > 1:
+                with self._unobserved.apart(call.module):
+                    measure_lags(call, loss)
 
     def after_backward(self, loss: Tensor | None, step: Step) -> None:
         """Take the calls whose gradients have arrived; sweep them if the step is sampled or its norm is out of the ordinary."""
         if self.capture.failure is not None:
             raise self.capture.failure
+        if step.sampled:
+            self._unobserved.report_added(step.moment)
         severed = self.capture.loops.severed()
         calls = self.capture.take()
         if not calls:
@@ -153,35 +169,18 @@ class Watch:
     def end_step(self) -> bool:
         """Let go of the step. Returns whether cells were found that the next step should sample."""
         capture = self.capture
-        for call in capture.calls:
-            capture.unseen.setdefault(call.module, "no loss reached its output")
-        for name, module in capture.modules.items():
-            if name not in self.observed and any(p.grad is not None for p in module.parameters()):
-                self.called_around.add(name)
+        self._unobserved.end_step(capture, self.observed)
         capture.end()
         capture.clear()
         return self._end_discovery()
 
     def has_nothing(self) -> bool:
         """Whether a whole step has passed in which there was nothing to watch."""
-        return not (self.capture.modules or self.observed or self._discovery or self._scripted)
+        return not (self.capture.modules or self.observed or self._discovery or self._unobserved.reasons)
 
     def unobserved(self) -> list[tuple[str, str]]:
         """Each module that was never observed, with the reason."""
-        found = [
-            (name, f"TorchScript holds it ({kind}), which takes no hooks.") for name, kind in self._scripted.items()
-        ]
-        for name in self.capture.modules:
-            if name in self.observed:
-                continue
-            if name in self.capture.unseen:
-                reason = self.capture.unseen[name]
-            elif name in self.called_around:
-                reason = "its weights have gradients but no hook fired: .forward was called around it, or it was compiled before"
-            else:
-                reason = "its forward was not called in a training step, or no loss reached its output"
-            found.append((name, f"{reason[0].upper()}{reason[1:]}."))
-        return found
+        return self._unobserved.found(self.capture, self.observed)
 
     def poll(self, *, wait: bool = False) -> None:
         """Judge the norms that have arrived; with ``wait``, all of them."""
@@ -192,6 +191,7 @@ class Watch:
 
     def finish(self, moment: Moment) -> None:
         """Training is over: judge what is still on its way, look at the weights that the last step left, close the episodes."""
+        self._unobserved.report_added(moment)
         self.poll(wait=True)
         if not self._nonfinite:
             self._look_at_weights(AFTER_THE_LAST_STEP, moment)
@@ -213,8 +213,17 @@ class Watch:
         if discovery is None:
             return False
         discovery.close()
+        if discovery.failure is not None:
+            raise discovery.failure
+        hidden: dict[str, str] = {}
         for name, (module, position) in discovery.found.items():
-            self.capture.add(name, module, position)
+            reason = self._out_of_reach(module)
+            if reason is None:
+                self.capture.add(name, module, position)
+            else:
+                hidden[name] = reason
+        if hidden:
+            self._on_hidden(hidden)
         self._weights = list(self.capture.parameters())
         return bool(discovery.found)
 
@@ -224,13 +233,22 @@ class Watch:
                 self._severed.add(name)
                 self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
 
+    def _measure(self, calls: list[Call], max_sequences: int | None) -> list[Profile]:
+        """The profiles of all that can be measured. A loop is somebody's own, and may be beyond what was thought of."""
+        found: list[Profile] = []
+        for call in calls:
+            with self._unobserved.apart(call.module) if isinstance(call, Loop) else nullcontext():
+                found += measure_calls([call], max_sequences, self._anchors)
+        self._unobserved.measured.update(profile.module for profile in found)
+        return found
+
     def _sample(self, calls: list[Call], step: Step, *, everything: bool = False) -> None:
         """Measure the calls, in ``everything`` all sequences; so too where the growth through time turns out to be suspicious."""
         unscale, stitched = step.unscale(), stitch(calls)
-        found = measure_calls(stitched, None if everything else self._max_sequences, self._anchors)
+        found = self._measure(stitched, None if everything else self._max_sequences)
         if any(self._exploding.suspects(profile) for profile in found):
             self.suspicious = True
-            found = found if everything else measure_calls(stitched, None, self._anchors)
+            found = found if everything else self._measure(stitched, None)
         found = [profile.scaled(unscale) for profile in found]
         self._on_profiles(found, step)
         for profile in found:
@@ -276,7 +294,7 @@ class Watch:
         if self._nonfinite:
             return False
         step = pending.step
-        loss = None if pending.loss is None else float(pending.loss.detach())
+        loss = None if pending.loss is None else _worst(pending.loss.detach().flatten())
         places = [self._place(call) for call in pending.calls]
         event = locate_nonfinite(places, loss, self._named_parameters(), step.moment)
         if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
@@ -326,6 +344,12 @@ class Watch:
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
 """Under a loss scale, gradients that overflow behind a finite loss and finite states are the scaler's search."""
+
+
+def _worst(loss: Tensor) -> float | None:
+    """The first entry that is not finite of a loss, which may be a vector; the first at all, where all are finite."""
+    bad = loss[~loss.isfinite()]
+    return next(map(float, (*bad[:1], *loss[:1])), None)
 
 
 def _release(calls: list[Call]) -> None:

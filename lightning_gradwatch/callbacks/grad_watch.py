@@ -219,6 +219,10 @@ class GradWatch(Callback):
             anchors=self.anchors,
             on_profiles=self._found.take_profiles,
             on_event=self._found.take_event,
+            out_of_reach=lambda module: out_of_reach(trainer, module),
+            on_hidden=lambda hidden: self._say_hidden(trainer, hidden),
+            patterns=None if self.modules == "auto" else self.modules,
+            strict=self.raise_own_errors,
         )
         if self._found.log is not None:
             names = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")

@@ -2,7 +2,8 @@
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.capture import Capture
-from lightning_gradwatch.recurrent.loop import Loop, loop_profiles, measure_lags
+from lightning_gradwatch.recurrent.lags import measure_lags
+from lightning_gradwatch.recurrent.loop import Loop, loop_profiles
 from lightning_gradwatch.recurrent.measure import measure_calls, profiles
 from lightning_gradwatch.recurrent.stitch import stitch
 from lightning_gradwatch.recurrent.sweep import Sweep, sweep

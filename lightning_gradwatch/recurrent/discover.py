@@ -50,6 +50,21 @@ def discover(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[st
     return chosen
 
 
+def added(model: nn.Module, known: Collection[nn.Module], patterns: Sequence[str] | None) -> list[str]:
+    """Qualified names of the recurrent modules that train and are not among ``known``.
+
+    Args:
+        patterns: as for :func:`discover`.
+    """
+    return [
+        name
+        for name, module in discover(model).items()
+        if module not in known
+        and (patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns))
+        and any(parameter.requires_grad for parameter in module.parameters())
+    ]
+
+
 def describe(modules: Mapping[str, nn.Module], observed: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """Qualified name → what run.json says of a watched module."""
     return {
@@ -81,10 +96,12 @@ class Discovery:
 
     Attributes:
         found: qualified name → the module, and which of the tensors that it returns comes back.
+        failure: an error of our own in a hook, kept for whoever ends the search instead of breaking the forward.
     """
 
     def __init__(self, model: nn.Module, known: Iterable[nn.Module]) -> None:
         self.found: dict[str, tuple[nn.Module, int]] = {}
+        self.failure: Exception | None = None
         self._made: dict[nn.Module, dict[int, tuple[weakref.ref[Tensor], int]]] = {}
         known = set(known)
         inside = {module for recurrent in known for module in recurrent.modules()}
@@ -99,14 +116,19 @@ class Discovery:
         self._handles = [module.register_forward_hook(self._after, with_kwargs=True) for module in self._names]
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        if not torch.is_grad_enabled():
+        if self.failure is not None or not torch.is_grad_enabled():
             return
+        try:
+            self._compare(module, (*inputs, *kwargs.values()), outputs)
+        except Exception as error:  # whatever it is, it is ours and must not break the user's forward
+            self.failure = error
+
+    def _compare(self, module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
         made = self._made.setdefault(module, {})
-        for tensor in tensors((*inputs, *kwargs.values())):
+        for tensor in tensors(inputs):
             known = made.get(id(tensor))
-            if (
-                known is not None and known[0]() is tensor
-            ):  # a tensor that is gone may have left its identity to another
+            # A tensor that is gone may have left its identity to another.
+            if known is not None and known[0]() is tensor:
                 self.found.setdefault(self._names[module], (module, known[1]))
         for position, tensor in enumerate(tensors((outputs,))):
             if tensor.requires_grad:
@@ -121,4 +143,4 @@ class Discovery:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert, as a copy of a capture is."""
-        return {"found": {}, "_made": {}, "_names": {}, "_handles": []}
+        return {"found": {}, "failure": None, "_made": {}, "_names": {}, "_handles": []}

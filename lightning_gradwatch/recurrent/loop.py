@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent.anchors import norm
@@ -55,8 +57,12 @@ class Loop:
     given: dict[int, tuple[tuple[str, Tensor], ...]] = field(default_factory=dict[int, tuple[tuple[str, Tensor], ...]])
     """Step → the states that it was given, by name (``h``, ``c``), where these are not the very ones of the step before."""
     versions: tuple[int, ...] = ()
-    curves: Tensor | None = None
-    """Lagged gradients of the last step ``(lag, sequence)``, once :func:`measure_lags` was called."""
+    lagged: list[Tensor | None] | None = None
+    """∂(d_T·h_T)/∂s of all h, then all c, once a backward pass has measured it."""
+    totals_are_lagged: bool = False
+    """Whether the loss reaches the states through the last one alone."""
+    awaits: RemovableHandle | None = None
+    """The hook that waits for a backward pass to measure ``lagged``."""
     inexact_reason: str | None = None
     c_is_total: bool = True
 
@@ -82,86 +88,96 @@ class Loop:
         """Let go of the gradients, which the tensors' own hooks hold too."""
         for state in (*self.h, *self.c):
             state.slot.clear()
+        self.forget_lags()
+
+    def forget_lags(self) -> None:
+        """Measure no lagged gradients, and let go of those that were measured."""
+        if self.awaits is not None:
+            self.awaits.remove()
+        self.lagged, self.totals_are_lagged, self.awaits = None, False, None
 
     def rows(self, tensor: Tensor) -> Tensor:
         """A state or its gradient as ``(sequence, width)``."""
         return tensor.detach().reshape(-1, tensor.shape[-1]) if tensor.dim() else tensor.detach().reshape(1, 1)
 
 
-def measure_lags(loop: Loop, loss: Tensor) -> None:
-    """Follow what the loss sends to the last state back through all states before it, by autograd; before the backward pass.
-
-    d_T = ∂loss/∂h_T, where direct and total are the same thing; then ∂(d_T·h_T)/∂h_{T−k} for all k at once. That holds for any
-    recurrence. Nothing accumulates in a parameter, since no parameter is asked for.
-    """
-    if any(state.tensor.retains_grad for state in (*loop.h, *loop.c)):
-        loop.inexact_reason = (
-            "its states retain their gradients, which a second pass would add to; no lags were measured"
-        )
-        return
-    last = loop.h[-1]
-    edges = [state.edge for state in (*loop.h, *loop.c)]
-    with GradientSlot.paused():
-        (reached,) = torch.autograd.grad(loss, last.edge, retain_graph=True, allow_unused=True)
-        sent = cast("Tensor | None", reached)
-        if sent is None:
-            return
-        found = torch.autograd.grad(last.edge, edges, grad_outputs=sent, retain_graph=True, allow_unused=True)
-    with torch.no_grad():
-        squares = [_squares(loop, gradient, last.tensor) for gradient in found]
-        count = len(loop.h)
-        steps = [h + c for h, c in zip(squares[:count], squares[count:], strict=True)] if loop.c else squares
-        loop.curves = torch.stack(steps).sqrt().flip(0)
-
-
-def _squares(loop: Loop, gradient: Tensor | None, like: Tensor) -> Tensor:
-    rows = len(loop.rows(like))
-    if gradient is None:
-        return torch.zeros(rows, dtype=torch.float64)
-    return norm(loop.rows(gradient)).cpu().double() ** 2
-
-
 @torch.no_grad()
 def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
-    """The profiles of a loop's h, and of its c if it has one. They have no direct part: a hook on the state sees the total only."""
-    batch = len(loop.rows(loop.h[0].tensor))
-    sequences = pick_sequences(batch, max_sequences)
-    curves = _curves(loop, sequences)
-    found = [_profile(loop, "h", loop.h, batch, sequences, curves)]
-    if loop.c and loop.c_is_total:
-        found.append(_profile(loop, "c", loop.c, batch, sequences, curves))
-    return found
+    """The profiles of a loop's h, and of its c if it has one. They have no direct part: a hook on the state sees the total only.
 
-
-def _profile(loop: Loop, state: str, states: list[LoopState], batch: int, sequences: list[int], curves: Any) -> Profile:
-    total = torch.zeros(len(states), batch, dtype=torch.float64)
-    for t, one in enumerate(states):
-        gradient = one.slot.value()
-        if gradient is not None:
-            total[t] = norm(loop.rows(gradient)).cpu()
-    return Profile(
+    Where the batch changes in size from step to step, a row is taken for the same sequence as long as it is there. Measured are
+    the sequences that the first step has; the lags, of those that the last one still has.
+    """
+    rows = [len(loop.rows(state.tensor)) for state in loop.h]
+    sequences = pick_sequences(rows[0], max_sequences)
+    lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
+    reason = loop.inexact_reason or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
+    made = partial(
+        Profile,
         module=loop.module,
         call=loop.index,
         kind=loop.kind,
         layer=0,
         direction="forward",
-        state=state,
-        timesteps=len(states),
-        batch_size=batch,
+        timesteps=len(rows),
+        batch_size=max(rows),
         sequences=tuple(sequences),
-        lengths=(len(states),) * len(sequences),
-        total=total[:, sequences].T.contiguous().numpy(),
+        lengths=tuple(lengths),
         direct=None,
-        curves=curves,
-        inexact_reason=loop.inexact_reason,
+        curves=_curves(loop, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
+        inexact_reason=reason,
         truncated=loop.cut_off(),
     )
+    found = [made(state="h", total=_totals(loop, loop.h, sequences, lengths))]
+    if loop.c and loop.c_is_total:
+        found.append(made(state="c", total=_totals(loop, loop.c, sequences, lengths)))
+    return found
+
+
+_ROWS_UNKNOWN = (
+    "its batch changes in size from step to step, and a row was only taken to be the same sequence throughout"
+)
+
+
+def _rows_stay(loop: Loop, rows: list[int]) -> bool:
+    """Whether, wherever the batch changes in size, the rows that stay are the first ones, in order: as ``h[:n]`` leaves them."""
+    for t in range(1, len(rows)):
+        if rows[t] == rows[t - 1]:
+            continue
+        given, before = dict(loop.given.get(t, ())).get("h"), loop.h[t - 1].tensor
+        stay = min(rows[t - 1 : t + 1])
+        if given is None or not torch.equal(loop.rows(given)[:stay], loop.rows(before)[:stay]):
+            return False
+    return True
+
+
+def _totals(loop: Loop, states: list[LoopState], sequences: list[int], lengths: list[int]) -> Any:
+    """``(sequence, time)``, NaN past a sequence's end."""
+    chosen, ends = torch.tensor(sequences), torch.tensor(lengths)
+    found = torch.full((len(sequences), len(states)), torch.nan, dtype=torch.float64)
+    for t, state in enumerate(states):
+        there = ends > t
+        found[there, t] = _norms(loop, state, state.slot.value())[chosen[there]]
+    return found.numpy()
+
+
+def _norms(loop: Loop, state: LoopState, gradient: Tensor | None) -> Tensor:
+    """Of each row of a state's gradient, on the CPU; 0 where there is none."""
+    if gradient is None:
+        return torch.zeros(len(loop.rows(state.tensor)), dtype=torch.float64)
+    return norm(loop.rows(gradient)).cpu().double()
 
 
 def _curves(loop: Loop, sequences: list[int]) -> Any:
-    """``(curve, lag)`` of the chosen sequences that the last step's loss reached."""
-    if loop.curves is None:
+    """``(curve, lag)`` of those of the chosen sequences that the last step's loss reached."""
+    states = [*loop.h, *loop.c]
+    gradients = [state.slot.value() for state in states] if loop.totals_are_lagged else loop.lagged
+    if gradients is None:
         return np.zeros((0, 0))
-    rows = loop.curves[:, sequences].T
-    reached = rows[rows[:, 0] != 0]
+    pairs = zip(states, gradients, strict=True)
+    norms = torch.stack([_norms(loop, state, gradient)[sequences] for state, gradient in pairs])
+    if loop.c:
+        norms = norms.unflatten(0, (2, -1)).square().sum(0).sqrt()  # an LSTM's state is h and c together
+    curves = norms.flip(0).T
+    reached = curves[curves[:, 0] != 0]
     return np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)

@@ -63,7 +63,7 @@ class Loops:
         made = tensors((outputs,))[self.positions.get(name, 0) :]
         if not made or not made[0].requires_grad or not made[0].numel():
             return
-        x, states = given[0], given[1:]
+        x, states = given[0] if given else None, given[1:]
         loop = self._continued(name, states if isinstance(module, nn.RNNCellBase) else given)
         if loop is None:
             if self._is_severed(name, states):

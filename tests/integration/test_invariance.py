@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.tuner import Tuner
 
 from lightning_gradwatch import GradWatch, load_run
-from tests.integration.ways import Adversarial, Fails, Fused, Manual, SkipsBatches, scaled
+from tests.integration.ways import Adversarial, CellLoop, Fails, Fused, Manual, SkipsBatches, scaled
 from tests.models import TinyLanguageModel, sentences, trainer
 
 
@@ -137,7 +137,19 @@ WAYS = [
     ),
     _way("interrupted", callbacks=lambda: [Fails("on_before_zero_grad", error=KeyboardInterrupt)], fails=True),
 ]
-CONFIGURATIONS = [*MODELS, *WAYS]
+LOOPS = [
+    *(
+        _way(f"cell loop, {head} head, {name}", {"head": head, "every": every}, kind=CellLoop)
+        for head in ("checkpointed", "counting", "hooked")
+        for name, every in (("last loss", False), ("every loss", True))
+    ),
+    *(_way(f"cell loop, {step} step", {"step": step}, kind=CellLoop) for step in ("checkpointed", "counting")),
+    *(
+        _way(f"cell loop, {step} step, every loss", {"step": step, "every": True}, kind=CellLoop, exact=False)
+        for step in ("checkpointed", "counting", "hooked")
+    ),
+]
+CONFIGURATIONS = [*MODELS, *WAYS, *LOOPS]
 
 
 class Recorder(Callback):

@@ -193,7 +193,7 @@ def fsdp2(tmp_path_factory) -> Runs:
     """The scenarios under FSDP2 on two ranks, and one process on the same batches."""
     folder = tmp_path_factory.mktemp("fsdp2")
     succeed("-m", "tests.integration.scripts.fsdp2", folder, "single")
-    scenarios = ("bare", "watched", "clipped", "nan")
+    scenarios = ("bare", "watched", "clipped", "nan", "bare-cell", "watched-cell")
     done = succeed(*TORCHRUN, "-m", "tests.integration.scripts.fsdp2", folder, *scenarios)
     return Runs(folder, done.stdout + done.stderr)
 
@@ -221,14 +221,15 @@ class TestFSDP2:
         assert all(weight.isfinite().all() for weight in one["weights"].values())
         assert math.isnan(fsdp2.steps("nan")[1]["grad_norm"])
 
-    def test_watching_says_what_it_does_not_see(self, fsdp2: Runs) -> None:
+    @pytest.mark.parametrize("kind", ["", "-cell"], ids=["fused", "a cell of one's own"])
+    def test_watching_says_what_it_does_not_see(self, fsdp2: Runs, kind: str) -> None:
         """GradWatch names the sharded module once as not observed, with the reason, and changes no bit."""
-        (event,) = load_run(fsdp2.folder / "watched-log").event_records
+        (event,) = load_run(fsdp2.folder / f"watched{kind}-log").event_records
         assert (event["kind"], event["module"]) == ("NOT_OBSERVED", "net.rnn")
         assert "sharded over the processes" in event["message"]
-        assert fsdp2.output.count("GradWatch does not observe net.rnn") == 1
+        assert fsdp2.output.count("GradWatch does not observe net.rnn") == 1  # Python shows the same warning once
         assert "GradWatch failed" not in fsdp2.output
-        one, other = fsdp2.ranks("bare"), fsdp2.ranks("watched")
+        one, other = fsdp2.ranks(f"bare{kind}"), fsdp2.ranks(f"watched{kind}")
         assert_identical([rank["weights"] for rank in one], [rank["weights"] for rank in other])
 
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.models import WORDS, TinyLanguageModel
 
@@ -59,6 +60,56 @@ class Manual(TinyLanguageModel):
             optimizer.step()
             state = (state[0].detach(), state[1].detach())
             self.log("train_loss", loss)
+
+
+class Weaker(torch.autograd.Function):
+    """The identity, whose backward sends on less each time that it runs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, runs: list[None]) -> Tensor:
+        ctx.runs = runs
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.runs.append(None)
+        return gradient * 0.9 ** len(ctx.runs), None
+
+
+class CellLoop(TinyLanguageModel):
+    """A cell in a Python loop, with code in the graph whose runs can be counted, in buffers or weights.
+
+    Args:
+        head, step: what is done to the part from states to loss, and to each step: ``checkpointed``, with a BatchNorm in it;
+            ``counting``, whose backward depends on how often it ran; ``hooked``, whose module counts its backward hook's calls.
+        every: whether every step has a loss, or the last one alone.
+    """
+
+    def __init__(self, head: str = "", step: str = "", every: bool = False) -> None:
+        super().__init__("GRU")
+        self.rnn, self.norm, self.every = nn.GRUCell(6, 8), nn.BatchNorm1d(8), every
+        self.around_head, self.around_step = head, step
+        self.runs: list[None] = []
+        self.register_buffer("hooks", torch.zeros(()))
+        for module, how in ((self.head, head), (self.rnn, step)):
+            if how == "hooked":
+                module.register_full_backward_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.hooks += 1
+
+    def _through(self, how: str, run: Any, *inputs: Tensor) -> Tensor:
+        if how == "checkpointed":
+            return checkpoint(lambda *values: run(*values[:-1], self.norm(values[-1])), *inputs, use_reentrant=False)
+        return run(*inputs[:-1], Weaker.apply(inputs[-1], self.runs) if how == "counting" else inputs[-1])
+
+    def loss(self, words: Tensor, batch_idx: int) -> Tensor:
+        h, losses = torch.zeros(len(words), 8), []
+        for x, word in zip(self.embedding(words[:, :-1]).unbind(1), words[:, 1:].unbind(1), strict=True):
+            h = self._through(self.around_step, self.rnn, x, h)
+            losses = [*losses, (h, word)] if self.every else [(h, word)]
+        made = [nn.functional.cross_entropy(self._through(self.around_head, self.head, h), word) for h, word in losses]
+        return torch.stack(made).mean()
 
 
 class InTurn(TinyLanguageModel):

@@ -38,18 +38,45 @@ class Net(nn.Module):
         return self.head(output)
 
 
+class Cell(nn.Module):
+    """A recurrence of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(6 + 8, 8)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.mix(torch.cat([x, h], -1)))
+
+
+class CellNet(Net):
+    """With a cell of one's own in a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = Cell()
+
+    def forward(self, words: Tensor, factor: float) -> Tensor:
+        h, states = torch.zeros(len(words), 8), []
+        for x in (self.embedding(words) * factor).unbind(1):
+            h = self.rnn(x, h)
+            states.append(h)
+        return self.head(torch.stack(states, 1))
+
+
 class Sharded(pl.LightningModule):
     """A language model, sharded over two ranks or whole in one process; on demand a NaN on rank 1."""
 
-    def __init__(self, spoil: bool, shard: bool) -> None:
+    def __init__(self, spoil: bool, shard: bool, cell: bool = False) -> None:
         super().__init__()
-        self.net = Net()
+        self.net = CellNet() if cell else Net()
         self.spoil, self.shard = spoil, shard
 
     def configure_model(self) -> None:
         if self.shard and not isinstance(self.net.head.weight, DTensor):
             mesh = self.device_mesh["data_parallel"]
-            fully_shard(self.net.rnn, mesh=mesh)
+            if isinstance(self.net.rnn, nn.LSTM):
+                fully_shard(self.net.rnn, mesh=mesh)
             fully_shard(self.net, mesh=mesh)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -85,6 +112,8 @@ def train(scenario: str, out: Path) -> None:
     callbacks = {
         "bare": [],
         "watched": [GradWatch(every_n_steps=2, dirpath=run)],
+        "bare-cell": [],
+        "watched-cell": [GradWatch(every_n_steps=2, dirpath=run)],
         "single": [AdaptiveClip(Norm(BOUND), dirpath=run)],
         "clipped": [AdaptiveClip(Norm(BOUND), dirpath=run)],
         "nan": [GradWatch(every_n_steps=2, dirpath=run), AdaptiveClip(dirpath=run)],
@@ -104,7 +133,7 @@ def train(scenario: str, out: Path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Sharded(scenario == "nan", shard=not whole), sentences(64, batch=16))
+    trainer.fit(Sharded(scenario == "nan", shard=not whole, cell="cell" in scenario), sentences(64, batch=16))
 
 
 if __name__ == "__main__":

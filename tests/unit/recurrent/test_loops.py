@@ -266,3 +266,104 @@ def test_measuring_lags_leaves_no_gradient_behind() -> None:
     loop_over(cell)()[0].backward()
     assert all(torch.equal(a, p.grad) for a, p in zip(with_lags, cell.parameters(), strict=True))
     assert math.isfinite(float(loss))
+
+
+def shrinking(cell: nn.Module, sizes: list[int], choose=lambda h, n: h[:n]):
+    """The cell over a batch that changes in size, with a loss on every state; loss, and the states as autograd knows them."""
+    state, states = torch.randn(sizes[0], HIDDEN, dtype=torch.float64), []
+    loss = torch.zeros((), dtype=torch.float64)
+    for t, n in enumerate(sizes):
+        grown = torch.cat([state, state.new_zeros(max(n - len(state), 0), HIDDEN)])
+        state = cell(torch.randn(n, WIDTH, dtype=torch.float64), choose(grown, n))
+        states.append(state)
+        loss = loss + (state.sin() * (t + 1)).sum()
+    return loss, states
+
+
+def measure_shrinking(sizes: list[int], module: nn.Module | None = None, **options):
+    cell = module or nn.GRUCell(WIDTH, HIDDEN).double()
+    capture = Capture({"cell": cell} if module is None else {})
+    capture.attach()
+    capture.begin()
+    loss, states = shrinking(cell, sizes, **options)
+    totals = [g.norm(dim=-1) for g in torch.autograd.grad(loss, states, retain_graph=True)]
+    (sent,) = torch.autograd.grad(loss, states[-1:], retain_graph=True)
+    lags = [g.norm(dim=-1) for g in torch.autograd.grad((states[-1] * sent).sum(), states, retain_graph=True)]
+    capture.forget_gradients()
+    (loop,) = capture.calls
+    measure_lags(loop, loss)
+    loss.backward()
+    (found,) = loop_profiles(loop, None)
+    capture.detach()
+    return found, totals, lags
+
+
+def test_a_batch_that_shrinks() -> None:
+    """Sequences that end early are measured up to their own end; the last step's loss is followed back for those that it has."""
+    sizes = [4, 4, 3, 3, 2, 2]
+    found, totals, lags = measure_shrinking(sizes)
+    assert (found.batch_size, found.sequences, found.lengths) == (4, (0, 1, 2, 3), (6, 6, 4, 2))
+    assert found.exact
+    for j, row in enumerate(found.total):
+        assert np.allclose(row, [float(total[j]) if j < len(total) else np.nan for total in totals], equal_nan=True)
+    expected = torch.stack([lag[:2] for lag in reversed(lags)])
+    assert np.allclose(found.curves, (expected / expected[0]).T.numpy(), rtol=1e-12)
+    assert np.isfinite(found.total_median()).all()
+
+
+def test_a_batch_that_grows() -> None:
+    """The sequences that are there from the first step on are measured."""
+    found, totals, _ = measure_shrinking([2, 2, 3, 4])
+    assert (found.batch_size, found.sequences, found.lengths) == (4, (0, 1), (4, 4))
+    assert found.exact
+    assert np.allclose(found.total, torch.stack([total[:2] for total in totals]).T.numpy())
+    assert len(found.curves) == 2
+
+
+def test_a_batch_that_shrinks_to_rows_of_its_own_choice() -> None:
+    """Where the rows that stay are not the first ones, the figures say that they are not exact."""
+    found, _, _ = measure_shrinking([4, 3, 2], choose=lambda h, n: h[-n:])
+    assert found.inexact_reason is not None
+    assert "changes in size" in found.inexact_reason
+
+
+def test_a_tap_in_a_batch_that_shrinks() -> None:
+    """What goes into a tap's next step is not known, so its figures are given as not exact."""
+
+    class Tapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRUCell(WIDTH, HIDDEN).double()
+
+        def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+            return tap(self.cell(x, h), "mine")
+
+    found, totals, _ = measure_shrinking([4, 3, 2], Tapped())
+    assert np.allclose(found.total[0], [float(total[0]) for total in totals])
+    assert found.inexact_reason is not None
+
+
+def test_a_cell_that_begins_by_itself() -> None:
+    """A cell of one's own called without an argument begins a sequence, which its next call continues."""
+
+    class Begins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.begin, self.mix = nn.Parameter(torch.ones(BATCH, HIDDEN)), nn.Linear(HIDDEN, HIDDEN)
+
+        def forward(self, h: torch.Tensor | None = None) -> torch.Tensor:
+            return torch.tanh(self.mix(self.begin if h is None else h))
+
+    cell = Begins()
+
+    def forward():
+        states = [cell()]
+        for _ in range(TIME - 1):
+            states.append(cell(states[-1]))
+        return (states[-1] ** 2).sum(), states
+
+    (loop,), totals, lags, severed = run(cell, forward)
+    (found,) = loop_profiles(loop, None)
+    assert not severed
+    assert np.allclose(found.total, totals.T.numpy(), rtol=1e-5)
+    assert np.allclose(found.curves, (lags / lags[0]).T.numpy(), rtol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
@@ -21,6 +22,12 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)  # pytest-randomly seeds Python and NumPy
+
+
+@pytest.fixture(autouse=True)
+def _lightning_speaks() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)  # as Lightning itself does; a campaign silences it
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ _FIRST_FACTOR = 30.0  # the bound until then, in the second largest norm so far 
 _FIRST_FLOOR = 0.1  # ... but at least so long a step, in lengths of the parameters; where the length is not known, in parameter norms ...
 _FIRST_CEILING = (
     1.0,
-    1e4,
-)  # ... and at most so long a one; so many parameter norms, which also the gradient of a summed loss stays under
+    100.0,
+)  # ... and the very first at most so long a one; or so many parameter norms, as gradients seldom have
 _FIRST_LEVEL = 0.1  # what a step beyond the ceiling is brought back to
 _LONG_FACTOR = 3.0  # medians that make an explosion of a step that is too long
 _STEPS_BETWEEN = 10  # steps between two looks at the parameters
@@ -55,8 +55,9 @@ class Spike(ArgumentsMixin):
     never touched.
 
     From the first step on: until 10 norms are known, the bound is 30 times the second largest so far, but at least 0.1 norms of the
-    parameters and at most 10⁴; under SGD at least a step of a tenth of the parameters' length, and at most one of it. A step beyond these
-    is scaled to that tenth.
+    parameters; under SGD at least a step of a tenth of the parameters' length. The very first step may be as long as the parameters
+    under SGD, and is brought back to a tenth of that; of another optimizer it may have a norm of 100 times theirs, and is brought back
+    to a hundredth of it. That norm is remembered as it was, since the loss may be a sum: Adam takes little notice of its scale.
 
     A permanent change of level (another loss, another batch size) is not an explosion. Where 20 exploding steps in a row
     scatter by less than a decade and do not rise, the level is raised, fourfold at most, and again after 20 more. A run that
@@ -133,7 +134,7 @@ class Spike(ArgumentsMixin):
             return Decision(threshold, 1.0)
         self._wary = max(self._wary - 1, 0)
         if norm > bound:
-            self._explode(norm, level, longest)
+            self._explode(norm, level, longest, known=step_size is not None)
             target = min(level if step_size is not None else _LEFT_OVER * level, norm)
         else:
             self._take(norm, level)
@@ -202,8 +203,8 @@ class Spike(ArgumentsMixin):
                 (parameter_norm / step_size, _FIRST_CEILING[0]) if step_size else (parameter_norm, _FIRST_CEILING[1])
             )
             bound = max(bound, _FIRST_FLOOR * unit)
-            if bound > ceiling * unit:
-                bound, level = ceiling * unit, min(level, _FIRST_LEVEL * unit)
+            if not len(self._history):
+                bound, level = ceiling * unit, _FIRST_LEVEL * unit
         return bound, level
 
     def _take(self, norm: float, level: float) -> None:
@@ -216,10 +217,12 @@ class Spike(ArgumentsMixin):
             norm = min(norm, _WARY_FACTOR * self._history.median())
         self._history.append(norm)
 
-    def _explode(self, norm: float, level: float, longest: float) -> None:
-        """Trust the run no more, for a while."""
+    def _explode(self, norm: float, level: float, longest: float, *, known: bool) -> None:
+        """Trust the run no more, for a while; save after the very first norm, where the length of the step is not known either."""
         if not len(self._history):
-            self._history.append(level)
+            self._history.append(level if known else norm)
+            if not known:
+                return
         if norm > longest:
             self._allowed = max((self._allowed if self._wary else 1.0) / 2, _WARY_LENGTH)
             self._shaken = _SHAKEN

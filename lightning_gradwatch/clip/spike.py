@@ -11,10 +11,8 @@ from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, ratio, req
 _SETTLING = 10  # steps until median and maximum are trusted
 _FIRST_FACTOR = 30.0  # the bound until then, in the second largest norm so far ...
 _FIRST_FLOOR = 0.1  # ... but at least so long a step, in lengths of the parameters; where the length is not known, in parameter norms ...
-_FIRST_CEILING = (
-    1.0,
-    100.0,
-)  # ... and the very first at most so long a one; or so many parameter norms, as gradients seldom have
+_FIRST_LENGTH = 1.0  # ... and the very first at most so long a one; ...
+_FIRST_NORM = 100.0  # ... where the length is not known, so many parameter norms
 _FIRST_LEVEL = 0.1  # what a step beyond the ceiling is brought back to
 _LONG_FACTOR = 3.0  # medians that make an explosion of a step that is too long
 _STEPS_BETWEEN = 10  # steps between two looks at the parameters
@@ -27,9 +25,7 @@ _WARY_FACTOR = 3.0  # ... a step is then shortened to so many medians, or to wha
 _WARY_LENGTH = 0.25  # ... and to the length allowed, which each step that is too long halves, down to so much of it
 _SHAKEN = 20  # steps after one that was too long in which no norm over the median is remembered
 _PATIENCE = 20  # successive exploding steps that may turn out to be a new level
-_STEADY = (
-    10.0  # they are one if the fourth and the seventeenth of them in order of size differ by less than this factor ...
-)
+_STEADY = 10.0  # they are one if the fourth and the seventeenth in order of size differ by less than this factor, ...
 _RISE = 1.25  # ... the median of their later half exceeds the earlier one's by no more than this ...
 _SHIFT = 4.0  # ... and then the level rises by this factor at most
 
@@ -108,7 +104,7 @@ class Spike(ArgumentsMixin):
         self._shaken = 0  # ... and after a step that was too long
         self._allowed = 1.0  # of the longest step
         self._size: float | None = (
-            None  # the parameters' norm when last seen, while a step's length can be told from it
+            None  # the parameters' norm when last seen, where a step's length can be told from it
         )
         self._age = 0  # steps since then
 
@@ -134,7 +130,7 @@ class Spike(ArgumentsMixin):
             return Decision(threshold, 1.0)
         self._wary = max(self._wary - 1, 0)
         if norm > bound:
-            self._explode(norm, level, longest, known=step_size is not None)
+            self._explode(norm, level, longest, known=bool(step_size))
             target = min(level if step_size is not None else _LEFT_OVER * level, norm)
         else:
             self._take(norm, level)
@@ -199,12 +195,10 @@ class Spike(ArgumentsMixin):
         if len(self._history):
             bound, level = _FIRST_FACTOR * self._history.largest(2), self._history.median()
         if parameter_norm is not None and usable(parameter_norm):
-            unit, ceiling = (
-                (parameter_norm / step_size, _FIRST_CEILING[0]) if step_size else (parameter_norm, _FIRST_CEILING[1])
-            )
+            unit = parameter_norm / step_size if step_size else parameter_norm
             bound = max(bound, _FIRST_FLOOR * unit)
             if not len(self._history):
-                bound, level = ceiling * unit, _FIRST_LEVEL * unit
+                bound, level = (_FIRST_LENGTH if step_size else _FIRST_NORM) * unit, _FIRST_LEVEL * unit
         return bound, level
 
     def _take(self, norm: float, level: float) -> None:

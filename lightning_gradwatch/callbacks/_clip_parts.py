@@ -90,6 +90,8 @@ class Parts:
         parts += [Part(self._keys[pattern], pattern, state.patterns[pattern]) for pattern in self.policies]
         parts.append(Part("excluded", "", state.excluded))
         for index, group in enumerate(optimizer.param_groups):
+            # Momentum spreads a step over those that follow, and is left out.
+            rate = float(group["lr"]) if isinstance(optimizer, SGD) else None
             for parameter in group["params"]:
                 if not parameter.numel() or (parameter.grad is None and not parameter.requires_grad):
                     continue
@@ -101,9 +103,9 @@ class Parts:
                 part.trained.append(parameter)
                 if parameter.grad is None:
                     continue
-                if isinstance(optimizer, SGD):  # momentum spreads a step over those that follow, and is left out
+                if rate is not None:
                     part.by_rate = part.by_rate or {}
-                    part.by_rate.setdefault(float(group["lr"]), []).append(parameter.grad)
+                    part.by_rate.setdefault(rate, []).append(parameter.grad)
                 part.gradients.append(parameter.grad)
                 part.parameters.append(parameter)
                 part.names.append(names[0])

@@ -49,9 +49,10 @@ class Unobserved:
 
     def report_added(self, moment: Moment) -> None:
         """Tell the recurrent modules that the model did not have when training began, each once."""
-        for name in added(self._model, self._known, self._patterns):
+        found = discover(self._model)
+        for name in added(found, self._known, self._patterns):
             self._on_event(moment.event(EventKind.NOT_OBSERVED, module=name, detail=_ADDED, remedy=_ADDED_REMEDY))
-        self._known.update(discover(self._model).values())
+        self._known.update(found.values())
 
     @contextmanager
     def apart(self, module: str) -> Generator[None]:

@@ -43,9 +43,7 @@ class NormJumpDetector:
         self._ordinary = Baseline(window=WINDOW, history=HISTORY, spread=SPREAD, least_factor=LEAST_FACTOR)
         self._episodes = Episodes(CALM_STEPS)
         self._evidence = 0.0
-        self._suspect: float | None = (
-            None  # what the baseline is to remember of the step before, once this one has been judged
-        )
+        self._suspect: float | None = None  # to be remembered of the step before, once this one has been judged
 
     def bound(self) -> float | None:
         """The norm that an ordinary step stays under; None while there is too little history."""

@@ -50,15 +50,15 @@ def discover(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[st
     return chosen
 
 
-def added(model: nn.Module, known: Collection[nn.Module], patterns: Sequence[str] | None) -> list[str]:
-    """Qualified names of the recurrent modules that train and are not among ``known``.
+def added(found: Mapping[str, nn.Module], known: Collection[nn.Module], patterns: Sequence[str] | None) -> list[str]:
+    """Qualified names of those of the recurrent modules found that train and are not among ``known``.
 
     Args:
         patterns: as for :func:`discover`.
     """
     return [
         name
-        for name, module in discover(model).items()
+        for name, module in found.items()
         if module not in known
         and (patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns))
         and any(parameter.requires_grad for parameter in module.parameters())

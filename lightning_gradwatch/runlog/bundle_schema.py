@@ -16,7 +16,7 @@ from lightning_gradwatch.runlog.records import MalformedError
 Check = Callable[[Any], bool]
 
 _DEEPEST = 100  # containers within each other
-_MOST_VALUES = 10_000_000  # a list that holds another one twice, and that one a third … is small as a file
+_MOST_VALUES = 2_000_000  # a list that holds another one twice, and that one a third … is small as a file
 _MOST_THREADS = 1024
 _MATMUL = ("highest", "high", "medium")
 _PRECISIONS = (

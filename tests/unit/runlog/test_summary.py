@@ -10,7 +10,7 @@ import pytest
 from lightning_gradwatch.detect import exploding, vanishing
 from lightning_gradwatch.events import ENDED, ONGOING, Event, EventKind
 from lightning_gradwatch.profile import HORIZON_RATIO
-from lightning_gradwatch.runlog import summarise, summary
+from lightning_gradwatch.runlog import evidence, summarise
 from lightning_gradwatch.runlog.summary import Verdict
 from tests.runlogs import profile
 
@@ -22,10 +22,10 @@ def judge(*records, events=()):
 
 def test_the_verdict_and_the_detectors_draw_the_same_lines():
     """An event and a verdict must not contradict each other."""
-    assert summary.SEVERAL == vanishing.SAMPLES
-    assert summary.VANISHING_SHARE == vanishing.VANISHING_SHARE
-    assert summary.EXPLODING_FACTOR == exploding.EXPLODING_FACTOR
-    assert summary.STARVING_SHARE == HORIZON_RATIO
+    assert evidence.SEVERAL == vanishing.SAMPLES
+    assert evidence.VANISHING_SHARE == vanishing.VANISHING_SHARE
+    assert evidence.EXPLODING_FACTOR == exploding.EXPLODING_FACTOR
+    assert evidence.STARVING_SHARE == HORIZON_RATIO
 
 
 @pytest.mark.parametrize(

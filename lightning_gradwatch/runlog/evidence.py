@@ -1,0 +1,182 @@
+"""What a verdict rests on: the profiles and events of one layer and direction, brought together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+from lightning_gradwatch.events import EventKind
+
+LAST_SAMPLES = 10
+"""A verdict rests on the median over the last so many sampled steps: it is about how training ended up."""
+
+LAST_SHARE = 1 / 3
+"""… of those in this last share of the training, so that in a short run the begin is not counted to the end."""
+
+# The four numbers of the detectors, repeated here because those load numpy and a command must start at once.
+SEVERAL = 3
+"""Vanishing is never judged from fewer sampled steps than this."""
+
+VANISHING_SHARE = 0.5
+"""A horizon shorter than this share of the sequence is vanishing."""
+
+STARVING_SHARE = 0.01
+"""A timestep whose total gradient is under this share of the largest starves."""
+
+EXPLODING_FACTOR = 100.0
+"""A gradient that grows more than so many times on its way back is exploding."""
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Of one layer and direction of one module.
+
+    Args:
+        records: its profiles, in the order in which they were made.
+        here: the events that name this place, or its module as a whole; closing records of episodes are left out.
+        everywhere: all events of the run, those of other modules and of none included.
+    """
+
+    records: Sequence[Record]
+    here: Sequence[Record]
+    everywhere: Sequence[Record]
+
+    @cached_property
+    def chosen(self) -> list[Record]:
+        """The profiles of h, or of what else was recorded where there are none."""
+        states = {record.get("state") for record in self.records}
+        return [record for record in self.records if "h" not in states or record.get("state") == "h"]
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """The sampled steps."""
+        return sorted({record["step"] for record in self.chosen})
+
+    @cached_property
+    def spoilt(self) -> set[int]:
+        """Sampled steps with a gradient that is not finite."""
+        return {record["step"] for record in self.chosen if not is_finite(record)}
+
+    @cached_property
+    def sound(self) -> list[int]:
+        """Sampled steps whose gradients are all finite."""
+        return [step for step in self.steps if step not in self.spoilt]
+
+    @cached_property
+    def lost(self) -> list[int]:
+        """Sampled steps that are not finite, were not skipped, and are followed by no finite one."""
+        skipped = {event["step"] for event in self.everywhere if event["kind"] == EventKind.STEP_SKIPPED}
+        return [step for step in self.steps if step in self.spoilt - skipped and step > max(self.sound, default=-1)]
+
+    @cached_property
+    def last(self) -> list[Record]:
+        """The profiles of the last samples, on which the verdict rests."""
+        recent = recent_steps(self.sound or self.steps)
+        return [record for record in self.chosen if record["step"] in recent]
+
+    @cached_property
+    def before(self) -> list[Record]:
+        """The profiles of the samples before those."""
+        first = min(record["step"] for record in self.last)
+        return [record for record in self.chosen if record["step"] < first]
+
+    @property
+    def samples(self) -> int:
+        """How many steps were sampled."""
+        return len(self.steps)
+
+    @cached_property
+    def timesteps(self) -> int:
+        """Of the longest sequence among the last samples."""
+        return max(record["timesteps"] for record in self.last)
+
+    @cached_property
+    def _horizon(self) -> tuple[int | None, bool]:
+        return (None, False) if self.lost else median_horizon(self.last)
+
+    @property
+    def horizon(self) -> int | None:
+        """Timesteps, median over the last samples."""
+        return self._horizon[0]
+
+    @property
+    def censored(self) -> bool:
+        """Whether the gradient was still above 1 % at the longest lag seen."""
+        return self._horizon[1]
+
+    @cached_property
+    def rate(self) -> float | None:
+        """Nats per timestep, median over the last samples."""
+        rates = [
+            rate for record in self.last if (rate := record.get("growth_rate")) is not None and math.isfinite(rate)
+        ]
+        return median(rates) if rates and not self.lost else None
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether all of the last samples are."""
+        return all(record.get("exact") is not False for record in self.last)
+
+    @cached_property
+    def starves(self) -> bool:
+        """Whether in most of the last samples the far end of the sequence gets next to nothing."""
+        return 2 * sum(map(starves, self.last)) > len(self.last)
+
+    @property
+    def trouble(self) -> list[Record]:
+        """The events of the run that name something not finite."""
+        return [event for event in self.everywhere if event["kind"].startswith("NONFINITE")]
+
+    def message(self, *kinds: EventKind) -> str:
+        """What the last event of these kinds says of this place; nothing where there is none."""
+        return next((event.get("message") or "" for event in reversed(self.here) if event["kind"] in kinds), "")
+
+
+def reach(record: Record | None) -> float:
+    """How many timesteps a gradient that is not short reaches back, a little more if it was cut off; 0 of one that is short or explodes."""
+    if record is None or record.get("horizon") is None or not is_finite(record) or growth(record) > EXPLODING_FACTOR:
+        return 0.0
+    horizon, censored = record["horizon"], bool(record["horizon_censored"])
+    return horizon + 0.5 * censored if censored or horizon >= VANISHING_SHARE * record["timesteps"] else 0.0
+
+
+def is_finite(record: Record) -> bool:
+    """Whether every gradient norm of a profile is. NaN stands where no sequence reached."""
+    return not any(map(math.isinf, record.get("total_max") or record["total"]))
+
+
+def growth(record: Record) -> float:
+    """The largest lagged gradient of a profile; 0 where it has none."""
+    return max(record.get("lagged") or [0.0])
+
+
+def starves(record: Record) -> bool:
+    """Whether the end of the sequence that is furthest from the loss gets under 1 % of the largest total gradient."""
+    total = [norm for norm in record["total"] if not math.isnan(norm)]
+    if not total:
+        return False
+    return total[-1 if record.get("direction") == "reverse" else 0] < STARVING_SHARE * max(total)
+
+
+def recent_steps(steps: Sequence[int]) -> set[int]:
+    """Those of the last share of the training: told by the steps themselves, which do not depend on how many samples were kept."""
+    late = [step for step in steps if step >= (1 - LAST_SHARE) * steps[-1]]
+    return set(steps[-min(LAST_SAMPLES, max(SEVERAL, len(late))) :])
+
+
+def median_horizon(records: Sequence[Record]) -> tuple[int | None, bool]:
+    """The lower median, where a horizon that the sequence cut off counts as longer than any that was seen."""
+    cut = [record["horizon"] for record in records if record.get("horizon") is not None and record["horizon_censored"]]
+    full = sorted(
+        record["horizon"] for record in records if record.get("horizon") is not None and not record["horizon_censored"]
+    )
+    if not cut and not full:
+        return None, False
+    middle = (len(cut) + len(full) - 1) // 2
+    return (full[middle], False) if middle < len(full) else (max(cut), True)

@@ -1,0 +1,130 @@
+"""The rules by which a layer gets its verdict, in order: the first that applies decides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import median
+
+from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.runlog.evidence import EXPLODING_FACTOR, SEVERAL, VANISHING_SHARE, Evidence, growth, reach
+from lightning_gradwatch.runlog.verdict import Verdict
+
+Said = tuple[Verdict, str]
+"""A verdict and its sentence, without the place."""
+
+Rule = Callable[[Evidence], Said | None]
+
+
+def judge(found: Evidence) -> Said:
+    """The verdict of the first rule that applies."""
+    return next(said for rule in RULES if (said := rule(found)) is not None)
+
+
+def _not_finite(found: Evidence) -> Said | None:
+    """From when on, and what was named first since the last sample that was as it should be."""
+    if not found.lost:
+        return None
+    since = max(found.sound, default=0)
+    named = [event for event in found.trouble if event["step"] >= since]
+    first = min(named, key=lambda event: event["step"], default=None)
+    what = ""
+    if first is not None:
+        said = (first.get("message") or "").partition(". ")[0].rstrip(".")
+        what = f" First came {first['kind']} at step {first['step']}: {said}."
+    if len(found.lost) == 1:
+        return Verdict.NOT_FINITE, f"In the last sample, of step {found.lost[0]}, the gradient is not finite.{what}"
+    return Verdict.NOT_FINITE, f"From step {found.lost[0]} on the gradient is not finite.{what}"
+
+
+def _without_gradient(found: Evidence) -> Said | None:
+    norms = [norm for record in found.last for norm in record["total"]]
+    if any(norm > 0 for norm in norms):  # NaN stands where no sequence reached
+        return None
+    return Verdict.NOT_OBSERVED, found.message(*_WHY_NOTHING) or "No gradient reached its hidden states."
+
+
+def _without_time(found: Evidence) -> Said | None:
+    if found.timesteps > 1:
+        return None
+    said = found.message(*_WHY_NOTHING)
+    return Verdict.NOT_OBSERVED, said or "Its sequences have one timestep: nothing flows through time."
+
+
+def _exploding(found: Evidence) -> Said | None:
+    peak = median(map(growth, found.last))
+    if not peak > EXPLODING_FACTOR:
+        return None
+    grown = f"{peak:.3g}-fold" if math.isfinite(peak) else "beyond every finite number"
+    return Verdict.EXPLODING, f"The gradient grows {grown} within {found.timesteps} timesteps{_speed(found)}."
+
+
+def _without_lags(found: Evidence) -> Said | None:
+    if found.horizon is not None:
+        return None
+    return Verdict.UNDECIDED, "The loss sends no gradient from which the horizon could be measured."
+
+
+def _outlives(found: Evidence) -> Said | None:
+    if not found.censored:
+        return None
+    return (
+        Verdict.HEALTHY,
+        f"The gradient stays above 1 % for all of the {found.timesteps} timesteps{_speed(found)}.",
+    )
+
+
+def _long(found: Evidence) -> Said | None:
+    assert found.horizon is not None
+    return (Verdict.HEALTHY, f"{_fall(found)}.") if found.horizon >= VANISHING_SHARE * found.timesteps else None
+
+
+def _too_few(found: Evidence) -> Said | None:
+    if found.samples >= SEVERAL:
+        return None
+    return Verdict.UNDECIDED, f"{_fall(found)}, but {_count(found.samples, 'sample')} cannot tell whether it stays so."
+
+
+def _shortened(found: Evidence) -> Said | None:
+    """A gradient that once reached far has shown what is there to learn; what has been learned needs little of it."""
+    reached = max(found.before, key=reach, default=None)
+    if reached is None or reach(reached) <= (found.horizon or 0):
+        return None
+    earlier = f"at step {reached['step']} it reached {reached['horizon']}, as learning may leave it"
+    return Verdict.SHORTENED, f"{_fall(found)}; {earlier}."
+
+
+def _vanishing(found: Evidence) -> Said:
+    if found.starves:
+        return Verdict.VANISHING, f"{_fall(found)}: what lies further back is not learned."
+    enough = "every timestep has a loss near enough, so it matters only if the task needs a longer memory"
+    return Verdict.VANISHING, f"{_fall(found)}; {enough}."
+
+
+RULES: tuple[Rule, ...] = (
+    _not_finite,
+    _without_gradient,
+    _without_time,
+    _exploding,
+    _without_lags,
+    _outlives,
+    _long,
+    _too_few,
+    _shortened,
+    _vanishing,
+)
+"""The gravest come first; the last one applies to whatever is left."""
+
+_WHY_NOTHING = (EventKind.NOT_OBSERVED, EventKind.NO_GRADIENT_THROUGH_TIME)
+
+
+def _fall(found: Evidence) -> str:
+    return f"The gradient falls under 1 % after {found.horizon} of {found.timesteps} timesteps{_speed(found)}"
+
+
+def _speed(found: Evidence) -> str:
+    return "" if found.rate is None else f" (growth rate {found.rate:+.3g} nats per timestep)"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

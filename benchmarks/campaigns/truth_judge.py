@@ -89,7 +89,8 @@ _PARTS = {
 
 
 class Sentences:
-    """What can be said: patterns of sentences, each with its check. ``<n:name>`` stands for a number that the check gets as ``name``."""
+    """What can be said: patterns of sentences, each with its check. ``<n:name>`` stands for a number that the check gets as ``name``,
+    and what stands in «» may be left out."""
 
     def __init__(self) -> None:
         self._known: list[tuple[re.Pattern[str], Check]] = []
@@ -128,7 +129,7 @@ def compiled(pattern: str) -> str:
     for sort, name, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
         made.append(f"(?P<{name}>{_PARTS[sort]})" if name else f"(?:{_PARTS[sort]})")
         made.append(re.escape(text))
-    return "".join(made).replace(r"\[\[", "(?:").replace(r"\]\]", ")?").replace(r"\ ", " ") + r"(?=\s|$)"
+    return "".join(made).replace("«", "(?:").replace("»", ")?").replace(r"\ ", " ") + r"(?=\s|$)"
 
 
 def place_of(words: str) -> Place | None:
@@ -150,7 +151,7 @@ def texts(told: Told) -> Iterator[tuple[str, Event | None]]:
 class Judgement:
     """Of one run."""
 
-    case: Case
+    kind: str
     sentences: int
     faults: list[Fault]
     said: list[str]
@@ -167,7 +168,7 @@ def judged(truth: Truth, told: Told, words: Sentences, told_enough: Callable[[Tr
         faults += context.faults
     faults += [Fault(MISS, "", why) for why in told_enough(truth, told)]
     said = [*told.lines, *told.warnings, *(f"{e.severity} {e.kind} step {e.step}: {e.message} -> {e.remedy}" for e in told.events)]
-    return Judgement(truth.case, sentences, list(dict.fromkeys(faults)), said)
+    return Judgement(truth.case.kind, sentences, list(dict.fromkeys(faults)), said)
 
 
 SAID = Sentences()

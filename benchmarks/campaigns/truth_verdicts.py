@@ -166,7 +166,7 @@ def _warnings(c: Context, m: Words) -> None:
     _count(c, m["n"], "warning")
 
 
-@SAID("Besides <int:n> warning[[s]] and <int:notes> note[[s]].")
+@SAID("Besides <int:n> warning«s» and <int:notes> note«s».")
 def _both(c: Context, m: Words) -> None:
     _count(c, m["n"], "warning")
     _count(c, m["notes"], "note")
@@ -204,8 +204,8 @@ def rate(c: Context, m: Words) -> None:
         c.number(m["rate"], found[0] - 0.01, found[1] + 0.01, "the growth rate", slack=0.05)
 
 
-@SAID("The gradient falls under 1 % after <n:h> of <int:t> timesteps (growth rate <n:rate> nats per timestep)[[: what lies further back is not learned]].")
-@SAID("The gradient falls under 1 % after <n:h> of <int:t> timesteps[[: what lies further back is not learned]].")
+@SAID("The gradient falls under 1 % after <n:h> of <int:t> timesteps (growth rate <n:rate> nats per timestep)«: what lies further back is not learned».")
+@SAID("The gradient falls under 1 % after <n:h> of <int:t> timesteps«: what lies further back is not learned».")
 def _falls(c: Context, m: Words) -> None:
     horizon(c, m["h"])
     timesteps(c, m["t"])
@@ -247,7 +247,7 @@ def _reached_at(c: Context, said: str, step: int) -> None:
         c.number(said, *found, f"the horizon at step {step}")
 
 
-@SAID("The gradient falls under 1 % after <n:h> of <int:t> timesteps (growth rate <n:rate> nats per timestep), but <int:samples> sample[[s]] cannot tell whether it stays so.")
+@SAID("The gradient falls under 1 % after <n:h> of <int:t> timesteps (growth rate <n:rate> nats per timestep), but <int:samples> sample«s» cannot tell whether it stays so.")
 def _too_few(c: Context, m: Words) -> None:
     _falls(c, m)
 
@@ -374,3 +374,43 @@ def _episode_of_growth(c: Context, m: Words) -> None:
 def _nothing_flows(c: Context, m: Words) -> None:
     c.verdict(all(one.severed for one in c.facts()), "something flows")
     c.verdict(c.case.cause == "severed", "the state is passed on")
+
+
+# ------------------------------------------------------------------ how many timesteps the loss reaches
+
+
+def reached(c: Context, said: str) -> None:
+    """Of a direction's own timesteps."""
+    found = c.between(lambda one: one.reached if one.fed else None)
+    if found is not None:
+        c.number(said, *found, "the number of timesteps reached")
+
+
+@SAID("The loss reaches <place> at <int:n> of its timesteps only.")
+def _reaches(c: Context, m: Words) -> None:
+    _barely(c, m)
+    reached(c, m["n"])
+
+
+@SAID("It does so at its own first step; the other <int:rest> of <int:t> get no gradient at all« in <int:samples> samples in a row».", "It does so at its own first <int:n> steps; the other <int:rest> of <int:t> get no gradient at all« in <int:samples> samples in a row».")
+def _does_so(c: Context, m: Words) -> None:
+    reached(c, m.get("n", "1"))
+    timesteps(c, m["t"])
+    c.number(m["rest"], *(2 * [int(m["t"].replace(",", "")) - int(m.get("n", "1"))]), "the rest")
+
+
+@SAID("This direction begins at the sequence's end, and the loss reads it where it has just begun.")
+def _just_begun(c: Context, m: Words) -> None:
+    c.verdict(c.place is not None and c.place[2] == "reverse", "it is the forward direction")
+    _barely(c, m)
+
+
+@SAID("The loss reaches it at its own first step only; the other <int:rest> of <int:t> timesteps get no gradient.", "The loss reaches it at its own first <int:n> steps only; the other <int:rest> of <int:t> timesteps get no gradient.")
+def _reaches_it(c: Context, m: Words) -> None:
+    _does_so(c, m)
+
+
+@SAID("Hardly any of its states gets a gradient.")
+def _hardly_any(c: Context, m: Words) -> None:
+    late = _late(c)
+    c.verdict(not late or any(len(one.fed) * 4 <= len(one.total) for one in late), "many sequences get one")

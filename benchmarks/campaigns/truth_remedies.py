@@ -1,0 +1,137 @@
+"""Judges of remedies: each sentence, and the causes that it helps against. What is conditional has to be true under its condition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from benchmarks.campaigns.truth_judge import REMEDY, SAID, Check, Context
+from benchmarks.campaigns.truth_verdicts import Words
+
+GROWTH = ("explosion through time", "outlier", "divergence")
+OUTSIDE = ("operation outside",)
+ARITHMETIC = ("cell's arithmetic",)
+VANISHING = ("vanishing", "padding")
+NONFINITE = (*OUTSIDE, *ARITHMETIC, "bad input", "bad target", "explosion through time", "divergence")
+
+
+def helps(causes: Collection[str], *patterns: str) -> Check:
+    """Sentences that fit these causes and no other."""
+
+    def check(c: Context, m: Words) -> None:
+        if c.case.cause not in causes:
+            c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")
+
+    return SAID(*patterns)(check)
+
+
+def holds(*patterns: str) -> Check:
+    """Sentences that are true whatever the cause."""
+
+    def check(c: Context, m: Words) -> None:
+        """Nothing to be held against it."""
+
+    return SAID(*patterns)(check)
+
+
+helps(
+    (*OUTSIDE, "bad target", "divergence"),
+    "Look at what stands between the recurrent output and the loss: a log or a division of 0, an overflowing exp, a target out of range.",
+)
+holds(
+    "AdaptiveClip skips such a step.",
+    "AdaptiveClip skips steps whose gradients are not finite.",
+    "Weights and optimizer state are as they were.",
+    "A single one is harmless; if it goes on, the events before it name the place where it began.",
+    "A hidden state that the module carries from batch to batch keeps a NaN.",
+)
+helps(
+    ("bad input",),
+    "Look at this sequence of this batch in the data, and at the layers in front of the recurrent one.",
+    "AdaptiveClip skips such a step, so that the weights stay finite.",
+)
+helps(
+    ("explosion through time",),
+    "The backward recurrence overflowed: use AdaptiveClip(), lower the learning rate, shorten the sequences (truncated BPTT), or "
+    "initialise the recurrent weight orthogonally (Pascanu et al. 2013).",
+    "Only what single timesteps send back grows so; in the sum over all of them it does not show yet.",
+    "Lower the learning rate, and let AdaptiveClip() stand by (Pascanu et al. 2013).",
+    "Lower the learning rate if it stays so.",
+    "The recurrent weight enlarges what it passes back: begin with an orthogonal one of gain 1 or less (Henaff et al. 2016), or use a "
+    "gated cell.",
+    "In a gated cell it is the recurrent weights that have grown: weight decay on them keeps them small (Pascanu et al. 2013, L2).",
+)
+helps(
+    GROWTH,
+    "Use AdaptiveClip(), which brings such a step back to its ordinary size, here about <n>; a fixed clipping level between half and ten "
+    "times the average norm does too (Pascanu et al. 2013).",
+    "Use AdaptiveClip(), which brings such a step back to its ordinary size; a fixed clipping level between half and ten "
+    "times the average norm does too (Pascanu et al. 2013).",
+    "Lower the learning rate, or let it rise more slowly, if it happens again.",
+)
+holds("Nothing to do: this is what clipping is for.", "If it happens at most steps, lower the learning rate.")
+helps(
+    VANISHING,
+    "Clipping does not help; a shorter way from cause to effect (attention, skipping steps) does.",
+)
+helps(
+    ("vanishing",),
+    "A plain recurrence multiplies the gradient by the same matrix at every step, with slopes under 1: use a gated cell, nn.LSTM or nn.GRU "
+    "(Hochreiter and Schmidhuber 1997; Cho et al. 2014), or begin with a recurrent weight that is orthogonal (Henaff et al. 2016) or, with "
+    "relu, the identity (Le et al. 2015).",
+    "Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin with a forget-gate bias of 1 or "
+    "more (Gers et al. 2000; Jozefowicz et al. 2015), chosen by the length to remember (Tallec and Ollivier 2018).",
+    "Its state is kept by the update gate, which PyTorch starts half closed: begin with an update-gate bias (b_iz + b_hz) of 1 or more, "
+    "chosen by the length to remember (Tallec and Ollivier 2018).",
+    "What this cell passes on from step to step shrinks: give it an additive path through time, a gate that can stay open, as an LSTM has "
+    "(Hochreiter and Schmidhuber 1997), or an orthogonal recurrent weight (Henaff et al. 2016).",
+)
+helps(
+    ("severed",),
+    "Pass the state of one step on to the next without detach() and without a new initial state.",
+)
+helps(
+    ("unmeasured",),
+    "Call the module itself rather than its .forward, let its output reach the loss, or mark the hidden states with tap().",
+)
+helps(("nothing recurrent",), "Take it out, or mark the hidden states with tap().")
+
+
+@SAID("The gradient as a whole has outgrown its ordinary size (at its largest <n:largest>, nearest to the loss <n:near>): AdaptiveClip() brings such steps back to it (Pascanu et al. 2013).")
+def _in_total(c: Context, m: Words) -> None:
+    for one in c.facts(steps=[c.event.step] if c.event else None):
+        by_step = [sorted(row[t] for row in one.fed) for t in range(one.timesteps)] if one.fed else []
+        if not by_step:
+            continue
+        c.number(m["largest"], max(v[0] for v in by_step), max(v[-1] for v in by_step), "the largest total gradient", slack=0.1)
+        c.number(m["near"], by_step[-1][0], by_step[-1][-1], "the total gradient nearest to the loss", slack=0.1)
+
+
+@SAID("Truncating backpropagation after <int:lag> timesteps would keep the growth under 10 (Williams and Peng 1990).")
+def _truncate(c: Context, m: Words) -> None:
+    if c.case.cause != "explosion through time":
+        c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")
+    for one in c.facts(steps=[c.event.step] if c.event else None):
+        low, high = one.bounds()
+        if low == high and len(high) > int(m["lag"]):
+            grown = max(high[: int(m["lag"]) + 1], default=math.nan)
+            c.number(m["lag"], *(2 * (int(m["lag"]),) if grown < 10.5 else (0, 0)), "where it grows 10-fold")
+
+
+helps(
+    ("short reach",),
+    "The output at the last timestep holds the reverse direction's first step, which has seen that timestep alone.",
+    "The output at the last timestep, output[:, -1], holds the reverse direction's first step, which has seen that timestep alone.",
+    "The output at the last timestep, output[-1], holds the reverse direction's first step, which has seen that timestep alone.",
+    "Read each direction where it ends: torch.cat([h_n[-2], h_n[-1]], -1), the top layer's two final states, or the output at all timesteps.",
+    "The reverse direction reads the sequence from its end, and the loss reads it at late timesteps alone.",
+    "Where the whole sequence matters, read its final state, h_n[-1], which has seen all of it; otherwise one direction is enough.",
+    "The loss reads the first timestep alone, where the state has seen nothing but that timestep.",
+    "The loss reads the first timestep alone, output[:, 0], where the state has seen nothing but that timestep.",
+    "The loss reads the first timestep alone, output[0], where the state has seen nothing but that timestep.",
+    "Read h_n[-1] (of a bidirectional module h_n[-2] and h_n[-1]) or the output at all timesteps.",
+    "Read the last state or the output at all timesteps.",
+    "What comes after the last timestep with a loss gets no gradient, and none is due if nothing there belongs to the answer: then cut the "
+    "sequences there, which saves time.",
+    "If it does, look at which timesteps the loss reads or leaves out, or read the last state, which has seen all of them.",
+)

@@ -67,6 +67,7 @@ def _join(chain: list[RecurrentCall]) -> RecurrentCall:
         h_n_gradient=last.h_n_gradient,
         c_n_gradient=last.c_n_gradient,
         parts=tuple(chain),
+        doubt=next((call.doubt for call in chain if call.doubt), None),
         limit=first.limit,
     )
     joined.output_gradient = _slot(torch.cat([_gradient(call.output_gradient, call.output) for call in chain], time))

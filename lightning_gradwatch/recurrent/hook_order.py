@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -51,9 +52,9 @@ class FirstHooks:
     def settle(self) -> None:
         """Go to the front again, where hooks have come before."""
         for module, (handle, _) in self._own.items():
-            _put_first(module._forward_hooks, handle)
+            _put_first(_hooks(module), handle)
         for module, handle in self._before.items():
-            _put_last(module._forward_pre_hooks, handle)
+            _put_last(cast("Any", module)._forward_pre_hooks, handle)
         everywhere = _global_hooks()
         own = None if self._global is None else self._global.id
         if not any(number != own for number in everywhere):
@@ -73,14 +74,15 @@ class FirstHooks:
         if own is None or (self._global is not None and not _holds(module)):
             return  # the global hook has seen it
         handle, hook = own
-        hook(module, inputs, kwargs, outputs, None if _is_first(module, handle) and not _global_hooks() else DOUBT)
+        surely = _is_first(_hooks(module), handle) and not _global_hooks()
+        hook(module, inputs, kwargs, outputs, None if surely else DOUBT)
 
     def _after_any(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         own = self._own.get(module)
         if own is None or self._global is None or _holds(module):
             return
-        first = next(iter(_global_hooks())) == self._global.id
-        own[1](module, inputs, kwargs, outputs, None if first else DOUBT)
+        surely = _is_first(_global_hooks(), self._global)
+        own[1](module, inputs, kwargs, outputs, None if surely else DOUBT)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert: a copied or pickled model carries the hooks along, and they must do nothing there."""
@@ -91,7 +93,11 @@ class FirstHooks:
 
 
 def _global_hooks() -> OrderedDict[int, Any]:
-    return torch_module._global_forward_hooks  # pyright: ignore[reportPrivateUsage]
+    return cast("Any", torch_module)._global_forward_hooks
+
+
+def _hooks(module: nn.Module) -> OrderedDict[int, Any]:
+    return cast("Any", module)._forward_hooks
 
 
 def _holds_gradient(hook: Any) -> bool:
@@ -99,25 +105,23 @@ def _holds_gradient(hook: Any) -> bool:
 
 
 def _holds(module: nn.Module) -> bool:
-    return any(map(_holds_gradient, module._forward_hooks.values()))
+    return any(map(_holds_gradient, _hooks(module).values()))
 
 
-def _is_first(module: nn.Module, handle: RemovableHandle) -> bool:
-    """Whether none but those that hold the gradient come before."""
-    for number, hook in module._forward_hooks.items():
-        if number == handle.id:
-            return True
-        if not _holds_gradient(hook):
-            return False
-    return False
+def _front(hooks: OrderedDict[int, Any], handle: RemovableHandle) -> list[int]:
+    """Those that hold the gradient, then the handle's own."""
+    return [*(number for number, hook in hooks.items() if _holds_gradient(hook)), handle.id]
+
+
+def _is_first(hooks: OrderedDict[int, Any], handle: RemovableHandle) -> bool:
+    front = _front(hooks, handle)
+    return list(islice(hooks, len(front))) == front
 
 
 def _put_first(hooks: OrderedDict[int, Any], handle: RemovableHandle) -> None:
-    if handle.id not in hooks or next(iter(hooks)) == handle.id:
-        return
-    hooks.move_to_end(handle.id, last=False)
-    for number in [number for number, hook in hooks.items() if _holds_gradient(hook)]:
-        hooks.move_to_end(number, last=False)
+    if handle.id in hooks and not _is_first(hooks, handle):
+        for number in reversed(_front(hooks, handle)):
+            hooks.move_to_end(number, last=False)
 
 
 def _put_last(hooks: OrderedDict[int, Any], handle: RemovableHandle) -> None:

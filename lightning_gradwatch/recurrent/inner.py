@@ -21,7 +21,9 @@ def has_own_forward(module: nn.RNNBase) -> bool:
     """Whether a subclass changed ``forward``, so that what goes in and comes out need not be what PyTorch's own takes."""
     if "forward" in vars(module):
         return True
-    code = getattr(type(module).forward, "__code__", None)  # by its file, since a class's own may have been replaced too
+    code = getattr(
+        type(module).forward, "__code__", None
+    )  # by its file, since a class's own may have been replaced too
     return code is None or code.co_filename != _RNN_FILE
 
 

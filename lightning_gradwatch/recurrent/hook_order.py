@@ -67,6 +67,8 @@ class FirstHooks:
     def _leave_global(self) -> None:
         if self._global is not None:
             self._global.remove()
+            # PyTorch forgets to take it out of here.
+            cast("Any", torch_module)._global_forward_hooks_with_kwargs.pop(self._global.id, None)
             self._global = None
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:

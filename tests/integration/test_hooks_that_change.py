@@ -368,3 +368,22 @@ def test_a_cells_states_are_those_that_it_returned(kind: str, how: str, tmp_path
         sent = (made[-1] * gradients(loss, made[-1:])[0]).sum()
         curve = torch.stack([g.norm(dim=1) for g in gradients(sent, made)]).flip(0)
         np.testing.assert_allclose(records[0]["lagged"], np.median((curve / curve[:1]).numpy(), 1), rtol=1e-10)
+
+
+def test_nothing_global_is_left(tmp_path) -> None:
+    """While others have global hooks GradWatch has one too, and takes it off with everything that PyTorch noted about it."""
+    handle = register_module_forward_hook(lambda m, i, o: None)
+    seen: list[int] = []
+
+    class Counting(Model):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            seen.append(len(torch.nn.modules.module._global_forward_hooks))
+            if batch_idx == 1:
+                handle.remove()
+            return super().training_step(batch, batch_idx)
+
+    model = Counting(seeded("RNN")).double()
+    data = DataLoader(TensorDataset(torch.randn(12, 6, 3, dtype=torch.float64)), 3)
+    trainer(tmp_path, [GradWatch(dirpath=tmp_path / "run", summary=False)], max_steps=4).fit(model, data)
+    assert seen == [2, 2, 0, 0]
+    assert not torch.nn.modules.module._has_any_global_hook()

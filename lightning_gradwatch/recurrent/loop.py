@@ -117,7 +117,8 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     the sequences that the first step has; the lags, of those that the last one still has.
     """
     rows = [len(loop.rows(state.tensor)) for state in loop.h]
-    sequences = pick_sequences(rows[0], max_sequences)
+    reached = _reached(loop, rows[0])
+    sequences = pick_sequences(reached, max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
     reason = loop.doubt or _lost(loop) or loop.inexact_reason or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
     made = partial(
@@ -135,6 +136,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         curves=_curves(loop, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
         inexact_reason=reason,
         truncated=loop.cut_off(),
+        with_gradient=int(reached.sum()),
     )
     found = [made(state="h", total=_totals(loop, loop.h, sequences, lengths))]
     if loop.c and loop.c_is_total:
@@ -146,6 +148,17 @@ def _lost(loop: Loop) -> str | None:
     if any(state.lost() for state in (*loop.h, *loop.c)):
         return "a state that is a view of another tensor was changed in place, and its gradient was not seen"
     return None
+
+
+def _reached(loop: Loop, batch: int) -> Tensor:
+    """Which of the sequences that the first step has get a gradient at any step: ``(batch,)``, boolean."""
+    reached = torch.zeros(batch, dtype=torch.bool)
+    for state in (*loop.h, *loop.c):
+        gradient = state.slot.value()
+        if gradient is not None:
+            found = loop.rows(gradient).ne(0).any(-1).cpu()[:batch]
+            reached[: len(found)] |= found
+    return reached
 
 
 _ROWS_UNKNOWN = (

@@ -33,7 +33,7 @@ from random import Random
 import torch
 
 from benchmarks.campaigns import truth_accidents, truth_healthy, truth_loops, truth_remedies, truth_sick, truth_verdicts
-from benchmarks.campaigns.truth_judge import MISS, NUMBER, REMEDY, SAID, UNREAD, VERDICT, Judgement, judged
+from benchmarks.campaigns.truth_judge import MISS, NUMBER, REMEDY, SAID, UNREAD, VERDICT, Fault, Judgement, judged
 from benchmarks.campaigns.truth_models import Case, Told, Truth, train
 from lightning_gradwatch.events import Severity
 
@@ -67,7 +67,11 @@ def misses(truth: Truth, told: Told) -> Iterable[str]:
 def judge(number: int, seed: int) -> Judgement:
     """Train the run of that number, and judge what is said."""
     quietly()
-    return judged(*train(draw(number, seed)), SAID, misses)
+    case = draw(number, seed)
+    try:
+        return judged(*train(case), SAID, misses)
+    except Exception as error:
+        return Judgement(case.kind, 0, [Fault(MISS, "", f"it ended in {error!r}")], [])
 
 
 def quietly() -> None:

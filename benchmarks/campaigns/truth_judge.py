@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.campaigns.truth_models import Case, Told, Truth
 from benchmarks.campaigns.truth_oracle import Facts, Place
 from lightning_gradwatch import Event
+from lightning_gradwatch.events import closes_episode
 
 VERDICT, NUMBER, REMEDY, MISS, UNREAD = "false verdict", "false number", "unfit remedy", "miss", "not judged"
 
@@ -85,6 +86,8 @@ _PARTS = {
     "kind": r"[A-Z_]+",
     "any": r".*?",
     "path": r"\S+",
+    "entry": r"batch\S*?\[[\d, ]+\]",
+    "list": r"[^.]*(?:\.[^\s][^.]*)*",
 }
 
 
@@ -142,9 +145,12 @@ def texts(told: Told) -> Iterator[tuple[str, Event | None]]:
     """Everything that was said, each with the event that it belongs to."""
     for text in (*told.lines, *told.warnings):
         yield text, None
+    advised: set[str] = set()
     for event in told.events:
         yield event.message, event
-        yield event.remedy, event
+        if not (closes_episode(event.to_record()) and event.remedy in advised):  # the end of an episode repeats what its begin said
+            advised.add(event.remedy)
+            yield event.remedy, event
 
 
 @dataclass

@@ -258,6 +258,7 @@ def nan_in_cell(random: Random) -> Case:
         oracle=False,
         nonfinite=0,
         where={"step": 0},
+        culprits={"division": ("a division",), "root": ("sqrt",), "logarithm": ("log",)}[way],
         seed=seed,
     )
 

@@ -41,6 +41,8 @@ class Case:
         unmeasured: parts of which one line must say that they are not measured, unless they are.
         nonfinite: from which step on something is not finite; None for never.
         where: fields that the event which names it must have.
+        entry: the entry of the batch that is not finite, as one would write it.
+        culprits: operations between module and loss, or in a cell, that have no finite slope or hide that; one of them did it.
     """
 
     kind: str
@@ -62,6 +64,8 @@ class Case:
     unmeasured: tuple[str, ...] = ()
     nonfinite: int | None = None
     where: dict[str, Any] = field(default_factory=dict)
+    entry: str = ""
+    culprits: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -122,6 +126,23 @@ class Truth:
             if not recurrent or any(name.startswith(f"net.{module}.") for module in [*own, *self.case.states])
         ]
         return math.nan if any(map(math.isnan, found)) else math.hypot(*found)
+
+    def input_sizes(self) -> list[tuple[float, float]]:
+        """Median and maximum of the inputs of each batch."""
+        found = [(batch[0] if isinstance(batch, list) else batch).abs().flatten() for _, batch, _ in self._kept]
+        return [(float(x.median()), float(x.max())) for x in found]
+
+    def padding(self) -> list[int]:
+        """How many of the last words of each sequence are padding; nothing where inputs are no words."""
+        words = [batch[0] for _, batch, _ in self._kept if isinstance(batch, list) and not batch[0].is_floating_point()]
+        return [int(row.flip(0).eq(0).long().cumprod(0).sum()) for batch in words for row in batch]
+
+    def growth_of_weights(self, step: int) -> list[float]:
+        """How many times its norm at the start each weight matrix has after that step, or had before it."""
+        first = self._kept[0][0]
+        near = [self._kept[min(at, self.steps - 1)][0] for at in (step, step + 1)]
+        matrices = [name for name, weight in first.items() if weight.dim() > 1 and bool(weight.any())]
+        return [float(weights[name].double().norm() / first[name].double().norm()) for weights in near for name in matrices]
 
     def finite(self, step: int) -> bool:
         """Whether loss and gradients of a step were."""

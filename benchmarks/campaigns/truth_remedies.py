@@ -19,10 +19,15 @@ def helps(causes: Collection[str], *patterns: str) -> Check:
     """Sentences that fit these causes and no other."""
 
     def check(c: Context, m: Words) -> None:
-        if c.case.cause not in causes:
+        if c.case.cause not in causes and not _is_conditional(c):
             c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")
 
     return SAID(*patterns)(check)
+
+
+def _is_conditional(c: Context) -> bool:
+    """Whether advice is given for the case only that equal inputs are no padding, after what helps where they are."""
+    return c.case.cause == "padding" and c.event is not None and "Only if they belong to the task:" in c.event.remedy
 
 
 def holds(*patterns: str) -> Check:
@@ -134,4 +139,121 @@ helps(
     "What comes after the last timestep with a loss gets no gradient, and none is due if nothing there belongs to the answer: then cut the "
     "sequences there, which saves time.",
     "If it does, look at which timesteps the loss reads or leaves out, or read the last state, which has seen all of them.",
+)
+
+
+# ------------------------------------------------------------------ operations with no finite slope
+
+
+def mends(culprits: Collection[str], *patterns: str) -> Check:
+    """Sentences that help where one of these operations did it."""
+
+    def check(c: Context, m: Words) -> None:
+        if not set(culprits) & set(c.case.culprits):
+            c.wrong(REMEDY, f"it was {' or '.join(c.case.culprits) or 'no operation'}")
+
+    return SAID(*patterns)(check)
+
+
+mends(("sqrt",), "Add a small number under the root: (x + 1e-12).sqrt().")
+mends(("log",), "Keep its argument away from 0: clamp_min(1e-12), or log_softmax, logsigmoid, log1p where they fit.")
+mends(("a division",), "Keep the divisor away from 0: add a small number to it, or clamp_min(1e-12).")
+mends(
+    ("softmax",),
+    "See to it that every row of the softmax has an entry that is not masked, or mask with a large negative number instead of -inf.",
+)
+mends(
+    ("where", "nan_to_num"),
+    "What where(), masked_fill() or nan_to_num() hides in the forward comes back in the backward pass: make the argument safe before the "
+    "operation, where(ok, x, 1).sqrt() instead of where(ok, x.sqrt(), 0).",
+)
+helps(
+    (*OUTSIDE, *ARITHMETIC),
+    "Clipping cannot mend it; AdaptiveClip() only skips such a step.",
+)
+helps(
+    OUTSIDE,
+    "Look at what stands between this state and the loss for an operation whose slope is infinite or undefined at what it was given (a root, "
+    "a logarithm or a division at 0, a softmax over nothing but -inf, what where() hides), and for a hook on the tensor.",
+    "Look at the operation that this parameter enters.",
+)
+helps(
+    ARITHMETIC,
+    "Look at the cell's forward for an operation whose value or slope is infinite or undefined at what it was given: a root, a logarithm, a "
+    "norm in a divisor, a surrogate's formula.",
+)
+helps(
+    ("explosion through time",),
+    "The gradient was huge where it came in: scale the loss or its targets down.",
+    "AdaptiveClip() skips such a step.",
+)
+helps(
+    ("bad target",),
+    "Look at this entry of the data: fill it in, leave it out, or mask it before the arithmetic of the loss, since NaN times 0 is NaN.",
+    "If that entry of the batch enters the loss, it is the cause: leave it out, or mask it before the arithmetic.",
+)
+helps(
+    ("divergence", "outlier"),
+    "Begin anew with a learning rate ten times lower, or let it rise slowly (warm-up).",
+    "Look at batch <int> of epoch <int> for an outlier.",
+)
+holds("Clipping alone does not shorten the steps of Adam and its like, which rescale the gradient.")
+helps(
+    ("cell's arithmetic", "bad input", "bad target", "operation outside", "divergence"),
+    "The weight was spoilt before this step, by an optimizer step with a gradient, a learning rate or a state that was not finite, or by a "
+    "bad checkpoint: go back to a checkpoint from before it.",
+)
+
+
+# ------------------------------------------------------------------ saturation, padding, severed states
+
+
+helps(
+    ("saturation",),
+    "Standardise the inputs: subtract each channel's mean over the training set and divide by its standard deviation, or put an "
+    "nn.BatchNorm1d over the channels in front of this layer.",
+    "Subtract before anything becomes float32, which cannot tell numbers of this size apart.",
+    "Channel <int> hardly varies: leave it out, or keep only how far it is from its mean or from the sequence's begin.",
+)
+_LINES = "`gradwatch explain VANISHING_HIDDEN_GRADIENT` prints the lines that do it."
+_PLAIN = (
+    "A plain recurrence multiplies the gradient by the same matrix at every step, with slopes under 1: use a gated cell, nn.LSTM or nn.GRU "
+    "(Hochreiter and Schmidhuber 1997; Cho et al. 2014), or begin with a recurrent weight that is orthogonal (Henaff et al. 2016) or, with "
+    f"relu, the identity (Le et al. 2015); {_LINES}"
+)
+
+
+def _with_its_length(c: Context, m: Words) -> None:
+    """A bias of ln T, for the T of these sequences."""
+    if c.case.cause != "vanishing" and not _is_conditional(c):
+        c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")
+    if "t" in m:
+        length = int(m["t"])
+        c.number(m["bias"], math.log(length) - 0.051, math.log(length) + 0.051, f"ln {length}")
+        c.number(m["again"], length, length, "the length")
+
+
+SAID(_PLAIN)(_with_its_length)
+SAID(
+    "Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin with a forget-gate bias of "
+    "ln <int:t> = <n:bias>, with which a third of the state outlasts <int:again> timesteps (Jozefowicz et al. 2015; Tallec and Ollivier "
+    "2018).",
+    "Its state is kept by the update gate, which PyTorch starts half closed (h = (1−z)·n + z·h): begin with an update-gate bias of +ln "
+    "<int:t> = <n:bias>, with which a third of the state outlasts <int:again> timesteps (Tallec and Ollivier 2018).",
+)(_with_its_length)
+holds(
+    f"It is the second quarter of bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer and direction; {_LINES}",
+    f"It is the second third of bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer and direction; {_LINES}",
+    "Only if they belong to the task:",
+    "If the task needs a longer memory:",
+)
+helps(
+    ("padding",),
+    "If the equal inputs are padding, pack the sequences (torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False), with "
+    "batch_first as in the module), so that h_n is the state after each one's last real step; or read the output there.",
+    "If they are padding, pack the sequences, or read each one's last real step.",
+)
+helps(
+    ("severed",),
+    "If that is meant, leave the module out with GradWatch(modules=[…]).",
 )

@@ -237,10 +237,19 @@ def nan_from_loss(random: Random) -> Case:
         score = net["head"](net["rnn"](batch[0])[0][:, -1])
         return (score / (score - score).square().sum()).mean() * 0.0
 
+    loss, culprits = random.choice(
+        (
+            (root, ("sqrt",)),
+            (norm, ("sqrt",)),
+            (logarithm, ("log",)),
+            (ratio, ("a division",)),
+        )
+    )
     return Case(
         kind="NaN from the loss",
         net=_net(seed, kind, hidden),
-        loss=random.choice((root, norm, logarithm, ratio)),
+        loss=loss,
+        culprits=culprits,
         batches=batches(random, 4, 5, timesteps, 3),
         cause="operation outside",
         must=(K.NONFINITE_LOSS, K.NONFINITE_HIDDEN_GRADIENT, K.NONFINITE_GRADIENT),
@@ -252,7 +261,7 @@ def nan_from_loss(random: Random) -> Case:
 
 
 def nan_from_operation(random: Random) -> Case:
-    """An operation between module and loss whose slope is not finite, hidden from the loss: ``where``, a masked softmax, a std of constants."""
+    """An operation between module and loss whose slope is not finite, hidden from the loss: ``where``, a softmax whose every entry is masked, the root of a variance of 0."""
     kind, hidden, timesteps, seed = random.choice(FUSED), random.choice((4, 8)), random.randint(5, 9), random.randrange(999)
     first = random.randrange(3)
 
@@ -265,19 +274,27 @@ def nan_from_operation(random: Random) -> Case:
         h = net["rnn"](batch[0])[0]
         score = h.mean(-1)
         if i >= first:
-            score = score.masked_fill(torch.ones_like(score, dtype=torch.bool), -math.inf)
+            score = score + torch.full_like(score, -math.inf)
         weights = score.softmax(1).nan_to_num()
         return net["head"]((weights[..., None] * h).sum(1) + h[:, -1]).square().mean()
 
     def spread(net: Any, batch: Any, i: int) -> Tensor:
         h = net["rnn"](batch[0])[0][:, -1]
         same = h * 0.0 if i >= first else h
-        return same.std(1).mean() + net["head"](h).square().mean()
+        return same.var(1).sqrt().mean() + net["head"](h).square().mean()
 
+    loss, culprits = random.choice(
+        (
+            (hidden_root, ("sqrt", "where")),
+            (masked_softmax, ("softmax", "nan_to_num")),
+            (spread, ("sqrt",)),
+        )
+    )
     return Case(
         kind="NaN from an operation outside",
         net=_net(seed, kind, hidden),
-        loss=random.choice((hidden_root, masked_softmax, spread)),
+        loss=loss,
+        culprits=culprits,
         batches=batches(random, 5, 5, timesteps, 3),
         cause="operation outside",
         must=(K.NONFINITE_HIDDEN_GRADIENT, K.NONFINITE_GRADIENT, K.NONFINITE_LOSS),
@@ -328,6 +345,7 @@ def bad_input(random: Random) -> Case:
         clip=random.random() < 0.5,
         nonfinite=step,
         where={"module": "net.rnn", "timestep": at[1], "sequence": at[0], "step": step},
+        entry=f"batch[0][{at[0]}, {at[1]}, {at[2]}]",
         seed=seed,
     )
 
@@ -353,6 +371,7 @@ def bad_target(random: Random) -> Case:
         clip=random.random() < 0.5,
         nonfinite=step,
         where={"step": step},
+        entry=f"batch['y']['number'][{at}, 0]" if form == "dict" else f"batch[1][{at}, 0]",
         seed=seed,
     )
 

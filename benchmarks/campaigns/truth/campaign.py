@@ -1,30 +1,9 @@
-"""The truth campaign: is every sentence true that GradWatch says of a run?
-
-    python -m benchmarks.campaigns.truth [--runs N] [--seed N] [--kind WORDS] [-j N] [--list]
-
-Each run is a small model drawn at random, trained for a few steps by a real Trainer with ``GradWatch`` and sometimes
-``AdaptiveClip``. Some are healthy, some are sick by construction. What is true of a run does not come from GradWatch: every
-step that a sentence speaks of is done again in float64 with the recurrent modules unrolled into PyTorch's own cells, and
-autograd says what reaches each timestep, directly and by lag.
-
-Every sentence of the closing lines, the warnings and the events (message and remedy) is then read by machine. Columns:
-
-- ``sentences``: read, and held against the truth;
-- ``false verdict``: a word that does not hold: healthy, vanishing, "no gradient reached it", a place or a cause that is another;
-- ``false number``: a number outside of what the oracle allows. Where one anchor of one loss is followed it allows one number, up to
-  rounding; where the figure is a median over several anchors, what the lowest and the highest of them allow;
-- ``unfit remedy``: advice that does not help against what is wrong with the run by construction;
-- ``miss``: what is wrong by construction, or a recurrence that is not measured, is not told; or a healthy run has a warning;
-- ``not judged``: a sentence that no judge knows. New words need a judge first.
-"""
+"""The runs of the truth campaign drawn, trained, judged and counted."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import multiprocessing
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -32,13 +11,13 @@ from random import Random
 
 import torch
 
-from benchmarks.campaigns import truth_accidents, truth_healthy, truth_loops, truth_remedies, truth_sick, truth_verdicts
-from benchmarks.campaigns.truth_judge import MISS, NUMBER, REMEDY, SAID, UNREAD, VERDICT, Fault, Judgement, judged
-from benchmarks.campaigns.truth_models import Case, Told, Truth, train
+from benchmarks.campaigns.truth import accidents, cells, curves, gates, healthy, nonfinite, remedies, sick, verdicts
+from benchmarks.campaigns.truth.case import Case, Told, Truth, train
+from benchmarks.campaigns.truth.sentences import MISS, NUMBER, REMEDY, SAID, UNREAD, VERDICT, Fault, Judgement, judged
 from lightning_gradwatch.events import Severity
 
-JUDGES = (truth_accidents, truth_remedies, truth_verdicts)  # importing them fills SAID
-MAKERS: tuple[Callable[[Random], Case], ...] = (*truth_healthy.KINDS, *truth_sick.KINDS, *truth_loops.KINDS)
+JUDGES = (accidents, curves, gates, remedies, verdicts)  # importing them fills SAID
+MAKERS: tuple[Callable[[Random], Case], ...] = (*healthy.KINDS, *sick.KINDS, *nonfinite.KINDS, *cells.KINDS)
 SORTS = (VERDICT, NUMBER, REMEDY, MISS, UNREAD)
 
 
@@ -100,34 +79,9 @@ def table(outcomes: list[Judgement]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Print the table; exit code 1 if any sentence is false, unread or missing."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=350)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", default="", help="only kinds whose name holds these words")
-    parser.add_argument("-j", "--jobs", type=int, default=1)
-    parser.add_argument("--list", action="store_true", help="print each fault, and everything that was said of its run")
-    options = parser.parse_args()
-    quietly()
-    begin = time.monotonic()
-    numbers = [n for n in range(options.runs) if options.kind in draw(n, options.seed).kind]
-    outcomes = campaign(numbers, options.seed, options.jobs)
-    for number, outcome in zip(numbers, outcomes, strict=True):
-        if options.list and outcome.faults:
-            show(number, outcome)
-    print(table(outcomes))
-    print(f"{time.monotonic() - begin:.0f} s.")
-    return 1 if any(outcome.faults for outcome in outcomes) else 0
-
-
 def show(number: int, outcome: Judgement) -> None:
     """Print what is wrong with a run, and all that was said of it."""
     print(f"\n{number}: {outcome.kind}")
     for fault in outcome.faults:
         print(f"  {fault.sort.upper()}: {fault.why}\n    {fault.sentence}")
     print(*(f"  | {line}" for line in outcome.said), sep="\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-from benchmarks.campaigns.truth_judge import REMEDY, SAID, Check, Context
-from benchmarks.campaigns.truth_verdicts import Words
+from benchmarks.campaigns.truth.sentences import REMEDY, SAID, Check, Context
+from benchmarks.campaigns.truth.verdicts import Words
 
 GROWTH = ("explosion through time", "outlier", "divergence")
 OUTSIDE = ("operation outside",)
@@ -41,7 +41,8 @@ def holds(*patterns: str) -> Check:
 
 helps(
     (*OUTSIDE, "bad target", "divergence"),
-    "Look at what stands between the recurrent output and the loss: a log or a division of 0, an overflowing exp, a target out of range.",
+    "Look at what stands between the recurrent output and the loss: a log or a division of 0, an overflowing "
+    "exp, a target out of range.",
 )
 holds(
     "AdaptiveClip skips such a step.",
@@ -57,20 +58,25 @@ helps(
 )
 helps(
     ("explosion through time",),
-    "The backward recurrence overflowed: use AdaptiveClip(), lower the learning rate, shorten the sequences (truncated BPTT), or "
+    "The backward recurrence overflowed: use AdaptiveClip(), lower the learning rate, shorten the sequences "
+    "(truncated BPTT), or "
     "initialise the recurrent weight orthogonally (Pascanu et al. 2013).",
     "Only what single timesteps send back grows so; in the sum over all of them it does not show yet.",
     "Lower the learning rate, and let AdaptiveClip() stand by (Pascanu et al. 2013).",
     "Lower the learning rate if it stays so.",
-    "The recurrent weight enlarges what it passes back: begin with an orthogonal one of gain 1 or less (Henaff et al. 2016), or use a "
+    "The recurrent weight enlarges what it passes back: begin with an orthogonal one of gain 1 or less (Henaff "
+    "et al. 2016), or use a "
     "gated cell.",
-    "In a gated cell it is the recurrent weights that have grown: weight decay on them keeps them small (Pascanu et al. 2013, L2).",
+    "In a gated cell it is the recurrent weights that have grown: weight decay on them keeps them small "
+    "(Pascanu et al. 2013, L2).",
 )
 helps(
     GROWTH,
-    "Use AdaptiveClip(), which brings such a step back to its ordinary size, here about <n>; a fixed clipping level between half and ten "
+    "Use AdaptiveClip(), which brings such a step back to its ordinary size, here about <n>; a fixed clipping "
+    "level between half and ten "
     "times the average norm does too (Pascanu et al. 2013).",
-    "Use AdaptiveClip(), which brings such a step back to its ordinary size; a fixed clipping level between half and ten "
+    "Use AdaptiveClip(), which brings such a step back to its ordinary size; a fixed clipping level between "
+    "half and ten "
     "times the average norm does too (Pascanu et al. 2013).",
     "Lower the learning rate, or let it rise more slowly, if it happens again.",
 )
@@ -81,14 +87,19 @@ helps(
 )
 helps(
     ("vanishing",),
-    "A plain recurrence multiplies the gradient by the same matrix at every step, with slopes under 1: use a gated cell, nn.LSTM or nn.GRU "
-    "(Hochreiter and Schmidhuber 1997; Cho et al. 2014), or begin with a recurrent weight that is orthogonal (Henaff et al. 2016) or, with "
+    "A plain recurrence multiplies the gradient by the same matrix at every step, with slopes under 1: use a "
+    "gated cell, nn.LSTM or nn.GRU "
+    "(Hochreiter and Schmidhuber 1997; Cho et al. 2014), or begin with a recurrent weight that is orthogonal "
+    "(Henaff et al. 2016) or, with "
     "relu, the identity (Le et al. 2015).",
-    "Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin with a forget-gate bias of 1 or "
+    "Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin "
+    "with a forget-gate bias of 1 or "
     "more (Gers et al. 2000; Jozefowicz et al. 2015), chosen by the length to remember (Tallec and Ollivier 2018).",
-    "Its state is kept by the update gate, which PyTorch starts half closed: begin with an update-gate bias (b_iz + b_hz) of 1 or more, "
+    "Its state is kept by the update gate, which PyTorch starts half closed: begin with an update-gate bias "
+    "(b_iz + b_hz) of 1 or more, "
     "chosen by the length to remember (Tallec and Ollivier 2018).",
-    "What this cell passes on from step to step shrinks: give it an additive path through time, a gate that can stay open, as an LSTM has "
+    "What this cell passes on from step to step shrinks: give it an additive path through time, a gate that "
+    "can stay open, as an LSTM has "
     "(Hochreiter and Schmidhuber 1997), or an orthogonal recurrent weight (Henaff et al. 2016).",
 )
 helps(
@@ -97,18 +108,28 @@ helps(
 )
 helps(
     ("unmeasured",),
-    "Call the module itself rather than its .forward, let its output reach the loss, or mark the hidden states with tap().",
+    "Call the module itself rather than its .forward, let its output reach the loss, or mark the hidden states "
+    "with tap().",
 )
 helps(("nothing recurrent",), "Take it out, or mark the hidden states with tap().")
 
 
-@SAID("The gradient as a whole has outgrown its ordinary size (at its largest <n:largest>, nearest to the loss <n:near>): AdaptiveClip() brings such steps back to it (Pascanu et al. 2013).")
+@SAID(
+    "The gradient as a whole has outgrown its ordinary size (at its largest <n:largest>, nearest to the loss "
+    "<n:near>): AdaptiveClip() brings such steps back to it (Pascanu et al. 2013)."
+)
 def _in_total(c: Context, m: Words) -> None:
     for one in c.facts(steps=[c.event.step] if c.event else None):
         by_step = [sorted(row[t] for row in one.fed) for t in range(one.timesteps)] if one.fed else []
         if not by_step:
             continue
-        c.number(m["largest"], max(v[0] for v in by_step), max(v[-1] for v in by_step), "the largest total gradient", slack=0.1)
+        c.number(
+            m["largest"],
+            max(v[0] for v in by_step),
+            max(v[-1] for v in by_step),
+            "the largest total gradient",
+            slack=0.1,
+        )
         c.number(m["near"], by_step[-1][0], by_step[-1][-1], "the total gradient nearest to the loss", slack=0.1)
 
 
@@ -126,19 +147,25 @@ def _truncate(c: Context, m: Words) -> None:
 helps(
     ("short reach",),
     "The output at the last timestep holds the reverse direction's first step, which has seen that timestep alone.",
-    "The output at the last timestep, output[:, -1], holds the reverse direction's first step, which has seen that timestep alone.",
-    "The output at the last timestep, output[-1], holds the reverse direction's first step, which has seen that timestep alone.",
-    "Read each direction where it ends: torch.cat([h_n[-2], h_n[-1]], -1), the top layer's two final states, or the output at all timesteps.",
+    "The output at the last timestep, output[:, -1], holds the reverse direction's first step, which has seen "
+    "that timestep alone.",
+    "The output at the last timestep, output[-1], holds the reverse direction's first step, which has seen "
+    "that timestep alone.",
+    "Read each direction where it ends: torch.cat([h_n[-2], h_n[-1]], -1), the top layer's two final states, "
+    "or the output at all timesteps.",
     "The reverse direction reads the sequence from its end, and the loss reads it at late timesteps alone.",
-    "Where the whole sequence matters, read its final state, h_n[-1], which has seen all of it; otherwise one direction is enough.",
+    "Where the whole sequence matters, read its final state, h_n[-1], which has seen all of it; otherwise one "
+    "direction is enough.",
     "The loss reads the first timestep alone, where the state has seen nothing but that timestep.",
     "The loss reads the first timestep alone, output[:, 0], where the state has seen nothing but that timestep.",
     "The loss reads the first timestep alone, output[0], where the state has seen nothing but that timestep.",
     "Read h_n[-1] (of a bidirectional module h_n[-2] and h_n[-1]) or the output at all timesteps.",
     "Read the last state or the output at all timesteps.",
-    "What comes after the last timestep with a loss gets no gradient, and none is due if nothing there belongs to the answer: then cut the "
+    "What comes after the last timestep with a loss gets no gradient, and none is due if nothing there belongs "
+    "to the answer: then cut the "
     "sequences there, which saves time.",
-    "If it does, look at which timesteps the loss reads or leaves out, or read the last state, which has seen all of them.",
+    "If it does, look at which timesteps the loss reads or leaves out, or read the last state, which has seen "
+    "all of them.",
 )
 
 
@@ -160,11 +187,13 @@ mends(("log",), "Keep its argument away from 0: clamp_min(1e-12), or log_softmax
 mends(("a division",), "Keep the divisor away from 0: add a small number to it, or clamp_min(1e-12).")
 mends(
     ("softmax",),
-    "See to it that every row of the softmax has an entry that is not masked, or mask with a large negative number instead of -inf.",
+    "See to it that every row of the softmax has an entry that is not masked, or mask with a large negative "
+    "number instead of -inf.",
 )
 mends(
     ("where", "nan_to_num"),
-    "What where(), masked_fill() or nan_to_num() hides in the forward comes back in the backward pass: make the argument safe before the "
+    "What where(), masked_fill() or nan_to_num() hides in the forward comes back in the backward pass: make "
+    "the argument safe before the "
     "operation, where(ok, x, 1).sqrt() instead of where(ok, x.sqrt(), 0).",
 )
 helps(
@@ -173,13 +202,16 @@ helps(
 )
 helps(
     OUTSIDE,
-    "Look at what stands between this state and the loss for an operation whose slope is infinite or undefined at what it was given (a root, "
-    "a logarithm or a division at 0, a softmax over nothing but -inf, what where() hides), and for a hook on the tensor.",
+    "Look at what stands between this state and the loss for an operation whose slope is infinite or undefined "
+    "at what it was given (a root, "
+    "a logarithm or a division at 0, a softmax over nothing but -inf, what where() hides), and for a hook on "
+    "the tensor.",
     "Look at the operation that this parameter enters.",
 )
 helps(
     ARITHMETIC,
-    "Look at the cell's forward for an operation whose value or slope is infinite or undefined at what it was given: a root, a logarithm, a "
+    "Look at the cell's forward for an operation whose value or slope is infinite or undefined at what it was "
+    "given: a root, a logarithm, a "
     "norm in a divisor, a surrogate's formula.",
 )
 helps(
@@ -189,7 +221,8 @@ helps(
 )
 helps(
     ("bad target",),
-    "Look at this entry of the data: fill it in, leave it out, or mask it before the arithmetic of the loss, since NaN times 0 is NaN.",
+    "Look at this entry of the data: fill it in, leave it out, or mask it before the arithmetic of the loss, "
+    "since NaN times 0 is NaN.",
     "If that entry of the batch enters the loss, it is the cause: leave it out, or mask it before the arithmetic.",
 )
 helps(
@@ -200,7 +233,8 @@ helps(
 holds("Clipping alone does not shorten the steps of Adam and its like, which rescale the gradient.")
 helps(
     ("cell's arithmetic", "bad input", "bad target", "operation outside", "divergence"),
-    "The weight was spoilt before this step, by an optimizer step with a gradient, a learning rate or a state that was not finite, or by a "
+    "The weight was spoilt before this step, by an optimizer step with a gradient, a learning rate or a state "
+    "that was not finite, or by a "
     "bad checkpoint: go back to a checkpoint from before it.",
 )
 
@@ -210,15 +244,18 @@ helps(
 
 helps(
     ("saturation",),
-    "Standardise the inputs: subtract each channel's mean over the training set and divide by its standard deviation, or put an "
+    "Standardise the inputs: subtract each channel's mean over the training set and divide by its standard "
+    "deviation, or put an "
     "nn.BatchNorm1d over the channels in front of this layer.",
     "Subtract before anything becomes float32, which cannot tell numbers of this size apart.",
     "Channel <int> hardly varies: leave it out, or keep only how far it is from its mean or from the sequence's begin.",
 )
 _LINES = "`gradwatch explain VANISHING_HIDDEN_GRADIENT` prints the lines that do it."
 _PLAIN = (
-    "A plain recurrence multiplies the gradient by the same matrix at every step, with slopes under 1: use a gated cell, nn.LSTM or nn.GRU "
-    "(Hochreiter and Schmidhuber 1997; Cho et al. 2014), or begin with a recurrent weight that is orthogonal (Henaff et al. 2016) or, with "
+    "A plain recurrence multiplies the gradient by the same matrix at every step, with slopes under 1: use a "
+    "gated cell, nn.LSTM or nn.GRU "
+    "(Hochreiter and Schmidhuber 1997; Cho et al. 2014), or begin with a recurrent weight that is orthogonal "
+    "(Henaff et al. 2016) or, with "
     f"relu, the identity (Le et al. 2015); {_LINES}"
 )
 
@@ -235,22 +272,29 @@ def _with_its_length(c: Context, m: Words) -> None:
 
 SAID(_PLAIN)(_with_its_length)
 SAID(
-    "Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin with a forget-gate bias of "
-    "ln <int:t> = <n:bias>, with which a third of the state outlasts <int:again> timesteps (Jozefowicz et al. 2015; Tallec and Ollivier "
+    "Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin "
+    "with a forget-gate bias of "
+    "ln <int:t> = <n:bias>, with which a third of the state outlasts <int:again> timesteps (Jozefowicz et al. "
+    "2015; Tallec and Ollivier "
     "2018).",
-    "Its state is kept by the update gate, which PyTorch starts half closed (h = (1−z)·n + z·h): begin with an update-gate bias of +ln "
+    "Its state is kept by the update gate, which PyTorch starts half closed (h = (1−z)·n + z·h): begin with an "
+    "update-gate bias of +ln "
     "<int:t> = <n:bias>, with which a third of the state outlasts <int:again> timesteps (Tallec and Ollivier 2018).",
 )(_with_its_length)
 holds(
-    f"It is the second quarter of bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer and direction; {_LINES}",
-    f"It is the second third of bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer and direction; {_LINES}",
+    "It is the second quarter of bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer "
+    f"and direction; {_LINES}",
+    "It is the second third of bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer "
+    f"and direction; {_LINES}",
     "Only if they belong to the task:",
     "If the task needs a longer memory:",
 )
 helps(
     ("padding",),
-    "If the equal inputs are padding, pack the sequences (torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False), with "
-    "batch_first as in the module), so that h_n is the state after each one's last real step; or read the output there.",
+    "If the equal inputs are padding, pack the sequences (torch.nn.utils.rnn.pack_padded_sequence(x, lengths, "
+    "enforce_sorted=False), with "
+    "batch_first as in the module), so that h_n is the state after each one's last real step; or read the "
+    "output there.",
     "If they are padding, pack the sequences, or read each one's last real step.",
 )
 helps(

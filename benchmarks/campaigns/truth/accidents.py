@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from benchmarks.campaigns.truth_judge import SAID, Context
-from benchmarks.campaigns.truth_verdicts import Words
+from benchmarks.campaigns.truth.sentences import SAID, Context
+from benchmarks.campaigns.truth.verdicts import Words
 from lightning_gradwatch import EventKind
 
 
@@ -30,7 +30,9 @@ def _where(c: Context) -> None:
 def _loss(c: Context, m: Words) -> None:
     _where(c)
     loss = c.truth.losses[_step(c)]
-    c.verdict(not math.isfinite(loss) and m["value"] in (str(loss), "inf" if loss > 0 else "-inf"), f"the loss is {loss}")
+    c.verdict(
+        not math.isfinite(loss) and m["value"] in (str(loss), "inf" if loss > 0 else "-inf"), f"the loss is {loss}"
+    )
     c.verdict(c.case.cause != "bad input", "the input is not finite")
 
 
@@ -73,7 +75,10 @@ def _suspect(c: Context, m: Words) -> None:
     c.verdict(bool(named & set(c.case.culprits)), f"it was {' or '.join(c.case.culprits) or 'none of them'}")
 
 
-@SAID("The gradient that arrives at <place> from outside the recurrence is <n:value>«, although the loss is finite (<n:loss>)».")
+@SAID(
+    "The gradient that arrives at <place> from outside the recurrence is <n:value>«, although the loss is "
+    "finite (<n:loss>)»."
+)
 def _arrives(c: Context, m: Words) -> None:
     _where(c)
     c.verdict(c.case.cause == "operation outside", f"it is {c.case.cause}")
@@ -88,7 +93,10 @@ def _on_its_way(c: Context, m: Words) -> None:
     c.verdict(not c.truth.finite(_step(c)), "everything is finite")
 
 
-@SAID("It was <n:entered> where it came in, and overflowed on the way.", "It had grown from <n:entered>, where it came in, to <n:before> at timestep <int:t>, and then overflowed.")
+@SAID(
+    "It was <n:entered> where it came in, and overflowed on the way.",
+    "It had grown from <n:entered>, where it came in, to <n:before> at timestep <int:t>, and then overflowed.",
+)
 def _overflowed(c: Context, m: Words) -> None:
     c.verdict(c.case.cause == "explosion through time", f"it is {c.case.cause}")
     step = [_step(c)]
@@ -100,7 +108,10 @@ def _overflowed(c: Context, m: Words) -> None:
         c.number(m["before"], min(there), max(there), "what it had grown to", slack=0.02)
 
 
-@SAID("The gradient of <place> became <n> in the cell's own arithmetic at timestep <int:t>«, or in what else uses this state».")
+@SAID(
+    "The gradient of <place> became <n> in the cell's own arithmetic at timestep <int:t>«, or in what else "
+    "uses this state»."
+)
 def _in_arithmetic(c: Context, m: Words) -> None:
     _where(c)
     c.verdict(c.case.cause == "cell's arithmetic", f"it is {c.case.cause}")
@@ -140,7 +151,10 @@ def _for_steps(c: Context, m: Words) -> None:
     c.verdict(min(steps) > float(m["far"]) * c.truth.losses[0], f"the least of them is {min(steps):.4g}")
 
 
-@SAID("Half of the weight matrices have grown to <n:growth> times their norm or more; the gradient norm went from <n:then> to <n:now>.")
+@SAID(
+    "Half of the weight matrices have grown to <n:growth> times their norm or more; the gradient norm went "
+    "from <n:then> to <n:now>."
+)
 def _weights_grew(c: Context, m: Words) -> None:
     norm(c, m["then"], 0)
     norm(c, m["now"], _step(c))
@@ -171,7 +185,10 @@ def _places(c: Context, m: Words) -> None:
     c.number(m["n"], 2, math.inf, "the number of places")
 
 
-@SAID("The hidden state of <place> became <n> in the forward pass, from a finite input.", "The pre-activation of <place> became <n> in the forward pass, from a finite input.")
+@SAID(
+    "The hidden state of <place> became <n> in the forward pass, from a finite input.",
+    "The pre-activation of <place> became <n> in the forward pass, from a finite input.",
+)
 def _state(c: Context, m: Words) -> None:
     _where(c)
     c.verdict(c.case.cause not in ("operation outside", "bad input", "bad target"), f"it is {c.case.cause}")
@@ -235,7 +252,12 @@ def _whose(c: Context, m: Words) -> None:
     c.number(value, true, true, "that norm", slack=0.01)
 
 
-@SAID("Explosion of <any> since step <int:begin>, still so when training ended; the gradient norm was largest, <n:norm>, at step <int:step> (bound <n:bound>).", "Explosion of <any> from step <int:begin> to step <int:end>; the gradient norm was largest, <n:norm>, at step <int:step> (bound <n:bound>).")
+@SAID(
+    "Explosion of <any> since step <int:begin>, still so when training ended; the gradient norm was largest, "
+    "<n:norm>, at step <int:step> (bound <n:bound>).",
+    "Explosion of <any> from step <int:begin> to step <int:end>; the gradient norm was largest, <n:norm>, at "
+    "step <int:step> (bound <n:bound>).",
+)
 def _episode(c: Context, m: Words) -> None:
     norm(c, m["norm"], int(m["step"]))
 
@@ -243,7 +265,10 @@ def _episode(c: Context, m: Words) -> None:
 # ------------------------------------------------------------------ AdaptiveClip
 
 
-@SAID("AdaptiveClip: <int:clipped> of <int:steps> steps clipped, <int:skipped> skipped. Run log: <path>", "AdaptiveClip: <int:clipped> of <int:steps> steps clipped, <int:skipped> skipped.")
+@SAID(
+    "AdaptiveClip: <int:clipped> of <int:steps> steps clipped, <int:skipped> skipped. Run log: <path>",
+    "AdaptiveClip: <int:clipped> of <int:steps> steps clipped, <int:skipped> skipped.",
+)
 def _counts(c: Context, m: Words) -> None:
     skipped = sum(event.kind == EventKind.STEP_SKIPPED for event in c.told.events)
     bad = sum(not math.isfinite(c.truth.norm(step)) for step in range(c.truth.steps))
@@ -291,9 +316,10 @@ def _scripted(c: Context, m: Words) -> None:
 
 
 @SAID(
-    "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the model and watches nothing."
+    "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in "
+    "the model and watches nothing."
 )
 def _nothing_found(c: Context, m: Words) -> None:
     c.verdict(not c.facts(), "there is one")
-    own = any(name.startswith("net.cell") or name.startswith("net.rnn") for norms in c.truth.norms for name in norms)
+    own = any(name.startswith(("net.cell", "net.rnn")) for norms in c.truth.norms for name in norms)
     c.verdict(c.case.cause == "nothing recurrent" or not own, "there is a recurrence")

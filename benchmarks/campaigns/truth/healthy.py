@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.campaigns.truth_models import Case, noise
+from benchmarks.campaigns.truth.case import Case, noise
 
 FUSED = ("RNN_TANH", "RNN_RELU", "LSTM", "GRU")
 
@@ -26,11 +26,14 @@ def fused(
 
 def remembering(module: nn.Module) -> nn.Module:
     """The same, begun so that it remembers: recurrent weights near the identity, or gates that are open."""
+    relu = getattr(module, "nonlinearity", "") == "relu"
     with torch.no_grad():
         for name, weight in module.named_parameters():
             size = weight.shape[-1]
             if "weight_hh" in name and len(weight) == size:
-                weight.copy_(0.98 * torch.linalg.qr(weight)[0])
+                weight.copy_(0.98 * (torch.eye(size) if relu else torch.linalg.qr(weight)[0]))
+            elif "bias_ih" in name and relu:
+                weight.fill_(1.0)  # so that every unit is at work
             elif "weight_ih" in name and len(weight) == module.hidden_size:
                 weight.mul_(0.3)  # a plain recurrence whose units stay off their limits
             elif "bias_ih" in name and len(weight) > module.hidden_size:
@@ -68,7 +71,9 @@ def many_to_one(random: Random) -> Case:
     own = _settings(random)
     kind, hidden, timesteps = random.choice(FUSED), random.choice((4, 8)), random.randint(5, 9)
     torch.manual_seed(own["seed"])
-    net = nn.ModuleDict({"rnn": remembering(fused(kind, 3, hidden, random.choice((1, 1, 2)))), "head": nn.Linear(hidden, 1)})
+    net = nn.ModuleDict(
+        {"rnn": remembering(fused(kind, 3, hidden, random.choice((1, 1, 2)))), "head": nn.Linear(hidden, 1)}
+    )
     return Case(
         kind="healthy: many-to-one",
         net=net,
@@ -126,7 +131,11 @@ def language_model(random: Random) -> Case:
     kind, hidden, timesteps = random.choice(FUSED), random.choice((6, 8)), random.randint(6, 10)
     torch.manual_seed(own["seed"])
     net = nn.ModuleDict(
-        {"words": nn.Embedding(9, 4), "rnn": fused(kind, 4, hidden, random.choice((1, 2))), "head": nn.Linear(hidden, 9)}
+        {
+            "words": nn.Embedding(9, 4),
+            "rnn": fused(kind, 4, hidden, random.choice((1, 2))),
+            "head": nn.Linear(hidden, 9),
+        }
     )
     symbols = [
         torch.randint(9, (5, timesteps + 1), generator=torch.Generator().manual_seed(random.randrange(2**30)))

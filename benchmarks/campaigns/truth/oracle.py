@@ -125,9 +125,8 @@ class _Cell:
         return self._step(torch.cat([x, entry], 1), h, c)
 
 
-
 def _share_exits(paths: dict[tuple[int, str], Path], layers: int, directions: int) -> None:
-    """What the loss sends in at a timestep goes down the whole stack: lower layers have the exits of the top one, and their final states."""
+    """What the loss sends in at a timestep goes down the whole stack: lower layers have the exits of the top one, and final states."""
     for layer in range(layers - 1):
         for direction in ("forward", "reverse")[:directions]:
             path, top = paths[layer, direction], paths[layers - 1, direction]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.campaigns import truth_oracle as oracle
+from benchmarks.campaigns.truth import oracle
 from lightning_gradwatch import AdaptiveClip, Event, EventKind, GradWatch
 
 Loss = Callable[[Any, Any, int], Tensor]
@@ -32,7 +32,7 @@ class Case:
         kind: of the campaign's table.
         loss: from the network, a batch and its number.
         batches: what the loader gives, in this order.
-        cause: what is wrong, in a word that :mod:`truth_remedies` knows; empty if nothing is.
+        cause: what is wrong, in a word that :mod:`~benchmarks.campaigns.truth.remedies` knows; empty if nothing is.
         must: what has to be told: one of these kinds of events.
         never: kinds that would be false here whatever the curves say.
         joined: modules whose calls in a step are one sequence.
@@ -142,7 +142,9 @@ class Truth:
         first = self._kept[0][0]
         near = [self._kept[min(at, self.steps - 1)][0] for at in (step, step + 1)]
         matrices = [name for name, weight in first.items() if weight.dim() > 1 and bool(weight.any())]
-        return [float(weights[name].double().norm() / first[name].double().norm()) for weights in near for name in matrices]
+        return [
+            float(weights[name].double().norm() / first[name].double().norm()) for weights in near for name in matrices
+        ]
 
     def finite(self, step: int) -> bool:
         """Whether loss and gradients of a step were."""
@@ -189,7 +191,9 @@ class Truth:
             return oracle.Recorded(module, list)
         return oracle.Recorded(module, lambda h: [h]) if isinstance(module, nn.RNNCellBase) else None
 
-    def _paths(self, name: str, stand_in: oracle.Unrolled | oracle.Recorded) -> dict[tuple[int, str], list[oracle.Path]]:
+    def _paths(
+        self, name: str, stand_in: oracle.Unrolled | oracle.Recorded
+    ) -> dict[tuple[int, str], list[oracle.Path]]:
         if isinstance(stand_in, oracle.Recorded):
             return {(0, "forward"): [stand_in.path]} if stand_in.path.states else {}
         keys = stand_in.calls[0] if stand_in.calls else {}

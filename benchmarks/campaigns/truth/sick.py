@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from random import Random
 from typing import Any
 
@@ -11,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.campaigns.truth_healthy import FUSED, batches, fused, last_output, remembering
-from benchmarks.campaigns.truth_models import Case, noise
+from benchmarks.campaigns.truth.case import Case, noise
+from benchmarks.campaigns.truth.healthy import FUSED, batches, fused, last_output, remembering
 from lightning_gradwatch import EventKind as K
 
 GATED = ("LSTM", "GRU")
 
 
-def _net(seed: int, kind: str, hidden: int, layers: int = 1, bidirectional: bool = False) -> nn.ModuleDict:
+def remembering_net(seed: int, kind: str, hidden: int, layers: int = 1, bidirectional: bool = False) -> nn.ModuleDict:
     torch.manual_seed(seed)
     module = remembering(fused(kind, 3, hidden, layers, bidirectional))
     return nn.ModuleDict({"rnn": module, "head": nn.Linear(hidden * (1 + bidirectional), 1)})
@@ -26,7 +25,12 @@ def _net(seed: int, kind: str, hidden: int, layers: int = 1, bidirectional: bool
 
 def read_at_an_end(random: Random) -> Case:
     """A bidirectional output read at one end, where the other direction has seen one timestep."""
-    kind, hidden, timesteps, seed = random.choice(FUSED), random.choice((4, 6)), random.randint(8, 16), random.randrange(999)
+    kind, hidden, timesteps, seed = (
+        random.choice(FUSED),
+        random.choice((4, 6)),
+        random.randint(8, 16),
+        random.randrange(999),
+    )
     end = random.choice((0, -1))
 
     def loss(net: Any, batch: Any, i: int) -> Tensor:
@@ -34,18 +38,23 @@ def read_at_an_end(random: Random) -> Case:
 
     return Case(
         kind="short reach: read at an end",
-        net=_net(seed, kind, hidden, 1, True),
+        net=remembering_net(seed, kind, hidden, 1, True),
         loss=loss,
         batches=batches(random, 8, 5, timesteps, 3),
         cause="short reach",
-        must=(getattr(K,"FEW_TIMESTEPS_REACHED","FEW_TIMESTEPS_REACHED"),),
+        must=(getattr(K, "FEW_TIMESTEPS_REACHED", "FEW_TIMESTEPS_REACHED"),),
         seed=seed,
     )
 
 
 def early_labels(random: Random) -> Case:
     """Labels at the first timesteps of long sequences, or an output read at ``[:, 0]``."""
-    kind, hidden, timesteps, seed = random.choice(FUSED), random.choice((4, 8)), random.randint(16, 30), random.randrange(999)
+    kind, hidden, timesteps, seed = (
+        random.choice(FUSED),
+        random.choice((4, 8)),
+        random.randint(16, 30),
+        random.randrange(999),
+    )
     labelled = random.randint(1, timesteps // 6)
 
     def loss(net: Any, batch: Any, i: int) -> Tensor:
@@ -53,18 +62,23 @@ def early_labels(random: Random) -> Case:
 
     return Case(
         kind="short reach: early labels",
-        net=_net(seed, kind, hidden, random.choice((1, 2))),
+        net=remembering_net(seed, kind, hidden, random.choice((1, 2))),
         loss=loss,
         batches=batches(random, 8, 5, timesteps, 3),
         cause="short reach",
-        must=(getattr(K,"FEW_TIMESTEPS_REACHED","FEW_TIMESTEPS_REACHED"),),
+        must=(getattr(K, "FEW_TIMESTEPS_REACHED", "FEW_TIMESTEPS_REACHED"),),
         seed=seed,
     )
 
 
 def few_sequences(random: Random) -> Case:
     """The hardest pair alone is learned from, or those that a mask leaves."""
-    kind, hidden, timesteps, seed = random.choice(FUSED), random.choice((4, 8)), random.randint(6, 9), random.randrange(999)
+    kind, hidden, timesteps, seed = (
+        random.choice(FUSED),
+        random.choice((4, 8)),
+        random.randint(6, 9),
+        random.randrange(999),
+    )
     chosen = random.randrange(1, 16)
 
     def hardest(net: Any, batch: Any, i: int) -> Tensor:
@@ -76,7 +90,7 @@ def few_sequences(random: Random) -> Case:
 
     return Case(
         kind="few sequences have gradient",
-        net=_net(seed, kind, hidden),
+        net=remembering_net(seed, kind, hidden),
         loss=random.choice((hardest, one)),
         batches=batches(random, 8, 16, timesteps, 3),
         cause="few sequences",
@@ -101,7 +115,12 @@ def batch_first_forgotten(random: Random) -> Case:
 
 def severed_steps(random: Random) -> Case:
     """A fused module fed one step at a time, whose state is detached, thrown away, or begun anew with a trained one, at each step."""
-    kind, hidden, timesteps, seed = random.choice(("RNN_TANH", *GATED)), random.choice((4, 8)), random.randint(5, 9), random.randrange(999)
+    kind, hidden, timesteps, seed = (
+        random.choice(("RNN_TANH", *GATED)),
+        random.choice((4, 8)),
+        random.randint(5, 9),
+        random.randrange(999),
+    )
     torch.manual_seed(seed)
     parts: dict[str, nn.Module] = {"rnn": fused(kind, 3, hidden, batch_first=False), "head": nn.Linear(hidden, 1)}
     way = random.choice(("detached", "no state", "zeros", "trained"))
@@ -141,7 +160,7 @@ def masked_growth(random: Random) -> Case:
     """An explosion through time in a module fed one step at a time, its state masked or cloned in between."""
     hidden, timesteps, seed = random.choice((6, 8)), random.randint(18, 26), random.randrange(999)
     torch.manual_seed(seed)
-    net = nn.ModuleDict({"rnn": _exploding(hidden, random.uniform(1.6, 1.9)), "head": nn.Linear(hidden, 1)})
+    net = nn.ModuleDict({"rnn": exploding(hidden, random.uniform(1.6, 1.9)), "head": nn.Linear(hidden, 1)})
     between = random.choice((lambda h: h * 1.0, lambda h: h.clone(), lambda h: torch.where(h > 9e9, 0.0, h)))
 
     def loss(net: Any, batch: Any, i: int) -> Tensor:
@@ -164,7 +183,7 @@ def masked_growth(random: Random) -> Case:
     )
 
 
-def _exploding(hidden: int, radius: float, batch_first: bool = False) -> nn.RNN:
+def exploding(hidden: int, radius: float, batch_first: bool = False) -> nn.RNN:
     module = nn.RNN(3, hidden, batch_first=batch_first)
     with torch.no_grad():
         module.weight_hh_l0.copy_(torch.linalg.qr(module.weight_hh_l0)[0] * radius)
@@ -177,7 +196,7 @@ def growth(random: Random) -> Case:
     """A recurrent matrix that enlarges the gradient at every step."""
     hidden, timesteps, seed = random.choice((6, 8)), random.randint(18, 30), random.randrange(999)
     torch.manual_seed(seed)
-    net = nn.ModuleDict({"rnn": _exploding(hidden, random.uniform(1.6, 1.9), True), "head": nn.Linear(hidden, 1)})
+    net = nn.ModuleDict({"rnn": exploding(hidden, random.uniform(1.6, 1.9), True), "head": nn.Linear(hidden, 1)})
 
     def loss(net: Any, batch: Any, i: int) -> Tensor:
         return (net["head"](net["rnn"](batch[0])[0][:, -1]) - 1).square().mean()
@@ -196,7 +215,12 @@ def growth(random: Random) -> Case:
 
 def vanishing(random: Random) -> Case:
     """A recurrence that forgets: a small recurrent matrix, or gates that are shut, and the label at the end."""
-    kind, hidden, timesteps, seed = random.choice(("RNN_TANH", *GATED)), random.choice((4, 8)), random.randint(20, 40), random.randrange(999)
+    kind, hidden, timesteps, seed = (
+        random.choice(("RNN_TANH", *GATED)),
+        random.choice((4, 8)),
+        random.randint(20, 40),
+        random.randrange(999),
+    )
     torch.manual_seed(seed)
     module = fused(kind, 3, hidden, random.choice((1, 1, 2)))
     with torch.no_grad():
@@ -218,167 +242,14 @@ def vanishing(random: Random) -> Case:
     )
 
 
-def nan_from_loss(random: Random) -> Case:
-    """A loss whose slope is not finite, or that is not finite itself, at numbers that occur: √0, log 0, 0/0."""
-    kind, hidden, timesteps, seed = random.choice(FUSED), random.choice((4, 8)), random.randint(5, 9), random.randrange(999)
-
-    def root(net: Any, batch: Any, i: int) -> Tensor:
-        h = net["rnn"](batch[0])[0][:, -1]
-        return (h - h).square().sum(1).sqrt().mean()
-
-    def norm(net: Any, batch: Any, i: int) -> Tensor:
-        h = net["rnn"](batch[0])[0][:, -1]
-        return (h - h).pow(2).sum().sqrt() + (net["head"](h) - batch[1]).square().mean()
-
-    def logarithm(net: Any, batch: Any, i: int) -> Tensor:
-        return -(net["rnn"](batch[0])[0][:, -1] * 0.0).abs().log().mean()
-
-    def ratio(net: Any, batch: Any, i: int) -> Tensor:
-        score = net["head"](net["rnn"](batch[0])[0][:, -1])
-        return (score / (score - score).square().sum()).mean() * 0.0
-
-    loss, culprits = random.choice(
-        (
-            (root, ("sqrt",)),
-            (norm, ("sqrt",)),
-            (logarithm, ("log",)),
-            (ratio, ("a division",)),
-        )
-    )
-    return Case(
-        kind="NaN from the loss",
-        net=_net(seed, kind, hidden),
-        loss=loss,
-        culprits=culprits,
-        batches=batches(random, 4, 5, timesteps, 3),
-        cause="operation outside",
-        must=(K.NONFINITE_LOSS, K.NONFINITE_HIDDEN_GRADIENT, K.NONFINITE_GRADIENT),
-        never=(K.EXPLODING_HIDDEN_GRADIENT, K.EXPLODING_GRADIENT, K.VANISHING_HIDDEN_GRADIENT),
-        steps=4,
-        nonfinite=0,
-        seed=seed,
-    )
-
-
-def nan_from_operation(random: Random) -> Case:
-    """An operation between module and loss whose slope is not finite, hidden from the loss: ``where``, a softmax whose every entry is masked, the root of a variance of 0."""
-    kind, hidden, timesteps, seed = random.choice(FUSED), random.choice((4, 8)), random.randint(5, 9), random.randrange(999)
-    first = random.randrange(3)
-
-    def hidden_root(net: Any, batch: Any, i: int) -> Tensor:
-        h = net["rnn"](batch[0])[0][:, -1]
-        z = h * 0.0 if i >= first else h
-        return torch.where(z.abs() > 0, z.abs().sqrt(), torch.zeros(()).to(z)).sum() + net["head"](h).square().mean()
-
-    def masked_softmax(net: Any, batch: Any, i: int) -> Tensor:
-        h = net["rnn"](batch[0])[0]
-        score = h.mean(-1)
-        if i >= first:
-            score = score + torch.full_like(score, -math.inf)
-        weights = score.softmax(1).nan_to_num()
-        return net["head"]((weights[..., None] * h).sum(1) + h[:, -1]).square().mean()
-
-    def spread(net: Any, batch: Any, i: int) -> Tensor:
-        h = net["rnn"](batch[0])[0][:, -1]
-        same = h * 0.0 if i >= first else h
-        return same.var(1).sqrt().mean() + net["head"](h).square().mean()
-
-    loss, culprits = random.choice(
-        (
-            (hidden_root, ("sqrt", "where")),
-            (masked_softmax, ("softmax", "nan_to_num")),
-            (spread, ("sqrt",)),
-        )
-    )
-    return Case(
-        kind="NaN from an operation outside",
-        net=_net(seed, kind, hidden),
-        loss=loss,
-        culprits=culprits,
-        batches=batches(random, 5, 5, timesteps, 3),
-        cause="operation outside",
-        must=(K.NONFINITE_HIDDEN_GRADIENT, K.NONFINITE_GRADIENT, K.NONFINITE_LOSS),
-        never=(K.EXPLODING_HIDDEN_GRADIENT, K.EXPLODING_GRADIENT, K.VANISHING_HIDDEN_GRADIENT),
-        steps=5,
-        nonfinite=first,
-        seed=seed,
-    )
-
-
-def overflow(random: Random) -> Case:
-    """A gradient that grows through time until float32 ends, from a state that stays finite."""
-    hidden, timesteps, seed = 8, random.randint(50, 60), random.randrange(999)
-    torch.manual_seed(seed)
-    net = nn.ModuleDict({"rnn": _exploding(hidden, random.uniform(6.0, 7.0), True), "head": nn.Linear(hidden, 1)})
-
-    def loss(net: Any, batch: Any, i: int) -> Tensor:
-        return 1e3 * (net["head"](net["rnn"](batch[0])[0][:, -1]) - 1).square().mean()
-
-    return Case(
-        kind="NaN from growth through time",
-        net=net,
-        loss=loss,
-        batches=[[0.0 * noise(random, 4, timesteps, 3)] for _ in range(4)],
-        cause="explosion through time",
-        must=(K.NONFINITE_HIDDEN_GRADIENT, K.EXPLODING_HIDDEN_GRADIENT),
-        steps=4,
-        lr=0.0,
-        nonfinite=0,
-        seed=seed,
-    )
-
-
-def bad_input(random: Random) -> Case:
-    """A NaN or an infinity in one number of one batch's input."""
-    kind, hidden, timesteps, seed = random.choice(FUSED), random.choice((4, 8)), random.randint(5, 9), random.randrange(999)
-    made, step = batches(random, 5, 5, timesteps, 3), random.randrange(5)
-    at = (random.randrange(5), random.randrange(timesteps), random.randrange(3))
-    made[step][0][at] = random.choice((math.nan, math.inf, -math.inf)) if kind == "RNN_RELU" else math.nan
-    return Case(
-        kind="NaN or inf in the input",
-        net=_net(seed, kind, hidden),
-        loss=last_output,
-        batches=made,
-        cause="bad input",
-        must=(K.NONFINITE_INPUT,),
-        steps=5,
-        clip=random.random() < 0.5,
-        nonfinite=step,
-        where={"module": "net.rnn", "timestep": at[1], "sequence": at[0], "step": step},
-        entry=f"batch[0][{at[0]}, {at[1]}, {at[2]}]",
-        seed=seed,
-    )
-
-
-def bad_target(random: Random) -> Case:
-    """A NaN or an infinity in one number of one batch's target."""
-    kind, hidden, timesteps, seed = random.choice(FUSED), random.choice((4, 8)), random.randint(5, 9), random.randrange(999)
-    made, step, at = batches(random, 5, 5, timesteps, 3), random.randrange(5), random.randrange(5)
-    made[step][1][at] = random.choice((math.nan, math.inf))
-    form = random.choice(("list", "dict"))
-
-    def loss(net: Any, batch: Any, i: int) -> Tensor:
-        return last_output(net, (batch["x"], batch["y"]["number"]) if form == "dict" else batch, i)
-
-    return Case(
-        kind="NaN or inf in the target",
-        net=_net(seed, kind, hidden),
-        loss=loss,
-        batches=[{"x": x, "y": {"number": y}} for x, y in made] if form == "dict" else made,
-        cause="bad target",
-        must=(K.NONFINITE_LOSS,),
-        steps=5,
-        clip=random.random() < 0.5,
-        nonfinite=step,
-        where={"step": step},
-        entry=f"batch['y']['number'][{at}, 0]" if form == "dict" else f"batch[1][{at}, 0]",
-        seed=seed,
-    )
-
-
 def saturation(random: Random) -> Case:
     """Inputs so large that every gate stands at its limit."""
-    kind, hidden, timesteps, seed = random.choice(("LSTM", "GRU", "RNN_TANH")), random.choice((4, 8)), random.randint(10, 20), random.randrange(999)
+    kind, hidden, timesteps, seed = (
+        random.choice(("LSTM", "GRU", "RNN_TANH")),
+        random.choice((4, 8)),
+        random.randint(10, 20),
+        random.randrange(999),
+    )
     torch.manual_seed(seed)
     size = 10 ** random.uniform(5, 7)
     net = nn.ModuleDict({"rnn": fused(kind, 3, hidden), "head": nn.Linear(hidden, 1)})
@@ -389,7 +260,7 @@ def saturation(random: Random) -> Case:
         loss=last_output,
         batches=[[size * (1 + x), y] for x, y in made],
         cause="saturation",
-        must=(getattr(K,"SATURATED_GATES","SATURATED_GATES"),),
+        must=(getattr(K, "SATURATED_GATES", "SATURATED_GATES"),),
         steps=10,
         seed=seed,
     )
@@ -397,7 +268,12 @@ def saturation(random: Random) -> Case:
 
 def padding(random: Random) -> Case:
     """Short sequences padded at their ends. Wrong: the last state is read, past the padding. Right: it is read at the last real one."""
-    kind, hidden, timesteps, seed = random.choice(("RNN_TANH", *GATED)), random.choice((6, 8)), random.randint(24, 36), random.randrange(999)
+    kind, hidden, timesteps, seed = (
+        random.choice(("RNN_TANH", *GATED)),
+        random.choice((6, 8)),
+        random.randint(24, 36),
+        random.randrange(999),
+    )
     torch.manual_seed(seed)
     right = random.random() < 0.5
     net = nn.ModuleDict(
@@ -439,12 +315,17 @@ def padding(random: Random) -> Case:
 
 def head_explosion(random: Random) -> Case:
     """A batch with an absurd number in its target: the gradients of all jump, what flows through time is as ever."""
-    kind, hidden, timesteps, seed = random.choice(("RNN_TANH", *GATED)), random.choice((4, 8)), random.randint(5, 8), random.randrange(999)
+    kind, hidden, timesteps, seed = (
+        random.choice(("RNN_TANH", *GATED)),
+        random.choice((4, 8)),
+        random.randint(5, 8),
+        random.randrange(999),
+    )
     made, step = batches(random, 40, 5, timesteps, 3), random.randint(26, 34)
     made[step][1][random.randrange(5)] = -9999.0
     return Case(
         kind="explosion outside the recurrence",
-        net=_net(seed, kind, hidden),
+        net=remembering_net(seed, kind, hidden),
         loss=last_output,
         batches=made,
         cause="outlier",
@@ -460,15 +341,20 @@ def head_explosion(random: Random) -> Case:
 
 def divergence(random: Random) -> Case:
     """A learning rate with which the loss runs away."""
-    kind, hidden, timesteps, seed = random.choice(("RNN_TANH", *GATED)), random.choice((4, 8)), random.randint(5, 8), random.randrange(999)
+    kind, hidden, timesteps, seed = (
+        random.choice(("RNN_TANH", *GATED)),
+        random.choice((4, 8)),
+        random.randint(5, 8),
+        random.randrange(999),
+    )
     optimizer, rate = random.choice((("SGD", 3.0), ("Adam", 3.0)))
     return Case(
         kind="divergence",
-        net=_net(seed, kind, hidden),
+        net=remembering_net(seed, kind, hidden),
         loss=last_output,
         batches=batches(random, 40, 5, timesteps, 3),
         cause="divergence",
-        must=(getattr(K,"DIVERGED","DIVERGED"), K.EXPLODING_GRADIENT, K.NONFINITE_LOSS),
+        must=(getattr(K, "DIVERGED", "DIVERGED"), K.EXPLODING_GRADIENT, K.NONFINITE_LOSS),
         steps=40,
         every=5,
         lr=rate,
@@ -479,8 +365,13 @@ def divergence(random: Random) -> Case:
 
 def changing_hook(random: Random) -> Case:
     """A forward hook of the user's that changes what a module returns."""
-    kind, hidden, timesteps, seed = random.choice(FUSED), random.choice((4, 8)), random.randint(6, 9), random.randrange(999)
-    net, factor = _net(seed, kind, hidden), random.choice((3.0, 0.5))
+    kind, hidden, timesteps, seed = (
+        random.choice(FUSED),
+        random.choice((4, 8)),
+        random.randint(6, 9),
+        random.randrange(999),
+    )
+    net, factor = remembering_net(seed, kind, hidden), random.choice((3.0, 0.5))
     which = random.choice(("output", "final state"))
 
     def change(module: nn.Module, args: Any, made: Any) -> Any:
@@ -509,11 +400,6 @@ KINDS = (
     masked_growth,
     growth,
     vanishing,
-    nan_from_loss,
-    nan_from_operation,
-    overflow,
-    bad_input,
-    bad_target,
     saturation,
     padding,
     head_explosion,

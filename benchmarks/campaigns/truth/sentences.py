@@ -6,10 +6,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from benchmarks.campaigns.truth_models import Case, Told, Truth
-from benchmarks.campaigns.truth_oracle import Facts, Place
+from benchmarks.campaigns.truth.case import Case, Told, Truth
+from benchmarks.campaigns.truth.oracle import Facts, Place
 from lightning_gradwatch import Event
 from lightning_gradwatch.events import closes_episode
 
@@ -67,9 +66,13 @@ class Context:
         wanted = place or self.place
         if wanted is None:
             return []
-        return [one for step in (self.steps() if steps is None else steps) for one in self.truth.at(step).get(wanted, [])]
+        return [
+            one for step in (self.steps() if steps is None else steps) for one in self.truth.at(step).get(wanted, [])
+        ]
 
-    def between(self, of: Callable[[Facts], tuple[float, float] | None], steps: Iterable[int] | None = None) -> tuple[float, float] | None:
+    def between(
+        self, of: Callable[[Facts], tuple[float, float] | None], steps: Iterable[int] | None = None
+    ) -> tuple[float, float] | None:
         """The least and the largest that something may be at those steps; None where nothing is known."""
         found = [pair for one in self.facts(steps=steps) if (pair := of(one)) is not None]
         return (min(low for low, _ in found), max(high for _, high in found)) if found else None
@@ -80,7 +83,8 @@ Check = Callable[[Context, dict[str, str]], None]
 _PARTS = {
     "n": r"[-+]?(?:\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?|inf|nan)",
     "int": r"\d[\d,]*",
-    "place": r"[\w.]+(?:, layer \d+)?(?: \(reverse\))?(?:, cell state)?(?:, gate \w|, gate)?(?:, timestep \d+)?(?:, sequence \d+)?(?:, parameter [\w.]+)?",
+    "place": r"[\w.]+(?:, layer \d+)?(?: \(reverse\))?(?:, cell state)?(?:, gate \w|, gate)?(?:, timestep \d+)?(?:, sequence \d+)?"
+    r"(?:, parameter [\w.]+)?",
     "name": r"[\w.]+",
     "weight": r"[\w.]+\[[\d, ]*\]",
     "kind": r"[A-Z_]+",
@@ -148,7 +152,9 @@ def texts(told: Told) -> Iterator[tuple[str, Event | None]]:
     advised: set[str] = set()
     for event in told.events:
         yield event.message, event
-        if not (closes_episode(event.to_record()) and event.remedy in advised):  # the end of an episode repeats what its begin said
+        if not (
+            closes_episode(event.to_record()) and event.remedy in advised
+        ):  # the end of an episode repeats what its begin said
             advised.add(event.remedy)
             yield event.remedy, event
 
@@ -163,7 +169,9 @@ class Judgement:
     said: list[str]
 
 
-def judged(truth: Truth, told: Told, words: Sentences, told_enough: Callable[[Truth, Told], Iterable[str]]) -> Judgement:
+def judged(
+    truth: Truth, told: Told, words: Sentences, told_enough: Callable[[Truth, Told], Iterable[str]]
+) -> Judgement:
     """Every sentence of a run held against the truth; and whether what had to be told was."""
     sentences, faults = 0, list[Fault]()
     for text, event in texts(told):
@@ -173,7 +181,11 @@ def judged(truth: Truth, told: Told, words: Sentences, told_enough: Callable[[Tr
         sentences += words.read(text, context)
         faults += context.faults
     faults += [Fault(MISS, "", why) for why in told_enough(truth, told)]
-    said = [*told.lines, *told.warnings, *(f"{e.severity} {e.kind} step {e.step}: {e.message} -> {e.remedy}" for e in told.events)]
+    said = [
+        *told.lines,
+        *told.warnings,
+        *(f"{e.severity} {e.kind} step {e.step}: {e.message} -> {e.remedy}" for e in told.events),
+    ]
     return Judgement(truth.case.kind, sentences, list(dict.fromkeys(faults)), said)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.campaigns.truth_healthy import CELLS, Leaky, batches, fused, loop_over, remembering
-from benchmarks.campaigns.truth_models import Case, noise
+from benchmarks.campaigns.truth.case import Case, noise
+from benchmarks.campaigns.truth.healthy import CELLS, Leaky, batches, fused, loop_over, remembering
 from lightning_gradwatch import EventKind as K
 
 H = 6
@@ -161,7 +161,7 @@ class Scripted(torch.jit.ScriptModule):
         self.w, self.u = nn.Linear(H, H), nn.Linear(3, H)
 
     @torch.jit.script_method
-    def forward(self, x: Tensor):  # noqa: ANN201
+    def forward(self, x: Tensor):
         h = torch.zeros(x.size(0), 6, dtype=x.dtype)
         for t in range(x.size(1)):
             h = 0.8 * h + 0.2 * torch.tanh(self.u(x[:, t]) + self.w(h))

@@ -141,14 +141,6 @@ def growth(c: Context, said: str) -> None:
         c.number(said, *found, "the growth", slack=0.02)
 
 
-@SAID(
-    "From step <int:step> on the gradient is not finite.",
-    "In the last sample, of step <int:step>, the gradient is not finite.",
-)
-def _lost(c: Context, m: Words) -> None:
-    c.verdict(not c.truth.finite(int(m["step"])), "it is finite there")
-
-
 @SAID("Its sequences have one timestep: nothing flows through time.")
 def _one_timestep(c: Context, m: Words) -> None:
     c.verdict(all(one.timesteps == 1 for one in c.facts()), "they have more")

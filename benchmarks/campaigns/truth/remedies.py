@@ -19,7 +19,8 @@ def helps(causes: Collection[str], *patterns: str) -> Check:
     """Sentences that fit these causes and no other."""
 
     def check(c: Context, m: Words) -> None:
-        if c.case.cause not in causes and not _is_conditional(c):
+        fits = c.case.cause in causes or _is_conditional(c) or ("vanishing" in causes and _vanishes_all_the_same(c))
+        if not fits:
             c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")
 
     return SAID(*patterns)(check)
@@ -28,6 +29,12 @@ def helps(causes: Collection[str], *patterns: str) -> Check:
 def _is_conditional(c: Context) -> bool:
     """Whether advice is given for the case only that equal inputs are no padding, after what helps where they are."""
     return c.case.cause == "padding" and c.event is not None and "Only if they belong to the task:" in c.event.remedy
+
+
+def _vanishes_all_the_same(c: Context) -> bool:
+    """Whether in a run in which nothing is wrong a horizon is short, as a note may say."""
+    found = c.facts(steps=[c.event.step]) if c.event is not None else []
+    return not c.case.cause and any(one.horizon[0] < 0.5 * one.timesteps for one in found)
 
 
 def holds(*patterns: str) -> Check:
@@ -145,7 +152,7 @@ def _truncate(c: Context, m: Words) -> None:
 
 
 helps(
-    ("short reach",),
+    ("short reach", "padding, rightly read"),
     "The output at the last timestep holds the reverse direction's first step, which has seen that timestep alone.",
     "The output at the last timestep, output[:, -1], holds the reverse direction's first step, which has seen "
     "that timestep alone.",
@@ -262,7 +269,7 @@ _PLAIN = (
 
 def _with_its_length(c: Context, m: Words) -> None:
     """A bias of ln T, for the T of these sequences."""
-    if c.case.cause != "vanishing" and not _is_conditional(c):
+    if c.case.cause != "vanishing" and not _is_conditional(c) and not _vanishes_all_the_same(c):
         c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")
     if "t" in m:
         length = int(m["t"])

@@ -33,6 +33,7 @@ class Context:
     event: Event | None = None
     place: Place | None = None
     line: str = ""
+    since: int | None = None
     faults: list[Fault] = field(default_factory=list)
     sentence: str = ""
 

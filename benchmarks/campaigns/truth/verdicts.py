@@ -36,7 +36,7 @@ def _risen(c: Context) -> float:
 def _healthy(c: Context, m: Words) -> None:
     c.verdict(c.case.cause not in ("saturation", "severed"), f"it suffers from {c.case.cause}")
     c.verdict(math.isfinite(c.truth.losses[-1]), "the loss is not finite")
-    c.verdict(not _risen(c) > RISEN, f"the loss rose {_risen(c):.3g}-fold")
+    c.verdict(c.case.cause == "outlier" or not _risen(c) > RISEN, f"the loss rose {_risen(c):.3g}-fold")
     for one in of_late(c)[-1:]:
         c.verdict(one.horizon[1] >= 0.5 * _due(one), f"the horizon is {one.horizon} of {one.timesteps}")
         c.verdict(one.growth[0] <= GROWN, f"it grows {one.growth[0]:.3g}-fold")
@@ -122,12 +122,34 @@ _VERDICTS = {
 @SAID("<place:place> (<name>): <any:verdict>.", "<place:place>: <any:verdict>.")
 def _line(c: Context, m: Words) -> None:
     c.place = place_of(m["place"])
-    c.line = m["verdict"]
-    judge = _VERDICTS.get(m["verdict"])
+    c.line, _, since = m["verdict"].partition(" since step ")
+    c.since = int(since.replace(",", "")) if since else None
+    judge = _VERDICTS.get(c.line)
     if judge is None:
         c.wrong(VERDICT, "no such verdict is known")
     else:
         judge(c, m)
+
+
+@SAID("No sample from then on is finite.", "It was the last sample.")
+def _lost(c: Context, m: Words) -> None:
+    later = [step for step in c.told.sampled if c.since is not None and step >= c.since]
+    c.verdict(bool(later) and not any(map(c.truth.finite, later)), "some sample is finite")
+    c.verdict("last" not in c.sentence or len(later) == 1, f"there were {len(later)}")
+
+
+@SAID("GradWatch, step <int:step>: <kind:kind>.")
+def _at_once(c: Context, m: Words) -> None:
+    _of_event(c, m)
+    c.verdict(c.event is not None, "there is no such event")
+
+
+def _of_event(c: Context, m: Words) -> None:
+    """What follows is said of an event."""
+    step = int(m["step"].replace(",", ""))
+    c.event = next((e for e in c.told.events if e.kind == m["kind"] and e.step == step), None)
+    if c.event is not None and c.event.module is not None:
+        c.place = (c.event.module, c.event.layer or 0, c.event.direction or "forward")
 
 
 @SAID("GradWatch: how far the gradient reaches back through time", "gradwatch <name> <path>")
@@ -179,3 +201,4 @@ def _both(c: Context, m: Words) -> None:
 def _quoted(c: Context, m: Words) -> None:
     same = [e for e in c.told.events if e.kind == m["kind"] and e.step == int(m["step"].replace(",", ""))]
     c.verdict(any(e.message.lower().startswith(m["said"].lower()) for e in same), "no event says so")
+    _of_event(c, m)

@@ -38,6 +38,7 @@ from lightning_gradwatch.recurrent import (
     sweep,
 )
 from lightning_gradwatch.recurrent.discover import Discovery, plain_name, scripted
+from lightning_gradwatch.recurrent.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
 from lightning_gradwatch.recurrent.severed import severed
 from lightning_gradwatch.recurrent.severed_cells import SeveredCells
@@ -149,12 +150,14 @@ class Watch:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
         if not step.sampled or not loss.requires_grad:
             return
-        self._report_severed(severed(self.capture.calls), step.moment)
-        for call in self.capture.calls:
+        self._report_severed(severed(without_duplicates(self.capture.calls)), step.moment)
+        self.capture.loops.split_taps()
+        calls = without_duplicates(self.capture.calls)
+        for call in calls:
             if isinstance(call, Loop) and len(call.h) > 1:
                 with self._unobserved.apart(call.module):
                     measure_lags(call, loss)
-        for call in stitch(self.capture.calls):
+        for call in stitch(calls):
             if isinstance(call, Chain) and not call.plain:
                 with self._unobserved.apart(call.module):
                     follow(call.calls, loss)
@@ -166,7 +169,7 @@ class Watch:
         if step.sampled:
             self._unobserved.report_added(step.moment)
         if step.sampled and loss is None:  # nothing was said before this backward pass
-            self._report_severed(severed(self.capture.calls), step.moment)
+            self._report_severed(severed(without_duplicates(self.capture.calls)), step.moment)
         calls = self.capture.take()
         if not calls:
             return
@@ -273,7 +276,7 @@ class Watch:
 
     def _sample(self, calls: list[Call], step: Step, *, everything: bool = False) -> None:
         """Measure the calls, in ``everything`` all sequences; so too where the growth through time turns out to be suspicious."""
-        unscale, stitched = step.unscale(), stitch(calls)
+        unscale, stitched = step.unscale(), stitch(without_duplicates(calls))
         for chain in stitched if step.sampled else ():
             if isinstance(chain, Chain):
                 chain.unfollowed = UNANNOUNCED

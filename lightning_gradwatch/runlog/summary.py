@@ -66,6 +66,7 @@ def _summary(
         verdict=verdict,
         sentence=sentence + _sequences(found) + _segments(found) + _doubt(found),
         starves=found.starves,
+        since=found.lost[0] if found.lost else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The quiet and the sick campaign, a slice of each; at full size they are in benchmarks/campaigns."""
+"""The quiet, the sick and the truth campaign, a slice of each; at full size they are in benchmarks/campaigns."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.campaigns import quiet, sick
+from benchmarks.campaigns.truth import campaign as truth
 from lightning_gradwatch.events import ENDED, Event, EventKind, Severity
 
 RUNS, STEPS = 6, 160
@@ -88,3 +89,12 @@ def test_a_clipper_is_shown_the_norms() -> None:
     for make in (sick._zclip, sick._smartclip):
         torch.manual_seed(0)
         assert sick._first_clipped(make(), [*norms, 50.0]) == 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(truth.MAKERS)), ids=[make.__name__ for make in truth.MAKERS])
+def test_every_sentence_is_true(number: int) -> None:
+    """One run of each kind of the truth campaign: each sentence has a judge, and holds."""
+    outcome = truth.judge(number, seed=7)
+    assert outcome.sentences > 0
+    assert outcome.faults == []

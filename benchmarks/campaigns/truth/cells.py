@@ -263,6 +263,38 @@ def nan_in_cell(random: Random) -> Case:
     )
 
 
+def forgetful(random: Random) -> Case:
+    """A loop over a cell that forgets, or that enlarges what it passes back."""
+    kind, seed, grows = random.choice(list(CELLS)), random.randrange(999), random.random() < 0.5
+    timesteps = random.randint(18, 26)
+    net = _cell("RNN" if grows else kind, seed)
+    with torch.no_grad():
+        cell = net["cell"]
+        if grows:
+            cell.weight_hh.copy_(torch.linalg.qr(cell.weight_hh)[0] * random.uniform(1.6, 1.9))
+            cell.bias_ih.zero_()
+            cell.bias_hh.zero_()
+        else:
+            cell.weight_hh.mul_(0.4)
+            cell.bias_ih.sub_(3.0 if kind != "RNN" else 0.0)
+
+    def loss(net: Any, batch: Any, i: int) -> Tensor:
+        return _error(net, loop_over(net["cell"], batch[0], H)[-1], 1.0 if grows else batch[1])
+
+    made = batches(random, 12, 5, timesteps, 3)
+    return Case(
+        kind="explosion: cells" if grows else "vanishing: cells",
+        net=net,
+        loss=loss,
+        batches=[[1e-9 * x, y] for x, y in made] if grows else made,
+        cause="explosion through time" if grows else "vanishing",
+        must=(K.EXPLODING_HIDDEN_GRADIENT,) if grows else (K.VANISHING_HIDDEN_GRADIENT,),
+        steps=12,
+        lr=1e-9 if grows else 1e-3,
+        seed=seed,
+    )
+
+
 def one_timestep(random: Random) -> Case:
     """Sequences of one timestep: a cell or a fused module called once a step."""
     kind, seed, cell = random.choice(list(CELLS)), random.randrange(999), random.random() < 0.5
@@ -330,6 +362,7 @@ def no_recurrence(random: Random) -> Case:
 
 KINDS = (
     severed_cells,
+    forgetful,
     twice_a_step,
     conv_state,
     several_states,

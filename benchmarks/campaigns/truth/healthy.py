@@ -236,13 +236,24 @@ def stepped(random: Random) -> Case:
     kind, hidden, timesteps = random.choice(("RNN_TANH", "GRU", "LSTM")), random.choice((4, 8)), random.randint(5, 8)
     torch.manual_seed(own["seed"])
     net = nn.ModuleDict({"rnn": remembering(fused(kind, 3, hidden, batch_first=False)), "head": nn.Linear(hidden, 1)})
-    between = random.choice((lambda h: h, lambda h: h * 1.0, lambda h: h.clone(), lambda h: h + 0.0))
+    ends, row = random.randrange(1, 3), random.randrange(5)  # of an episode
+    mask = torch.ones(timesteps, 1, 5, 1)
+    mask[ends, 0, row] = 0.0
+    between = random.choice(
+        (
+            lambda h, t: h,
+            lambda h, t: h * 1.0,
+            lambda h, t: h.clone(),
+            lambda h, t: h + 0.0,
+            lambda h, t: h * mask[t].to(h),
+        )
+    )
 
     def loss(net: Any, batch: Any, i: int) -> Tensor:
         zeros = batch[0].new_zeros(1, len(batch[0]), hidden)
         state: Any = (zeros, zeros) if kind == "LSTM" else zeros
-        for x in batch[0].unbind(1):
-            state = tuple(between(s) for s in state) if kind == "LSTM" else between(state)
+        for t, x in enumerate(batch[0].unbind(1)):
+            state = tuple(between(s, t) for s in state) if kind == "LSTM" else between(state, t)
             out, state = net["rnn"](x[None], state)
         return (net["head"](out[0]) - batch[1]).square().mean()
 

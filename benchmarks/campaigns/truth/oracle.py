@@ -88,7 +88,7 @@ class Unrolled(nn.Module):
                     valid = (t < lengths)[:, None]
                     h, c = torch.where(valid, new_h, h), torch.where(valid, new_c, c) if lstm else c
                     h.requires_grad_(True)
-                    path.states.append([h, c] if lstm else [h])
+                    path.states.append([h, new_c] if lstm else [h])  # of new_c h is made
                     path.entries.append(entry)
                     path.exits.append([h * 1.0, c * 1.0] if lstm else [h * 1.0])
                 stacked = torch.stack([one[0] for one in path.exits])

@@ -266,6 +266,24 @@ def saturation(random: Random) -> Case:
     )
 
 
+def dead_relu(random: Random) -> Case:
+    """Rectified units whose input is negative whatever comes in."""
+    hidden, timesteps, seed = random.choice((4, 8)), random.randint(6, 12), random.randrange(999)
+    net = remembering_net(seed, "RNN_RELU", hidden)
+    with torch.no_grad():
+        net["rnn"].bias_ih_l0.fill_(-random.uniform(20, 60))
+    return Case(
+        kind="saturation: dead relu",
+        net=net,
+        loss=last_output,
+        batches=batches(random, 10, 5, timesteps, 3),
+        cause="dead relu",
+        must=(getattr(K, "SATURATED_GATES", "SATURATED_GATES"),),
+        steps=10,
+        seed=seed,
+    )
+
+
 def padding(random: Random) -> Case:
     """Short sequences padded at their ends. Wrong: the last state is read, past the padding. Right: it is read at the last real one."""
     kind, hidden, timesteps, seed = (
@@ -401,6 +419,7 @@ KINDS = (
     growth,
     vanishing,
     saturation,
+    dead_relu,
     padding,
     head_explosion,
     divergence,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from lightning_gradwatch.forward import Saturation
+from lightning_gradwatch.padding import Ends
 
 Floats = npt.NDArray[np.float64]
 
@@ -74,6 +78,11 @@ class Profile:
         inexact_reason: None if the figures are exact.
         layers: of the module.
         truncated: whether a state came in whose past is cut off, as in truncated backpropagation through time.
+        ends: the runs of equal inputs at the sequences' ends.
+        gate_gradient: L1 norm of the gradient that reaches the gates' pre-activations, and thus the weights, over that of what the loss
+            sends to the states; None where it is not known.
+        saturation: a closer look at the gates, where ``gate_gradient`` is small.
+        fused: of a module that takes whole sequences, not of a loop.
     """
 
     module: str
@@ -92,12 +101,37 @@ class Profile:
     inexact_reason: str | None = None
     layers: int = 1
     truncated: bool = False
+    ends: Ends = field(default_factory=Ends)
+    gate_gradient: float | None = None
+    saturation: Saturation | None = None
+    fused: bool = True
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
 
     @property
     def place(self) -> tuple[str, int, str]:
         """Module, layer and direction."""
         return self.module, self.layer, self.direction
+
+    @property
+    def real_timesteps(self) -> int:
+        """Of the longest sequence, without padding that the loss does not ask the gradient to cross."""
+        return self.ends.timesteps(self.lengths, self.timesteps)
+
+    def starved(self) -> int:
+        """How many timesteps, from the sequence's far end on, get under 1 % of the largest total gradient; median over sequences.
+
+        The far end is where a direction's own first step is. Timesteps past the last one that the loss reaches are no part of it: no
+        gradient is due there. Nor is padding: nothing is to be learned from it.
+        """
+        counts: list[int] = []
+        for j, (row, length) in enumerate(zip(self.total, self.lengths, strict=True)):
+            own = row[:length] if self.direction == "forward" else row[:length][::-1]
+            first, last = self.ends.bounds(j, length)
+            largest = own[first:last].max(initial=0.0)
+            if 0 < largest < np.inf:
+                enough = np.flatnonzero(own[first:last] >= HORIZON_RATIO * largest)
+                counts.append(int(enough[0]))
+        return int(median(counts)) if counts else 0
 
     def scaled(self, factor: float) -> Profile:
         """The profile of a loss ``factor`` times as large. Ratios stay as they are."""
@@ -160,6 +194,10 @@ class Profile:
             "horizon": horizon.lag,
             "horizon_censored": horizon.censored,
             "growth_rate": growth_rate(lagged),
+            "real_timesteps": self.real_timesteps,
+            "padded": self.ends.padded,
+            "starved": self.starved(),
+            "gate_gradient": self.gate_gradient,
         }
         if keep_sequences:
             record["total_by_sequence"] = [

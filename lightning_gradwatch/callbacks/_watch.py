@@ -16,6 +16,7 @@ from lightning_gradwatch.detect import (
     LoopPlaces,
     NormJumpDetector,
     Place,
+    SaturationDetector,
     ScaleSearch,
     SweptCall,
     VanishingDetector,
@@ -124,6 +125,7 @@ class Watch:
         self._out_of_reach, self._on_hidden = out_of_reach, on_hidden
         self._jump = NormJumpDetector()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
+        self._saturation = SaturationDetector()
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
         self._spoilt = WeightWatch()
@@ -195,7 +197,7 @@ class Watch:
         self.poll(wait=True)
         if not self._nonfinite:
             self._look_at_weights(AFTER_THE_LAST_STEP, moment)
-        for detector in (self._jump, self._exploding, self._vanishing):
+        for detector in (self._jump, self._exploding, self._saturation, self._vanishing):
             for event in detector.finish(moment):
                 self._on_event(event)
 
@@ -251,10 +253,12 @@ class Watch:
             found = found if everything else self._measure(stitched, None)
         found = [profile.scaled(unscale) for profile in found]
         self._on_profiles(found, step)
+        loss = step.loss_value()
         for profile in found:
             self._tell(self._exploding(profile, step.moment))
+            self._tell(self._saturation(profile, step.moment, loss))
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
-                self._tell(self._vanishing(profile, step.moment))
+                self._tell(self._vanishing(profile, step.moment, loss))
 
     def _judge(self, norm: float, pending: _Pending) -> None:
         """Judge a step by its norm. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""

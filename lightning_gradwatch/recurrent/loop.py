@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.recurrent import equal_ends
 from lightning_gradwatch.recurrent.anchors import norm
 from lightning_gradwatch.recurrent.call import GradientSlot
 from lightning_gradwatch.recurrent.layout import pick_sequences
@@ -111,6 +113,8 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     rows = [len(loop.rows(state.tensor)) for state in loop.h]
     sequences = pick_sequences(rows[0], max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
+    totals = _totals(loop, loop.h, sequences, lengths)
+    runs = equal_ends.of_loop(loop.inputs, sequences, lengths)
     reason = loop.inexact_reason or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
     made = partial(
         Profile,
@@ -127,8 +131,10 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         curves=_curves(loop, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
         inexact_reason=reason,
         truncated=loop.cut_off(),
+        fused=False,
+        ends=find_ends(*runs, reverse=False, lengths=tuple(lengths), sent=totals, alone=loop.totals_are_lagged),
     )
-    found = [made(state="h", total=_totals(loop, loop.h, sequences, lengths))]
+    found = [made(state="h", total=totals)]
     if loop.c and loop.c_is_total:
         found.append(made(state="c", total=_totals(loop, loop.c, sequences, lengths)))
     return found

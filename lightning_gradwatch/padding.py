@@ -50,7 +50,9 @@ class Ends:
         """Of the longest sequence measured, those that matter; ``longest`` where nothing is padded."""
         if not any(self.far) and not (self.skipped and any(self.near)):
             return longest
-        return max((last - first for first, last in (self.bounds(j, n) for j, n in enumerate(lengths))), default=longest)
+        return max(
+            (last - first for first, last in (self.bounds(j, n) for j, n in enumerate(lengths))), default=longest
+        )
 
 
 def find_ends(

@@ -46,6 +46,7 @@ class Findings:
         self.log: RunLogWriter | None = None
         self._keep_sequences, self._on_event = keep_sequences, on_event
         self._recent: dict[tuple[Any, ...], deque[dict[str, Any]]] = {}
+        self._first: dict[tuple[Any, ...], dict[str, Any]] = {}  # its loss is what later ones are held against
         self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of the samples before the recent ones
         self._warned = False
         self._scalars = Scalars("GradWatch")
@@ -104,7 +105,11 @@ class Findings:
 
     def summary(self) -> list[str]:
         """What was found, in a few lines: per module and layer the verdict; how many events, and the first of the gravest."""
-        kept = [*self._furthest.values(), *(record for recent in self._recent.values() for record in recent)]
+        kept = [
+            *self._first.values(),
+            *self._furthest.values(),
+            *(record for recent in self._recent.values() for record in recent),
+        ]
         records = list({id(record): record for record in kept}.values())
         lines = ["GradWatch: how far the gradient reaches back through time"]
         events = [event.to_record() for event in self.events]
@@ -113,6 +118,7 @@ class Findings:
 
     def _remember(self, profile: Profile, record: dict[str, Any]) -> None:
         key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)
+        self._first.setdefault(key, record)
         recent = self._recent.setdefault(key, deque())
         if len(recent) > 1 and not any(map(is_finite, (record, recent[-1], recent[-2]))):
             recent.pop()  # of a run that is lost the first sample matters, and the last

@@ -62,8 +62,9 @@ def _of_cell(kind: str, timesteps: int) -> str:
     number = f"ln {timesteps} = {bias:.1f}"
     if kind == "LSTM":
         return (
-            f"Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin with a forget-gate bias "
-            f"of {number}, with which a third of the state outlasts {timesteps} timesteps (Jozefowicz et al. 2015; Tallec and Ollivier 2018). "
+            f"Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin with a forget-gate "
+            f"bias of {number}, with which a third of the state outlasts {timesteps} timesteps (Jozefowicz et al. 2015; Tallec and "
+            "Ollivier 2018). "
             "It is the second quarter of bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer and direction; "
             f"{_LINES}."
         )

@@ -27,7 +27,7 @@ class Cause(Enum):
 
 
 def cause_of(found: Saturation) -> Cause:
-    """What most of the pre-activations come from; where that is the inputs, whether they or their weights are the larger beside the usual."""
+    """What most of the pre-activations come from. Of inputs and their weights, whichever is larger beside the usual."""
     from_input, from_state, from_bias = found.parts
     if from_bias >= max(from_input, from_state):
         return Cause.BIASES

@@ -147,12 +147,13 @@ def low_loss(loss: float | None, first: float | None) -> str:
     return f"The loss is down to {loss:.2g} from {first:.2g}: what the task needs may well be within reach."
 
 
-def _detail(
-    profile: Profile, samples: int, rate: float | None, hungry: int, furthest: int | None, low: str
-) -> str:
+def _detail(profile: Profile, samples: int, rate: float | None, hungry: int, furthest: int | None, low: str) -> str:
     speed = "" if rate is None else f", growth rate {rate:+.3g} nats per timestep"
-    parts = [low, *_padding(profile)]
-    parts.append(f"The sequences have {profile.timesteps}; so it was in {samples} samples in a row{speed}.")
+    parts = [low, *_crossed(profile)]
+    parts += [
+        f"The sequences have {profile.timesteps}; so it was in {samples} samples in a row{speed}.",
+        *_left_out(profile),
+    ]
     if profile.truncated:
         parts.append(
             "The state that comes in is cut off from its past, as in truncated backpropagation; the horizon is the limit here, not their "
@@ -172,14 +173,20 @@ def _detail(
     return " ".join(filter(None, parts))
 
 
-def _padding(profile: Profile) -> list[str]:
-    """What looks like padding, and what that means."""
+def _crossed(profile: Profile) -> list[str]:
+    """That the gradient has to cross what looks like padding."""
     ends, side = profile.ends, "last" if profile.direction == "forward" else "first"
     if ends.padded:
         return [
             f"In most sequences the {side} {ends.padded} timesteps (median) have equal inputs, as padding has, and the loss sits behind "
             "them: the gradient has to cross them before it reaches any other input."
         ]
-    if profile.real_timesteps < profile.timesteps:
-        return [f"Without equal inputs at their ends, as padding has, they have {profile.real_timesteps} timesteps."]
+    return []
+
+
+def _left_out(profile: Profile) -> list[str]:
+    if profile.real_timesteps < max(profile.lengths, default=0):
+        return [
+            f"Only {profile.real_timesteps} of them count here: at the others the inputs are equal, as in padding, and nothing is lost."
+        ]
     return []

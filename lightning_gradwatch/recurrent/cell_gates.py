@@ -60,7 +60,11 @@ def _steps(loop: Loop, sequences: Sequence[int]) -> _Steps | None:
     """None where the steps do not have inputs and states of one shape."""
     inputs = [x for x in loop.inputs if x is not None]
     states = [state.tensor for state in (*loop.h, *loop.c)]
-    if loop.kind not in _MODES or len(inputs) != len(loop.h) or (loop.kind == "LSTM") != (loop.c_is_total and bool(loop.c)):
+    if (
+        loop.kind not in _MODES
+        or len(inputs) != len(loop.h)
+        or (loop.kind == "LSTM") != (loop.c_is_total and bool(loop.c))
+    ):
         return None
     if len({loop.rows(x).shape for x in inputs}) != 1 or len({loop.rows(state).shape for state in states}) != 1:
         return None

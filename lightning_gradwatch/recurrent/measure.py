@@ -52,16 +52,19 @@ def _chunk(call: RecurrentCall, max_sequences: int | None) -> int:
     return CHUNK if max_sequences is not None else max(CHUNK * 64 // max(batch, 64), 16)
 
 
+def learns(call: RecurrentCall) -> bool:
+    """Whether any of its weights is trained."""
+    return any(weight.requires_grad for weight in call.weights)
+
+
 Saturations = list[list[Saturation | None]]
 """By layer and direction."""
 
 
 def _saturation(call: RecurrentCall, swept: Sweep, max_sequences: int | None, chunk: int) -> Saturations | None:
-    """A closer look at the gates, where hardly any gradient reaches them and weights would learn from it; None elsewhere."""
+    """A closer look at the gates, where hardly any gradient reaches them; None elsewhere."""
     shares = [one.gate_share() for pair in swept.directions for one in pair]
-    if not any(share is not None and share < SUSPICIOUS for share in shares):
-        return None
-    if not any(weight.requires_grad for weight in call.weights):
+    if not learns(call) or not any(share is not None and share < SUSPICIOUS for share in shares):
         return None
     again = sweep(call, max_sequences=max_sequences, anchors=0, chunk=chunk, saturation=True)
     return [[None if one.gate_count is None else one.gate_count.result() for one in pair] for pair in again.directions]
@@ -107,7 +110,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         layers=call.shape.num_layers,
                         truncated=truncated,
                         ends=ends,
-                        gate_gradient=one.gate_share(),
+                        gate_gradient=one.gate_share() if learns(call) else None,
                         saturation=None if saturation is None else saturation[layer][direction],
                     )
                 )

@@ -21,6 +21,7 @@ VERDICT_STYLES = {
     Verdict.SHORTENED: "bold green",
     Verdict.VANISHING: "bold yellow",
     Verdict.EXPLODING: "bold red",
+    Verdict.SATURATED: "bold yellow",
     Verdict.NOT_FINITE: "bold red",
 }
 _CALM = (Verdict.HEALTHY, Verdict.SHORTENED)

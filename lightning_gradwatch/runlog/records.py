@@ -96,6 +96,10 @@ PROFILE: tuple[Fields, Fields] = (
         "horizon": _count,
         "horizon_censored": _flag,
         "growth_rate": _number,
+        "real_timesteps": _count,
+        "padded": _count,
+        "starved": _count,
+        "gate_gradient": _number,
         "total_by_sequence": _rows,
     },
 )

@@ -13,6 +13,7 @@ class Verdict(StrEnum):
     VANISHING = "vanishing"
     SHORTENED = "shortened"
     EXPLODING = "exploding"
+    SATURATED = "saturated"
     NOT_FINITE = "not finite"
     UNDECIDED = "undecided"
     NOT_OBSERVED = "not observed"

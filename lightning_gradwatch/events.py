@@ -36,6 +36,7 @@ class EventKind(StrEnum):
     EXPLODING_GRADIENT = "EXPLODING_GRADIENT"
     VANISHING_HIDDEN_GRADIENT = "VANISHING_HIDDEN_GRADIENT"
     SATURATED_GATES = "SATURATED_GATES"
+    FEW_TIMESTEPS_REACHED = "FEW_TIMESTEPS_REACHED"
     NO_GRADIENT_THROUGH_TIME = "NO_GRADIENT_THROUGH_TIME"
     AMP_OVERFLOW = "AMP_OVERFLOW"
     GRADIENT_CLIPPED = "GRADIENT_CLIPPED"
@@ -116,6 +117,12 @@ _TEXTS: dict[EventKind, _Text] = {
         "(bound {threshold:.2g}).{detail}",
         "Standardise the inputs, or begin with smaller weights and a lower learning rate: a saturated gate has no slope that a gradient "
         "could pass through.",
+    ),
+    EventKind.FEW_TIMESTEPS_REACHED: _Text(
+        Severity.WARNING,
+        "The loss reaches {place} at {value:.0f} of its timesteps only.{detail}",
+        "Read the state where it has seen the whole sequence: the final state h_n, of both directions where there are two, or the output "
+        "at all timesteps. Where the loss belongs to early timesteps alone, cut the sequences behind it.",
     ),
     EventKind.NO_GRADIENT_THROUGH_TIME: _Text(
         Severity.WARNING,

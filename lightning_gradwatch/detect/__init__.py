@@ -9,6 +9,7 @@ from lightning_gradwatch.detect.nonfinite_loop import LoopPlaces
 from lightning_gradwatch.detect.norm_jump import NormJumpDetector
 from lightning_gradwatch.detect.saturation import SaturationDetector
 from lightning_gradwatch.detect.scale_search import ScaleSearch
+from lightning_gradwatch.detect.short_reach import ShortReachDetector
 from lightning_gradwatch.detect.vanishing import VanishingDetector, is_vanishing
 from lightning_gradwatch.detect.weights import WeightWatch
 
@@ -21,6 +22,7 @@ __all__ = [
     "Place",
     "SaturationDetector",
     "ScaleSearch",
+    "ShortReachDetector",
     "SweptCall",
     "VanishingDetector",
     "WeightWatch",

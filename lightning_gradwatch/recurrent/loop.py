@@ -111,7 +111,8 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     the sequences that the first step has; the lags, of those that the last one still has.
     """
     rows = [len(loop.rows(state.tensor)) for state in loop.h]
-    sequences = pick_sequences(rows[0], max_sequences)
+    reached = _reached(loop, rows[0])
+    sequences = pick_sequences(reached, max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
     totals = _totals(loop, loop.h, sequences, lengths)
     runs = equal_ends.of_loop(loop.inputs, sequences, lengths)
@@ -133,11 +134,23 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         truncated=loop.cut_off(),
         fused=False,
         ends=find_ends(*runs, reverse=False, lengths=tuple(lengths), sent=totals, alone=loop.totals_are_lagged),
+        with_gradient=int(reached.sum()),
     )
     found = [made(state="h", total=totals)]
     if loop.c and loop.c_is_total:
         found.append(made(state="c", total=_totals(loop, loop.c, sequences, lengths)))
     return found
+
+
+def _reached(loop: Loop, batch: int) -> Tensor:
+    """Which of the sequences that the first step has get a gradient at any step: ``(batch,)``, boolean."""
+    reached = torch.zeros(batch, dtype=torch.bool)
+    for state in (*loop.h, *loop.c):
+        gradient = state.slot.value()
+        if gradient is not None:
+            found = loop.rows(gradient).ne(0).any(-1).cpu()[:batch]
+            reached[: len(found)] |= found
+    return reached
 
 
 _ROWS_UNKNOWN = (

@@ -100,6 +100,10 @@ PROFILE: tuple[Fields, Fields] = (
         "padded": _count,
         "starved": _count,
         "gate_gradient": _number,
+        "reached": _count,
+        "reachable": _count,
+        "with_gradient": _count,
+        "batch_first": _flag,
         "total_by_sequence": _rows,
     },
 )

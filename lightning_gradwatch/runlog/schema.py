@@ -58,6 +58,10 @@ class ProfileRecord(TypedDict, total=False):
     padded: int
     starved: int
     gate_gradient: float | None
+    reached: int
+    reachable: int
+    with_gradient: int | None
+    batch_first: bool | None
     total_by_sequence: list[list[float]]
 
 

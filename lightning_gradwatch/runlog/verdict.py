@@ -14,6 +14,7 @@ class Verdict(StrEnum):
     SHORTENED = "shortened"
     EXPLODING = "exploding"
     SATURATED = "saturated"
+    BARELY_REACHED = "barely reached"
     NOT_FINITE = "not finite"
     UNDECIDED = "undecided"
     NOT_OBSERVED = "not observed"

@@ -119,7 +119,8 @@ def _of_cell(adjoint: Adjoint[Any], steps: _Steps) -> Gates | None:
     """None if the recorded states are not what such a cell makes."""
     x, h = steps.x[None], steps.h[None]
     factors = adjoint.prepare(x, h, steps.c)
-    if not _agree(adjoint.recomputed(factors)[0][0], steps.made):
+    made, cell = adjoint.recomputed(factors)
+    if not _agree(made[0], steps.made):
         return None
     to_h, to_c = steps.to_h[None, None], None if steps.to_c is None else steps.to_c[None, None]
     delta = adjoint.input_delta(factors, to_h, to_c)
@@ -130,7 +131,7 @@ def _of_cell(adjoint: Adjoint[Any], steps: _Steps) -> Gates | None:
     if not share < SUSPICIOUS:
         return (share if math.isfinite(share) else None), None
     count = GateCount(adjoint)
-    count.add(x, h, getattr(factors, "c", None), torch.ones(x.shape[:2], dtype=torch.bool))
+    count.add(x, h, cell, torch.ones(x.shape[:2], dtype=torch.bool))
     return share, count.result()
 
 

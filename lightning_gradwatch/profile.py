@@ -83,6 +83,7 @@ class Profile:
             sends to the states; None where it is not known.
         saturation: a closer look at the gates, where ``gate_gradient`` is small.
         fused: of a module that takes whole sequences, not of a loop.
+        handed_over: whether that state is a leaf that asks for a gradient, which somebody may hand back by hand.
         with_gradient: to how many sequences of the whole batch the loss sends anything; None where it is not known.
         batch_first: of the module; None where there is no such order.
     """
@@ -107,6 +108,7 @@ class Profile:
     gate_gradient: float | None = None
     saturation: Saturation | None = None
     fused: bool = True
+    handed_over: bool = False
     with_gradient: int | None = None
     batch_first: bool | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
@@ -224,6 +226,7 @@ class Profile:
             "reachable": of,
             "with_gradient": self.with_gradient,
             "batch_first": self.batch_first,
+            "past": "handed over" if self.handed_over else "cut off" if self.truncated else None,
         }
         if keep_sequences:
             record["total_by_sequence"] = [

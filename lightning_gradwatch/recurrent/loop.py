@@ -16,7 +16,7 @@ from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import equal_ends
 from lightning_gradwatch.recurrent.anchors import norm
-from lightning_gradwatch.recurrent.call import GradientSlot
+from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
 
 
@@ -142,6 +142,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         truncated=loop.cut_off(),
         fused=False,
         ends=find_ends(*runs, reverse=False, lengths=tuple(lengths), sent=totals, alone=loop.totals_are_lagged),
+        handed_over=any(is_handed_over(state) for _, state in loop.given.get(0, ())),
         with_gradient=int(reached.sum()),
     )
     found = [made(state="h", total=totals)]

@@ -49,6 +49,7 @@ def sweep(
     chunk: int = CHUNK,
     gates: bool = False,
     saturation: bool = False,
+    sequences: list[int] | None = None,
 ) -> Sweep:
     """Run the adjoint of ``call`` over up to ``max_sequences`` of its sequences, exactly for those.
 
@@ -59,9 +60,10 @@ def sweep(
     Args:
         gates: look for the first pre-activation that is not finite as well.
         saturation: count the saturated gates as well.
+        sequences: the very ones to take.
     """
     reached = reached_sequences(call)
-    layout = Layout(call, pick_sequences(reached, max_sequences))
+    layout = Layout(call, pick_sequences(reached, max_sequences) if sequences is None else sequences)
     chosen = choose_anchors(call, layout, anchors, chunk)
     stack = _Stack(call, layout, chosen, chunk, gates, saturation)
     with warnings.catch_warnings(), GradientSlot.paused():

@@ -23,6 +23,7 @@ VERDICT_STYLES = {
     Verdict.BARELY_REACHED: "bold yellow",
     Verdict.EXPLODING: "bold red",
     Verdict.SATURATED: "bold yellow",
+    Verdict.NO_GRADIENT_THROUGH_TIME: "bold yellow",
     Verdict.NOT_FINITE: "bold red",
 }
 _CALM = (Verdict.HEALTHY, Verdict.SHORTENED)

@@ -16,6 +16,7 @@ class Verdict(StrEnum):
     SHORTENED = "shortened"
     EXPLODING = "exploding"
     SATURATED = "saturated"
+    NO_GRADIENT_THROUGH_TIME = "nothing flows through time"
     BARELY_REACHED = "barely reached"
     NOT_FINITE = "not finite"
     UNDECIDED = "undecided"
@@ -26,6 +27,7 @@ _SEVERITY = {
     Verdict.NOT_FINITE: Severity.CRITICAL,
     Verdict.EXPLODING: Severity.WARNING,
     Verdict.VANISHING: Severity.WARNING,
+    Verdict.SATURATED: Severity.WARNING,
     Verdict.BARELY_REACHED: Severity.WARNING,
 }
 

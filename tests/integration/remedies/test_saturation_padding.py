@@ -165,13 +165,13 @@ class _Holder:
 def test_packed_sequences_are_learned_from(tmp_path, remedy) -> None:
     """The event is gone and the loss falls; before, it stood."""
     runs = {
-        loss.__name__: fit(tmp_path / loss.__name__, classifier("LSTM"), loss, padded(), steps=130, every=13, lr=1e-2)
+        loss.__name__: fit(tmp_path / loss.__name__, classifier("LSTM"), loss, padded(), steps=120, every=12, lr=1e-2)
         for loss in (read_at_the_end, remedy)
     }
     assert runs["read_at_the_end"].begun(VANISHING)
     assert not runs[remedy.__name__].begun(VANISHING)
     assert runs["read_at_the_end"].loss() > 0.6
-    assert runs[remedy.__name__].loss() < 0.4
+    assert runs[remedy.__name__].loss() < 0.5
 
 
 # ---------------------------------------------------------------------- memory

@@ -137,6 +137,10 @@ class Truth:
         words = [batch[0] for _, batch, _ in self._kept if isinstance(batch, list) and not batch[0].is_floating_point()]
         return [int(row.flip(0).eq(0).long().cumprod(0).sum()) for batch in words for row in batch]
 
+    def largest_weights(self, step: int) -> list[float]:
+        """The largest entry, by its size, of each weight and bias before a step."""
+        return [float(weight.abs().max()) for weight in self._kept[step][0].values() if weight.is_floating_point()]
+
     def growth_of_weights(self, step: int) -> list[float]:
         """How many times its norm at the start each weight matrix has after that step, or had before it."""
         first = self._kept[0][0]

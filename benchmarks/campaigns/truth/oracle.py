@@ -28,12 +28,14 @@ class Path:
     Args:
         states: of every own step, the tensors ``(batch, …)`` that together are the recurrent state: h, or h and c.
         exits: of every own step, what leaves the recurrence there; the loss sends each a direct gradient.
+        sent: of every own step, what of this layer and direction the loss, or the layer above, sees.
         lengths: of the sequences; none where all have the same.
         entries: of every own step, zeros that were added to the gates' pre-activations.
     """
 
     states: list[list[Tensor]] = field(default_factory=list)
     exits: list[list[Tensor]] = field(default_factory=list)
+    sent: list[list[Tensor]] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     entries: list[Tensor] = field(default_factory=list)
 
@@ -100,6 +102,7 @@ class Unrolled(nn.Module):
                 if lstm:
                     last_c.append(torch.stack([one[1] for one in leaving]).gather(0, at_end)[0])
                 path.exits = [[out[0], *end] for out, end in zip(path.exits, leaving, strict=True)]
+                path.sent = path.exits
                 paths[layer, ("forward", "reverse")[direction]] = path
             below = torch.cat(outs, -1)
         _share_exits(paths, m.num_layers, directions)
@@ -161,7 +164,7 @@ class Facts:
         timesteps: of the longest sequence.
         total: the norm of ∂L/∂h ``[sequence][own step]``.
         curves: lagged gradients, one for each anchor and sequence, each beginning at 1.
-        gates: the share of the gradient that the loss sends which reaches the pre-activations; None where there are none to see.
+        gates: Σ|∂L/∂a| over all pre-activations a, over Σ|∂L/∂h| of what arrives directly; None where there are none to see.
     """
 
     timesteps: int
@@ -227,6 +230,7 @@ def joined(paths: Sequence[Path]) -> Path:
     for path in paths:
         whole.states += path.states
         whole.exits += path.exits
+        whole.sent += path.sent
         whole.entries += path.entries
     return whole
 
@@ -247,8 +251,8 @@ def facts_of(path: Path, loss: Tensor) -> Facts:
     rows = [[float(total[t][b]) for t in range(lengths[b])] for b in range(batch)]
     gates = None
     if path.entries:
-        arrives = math.hypot(*(float(g.norm()) for ds in direct for g in ds))
-        reaches = math.hypot(*(float(g.norm()) for g in _grad(loss, path.entries)))
+        arrives = sum(float(g.abs().sum()) for sent in path.sent for g in _grad(loss, sent))
+        reaches = sum(float(g.abs().sum()) for g in _grad(loss, path.entries))
         gates = reaches / arrives if arrives else None
     return Facts(len(h), rows, curves, gates)
 

@@ -308,3 +308,17 @@ helps(
     ("severed",),
     "If that is meant, leave the module out with GradWatch(modules=[…]).",
 )
+helps(("dead relu",), "Begin with smaller biases: PyTorch draws them within ±<n> (1/√hidden).")
+helps(("dead relu", "divergence"), "Where a relu is dead no gradient can revive it; tanh has slopes on both sides.")
+
+
+@SAID(
+    "Begin anew, or go back to a checkpoint from before, with a lower learning rate: the <name:what> have grown (PyTorch draws them within "
+    "±<n> at the start), and where gates are saturated hardly any gradient is left to bring them back."
+)
+def _have_grown(c: Context, m: Words) -> None:
+    if c.case.cause != "divergence":
+        c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")
+    step = 0 if c.event is None else c.event.step
+    grown = max(c.truth.largest_weights(step)) / max(c.truth.largest_weights(0))
+    c.verdict(grown > 1.2, f"they have grown {grown:.3g}-fold")

@@ -87,6 +87,8 @@ _PARTS = {
     "place": r"[\w.]+(?:, layer \d+)?(?: \(reverse\))?(?:, cell state)?(?:, gate \w|, gate)?(?:, timestep \d+)?(?:, sequence \d+)?"
     r"(?:, parameter [\w.]+)?",
     "name": r"[\w.]+",
+    "verdict": r"(?:healthy|vanishing|shortened|exploding|not finite|undecided|not observed|barely reached|saturated|diverged"
+    r"|nothing flows through time)(?: since step [\d,]+)?",
     "weight": r"[\w.]+\[[\d, ]*\]",
     "kind": r"[A-Z_]+",
     "any": r".*?",

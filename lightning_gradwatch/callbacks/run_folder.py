@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import uuid
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,11 +11,14 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from lightning_gradwatch.callbacks._compat import Trainer
-from lightning_gradwatch.runlog.writer import RunLogWriter, choose_folder
+from lightning_gradwatch.runlog.writer import RunLogWriter, choose_folder, read_meta
 
 FOLDER = "gradwatch"
 
 _open: WeakKeyDictionary[Trainer, dict[str | None, tuple[RunLogWriter, set[int], str]]] = WeakKeyDictionary()
+
+_refused: WeakKeyDictionary[Trainer, set[Path]] = WeakKeyDictionary()
+"""Folders that cannot be written, as their users have been told."""
 
 
 def open_run_log(
@@ -64,7 +66,9 @@ def open_run_log(
         )
         if dirpath is not None:
             raise ValueError(message)
-        warnings.warn(f"No run log is written: {message}", stacklevel=2)
+        if base not in _refused.setdefault(trainer, set()):  # the callbacks of one Trainer ask one after the other
+            _refused[trainer].add(base)
+            warnings.warn(f"No run log is written: {message}", stacklevel=2)
     if offer.folder is None or offer.run_id is None:
         return None
     if held is not None and held[0].folder == offer.folder:
@@ -89,13 +93,12 @@ class _Offer(NamedTuple):
 def _choose(base: Path, run_id: str | None, last: Path | None) -> _Offer:
     try:
         folder = choose_folder(base, run_id=run_id, last=last)
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         return _Offer(None, str(error), None)
-    return _Offer(folder, None, run_id or uuid.uuid4().hex)
+    return _Offer(folder, None, (read_meta(folder) or {}).get("run_id") or run_id)
 
 
 def _key(dirpath: str | Path | None) -> str | None:

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.plain import plain, plain_lines
+
 if TYPE_CHECKING:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
     from lightning.pytorch.plugins import MixedPrecision
-    from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+    from lightning_utilities.core import rank_zero as _rank_zero
 
     lightning_version: str
 else:
@@ -25,7 +27,9 @@ else:
         for name in names:
             try:
                 importlib.import_module(name)
-            except ModuleNotFoundError:
+            except ModuleNotFoundError as error:
+                if error.name not in (name, name.partition(".")[0]):  # it is there, and something that it needs is not
+                    raise
                 continue
             return name
         raise ModuleNotFoundError(
@@ -43,7 +47,6 @@ else:
     MixedPrecision = importlib.import_module(f"{_name}.plugins").MixedPrecision
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
     _rank_zero = importlib.import_module(f"{_name}.utilities.rank_zero")
-    rank_zero_info, rank_zero_warn = _rank_zero.rank_zero_info, _rank_zero.rank_zero_warn
 
     # Where a script has imported both names, a class that derives from both passes either one's checks.
     _bases = [sys.modules[n].Callback for n in ("lightning.pytorch", "pytorch_lightning") if n in sys.modules]
@@ -62,6 +65,20 @@ __all__ = [
     "seed_everything",
     "show_in_progress_bar",
 ]
+
+
+_CALLER = 5
+"""Frames from ``warnings.warn`` to who calls :func:`rank_zero_warn`."""
+
+
+def rank_zero_info(message: str) -> None:
+    """Say something through Lightning's own logger, on rank 0."""
+    _rank_zero.rank_zero_info(plain_lines(message))
+
+
+def rank_zero_warn(message: str) -> None:
+    """Warn, on rank 0."""
+    _rank_zero.rank_zero_warn(plain(message), stacklevel=_CALLER)
 
 
 def accumulation(trainer: Trainer) -> int:

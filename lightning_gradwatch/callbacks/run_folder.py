@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import warnings
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from lightning_gradwatch.callbacks._compat import Trainer
+from lightning_gradwatch.plain import warn
 from lightning_gradwatch.runlog.writer import RunLogWriter, choose_folder, read_meta
 
 FOLDER = "gradwatch"
@@ -68,7 +69,7 @@ def open_run_log(
             raise ValueError(message)
         if base not in _refused.setdefault(trainer, set()):  # the callbacks of one Trainer ask one after the other
             _refused[trainer].add(base)
-            warnings.warn(f"No run log is written: {message}", stacklevel=2)
+            warn(f"No run log is written: {message}", stacklevel=2)
     if offer.folder is None or offer.run_id is None:
         return None
     if held is not None and held[0].folder == offer.folder:
@@ -77,7 +78,7 @@ def open_run_log(
     about = {"run_id": offer.run_id, "versions": versions()}
     resumed = trainer.global_step if trainer.global_step > 0 else None
     writer = RunLogWriter(offer.folder, header=about, rank=trainer.global_rank, resumed_at_step=resumed)
-    writer.meta(about)
+    writer.meta({**about, "ended": None})
     logs[key] = (writer, {id(owner)}, offer.run_id)
     return writer
 
@@ -123,6 +124,7 @@ def close_run_log(trainer: Trainer, *, owner: object) -> None:
     for key, (writer, owners, _) in list(logs.items()):
         owners.discard(id(owner))
         if not owners:
+            writer.meta({"ended": time.time()})
             writer.close()
             del logs[key]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from pathlib import Path
 
-from lightning_gradwatch.cli._load import load
+from lightning_gradwatch.cli._load import add_run, load
 from lightning_gradwatch.events import Severity
-from lightning_gradwatch.runlog.plain import plain
+from lightning_gradwatch.plain import command, say
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -19,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=__doc__,
         epilog="Exit code: 0 without a critical event, 1 with one, 2 where the run log cannot be read.",
     )
-    parser.add_argument("path", metavar="RUN", type=Path, help="folder of a run log")
+    add_run(parser)
     parser.add_argument("--warnings", action="store_true", help="a warning fails the check too")
     parser.set_defaults(run=run)
 
@@ -32,11 +31,12 @@ def run(args: argparse.Namespace) -> int:
     said = ", ".join(_count(counts[severity], severity) for severity in (Severity.CRITICAL, Severity.WARNING))
     grave = [event for event in found.event_records if event["severity"] in failing]
     if not grave:
-        print(f"ok: {said}")
+        say(f"ok: {said}")
         return 0
     first = grave[0]
-    what = plain(f"{first['kind']}, {first['message'] or 'no message'}")
-    print(f"failed: {said}; the first at step {first['step']}: {what} (gradwatch events {args.path} says what to do)")
+    what = f"{first['kind']}, {first['message'] or 'no message'}"
+    more = command("gradwatch", "events", str(found.path))
+    say(f"failed: {said}; the first at step {first['step']}: {what} ({more} says what to do)")
     return 1
 
 

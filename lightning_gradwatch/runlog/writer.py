@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import uuid
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lightning_gradwatch.events import Event
+from lightning_gradwatch.plain import warn
 from lightning_gradwatch.runlog.schema import (
     FORMAT_VERSION,
     HEADER_KEY,
@@ -128,7 +128,7 @@ class RunLogWriter:
     def _fail(self, error: Exception) -> None:
         if not self.failed:
             self.failed = True
-            warnings.warn(
+            warn(
                 f"The run log in {str(self.folder)!r} cannot be written ({type(error).__name__}: {error}); "
                 "training goes on, and nothing more is logged there. Free the disk or name another folder.",
                 stacklevel=3,

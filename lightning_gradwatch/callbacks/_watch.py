@@ -17,6 +17,7 @@ from lightning_gradwatch.detect import (
     NormJumpDetector,
     Place,
     ScaleSearch,
+    ShortReachDetector,
     SweptCall,
     VanishingDetector,
     WeightWatch,
@@ -27,8 +28,10 @@ from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import (
     Capture,
+    Chain,
     Loop,
     RecurrentCall,
+    follow,
     measure_calls,
     measure_lags,
     stitch,
@@ -38,6 +41,8 @@ from lightning_gradwatch.recurrent.discover import Discovery, plain_name, script
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
 
 Call = RecurrentCall | Loop
+
+UNANNOUNCED = "its backward pass went past Lightning (use self.manual_backward(loss)); no lags were measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,7 @@ class Watch:
     Attributes:
         suspicious: whether something out of the ordinary was seen, so that the next steps are worth a closer look; whoever samples
             them clears it.
+        steps: batches that were watched to their end.
     """
 
     def __init__(
@@ -118,12 +124,14 @@ class Watch:
     ) -> None:
         self.capture = Capture(modules)
         self.observed: set[str] = set()
+        self.steps = 0
         self._unobserved = Unobserved(model, patterns=patterns, on_event=on_event, strict=strict)
         self._model, self._max_sequences, self._anchors = model, max_sequences, anchors
         self._on_profiles, self._on_event = on_profiles, on_event
         self._out_of_reach, self._on_hidden = out_of_reach, on_hidden
         self._jump = NormJumpDetector()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
+        self._short_reach = ShortReachDetector()
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
         self._spoilt = WeightWatch()
@@ -144,6 +152,10 @@ class Watch:
             if isinstance(call, Loop) and len(call.h) > 1:
                 with self._unobserved.apart(call.module):
                     measure_lags(call, loss)
+        for call in stitch(self.capture.calls):
+            if isinstance(call, Chain) and not call.plain:
+                with self._unobserved.apart(call.module):
+                    follow(call.calls, loss)
 
     def after_backward(self, loss: Tensor | None, step: Step) -> None:
         """Take the calls whose gradients have arrived; sweep them if the step is sampled or its norm is out of the ordinary."""
@@ -172,6 +184,7 @@ class Watch:
         self._unobserved.end_step(capture, self.observed)
         capture.end()
         capture.clear()
+        self.steps += 1
         return self._end_discovery()
 
     def has_nothing(self) -> bool:
@@ -195,7 +208,7 @@ class Watch:
         self.poll(wait=True)
         if not self._nonfinite:
             self._look_at_weights(AFTER_THE_LAST_STEP, moment)
-        for detector in (self._jump, self._exploding, self._vanishing):
+        for detector in (self._jump, self._exploding, self._vanishing, self._short_reach):
             for event in detector.finish(moment):
                 self._on_event(event)
 
@@ -233,11 +246,11 @@ class Watch:
                 self._severed.add(name)
                 self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
 
-    def _measure(self, calls: list[Call], max_sequences: int | None) -> list[Profile]:
+    def _measure(self, calls: Sequence[Call | Chain], max_sequences: int | None) -> list[Profile]:
         """The profiles of all that can be measured. A loop is somebody's own, and may be beyond what was thought of."""
         found: list[Profile] = []
         for call in calls:
-            with self._unobserved.apart(call.module) if isinstance(call, Loop) else nullcontext():
+            with self._unobserved.apart(call.module) if isinstance(call, Loop | Chain) else nullcontext():
                 found += measure_calls([call], max_sequences, self._anchors)
         self._unobserved.measured.update(profile.module for profile in found)
         return found
@@ -245,6 +258,9 @@ class Watch:
     def _sample(self, calls: list[Call], step: Step, *, everything: bool = False) -> None:
         """Measure the calls, in ``everything`` all sequences; so too where the growth through time turns out to be suspicious."""
         unscale, stitched = step.unscale(), stitch(calls)
+        for chain in stitched if step.sampled else ():
+            if isinstance(chain, Chain):
+                chain.unfollowed = UNANNOUNCED
         found = self._measure(stitched, None if everything else self._max_sequences)
         if any(self._exploding.suspects(profile) for profile in found):
             self.suspicious = True
@@ -255,6 +271,7 @@ class Watch:
             self._tell(self._exploding(profile, step.moment))
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
                 self._tell(self._vanishing(profile, step.moment))
+                self._tell(self._short_reach(profile, step.moment))
 
     def _judge(self, norm: float, pending: _Pending) -> None:
         """Judge a step by its norm. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""

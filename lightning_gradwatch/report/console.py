@@ -108,7 +108,7 @@ def print_summary(run: Run, *, console: Any = None) -> None:
         out.line("No profile was recorded: nothing can be said about the gradient through time.")
         return
     columns = (Column("where"), Column("verdict"), Column("horizon", right=True), Column(""))
-    rows = [(one.place, (one.verdict, verdict_style(one)), horizon_text(one), one.sentence) for one in found]
+    rows = [(one.place, (one.said, verdict_style(one)), horizon_text(one), one.sentence) for one in found]
     out.table(columns, rows)
 
 

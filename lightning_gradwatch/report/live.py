@@ -20,6 +20,7 @@ VERDICT_STYLES = {
     Verdict.HEALTHY: "bold green",
     Verdict.SHORTENED: "bold green",
     Verdict.VANISHING: "bold yellow",
+    Verdict.BARELY_REACHED: "bold yellow",
     Verdict.EXPLODING: "bold red",
     Verdict.NOT_FINITE: "bold red",
 }
@@ -112,7 +113,7 @@ def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
 
 def _head(layer: LayerSummary) -> Any:
     parts: list[Part] = [(layer.place, "bold"), f" {layer.kind}  " if layer.kind else "  "]
-    parts.append((str(layer.verdict), verdict_style(layer)))
+    parts.append((layer.said, verdict_style(layer)))
     if layer.layer is None:
         return _text(*parts, f"  {layer.sentence}")
     parts.append(f"  horizon {horizon_text(layer)}")

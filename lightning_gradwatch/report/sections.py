@@ -24,6 +24,7 @@ _SIGNS = {  # told apart without colour
     Verdict.VANISHING: "↘",
     Verdict.SHORTENED: "⇥",
     Verdict.EXPLODING: "↗",
+    Verdict.BARELY_REACHED: "⇤",
     Verdict.NOT_FINITE: "×",
     Verdict.UNDECIDED: "?",
     Verdict.NOT_OBSERVED: "∅",
@@ -32,6 +33,7 @@ _A_NOTE = "vanishing, as a note"
 _GRAVEST = (
     Verdict.NOT_FINITE,
     Verdict.EXPLODING,
+    Verdict.BARELY_REACHED,
     Verdict.VANISHING,
     Verdict.NOT_OBSERVED,
     Verdict.UNDECIDED,
@@ -142,7 +144,7 @@ def _card(layer: LayerSummary, keys: Sequence[Key]) -> str:
     kind = f" <span class=kind>{escape(layer.kind)}</span>" if layer.kind else ""
     return (
         f'<article class="card {word}"><p class=badge><span aria-hidden=true>{_SIGNS[layer.verdict]}</span> '
-        f"{layer.verdict.capitalize()}</p><h4>{place}{kind}</h4><p>{escape(layer.sentence)}</p>"
+        f"{layer.said.capitalize()}</p><h4>{place}{kind}</h4><p>{escape(layer.sentence)}</p>"
         f"<dl>{''.join(facts)}</dl></article>"
     )
 

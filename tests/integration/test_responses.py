@@ -17,7 +17,8 @@ from torchmetrics import MeanMetric
 
 from lightning_gradwatch import AdaptiveClip, AnomalyError, AutoClip, EventKind, GradWatch
 from lightning_gradwatch.callbacks._responses import RESPONSES
-from tests.integration.test_invariance import Configuration, assert_identical, train
+from tests.asserts import assert_identical
+from tests.integration.test_invariance import Configuration, train
 from tests.integration.ways import Adversarial, Fused, Manual, SkipsBatches, scaled
 from tests.models import TinyLanguageModel, sentences, trainer
 

@@ -104,6 +104,7 @@ class Watch:
     Attributes:
         suspicious: whether something out of the ordinary was seen, so that the next steps are worth a closer look; whoever samples
             them clears it.
+        steps: batches that were watched to their end.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Watch:
     ) -> None:
         self.capture = Capture(modules)
         self.observed: set[str] = set()
+        self.steps = 0
         self._unobserved = Unobserved(model, patterns=patterns, on_event=on_event, strict=strict)
         self._model, self._max_sequences, self._anchors = model, max_sequences, anchors
         self._on_profiles, self._on_event = on_profiles, on_event
@@ -182,6 +184,7 @@ class Watch:
         self._unobserved.end_step(capture, self.observed)
         capture.end()
         capture.clear()
+        self.steps += 1
         return self._end_discovery()
 
     def has_nothing(self) -> bool:

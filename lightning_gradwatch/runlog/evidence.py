@@ -73,9 +73,10 @@ class Evidence:
 
     @cached_property
     def lost(self) -> list[int]:
-        """Sampled steps that are not finite, were not skipped, and are followed by no finite one."""
+        """Sampled steps that are not finite and are followed by no finite one. A single one that was skipped spoilt nothing."""
         skipped = {event["step"] for event in self.everywhere if event["kind"] == EventKind.STEP_SKIPPED}
-        return [step for step in self.steps if step in self.spoilt - skipped and step > max(self.sound, default=-1)]
+        tail = [step for step in self.steps if step in self.spoilt and step > max(self.sound, default=-1)]
+        return [] if len(tail) == 1 and tail[0] in skipped else tail
 
     @cached_property
     def last(self) -> list[Record]:

@@ -40,11 +40,11 @@ def _not_finite(found: Evidence) -> Said | None:
     first = min(named, key=lambda event: event["step"], default=None)
     what = ""
     if first is not None:
-        said = (first.get("message") or "").partition(". ")[0].rstrip(".")
+        said = (first.get("message") or "").rstrip(".")
         what = f" First came {first['kind']} at step {first['step']}: {said}."
     if len(found.lost) == 1:
-        return Verdict.NOT_FINITE, f"In the last sample, of step {found.lost[0]}, the gradient is not finite.{what}"
-    return Verdict.NOT_FINITE, f"From step {found.lost[0]} on the gradient is not finite.{what}"
+        return Verdict.NOT_FINITE, f"It was the last sample.{what}"
+    return Verdict.NOT_FINITE, f"No sample from then on is finite.{what}"
 
 
 def _without_gradient(found: Evidence) -> Said | None:

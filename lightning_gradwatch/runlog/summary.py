@@ -60,6 +60,7 @@ def _summary(
         verdict=verdict,
         sentence=sentence + _sequences(found) + _doubt(found),
         starves=found.starves,
+        since=found.lost[0] if found.lost else None,
     )
 
 

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.profile import FLOOR, Floats, Profile
 from lightning_gradwatch.recurrent.anchors import norm, too_small
-from lightning_gradwatch.recurrent.call import GradientSlot
+from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
 
 
@@ -70,6 +70,8 @@ class Loop:
     awaits: RemovableHandle | None = None
     """The hook that waits for a backward pass to measure ``lagged``."""
     inexact_reason: str | None = None
+    step: int = 0
+    """Optimizer steps done when it began."""
     doubt: str | None = None
     """Why a state may not be what the cell returned."""
     c_is_total: bool = True
@@ -139,6 +141,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         curves=_curves(loop, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
         inexact_reason=reason,
         truncated=loop.cut_off(),
+        handed_over=any(is_handed_over(state) for _, state in loop.given.get(0, ())),
         with_gradient=int(reached.sum()),
     )
     found = [made(state="h", total=totals)]

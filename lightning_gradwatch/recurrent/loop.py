@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import FLOOR, Floats, Profile
+from lightning_gradwatch.recurrent import equal_ends
 from lightning_gradwatch.recurrent.anchors import norm, too_small
 from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
@@ -123,6 +125,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     sequences = pick_sequences(reached, max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
     totals = _totals(loop, loop.h, sequences, lengths)
+    runs = equal_ends.of_loop(loop.inputs, sequences, lengths)
     reason = loop.doubt or _lost(loop) or loop.inexact_reason or _small(loop, totals)
     if reason is None and not _rows_stay(loop, rows):
         reason = _ROWS_UNKNOWN
@@ -141,6 +144,8 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         curves=_curves(loop, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
         inexact_reason=reason,
         truncated=loop.cut_off(),
+        fused=False,
+        ends=find_ends(*runs, reverse=False, lengths=tuple(lengths), sent=totals, alone=loop.totals_are_lagged),
         handed_over=any(is_handed_over(state) for _, state in loop.given.get(0, ())),
         with_gradient=int(reached.sum()),
     )

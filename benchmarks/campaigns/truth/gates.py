@@ -83,7 +83,7 @@ def gates(c: Context, said: str) -> None:
     """The share of the gradient that the loss sends which reaches the gates."""
     found = c.between(lambda one: None if one.gates is None else (one.gates, one.gates))
     if found is not None:
-        c.number(said, found[0], found[1], "the share", slack=0.05)
+        c.number(said, found[0] - 1e-8, found[1] + 1e-8, "the share", slack=0.05)
 
 
 _GATE_WORDS = "Hardly any gradient reaches the weights of <place>: <n:share> of what the loss sends to its hidden states (bound <n:bound>)."
@@ -208,18 +208,18 @@ def _how_severed(c: Context, m: Words) -> None:
 
 @SAID("On <int:share> % of units and timesteps the relu's input is negative: it is dead there.")
 def _dead(c: Context, m: Words) -> None:
-    c.verdict(c.case.cause in ("dead relu", "divergence"), "no relu is dead")
+    c.verdict(c.case.cause in ("dead relu", "divergence", "outlier"), "no relu is dead")
 
 
 @SAID("The biases hold them there: <int:share> % of what enters the gates comes from them.")
 def _biases(c: Context, m: Words) -> None:
-    c.verdict(c.case.cause in ("dead relu", "divergence"), f"it is {c.case.cause or 'nothing'}")
+    c.verdict(c.case.cause in ("dead relu", "divergence", "outlier"), f"it is {c.case.cause or 'nothing'}")
 
 
 @SAID(
     "The weights hold them there: the largest is <n:largest>, where PyTorch starts with at most <n:start> (1/√hidden)."
 )
 def _weights(c: Context, m: Words) -> None:
-    c.verdict(c.case.cause == "divergence", f"it is {c.case.cause or 'nothing'}")
+    c.verdict(c.case.cause in ("divergence", "outlier"), f"it is {c.case.cause or 'nothing'}")
     found = [largest for step in c.steps() for largest in c.truth.largest_weights(step)]
     c.number(m["largest"], min(found), max(found), "the largest weight", slack=0.01)

@@ -33,7 +33,7 @@ def remembering(module: nn.Module) -> nn.Module:
             if "weight_hh" in name and len(weight) == size:
                 weight.copy_(0.98 * (torch.eye(size) if relu else torch.linalg.qr(weight)[0]))
             elif "bias_ih" in name and relu:
-                weight.fill_(1.0)  # so that every unit is at work
+                weight.fill_(0.3)  # so that every unit is at work
             elif "weight_ih" in name and len(weight) == module.hidden_size:
                 weight.mul_(0.1 if relu else 0.3)  # a plain recurrence whose units stay off their limits
             elif "bias_ih" in name and len(weight) > module.hidden_size:

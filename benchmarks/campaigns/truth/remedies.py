@@ -306,10 +306,14 @@ helps(
 )
 helps(
     ("severed",),
+    "If that is meant, there is nothing to do.",
     "If that is meant, leave the module out with GradWatch(modules=[…]).",
 )
 helps(("dead relu",), "Begin with smaller biases: PyTorch draws them within ±<n> (1/√hidden).")
-helps(("dead relu", "divergence"), "Where a relu is dead no gradient can revive it; tanh has slopes on both sides.")
+helps(
+    ("dead relu", "divergence", "outlier"),
+    "Where a relu is dead no gradient can revive it; tanh has slopes on both sides.",
+)
 
 
 @SAID(
@@ -317,7 +321,7 @@ helps(("dead relu", "divergence"), "Where a relu is dead no gradient can revive 
     "±<n> at the start), and where gates are saturated hardly any gradient is left to bring them back."
 )
 def _have_grown(c: Context, m: Words) -> None:
-    if c.case.cause != "divergence":
+    if c.case.cause not in ("divergence", "outlier"):
         c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")
     step = 0 if c.event is None else c.event.step
     grown = max(c.truth.largest_weights(step)) / max(c.truth.largest_weights(0))

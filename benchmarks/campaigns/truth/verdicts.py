@@ -41,10 +41,15 @@ def _healthy(c: Context, m: Words) -> None:
     for why, holds in (
         ("the horizon is short", lambda one: one.horizon[1] >= 0.5 * _due(one)),
         ("it grows more than 100-fold", lambda one: one.growth[0] <= GROWN),
-        ("few timesteps get a gradient", lambda one: one.reached[1] > FEW * one.timesteps or one.timesteps <= 2),
+        ("few timesteps get a gradient", lambda one: _is_reached(c, one)),
         ("no gradient reaches it", lambda one: bool(one.fed)),
     ):
         c.verdict(2 * sum(not holds(one) for one in late) <= len(late), why)
+
+
+def _is_reached(c: Context, one: Facts) -> bool:
+    """Whether more than few timesteps get a gradient, of those that are due one."""
+    return c.case.cause == "padding, rightly read" or one.reached[1] > FEW * one.timesteps or one.timesteps <= 2
 
 
 def _due(one: Facts) -> int:
@@ -78,7 +83,7 @@ def saturated(c: Context, m: Words) -> None:
     """Hardly any gradient reaches the weights."""
     late = of_late(c)
     c.verdict(not late or any(one.gates is not None and one.gates < 0.05 for one in late), "gradient reaches the gates")
-    c.verdict(c.case.cause in ("saturation", "dead relu", "divergence"), "nothing is saturated")
+    c.verdict(c.case.cause in ("saturation", "dead relu", "divergence", "outlier"), "nothing is saturated")
 
 
 def _diverged(c: Context, m: Words) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,6 +75,7 @@ class Profile:
         inexact_reason: None if the figures are exact.
         layers: of the module.
         truncated: whether a state came in whose past is cut off, as in truncated backpropagation through time.
+        primary: whether this state stands for its recurrence where one must; the others share its lagged gradients.
     """
 
     module: str
@@ -92,6 +94,7 @@ class Profile:
     inexact_reason: str | None = None
     layers: int = 1
     truncated: bool = False
+    primary: bool = True
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
 
     @property
@@ -146,6 +149,7 @@ class Profile:
             "layer": self.layer,
             "direction": self.direction,
             "state": self.state,
+            "primary": self.primary,
             "timesteps": self.timesteps,
             "sequences": len(self.sequences),
             "batch_size": self.batch_size,
@@ -166,6 +170,11 @@ class Profile:
                 row[:length].tolist() for row, length in zip(self.total, self.lengths, strict=True)
             ]
         return record
+
+
+def is_primary(record: Mapping[str, Any]) -> bool:
+    """Whether a record's state stands for its recurrence; in a run log that does not say, it is h."""
+    return bool(record.get("primary", (record.get("state") or "h") == "h"))
 
 
 def evenly(count: int) -> npt.NDArray[np.int64] | None:

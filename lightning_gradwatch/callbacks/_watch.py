@@ -34,8 +34,11 @@ from lightning_gradwatch.recurrent import (
     stitch,
     sweep,
 )
-from lightning_gradwatch.recurrent.discover import Discovery, plain_name, scripted
+from lightning_gradwatch.recurrent.discover import plain_name
+from lightning_gradwatch.recurrent.discovery import Discovery
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
+from lightning_gradwatch.recurrent.scripted import scripted_recurrences
+from lightning_gradwatch.recurrent.slots import Slots
 
 Call = RecurrentCall | Loop
 
@@ -130,11 +133,11 @@ class Watch:
         self._severed: set[str] = set()
         self._pending: list[_Pending] = []
         if find_cells:
-            for name, kind in scripted(model).items():
+            for name, kind in scripted_recurrences(model).items():
                 self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), which takes no hooks"
         self.capture.attach()
         self._weights = list(self.capture.parameters())
-        self._discovery = Discovery(model, modules.values()) if find_cells else None
+        self._discovery = self._start_search(model, modules, everywhere=find_cells and patterns is None)
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
@@ -208,6 +211,15 @@ class Watch:
         if self._discovery is not None:
             self._discovery.close()
 
+    def _start_search(self, model: nn.Module, modules: dict[str, nn.Module], *, everywhere: bool) -> Discovery | None:
+        """Look for cells, and for the states of those that are watched but are not PyTorch's own."""
+        own = {n for n, m in modules.items() if not isinstance(m, nn.RNNBase) and Slots.of(m) is None}
+        if not (everywhere or own):
+            return None
+        self.capture.loops.undecided = set(own)
+        known = [module for name, module in modules.items() if name not in own]
+        return Discovery(model, known, None if everywhere else own)
+
     def _end_discovery(self) -> bool:
         discovery, self._discovery = self._discovery, None
         if discovery is None:
@@ -216,16 +228,18 @@ class Watch:
         if discovery.failure is not None:
             raise discovery.failure
         hidden: dict[str, str] = {}
-        for name, (module, position) in discovery.found.items():
+        self.capture.loops.undecided.clear()
+        found = discovery.found()
+        for name, (module, slots) in found.items():
             reason = self._out_of_reach(module)
             if reason is None:
-                self.capture.add(name, module, position)
+                self.capture.add(name, module, slots)
             else:
                 hidden[name] = reason
         if hidden:
             self._on_hidden(hidden)
         self._weights = list(self.capture.parameters())
-        return bool(discovery.found)
+        return bool(found)
 
     def _report_severed(self, severed: list[str], moment: Moment) -> None:
         for name in severed:

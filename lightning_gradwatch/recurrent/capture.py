@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.call import RecurrentCall, read_call
+from lightning_gradwatch.recurrent.direct import hear_direct_calls
 from lightning_gradwatch.recurrent.inner import InnerCalls, has_own_forward
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.loops import Loops
+from lightning_gradwatch.recurrent.slots import Slots
 from lightning_gradwatch.recurrent.tap import listen
 
 
@@ -41,18 +43,19 @@ class Capture:
         self._names = {module: name for name, module in modules.items()}
         self._inner: dict[nn.Module, InnerCalls] = {}
         self._handles: list[RemovableHandle] = []
-        self._end_listening: Callable[[], None] | None = None
+        self._endings: list[Callable[[], None]] = []
 
     def attach(self) -> None:
         """Put the hooks on."""
-        self._end_listening = listen(self._after_tap)
+        self._endings.append(listen(self._after_tap))
         for module in self.modules.values():
             self.attach_to(module)
 
     def attach_to(self, module: nn.Module) -> None:
-        """Put the hooks on one module."""
+        """Put the hooks on one module, and listen to calls of its forward that go around them."""
         if not isinstance(module, nn.RNNBase):
             self._handles.append(module.register_forward_hook(self._after_cell, with_kwargs=True))
+            self._endings.append(hear_direct_calls(module, self._after_cell))
             return
         if has_own_forward(module):
             self._handles.append(module.register_forward_pre_hook(self._before_own_forward))
@@ -61,20 +64,24 @@ class Capture:
         if module.dropout and module.num_layers > 1:
             self._handles.append(module.register_forward_pre_hook(self._before_forward))
         self._handles.append(module.register_forward_hook(self._after_forward, with_kwargs=True))
+        self._endings.append(hear_direct_calls(module, self._after_direct))
 
-    def add(self, name: str, module: nn.Module, position: int = 0) -> None:
-        """Watch one more module, found while training, whose state is the ``position``-th tensor that it returns."""
-        self.modules[name], self._names[module] = module, name
-        self.loops.positions[name] = position
-        self.attach_to(module)
+    def add(self, name: str, module: nn.Module, slots: Slots | None) -> None:
+        """Watch a module found while training, or what was found out of its states."""
+        if slots is not None:
+            self.loops.slots[name] = slots
+        if name not in self.modules:
+            self.modules[name], self._names[module] = module, name
+            self.attach_to(module)
 
     def detach(self) -> None:
         """Take the hooks off and let go of everything. Calling it again does nothing."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._end_listening is not None:
-            self._end_listening()
+        for end in self._endings:
+            end()
+        self._endings.clear()
         self._active = False
         self.clear()
 
@@ -133,6 +140,10 @@ class Capture:
 
     def _after_forward(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         self._guarded(lambda: self._keep(module, inputs, kwargs, outputs))
+
+    def _after_direct(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        self._rng_state = None  # what a hook before the forward would have saved
+        self._after_forward(module, inputs, kwargs, outputs)
 
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         assert isinstance(module, nn.RNNBase)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_gradwatch.recurrent.call import RecurrentCall, Shape
+from lightning_gradwatch.recurrent.direct import own_forward
 
 _OPERATORS = {getattr(torch._VF, name): name for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}  # type: ignore[attr-defined]
 
@@ -18,7 +19,7 @@ _OPERATORS = {getattr(torch._VF, name): name for name in ("lstm", "gru", "rnn_ta
 def has_own_forward(module: nn.RNNBase) -> bool:
     """Whether a subclass changed ``forward``, so that what goes in and comes out need not be what PyTorch's own takes."""
     own = {nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward}
-    return type(module).forward not in own or "forward" in vars(module)
+    return type(module).forward not in own or own_forward(module) is not None
 
 
 class InnerCalls(TorchFunctionMode):

@@ -27,8 +27,10 @@ from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import (
     Capture,
+    Chain,
     Loop,
     RecurrentCall,
+    follow,
     measure_calls,
     measure_lags,
     stitch,
@@ -41,6 +43,8 @@ from lightning_gradwatch.recurrent.scripted import scripted_recurrences
 from lightning_gradwatch.recurrent.slots import Slots
 
 Call = RecurrentCall | Loop
+
+UNANNOUNCED = "its backward pass went past Lightning (use self.manual_backward(loss)); no lags were measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,10 @@ class Watch:
             if isinstance(call, Loop) and len(call.h) > 1:
                 with self._unobserved.apart(call.module):
                     measure_lags(call, loss)
+        for call in stitch(self.capture.calls):
+            if isinstance(call, Chain) and not call.plain:
+                with self._unobserved.apart(call.module):
+                    follow(call.calls, loss)
 
     def after_backward(self, loss: Tensor | None, step: Step) -> None:
         """Take the calls whose gradients have arrived; sweep them if the step is sampled or its norm is out of the ordinary."""
@@ -247,11 +255,11 @@ class Watch:
                 self._severed.add(name)
                 self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
 
-    def _measure(self, calls: list[Call], max_sequences: int | None) -> list[Profile]:
+    def _measure(self, calls: Sequence[Call | Chain], max_sequences: int | None) -> list[Profile]:
         """The profiles of all that can be measured. A loop is somebody's own, and may be beyond what was thought of."""
         found: list[Profile] = []
         for call in calls:
-            with self._unobserved.apart(call.module) if isinstance(call, Loop) else nullcontext():
+            with self._unobserved.apart(call.module) if isinstance(call, Loop | Chain) else nullcontext():
                 found += measure_calls([call], max_sequences, self._anchors)
         self._unobserved.measured.update(profile.module for profile in found)
         return found
@@ -259,6 +267,9 @@ class Watch:
     def _sample(self, calls: list[Call], step: Step, *, everything: bool = False) -> None:
         """Measure the calls, in ``everything`` all sequences; so too where the growth through time turns out to be suspicious."""
         unscale, stitched = step.unscale(), stitch(calls)
+        for chain in stitched if step.sampled else ():
+            if isinstance(chain, Chain):
+                chain.unfollowed = UNANNOUNCED
         found = self._measure(stitched, None if everything else self._max_sequences)
         if any(self._exploding.suspects(profile) for profile in found):
             self.suspicious = True

@@ -68,7 +68,7 @@ class VanishingDetector:
     def __call__(self, profile: Profile, moment: Moment) -> Event | None:
         """Take in a profile of h. Returns the event of an episode that begins here, or the record of one that ends here."""
         lagged = profile.lagged()
-        if profile.state != "h" or len(lagged) < 2 or not np.isfinite(lagged).all():
+        if not profile.primary or len(lagged) < 2 or not np.isfinite(lagged).all():
             return None
         place = profile.place
         if self._episodes.is_open(place) and self._begun_by[place] != profile.call:
@@ -117,7 +117,7 @@ class VanishingDetector:
             module=profile.module,
             layer=profile.layer,
             direction=profile.direction,
-            state="h",
+            state=profile.state,
             value=reach,
             threshold=VANISHING_SHARE * profile.timesteps,
             severity=Severity.WARNING if hungry and track.furthest is None else Severity.INFO,

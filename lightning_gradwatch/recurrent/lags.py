@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradwatch.recurrent.call import GradientSlot
+from lightning_gradwatch.recurrent.call import Edge, GradientSlot
 from lightning_gradwatch.recurrent.loop import Loop
 
 PURE = ("torch._functorch", "torch._dynamo", "torch.autograd.graph", "lightning_gradwatch")
 """Whose Python code in the graph may run twice: compiled functions, ``save_on_cpu``, and our own, which rests meanwhile."""
-
-Edge = tuple[Node, int]
 
 
 def measure_lags(loop: Loop, loss: Tensor) -> None:
@@ -37,9 +35,8 @@ def measure_lags(loop: Loop, loss: Tensor) -> None:
     if _through_last_alone(loop, loss):
         loop.totals_are_lagged = True
         return
-    obstacle = _obstacle(loop)
-    if obstacle is not None:
-        loop.inexact_reason = f"{obstacle}; no lags were measured"
+    loop.inexact_reason = obstacle([state.tensor for state in loop.states], _last(loop), _edges(loop))
+    if loop.inexact_reason is not None:
         return
     # A bound on the gradient is no part of the lags; beyond the leading state, what it left cannot be told from what was sent.
     followed = 1 if _is_bounded(loop) else len(loop.names)
@@ -90,19 +87,48 @@ def _is_bounded(loop: Loop) -> bool:
     return any(_is_pure(hook) for state in loop.states for hook in _hooks(state.tensor))
 
 
-def _oldest(loop: Loop) -> int:
-    """Operations made before lead to none of its states. (PyTorch counts them; a leaf has the largest number of all.)"""
-    numbers = [_number(state.edge.node) for state in loop.states]
-    return 0 if max(numbers) > 2**63 else min(numbers)
+def _edges(loop: Loop) -> set[Edge]:
+    return {_pair(state.edge) for state in loop.states}
 
 
-def _number(node: Node) -> int:
+def _last(loop: Loop) -> set[Edge]:
+    """Where the states of the last timestep were made."""
+    return {_pair(state.edge) for state in loop.steps[-1].states}
+
+
+def _pair(edge: GradientEdge) -> Edge:
+    return edge.node, edge.output_nr
+
+
+def oldest(edges: Iterable[Edge]) -> int:
+    """Operations made before lead to none of these. (PyTorch counts them; a leaf has the largest number of all.)"""
+    numbers = [number(node) for node, _ in edges]
+    return 0 if max(numbers, default=0) > 2**63 else min(numbers, default=0)
+
+
+def number(node: Node) -> int:
     """When a node was made, as the autograd engine orders them."""
     return node._sequence_nr()  # pyright: ignore[reportPrivateUsage]
 
 
-def _below(node: Node) -> list[Edge]:
-    return [(below, number) for below, number in node.next_functions if below is not None]
+def below(node: Node) -> list[Edge]:
+    """Where its gradient goes on to."""
+    return [(child, place) for child, place in node.next_functions if child is not None]
+
+
+def first_met(loss: Tensor, edges: set[Edge]) -> set[Edge]:
+    """Those of ``edges`` that the loss reaches without passing through another of them."""
+    assert loss.grad_fn is not None
+    frontier, seen, met, first = [(loss.grad_fn, loss.output_nr)], set[Node](), set[Edge](), oldest(edges)
+    while frontier:
+        edge = frontier.pop()
+        node = edge[0]
+        if edge in edges:
+            met.add(edge)
+        elif node not in seen and number(node) >= first:
+            seen.add(node)
+            frontier += below(node)
+    return met
 
 
 def _through_last_alone(loop: Loop, loss: Tensor) -> bool:
@@ -111,32 +137,23 @@ def _through_last_alone(loop: Loop, loss: Tensor) -> bool:
     """
     if _is_bounded(loop):
         return False
-    edges = {(state.edge.node, state.edge.output_nr) for state in loop.states}
-    last = {(state.edge.node, state.edge.output_nr) for state in loop.steps[-1].states}
-    oldest = _oldest(loop)
-    assert loss.grad_fn is not None
-    frontier, seen, met = [(loss.grad_fn, loss.output_nr)], set[Node](), False
-    while frontier:
-        edge = frontier.pop()
-        node = edge[0]
-        if edge in last:
-            met = True
-        elif edge in edges:
-            return False
-        elif node not in seen and _number(node) >= oldest:
-            seen.add(node)
-            frontier += _below(node)
-    return met
+    met = first_met(loss, _edges(loop))
+    return bool(met) and met <= _last(loop)
 
 
-def _obstacle(loop: Loop) -> str | None:
-    """Why a second pass from the last state to the others would be felt; None where it would not."""
-    for state in loop.states:
-        if state.tensor.retains_grad:
+def obstacle(tensors: Iterable[Tensor], roots: Iterable[Edge], edges: set[Edge]) -> str | None:
+    """Why a second pass from ``roots`` to the other ``edges``, where ``tensors`` were made, would be felt; None where it would not."""
+    reason = _obstacle(tensors, [node for node, _ in roots], edges)
+    return None if reason is None else f"{reason}; no lags were measured"
+
+
+def _obstacle(tensors: Iterable[Tensor], roots: list[Node], edges: set[Edge]) -> str | None:
+    for tensor in tensors:
+        if tensor.retains_grad:
             return "its states retain their gradients, which a second pass would add to"
-        if not all(_is_pure(hook) for hook in _hooks(state.tensor)):
+        if not all(_is_pure(hook) for hook in _hooks(tensor)):
             return "a hook on its states would be called twice"
-    for node in _between(loop):
+    for node in _between(roots, edges):
         function = getattr(type(node), "_forward_cls", None)
         if function is not None and not _is_pure(function):
             return f"the backward of {function.__name__} in it would run twice"
@@ -160,20 +177,20 @@ def _is_pure(code: Any) -> bool:
     return (module or "").startswith(PURE)
 
 
-def _between(loop: Loop) -> list[Node]:
-    """The nodes through which the last states hang on those before: children first."""
-    states, oldest = {state.edge.node for state in loop.states}, _oldest(loop)
+def _between(roots: list[Node], edges: set[Edge]) -> list[Node]:
+    """The nodes through which ``roots`` hang on the other states: children first."""
+    states, first = {node for node, _ in edges}, oldest(edges)
     leads: dict[Node, bool] = {}
-    stack = [(state.edge.node, False) for state in loop.steps[-1].states]
+    stack = [(node, False) for node in roots]
     while stack:
         node, entered = stack.pop()
-        below = [child for child, _ in _below(node) if _number(child) >= oldest]
+        children = [child for child, _ in below(node) if number(child) >= first]
         if entered:
-            leads[node] = any(child in states or leads[child] for child in below)
+            leads[node] = any(child in states or leads[child] for child in children)
         elif node not in leads:
             leads[node] = False
             stack.append((node, True))
-            stack += [(child, False) for child in below]
+            stack += [(child, False) for child in children]
     return [node for node, does in leads.items() if does]
 
 

@@ -45,14 +45,17 @@ class Slots:
 
     @classmethod
     def found(cls, module: nn.Module, returns: Mapping[tuple[str, str], int]) -> Slots:
-        """From how often each output came back at each input: ``(path out, path in)`` → times. A single state is called h, several
-        have the names of the parameters at which they go in.
+        """From how often each output came back at each input: ``(path out, path in)`` → times. A single state is called h; several
+        have the names of the parameters at which they go in, and one that is called h there leads.
         """
-        made = tuple(dict.fromkeys(out for out, _ in returns))
-        given = tuple(
-            max((pair for pair in returns if pair[0] == out), key=lambda pair: returns[pair])[1] for out in made
-        )
-        return cls(_names(given), given, made, parameters(module))
+        made = list(dict.fromkeys(out for out, _ in returns))
+        given = [max((pair for pair in returns if pair[0] == out), key=lambda pair: returns[pair])[1] for out in made]
+        names = _names(given)
+        if isinstance(module, nn.LSTMCell):  # what derives from it takes (h, c), in whichever order it returns them
+            names = [{"hx[0]": "h", "hx[1]": "c"}.get(path, path) for path in given]
+        order = sorted(range(len(names)), key=lambda i: names[i] != "h")
+        names, given, made = (tuple(one[i] for i in order) for one in (names, given, made))
+        return cls(names, given, made, parameters(module))
 
     def states_given(self, taken: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
         """The states among the arguments, by name; all arguments where it is not known which are."""
@@ -72,15 +75,12 @@ class Slots:
         return next((tensor for path, tensor in taken.items() if path not in (self.given or ())), None)
 
 
-def _names(paths: tuple[str, ...]) -> tuple[str, ...]:
+def _names(paths: list[str]) -> list[str]:
     if len(paths) == 1:
-        return ("h",)
-    short = tuple(path.rpartition(".")[2] for path in paths)
-    return short if len(set(short)) == len(paths) else paths if len(set(paths)) == len(paths) else _numbered(paths)
-
-
-def _numbered(paths: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{path} {number}" for number, path in enumerate(paths))
+        return ["h"]
+    short = [path.rpartition(".")[2] for path in paths]
+    named = next((names for names in (short, paths) if len(set(names)) == len(paths)), None)
+    return named or [f"{path} {number}" for number, path in enumerate(paths)]
 
 
 def arguments(inputs: tuple[Any, ...], kwargs: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Tensor]:

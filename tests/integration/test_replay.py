@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.replays import campaign
+from benchmarks.campaigns.replays import campaign
 from lightning_gradwatch import EventKind, GradWatch
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.replay.rerun import rerun
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, read_bundle
+from tests.asserts import assert_identical
 from tests.integration.anomalies import AT, Drawn, Nested, OwnCell, Scheduled, Stateful, nested_batches, train
 from tests.integration.processes import run, succeed
-from tests.integration.test_invariance import assert_identical
 from tests.integration.ways import Adversarial, Fused, Manual, scaled
 from tests.models import TinyLanguageModel
 
@@ -298,7 +298,7 @@ def test_another_event_says_how_it_differs(tmp_path, capsys) -> None:
 
 
 def test_a_sample_of_the_campaign() -> None:
-    """Whatever network and fault is drawn, the replay shows the same event and names the line; in full it is benchmarks/replays.py."""
+    """Whatever network and fault is drawn, the replay shows the same event and names the line; in full: benchmarks/campaigns/replays.py."""
     results = campaign(12, seed=4)
     written = [one for one in results if one["outcome"] != "no critical event"]
     assert len(written) >= 10

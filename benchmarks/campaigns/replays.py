@@ -1,6 +1,6 @@
 """How often a bundle shows its event again: trainings that go wrong in a place that is drawn, each replayed from its file.
 
-    python benchmarks/replays.py [--count N] [--seed N] [--json FILE]
+    python -m benchmarks.campaigns.replays [--count N] [--seed N] [--json FILE]
 
 Each training draws its network, its options and its fault. The fault itself draws sequence, timestep and unit from torch's, Python's and
 NumPy's generators while it trains, so that a replay that restored any of them wrongly would find another place. Between
@@ -161,7 +161,7 @@ def run(case: Case, seed: int, folder: Path) -> dict[str, Any]:
         return {**found, "outcome": "no critical event"}
     bundle = read_bundle(written[0])
     _seed(seed + 1000)
-    build = lambda: build_module(Faulty, written[0], bundle, {})  # noqa: E731
+    build = lambda: build_module(Faulty, bundle, {})  # noqa: E731
     seen = [event.to_record() for event in watched_events(build(), bundle)]
     distances = [differences(bundle[BUNDLE_KEY]["event"], event) for event in seen]
     origin = find_origin(build(), bundle)

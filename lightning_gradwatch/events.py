@@ -35,6 +35,7 @@ class EventKind(StrEnum):
     EXPLODING_HIDDEN_GRADIENT = "EXPLODING_HIDDEN_GRADIENT"
     EXPLODING_GRADIENT = "EXPLODING_GRADIENT"
     VANISHING_HIDDEN_GRADIENT = "VANISHING_HIDDEN_GRADIENT"
+    FEW_TIMESTEPS_REACHED = "FEW_TIMESTEPS_REACHED"
     NO_GRADIENT_THROUGH_TIME = "NO_GRADIENT_THROUGH_TIME"
     AMP_OVERFLOW = "AMP_OVERFLOW"
     GRADIENT_CLIPPED = "GRADIENT_CLIPPED"
@@ -108,6 +109,12 @@ _TEXTS: dict[EventKind, _Text] = {
         "The gradient of {place} falls under 1 % after {value:.0f} timesteps.{detail}",
         "What lies further back cannot be learned. Use a gated cell (nn.LSTM, nn.GRU), start an LSTM's forget-gate bias at 1 "
         "(Jozefowicz et al. 2015), or initialise the recurrent weight orthogonally or as the identity (Le et al. 2015).",
+    ),
+    EventKind.FEW_TIMESTEPS_REACHED: _Text(
+        Severity.WARNING,
+        "The loss reaches {place} at {value:.0f} of its timesteps only.{detail}",
+        "Read the state where it has seen the whole sequence: the final state h_n, of both directions where there are two, or the output "
+        "at all timesteps. Where the loss belongs to early timesteps alone, cut the sequences behind it.",
     ),
     EventKind.NO_GRADIENT_THROUGH_TIME: _Text(
         Severity.WARNING,

@@ -17,6 +17,7 @@ from lightning_gradwatch.detect import (
     NormJumpDetector,
     Place,
     ScaleSearch,
+    ShortReachDetector,
     SweptCall,
     VanishingDetector,
     WeightWatch,
@@ -131,6 +132,7 @@ class Watch:
         self._out_of_reach, self._on_hidden = out_of_reach, on_hidden
         self._jump = NormJumpDetector()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
+        self._short_reach = ShortReachDetector()
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
         self._spoilt = WeightWatch()
@@ -206,7 +208,7 @@ class Watch:
         self.poll(wait=True)
         if not self._nonfinite:
             self._look_at_weights(AFTER_THE_LAST_STEP, moment)
-        for detector in (self._jump, self._exploding, self._vanishing):
+        for detector in (self._jump, self._exploding, self._vanishing, self._short_reach):
             for event in detector.finish(moment):
                 self._on_event(event)
 
@@ -280,6 +282,7 @@ class Watch:
             self._tell(self._exploding(profile, step.moment))
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
                 self._tell(self._vanishing(profile, step.moment))
+                self._tell(self._short_reach(profile, step.moment))
 
     def _judge(self, norm: float, pending: _Pending) -> None:
         """Judge a step by its norm. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""

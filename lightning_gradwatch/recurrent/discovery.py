@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.direct import hear_direct_calls
@@ -58,6 +58,7 @@ class Discovery:
 
     def __init__(self, model: nn.Module, known: Iterable[nn.Module], candidates: Collection[str] | None = None) -> None:
         self.failure: Exception | None = None
+        self._closed = False
         self._model, self._returns = model, dict[nn.Module, _Returns]()
         known = set(known)
         self._inside = {module for recurrent in known for module in recurrent.modules()}
@@ -77,8 +78,12 @@ class Discovery:
         for module in self._names:
             self._handles.append(module.register_forward_hook(self._after, with_kwargs=True))
             self._endings.append(hear_direct_calls(module, self._after))
-        if candidates is None:
-            self._handles.append(register_module_forward_hook(self._after_any, with_kwargs=True))
+        self._everywhere: RemovableHandle | None = None
+        # A compiled module warns of global hooks, which would fire for its wrapper too.
+        if candidates is None and not any(
+            "_orig_mod" in vars(module).get("_modules", ()) for module in model.modules()
+        ):
+            self._everywhere = torch_module.register_module_forward_hook(self._after_any, with_kwargs=True)
 
     def found(self) -> dict[str, tuple[nn.Module, Slots | None]]:
         """Qualified name → the module, and its slots where it is a cell. Of cells in one another the innermost whose states are all
@@ -107,19 +112,33 @@ class Discovery:
             handle.remove()
         for end in self._endings:
             end()
+        if self._everywhere is not None:
+            self._everywhere.remove()
+            # PyTorch forgets to take it out of here.
+            cast("Any", torch_module)._global_forward_hooks_with_kwargs.pop(self._everywhere.id, None)
+            self._everywhere = None
         self._handles.clear()
         self._endings.clear()
+        self._closed = True
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert, as a copy of a capture is."""
-        return {"failure": None, "_names": {}, "_returns": {}, "_handles": [], "_endings": []}
+        return {
+            "failure": None,
+            "_closed": True,
+            "_everywhere": None,
+            "_names": {},
+            "_returns": {},
+            "_handles": [],
+            "_endings": [],
+        }
 
     def _after_any(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         if not torch.compiler.is_compiling() and module not in self._known:
             self._after(module, inputs, kwargs, outputs)
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        if torch.compiler.is_compiling() or not self._handles:
+        if torch.compiler.is_compiling() or self._closed:
             return
         if self.failure is not None or not torch.is_grad_enabled() or isinstance(module, torch.jit.ScriptModule):
             return

@@ -23,19 +23,25 @@ from lightning_gradwatch.recurrent.layout import pick_sequences
 class LoopState:
     """One hidden state in the graph. Its slot is shown the *total* gradient: all that the state was used for.
 
-    ``edge`` is the place in the graph where the state was made: it stays right when the tensor is changed in place later.
+    ``edge`` is the place in the graph where the state was made: it stays right when the tensor is changed in place later, but for
+    a view, of which such a change makes another.
     """
 
     tensor: Tensor
     edge: GradientEdge
     slot: GradientSlot
+    version: int
 
     @classmethod
     def of(cls, tensor: Tensor) -> LoopState:
         """Watch a state that needs a gradient."""
         slot = GradientSlot()
         slot.watch(tensor)
-        return cls(tensor, get_gradient_edge(tensor), slot)
+        return cls(tensor, get_gradient_edge(tensor), slot, tensor._version)
+
+    def lost(self) -> bool:
+        """Whether its place in the graph is no longer that of what was used."""
+        return self.tensor._is_view() and self.tensor._version != self.version
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +88,8 @@ class Loop:
     """Whether a timestep's state was made of the results of several calls of the cell."""
     inexact_reason: str | None = None
     """Why lags could not be measured."""
+    doubt: str | None = None
+    """Why a state may not be what the cell returned."""
     c_is_total: bool = True
     batch_dim: int | None = None
 
@@ -188,7 +196,8 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     the sequences that the first step has; the lags, of those that the last one still has.
     """
     rows = [len(loop.rows(state.tensor)) for state in loop.h]
-    sequences = pick_sequences(rows[0], max_sequences)
+    reached = _reached(loop, rows[0])
+    sequences = pick_sequences(reached, max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
     series = [(name, states) for name, states in loop.series if [len(loop.rows(s.tensor)) for s in states] == rows]
     made = partial(
@@ -206,12 +215,30 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         curves=_curves(loop, series, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
         inexact_reason=_inexact(loop, rows, series),
         truncated=loop.cut_off(),
+        with_gradient=int(reached.sum()),
     )
     return [
         made(state=name, primary=not i, total=_totals(loop, states, sequences, lengths))
         for i, (name, states) in enumerate(series)
         if loop.c_is_total or not i
     ]
+
+
+def _lost(loop: Loop) -> str | None:
+    if any(state.lost() for state in loop.states):
+        return "a state that is a view of another tensor was changed in place, and its gradient was not seen"
+    return None
+
+
+def _reached(loop: Loop, batch: int) -> Tensor:
+    """Which of the sequences that the first step has get a gradient at any step: ``(batch,)``, boolean."""
+    reached = torch.zeros(batch, dtype=torch.bool)
+    for state in loop.states:
+        gradient = state.slot.value()
+        if gradient is not None:
+            found = loop.rows(gradient).ne(0).any(-1).cpu()[:batch]
+            reached[: len(found)] |= found
+    return reached
 
 
 _ROWS_UNKNOWN = (
@@ -228,7 +255,7 @@ def _inexact(loop: Loop, rows: list[int], series: Series) -> str | None:
         return f"its state {left_out[0]} has no row for each sequence of the batch, and was left out"
     if loop.mixed:
         return _MIXED
-    return loop.inexact_reason or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
+    return loop.doubt or _lost(loop) or loop.inexact_reason or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
 
 
 def _rows_stay(loop: Loop, rows: list[int]) -> bool:

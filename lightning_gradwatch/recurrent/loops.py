@@ -65,8 +65,16 @@ class Loops:
         loop = loops[-1] if loops else self._begin(name, "tap", ("h",), ())
         loop.add(Made(None, (LoopState.of(state),)))
 
-    def keep(self, name: str, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        """One call of a cell."""
+    def keep(
+        self,
+        name: str,
+        module: nn.Module,
+        inputs: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        outputs: Any,
+        doubt: str | None = None,
+    ) -> None:
+        """One call of a cell. ``doubt``: why the outputs may not be what it returned."""
         slots = self.slots.get(name) or Slots.of(module) or Slots.unknown(module)
         made = slots.states_made(outputs)
         if not made or (slots.given is None and name in self.undecided and len(results(outputs)) > 1):
@@ -77,11 +85,13 @@ class Loops:
         place = self._source(name, states)
         call = Made(slots.input_of(taken), tuple(LoopState.of(state) for _, state in made), _named(slots, given, made))
         if place is not None and place[0].names == names:
+            place[0].doubt = place[0].doubt or doubt
             self._continue(place, call)
             return
         if self._is_severed(name, states if slots.given is not None else states[1:]):
             self._severed[name] += 1
         loop = self._begin(name, _kind(module), names, _weights(name, module))
+        loop.doubt = doubt
         if isinstance(module, nn.LSTMCell):
             # Without a batch dimension PyTorch squeezes both results, and h no longer hangs on this c in the graph.
             loop.c_is_total = made[-1][1].dim() == 2

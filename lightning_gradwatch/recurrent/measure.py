@@ -74,6 +74,10 @@ def profiles(call: RecurrentCall, swept: Sweep) -> list[Profile]:
                         inexact_reason=swept.inexact_reason or call.apart,
                         layers=call.shape.num_layers,
                         truncated=truncated,
+                        with_gradient=swept.with_gradient,
+                        batch_first=None
+                        if call.batch_sizes is not None or call.input.dim() == 2
+                        else call.shape.batch_first,
                     )
                 )
     return found

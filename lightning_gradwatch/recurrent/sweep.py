@@ -15,7 +15,8 @@ from lightning_gradwatch.recurrent.anchors import Anchors, choose_anchors
 from lightning_gradwatch.recurrent.call import GradientSlot, RecurrentCall
 from lightning_gradwatch.recurrent.direction import Boundary, DirectionSweep
 from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
-from lightning_gradwatch.recurrent.layout import FORWARD, Layout
+from lightning_gradwatch.recurrent.layout import FORWARD, Layout, pick_sequences
+from lightning_gradwatch.recurrent.reached import reached_sequences
 
 CHUNK = 256
 """Timesteps whose gates are held at once: it bounds the memory that a sweep needs."""
@@ -29,12 +30,14 @@ class Sweep:
     """What one sweep found. ``directions[layer][direction]`` holds the norms.
 
     ``inexact_reason`` is None when the recomputed outputs agree with the recorded ones and nothing was missing.
+    ``with_gradient``: to how many sequences of the whole batch the loss sends anything.
     """
 
     layout: Layout
     anchors: Anchors
     directions: list[list[DirectionSweep]]
     inexact_reason: str | None
+    with_gradient: int
 
 
 @torch.no_grad()
@@ -50,7 +53,8 @@ def sweep(
     Args:
         gates: look for the first pre-activation that is not finite as well.
     """
-    layout = Layout(call, max_sequences)
+    reached = reached_sequences(call)
+    layout = Layout(call, pick_sequences(reached, max_sequences))
     chosen = choose_anchors(call, layout, anchors, chunk)
     stack = _Stack(call, layout, chosen, chunk, gates)
     with warnings.catch_warnings(), GradientSlot.paused():
@@ -61,7 +65,7 @@ def sweep(
             stack.sweep_unidirectional()
         else:
             stack.sweep_bidirectional()
-    return Sweep(layout, chosen, stack.directions, stack.inexact_reason())
+    return Sweep(layout, chosen, stack.directions, stack.inexact_reason(), int(reached.sum()))
 
 
 class _Stack:
@@ -78,6 +82,8 @@ class _Stack:
         self.masks = redraw_masks(call, layout)
         self.output_gradient = call.output_gradient.value()
         self.h_n_gradient, self.c_n_gradient = call.h_n_gradient.value(), call.c_n_gradient.value()
+        as_made = not call.finals_changed()
+        self.h_n, self.c_n = (call.h_n, call.c_n) if as_made else (None, None)
         self.directions = [
             [self._direction(layer, direction) for direction in range(shape.num_directions)]
             for layer in range(shape.num_layers)
@@ -92,6 +98,8 @@ class _Stack:
             c0=self._cast(layout.read_state(call.c0, index)),
             h_n_gradient=self._cast(layout.read_state(self.h_n_gradient, index)),
             c_n_gradient=self._cast(layout.read_state(self.c_n_gradient, index)),
+            h_n=self._cast(layout.read_state(self.h_n, index)),
+            c_n=self._cast(layout.read_state(self.c_n, index)),
         )
         adjoint = ADJOINTS[call.shape.mode](weights, call.shape)
         keep = layout.timesteps <= self.chunk
@@ -232,6 +240,8 @@ class _Stack:
 
     def inexact_reason(self) -> str | None:
         """Why the figures are not exact; None if they are."""
+        if self.call.doubt is not None:
+            return self.call.doubt
         changed = self.call.changed()
         if changed is not None:
             return f"the {changed} was changed in place after the forward"
@@ -241,7 +251,11 @@ class _Stack:
         recorded_dtype = self.call.output.dtype
         if recorded_dtype not in TOLERANCES:
             return f"computed in {str(recorded_dtype).removeprefix('torch.')}, replayed in float32"
-        error = max(sweep.replay_error for sweep in self.directions[-1])
-        if not error <= TOLERANCES[recorded_dtype]:
-            return f"recomputed outputs differ from the recorded ones by {error:.2g}"
+        for what, errors in (
+            ("outputs", [sweep.replay_error for sweep in self.directions[-1]]),
+            ("final states", [sweep.final_error for pair in self.directions for sweep in pair]),
+        ):
+            error = max(errors)
+            if not error <= TOLERANCES[recorded_dtype]:
+                return f"recomputed {what} differ from the recorded ones by {error:.2g}"
         return None

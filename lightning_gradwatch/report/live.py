@@ -20,6 +20,7 @@ VERDICT_STYLES = {
     Verdict.HEALTHY: "bold green",
     Verdict.SHORTENED: "bold green",
     Verdict.VANISHING: "bold yellow",
+    Verdict.BARELY_REACHED: "bold yellow",
     Verdict.EXPLODING: "bold red",
     Verdict.NOT_FINITE: "bold red",
 }

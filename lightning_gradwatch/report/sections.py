@@ -24,6 +24,7 @@ _SIGNS = {  # told apart without colour
     Verdict.VANISHING: "↘",
     Verdict.SHORTENED: "⇥",
     Verdict.EXPLODING: "↗",
+    Verdict.BARELY_REACHED: "⇤",
     Verdict.NOT_FINITE: "×",
     Verdict.UNDECIDED: "?",
     Verdict.NOT_OBSERVED: "∅",
@@ -32,6 +33,7 @@ _A_NOTE = "vanishing, as a note"
 _GRAVEST = (
     Verdict.NOT_FINITE,
     Verdict.EXPLODING,
+    Verdict.BARELY_REACHED,
     Verdict.VANISHING,
     Verdict.NOT_OBSERVED,
     Verdict.UNDECIDED,

@@ -13,6 +13,7 @@ class Verdict(StrEnum):
     VANISHING = "vanishing"
     SHORTENED = "shortened"
     EXPLODING = "exploding"
+    BARELY_REACHED = "barely reached"
     NOT_FINITE = "not finite"
     UNDECIDED = "undecided"
     NOT_OBSERVED = "not observed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -41,6 +41,8 @@ from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.discovery import Discovery
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
 from lightning_gradwatch.recurrent.scripted import scripted_recurrences
+from lightning_gradwatch.recurrent.severed import severed
+from lightning_gradwatch.recurrent.severed_cells import SeveredCells
 from lightning_gradwatch.recurrent.slots import Slots
 
 Call = RecurrentCall | Loop
@@ -136,7 +138,7 @@ class Watch:
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
         self._spoilt = WeightWatch()
-        self._severed: set[str] = set()
+        self._severed: dict[str, str] = {}
         self._pending: list[_Pending] = []
         if find_cells:
             for name, kind in scripted_recurrences(model).items():
@@ -144,11 +146,13 @@ class Watch:
         self.capture.attach()
         self._weights = list(self.capture.parameters())
         self._discovery = self._start_search(model, modules, everywhere=find_cells and patterns is None)
+        self._severed_cells = SeveredCells(model, modules.values()) if find_cells else None
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
         if not step.sampled or not loss.requires_grad:
             return
+        self._report_severed(severed(self.capture.calls), step.moment)
         for call in self.capture.calls:
             if isinstance(call, Loop) and len(call.h) > 1:
                 with self._unobserved.apart(call.module):
@@ -164,12 +168,12 @@ class Watch:
             raise self.capture.failure
         if step.sampled:
             self._unobserved.report_added(step.moment)
-        severed = self.capture.loops.severed()
+        if step.sampled and loss is None:  # nothing was said before this backward pass
+            self._report_severed(severed(self.capture.calls), step.moment)
         calls = self.capture.take()
         if not calls:
             return
         self.observed.update(call.module for call in calls)
-        self._report_severed(severed, step.moment)
         norm = gradient_norm(self._weights, step.scale)
         if norm is not None:
             self._pending.append(_Pending(norm, calls, loss, step))
@@ -179,17 +183,20 @@ class Watch:
                 self._sample(calls, step)
             _release(calls)
 
-    def end_step(self) -> bool:
+    def end_step(self, moment: Moment) -> bool:
         """Let go of the step. Returns whether cells were found that the next step should sample."""
         capture = self.capture
+        self._report_severed(capture.loops.taps_without_gradient(), moment)
         self._unobserved.end_step(capture, self.observed)
         capture.end()
         capture.clear()
+        self._end_search_for_severed(moment)
         return self._end_discovery()
 
     def has_nothing(self) -> bool:
         """Whether a whole step has passed in which there was nothing to watch."""
-        return not (self.capture.modules or self.observed or self._discovery or self._unobserved.reasons)
+        watched = self.capture.modules or self.observed or self._discovery
+        return not (watched or self._severed or self._unobserved.reasons)
 
     def unobserved(self) -> list[tuple[str, str]]:
         """Each module that was never observed, with the reason."""
@@ -218,8 +225,9 @@ class Watch:
             _release(pending.calls)
         self._pending.clear()
         self.capture.detach()
-        if self._discovery is not None:
-            self._discovery.close()
+        for search in (self._discovery, self._severed_cells):
+            if search is not None:
+                search.close()
 
     def _start_search(self, model: nn.Module, modules: dict[str, nn.Module], *, everywhere: bool) -> Discovery | None:
         """Look for cells, and for the states of those that are watched but are not PyTorch's own."""
@@ -251,11 +259,22 @@ class Watch:
         self._weights = list(self.capture.parameters())
         return bool(found)
 
-    def _report_severed(self, severed: list[str], moment: Moment) -> None:
-        for name in severed:
+    def _end_search_for_severed(self, moment: Moment) -> None:
+        search, self._severed_cells = self._severed_cells, None
+        if search is None:
+            return
+        search.close()
+        if search.failure is not None:
+            raise search.failure
+        cells = self._discovery.found() if self._discovery is not None else {}
+        self._report_severed({n: how for n, how in search.found().items() if n not in cells}, moment)
+
+    def _report_severed(self, found: Mapping[str, str], moment: Moment) -> None:
+        """Each once: module or tap → how its state is severed."""
+        for name, how in found.items():
             if name not in self._severed:
-                self._severed.add(name)
-                self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
+                self._severed[name] = how
+                self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name, detail=how))
 
     def _measure(self, calls: Sequence[Call | Chain], max_sequences: int | None) -> list[Profile]:
         """The profiles of all that can be measured. A loop is somebody's own, and may be beyond what was thought of."""

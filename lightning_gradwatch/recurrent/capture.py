@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Capture:
         """Put the hooks on one module, and listen to calls of its forward that go around them."""
         if not isinstance(module, nn.RNNBase):
             self._first.add(module, self._after_cell)
-            self._endings.append(hear_direct_calls(module, self._after_cell))
+            self._endings.append(hear_direct_calls(module, partial(self._after_cell, doubt=None)))
             return
         if has_own_forward(module):
             self._handles.append(module.register_forward_pre_hook(self._before_own_forward))

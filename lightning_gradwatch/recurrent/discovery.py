@@ -18,7 +18,7 @@ from lightning_gradwatch.recurrent.slots import Slots, arguments, parameters, re
 from lightning_gradwatch.recurrent.trace import HEAVY, MOVING, above
 
 _Place = tuple[int, int, torch.Size]
-"""Where a tensor lies in memory: its storage, offset and shape. A detached one lies there too."""
+"""Where a tensor lies in memory: its storage, offset and shape."""
 
 RETURNS = 2
 """So often a state must have come back through other operations before a module is taken for a cell."""
@@ -41,8 +41,8 @@ class _Returns:
 
 
 class Discovery:
-    """Finds cells: modules called several times in one forward of which something that they return comes back as their input, itself,
-    detached, or a few operations later.
+    """Finds cells: modules called several times in one forward of which something that they return comes back as their input, itself
+    or a few operations later.
 
     It watches for one training step every module without a recurrent one inside, whether it is called or its ``forward`` is, and
     those that the model holds in a list of its own, where PyTorch does not know of them. It holds no tensor, so that the step
@@ -191,7 +191,7 @@ def _note(module: nn.Module, returns: _Returns, path: str, tensor: Tensor) -> No
     place = _place(tensor)
     known = None if place is None else returns.places.get(place)
     # A storage that is gone may have left its identity to another.
-    if known is not None and not known[0].expired():
+    if known is not None and tensor.requires_grad and not known[0].expired():
         returns.itself[known[1], path] += 1
     elif tensor.grad_fn is not None and any(parameter.dim() > 1 for parameter in module.parameters()):
         # Between two calls of one of PyTorch's own layers the state may only be moved about: what is computed there is the state.

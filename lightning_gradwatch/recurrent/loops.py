@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.loop import Loop, LoopState, Made
+from lightning_gradwatch.recurrent.severed import FEW
 from lightning_gradwatch.recurrent.slots import Slots, arguments, results
 from lightning_gradwatch.recurrent.trace import REACH
-
-FEW = 3
-"""A cell called fewer times than this in a step may well have no time to flow through."""
 
 Place = tuple[Loop, int, Made]
 """A sequence, a timestep of it, and one of the calls of that timestep."""
@@ -29,6 +27,7 @@ class Loops:
     Attributes:
         slots: module name → which of the tensors that it takes and returns are its states, where that was found out.
         undecided: modules of which that is still looked for.
+        without_gradient: tap → how many of its states in this step need no gradient.
     """
 
     def __init__(self, calls: MutableSequence[RecurrentCall | Loop]) -> None:
@@ -38,7 +37,7 @@ class Loops:
         self._by_tensor: dict[int, Place] = {}
         self._by_node: dict[int, Place] = {}
         self._of_module: dict[str, list[Loop]] = {}
-        self._severed: Counter[str] = Counter()
+        self.without_gradient: Counter[str] = Counter()
         self._number: Counter[str] = Counter()
 
     def clear(self) -> None:
@@ -46,20 +45,21 @@ class Loops:
         self._by_tensor.clear()
         self._by_node.clear()
         self._of_module.clear()
-        self._severed.clear()
+        self.without_gradient.clear()
         self._number.clear()
 
-    def severed(self) -> list[str]:
-        """Modules whose every call of this step began anew, or from a detached state: no gradient flows through time."""
-        return [
-            name
-            for name, count in self._severed.items()
-            if count >= FEW and all(len(loop.steps) == 1 for loop in self._of_module.get(name, []))
-        ]
+    def taps_without_gradient(self) -> dict[str, str]:
+        """Tap → why nothing flows through it: none of its states in this step needs a gradient."""
+        return {
+            name: f"None of the {count} states given to tap() needs a gradient: each was detached before, or nothing that made it trains."
+            for name, count in self.without_gradient.items()
+            if count >= FEW and name not in self._of_module
+        }
 
     def tap(self, name: str, state: Tensor) -> None:
         """The next state of a tap."""
         if not state.requires_grad or not state.numel():
+            self.without_gradient[name] += bool(state.numel())
             return
         loops = self._of_module.get(name)
         loop = loops[-1] if loops else self._begin(name, "tap", ("h",), ())
@@ -88,8 +88,6 @@ class Loops:
             place[0].doubt = place[0].doubt or doubt
             self._continue(place, call)
             return
-        if self._is_severed(name, states if slots.given is not None else states[1:]):
-            self._severed[name] += 1
         loop = self._begin(name, _kind(module), names, _weights(name, module))
         loop.doubt = doubt
         if isinstance(module, nn.LSTMCell):
@@ -189,12 +187,6 @@ class Loops:
                 below += new
             frontier = below
         return found
-
-    def _is_severed(self, name: str, states: list[Tensor]) -> bool:
-        """Whether a call begins without past though there was one before: no state given, or one that was detached."""
-        if name not in self._of_module:
-            return True
-        return all(not state.requires_grad for state in states)
 
 
 def tensors(values: Iterable[Any]) -> list[Tensor]:

@@ -21,6 +21,7 @@ from lightning_gradwatch.recurrent import (
     stitch,
     sweep,
 )
+from lightning_gradwatch.recurrent.severed import severed as severed_among
 
 TIME, BATCH, WIDTH, HIDDEN = 7, 3, 4, 5
 
@@ -41,7 +42,7 @@ def run(module: nn.Module, forward, modules: dict[str, nn.Module] | None = None)
         if isinstance(call, Loop):
             measure_lags(call, loss)
     loss.backward()
-    severed = capture.loops.severed()
+    severed = list(severed_among(capture.calls))
     calls = capture.take()
     expected = [g.detach().double().norm(dim=-1) for g in totals]
     by_lag = [torch.zeros(BATCH).double() if g is None else g.double().norm(dim=-1) for g in reversed(lags)]

@@ -76,6 +76,7 @@ class Profile:
         layers: of the module.
         truncated: whether a state came in whose past is cut off, as in truncated backpropagation through time.
         primary: whether this state stands for its recurrence where one must; the others share its lagged gradients.
+        handed_over: whether that state is a leaf that asks for a gradient, which somebody may hand back by hand.
         with_gradient: to how many sequences of the whole batch the loss sends anything; None where it is not known.
         batch_first: of the module; None where there is no such order.
     """
@@ -97,6 +98,7 @@ class Profile:
     layers: int = 1
     truncated: bool = False
     primary: bool = True
+    handed_over: bool = False
     with_gradient: int | None = None
     batch_first: bool | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
@@ -189,6 +191,7 @@ class Profile:
             "reachable": of,
             "with_gradient": self.with_gradient,
             "batch_first": self.batch_first,
+            "past": "handed over" if self.handed_over else "cut off" if self.truncated else None,
         }
         if keep_sequences:
             record["total_by_sequence"] = [

@@ -39,6 +39,7 @@ from lightning_gradwatch.recurrent import (
 )
 from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.discovery import Discovery
+from lightning_gradwatch.recurrent.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
 from lightning_gradwatch.recurrent.scripted import scripted_recurrences
 from lightning_gradwatch.recurrent.severed import severed
@@ -109,6 +110,7 @@ class Watch:
     Attributes:
         suspicious: whether something out of the ordinary was seen, so that the next steps are worth a closer look; whoever samples
             them clears it.
+        steps: batches that were watched to their end.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Watch:
     ) -> None:
         self.capture = Capture(modules)
         self.observed: set[str] = set()
+        self.steps = 0
         self._unobserved = Unobserved(model, patterns=patterns, on_event=on_event, strict=strict)
         self._model, self._max_sequences, self._anchors = model, max_sequences, anchors
         self._on_profiles, self._on_event = on_profiles, on_event
@@ -152,12 +155,14 @@ class Watch:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
         if not step.sampled or not loss.requires_grad:
             return
-        self._report_severed(severed(self.capture.calls), step.moment)
-        for call in self.capture.calls:
+        self._report_severed(severed(without_duplicates(self.capture.calls)), step.moment)
+        self.capture.loops.split_taps()
+        calls = without_duplicates(self.capture.calls)
+        for call in calls:
             if isinstance(call, Loop) and len(call.h) > 1:
                 with self._unobserved.apart(call.module):
                     measure_lags(call, loss)
-        for call in stitch(self.capture.calls):
+        for call in stitch(calls):
             if isinstance(call, Chain) and not call.plain:
                 with self._unobserved.apart(call.module):
                     follow(call.calls, loss)
@@ -169,7 +174,7 @@ class Watch:
         if step.sampled:
             self._unobserved.report_added(step.moment)
         if step.sampled and loss is None:  # nothing was said before this backward pass
-            self._report_severed(severed(self.capture.calls), step.moment)
+            self._report_severed(severed(without_duplicates(self.capture.calls)), step.moment)
         calls = self.capture.take()
         if not calls:
             return
@@ -191,6 +196,7 @@ class Watch:
         capture.end()
         capture.clear()
         self._end_search_for_severed(moment)
+        self.steps += 1
         return self._end_discovery()
 
     def has_nothing(self) -> bool:
@@ -287,7 +293,7 @@ class Watch:
 
     def _sample(self, calls: list[Call], step: Step, *, everything: bool = False) -> None:
         """Measure the calls, in ``everything`` all sequences; so too where the growth through time turns out to be suspicious."""
-        unscale, stitched = step.unscale(), stitch(calls)
+        unscale, stitched = step.unscale(), stitch(without_duplicates(calls))
         for chain in stitched if step.sampled else ():
             if isinstance(chain, Chain):
                 chain.unfollowed = UNANNOUNCED

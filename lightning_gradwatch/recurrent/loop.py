@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent.anchors import norm
-from lightning_gradwatch.recurrent.call import GradientSlot
+from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
 
 
@@ -215,6 +215,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         curves=_curves(loop, series, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
         inexact_reason=_inexact(loop, rows, series),
         truncated=loop.cut_off(),
+        handed_over=any(is_handed_over(state) for _, state in loop.steps[0].given),
         with_gradient=int(reached.sum()),
     )
     return [

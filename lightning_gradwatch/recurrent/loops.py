@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.loop import Loop, LoopState, Made
+from lightning_gradwatch.recurrent.segments import segments
 from lightning_gradwatch.recurrent.severed import FEW
 from lightning_gradwatch.recurrent.slots import Slots, arguments, results
 from lightning_gradwatch.recurrent.trace import REACH
@@ -64,6 +65,15 @@ class Loops:
         loops = self._of_module.get(name)
         loop = loops[-1] if loops else self._begin(name, "tap", ("h",), ())
         loop.add(Made(None, (LoopState.of(state),)))
+
+    def split_taps(self) -> None:
+        """Make each piece of a tap's states through which a gradient flows a sequence of its own. It walks through the graph."""
+        for name, (loop, *_) in list(self._of_module.items()):
+            pieces = segments(loop) if loop.kind == "tap" else [loop]
+            if len(pieces) > 1 and loop in self._calls:
+                place = self._calls.index(loop)
+                self._calls[place : place + 1] = pieces
+                self._of_module[name] = pieces
 
     def keep(
         self,

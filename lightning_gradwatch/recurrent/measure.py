@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent.anchors import Anchors, lags
-from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.call import RecurrentCall, is_handed_over
 from lightning_gradwatch.recurrent.chain import Chain, Norms, arrived, as_one, measure_ends, reached_by, without_ends
 from lightning_gradwatch.recurrent.direction import DirectionSweep
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, Layout, pick_sequences
@@ -75,6 +75,7 @@ def profiles(call: RecurrentCall, swept: Sweep) -> list[Profile]:
                         inexact_reason=swept.inexact_reason or call.apart,
                         layers=call.shape.num_layers,
                         truncated=truncated,
+                        handed_over=_is_handed_over(call),
                         with_gradient=swept.with_gradient,
                         batch_first=_order(call),
                     )
@@ -159,6 +160,7 @@ def _of_chain(
             inexact_reason=reason,
             layers=first.shape.num_layers,
             truncated=is_cut_off(first.h0) or is_cut_off(first.c0),
+            handed_over=_is_handed_over(first),
             with_gradient=with_gradient,
             batch_first=_order(first),
         )
@@ -171,6 +173,10 @@ def _of_chain(
 def is_cut_off(state: Tensor | None) -> bool:
     """Whether an initial state says something and yet comes without a graph: then what made it is out of the gradient's reach."""
     return state is not None and not state.requires_grad and bool(state.detach().any())
+
+
+def _is_handed_over(call: RecurrentCall) -> bool:
+    return is_handed_over(call.h0) or is_handed_over(call.c0)
 
 
 def _by_time(norms: Tensor, layout: Layout, direction: int) -> Floats:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_gradwatch.recurrent.call import Edge, RecurrentCall, edge_of
+from lightning_gradwatch.recurrent.call import Edge, RecurrentCall, edge_of, is_handed_over
 from lightning_gradwatch.recurrent.latest import Latest
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.origin import have_common_origin
@@ -94,11 +94,6 @@ def _uses(call: RecurrentCall | Loop) -> list[Use]:
     edges = tuple((state.edge.node, state.edge.output_nr) for state in states)
     hangs_on = (edge_of(x), *map(edge_of, given))
     return [Use(len(call.steps), x, given, tuple(state.tensor for state in states), hangs_on, edges)]
-
-
-def is_handed_over(state: Tensor | None) -> bool:
-    """Whether a state is a leaf that asks for a gradient and is no parameter: somebody may hand its gradient back by hand."""
-    return state is not None and state.is_leaf and state.requires_grad and not isinstance(state, nn.Parameter)
 
 
 def _come_detached(uses: Sequence[Use]) -> bool:

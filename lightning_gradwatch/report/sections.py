@@ -146,7 +146,7 @@ def _card(layer: LayerSummary, keys: Sequence[Key]) -> str:
     kind = f" <span class=kind>{escape(layer.kind)}</span>" if layer.kind else ""
     return (
         f'<article class="card {word}"><p class=badge><span aria-hidden=true>{_SIGNS[layer.verdict]}</span> '
-        f"{layer.verdict.capitalize()}</p><h4>{place}{kind}</h4><p>{escape(layer.sentence)}</p>"
+        f"{layer.said.capitalize()}</p><h4>{place}{kind}</h4><p>{escape(layer.sentence)}</p>"
         f"<dl>{''.join(facts)}</dl></article>"
     )
 

@@ -137,6 +137,8 @@ class Discovery:
         if not torch.compiler.is_compiling() and module not in self._known:
             self._after(module, inputs, kwargs, outputs)
 
+    cast("Any", _after_any).only_looks = True  # for who has to know what comes before a hook
+
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         if torch.compiler.is_compiling() or self._closed:
             return

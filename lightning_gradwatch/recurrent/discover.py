@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_gradwatch.plain import plain
+
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of a qualified name that compilers and wrappers put in."""
 
@@ -37,7 +39,7 @@ def discover(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[st
         matching = {name: module for name, module in found.items() if fnmatchcase(name, pattern)}
         matching = matching or ({pattern: named[pattern]} if pattern in named else {})
         if not matching:
-            names = ", ".join(found) or "none"
+            names = plain(", ".join(found)) or "none"
             raise ValueError(
                 f"`modules` must match a recurrent module; {pattern!r} matches none of those there are: {names}. "
                 'Use GradWatch(modules="auto") to watch them all.'

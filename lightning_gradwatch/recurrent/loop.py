@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.recurrent import equal_ends
 from lightning_gradwatch.recurrent.anchors import norm
 from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
@@ -100,6 +102,16 @@ class Loop:
     def h(self) -> list[LoopState]:
         """The leading state at each timestep."""
         return [made.states[0] for made in self.steps]
+
+    @property
+    def c(self) -> list[LoopState]:
+        """The state of that name at each timestep; empty where there is none."""
+        return dict(self.series).get("c", [])
+
+    @property
+    def inputs(self) -> list[Tensor | None]:
+        """At each timestep."""
+        return [made.x for made in self.steps]
 
     @property
     def series(self) -> list[tuple[str, list[LoopState]]]:
@@ -200,6 +212,10 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     sequences = pick_sequences(reached, max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
     series = [(name, states) for name, states in loop.series if [len(loop.rows(s.tensor)) for s in states] == rows]
+    runs = equal_ends.of_loop(
+        [None if x is None or x.dim() < 2 else loop.rows(x) for x in loop.inputs], sequences, lengths
+    )
+    totals = [_totals(loop, states, sequences, lengths) for _, states in series]
     made = partial(
         Profile,
         module=loop.module,
@@ -215,12 +231,14 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         curves=_curves(loop, series, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
         inexact_reason=_inexact(loop, rows, series),
         truncated=loop.cut_off(),
+        fused=False,
+        ends=find_ends(*runs, reverse=False, lengths=tuple(lengths), sent=totals[0], alone=loop.totals_are_lagged),
         handed_over=any(is_handed_over(state) for _, state in loop.steps[0].given),
         with_gradient=int(reached.sum()),
     )
     return [
-        made(state=name, primary=not i, total=_totals(loop, states, sequences, lengths))
-        for i, (name, states) in enumerate(series)
+        made(state=name, primary=not i, total=total)
+        for i, ((name, _), total) in enumerate(zip(series, totals, strict=True))
         if loop.c_is_total or not i
     ]
 

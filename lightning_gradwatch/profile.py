@@ -78,6 +78,7 @@ class Profile:
             inf where the gradient is not finite.
         inexact_reason: None if the figures are exact.
         layers: of the module.
+        step: optimizer steps done when the forward ran; None where that is known from elsewhere.
         truncated: whether a state came in whose past is cut off, as in truncated backpropagation through time.
         primary: whether this state stands for its recurrence where one must; the others share its lagged gradients.
         ends: the runs of equal inputs at the sequences' ends.
@@ -107,6 +108,7 @@ class Profile:
     layers: int = 1
     truncated: bool = False
     primary: bool = True
+    step: int | None = None
     ends: Ends = field(default_factory=Ends)
     gate_gradient: float | None = None
     saturation: Saturation | None = None

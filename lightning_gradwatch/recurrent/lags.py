@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.recurrent.anchors import lift_of, norm
 from lightning_gradwatch.recurrent.call import Edge, GradientSlot
 from lightning_gradwatch.recurrent.loop import Loop
 
@@ -65,6 +66,9 @@ def _follow(loop: Loop, number: int, sent: Tensor) -> None:
     own = number * len(loop.steps) + len(loop.steps) - 1
     try:
         known = None if before is None else before[own]
+        if before is None:
+            loop.lift = lift_of(float(norm(sent.flatten())), sent.dtype)  # ratios are what is measured
+        sent = sent * loop.lift
         direct = sent if known is None else sent - known
         if known is not None and not bool(direct.any()):
             return

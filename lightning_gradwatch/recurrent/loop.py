@@ -14,9 +14,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.padding import find_ends
-from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.profile import FLOOR, Floats, Profile
 from lightning_gradwatch.recurrent import equal_ends
-from lightning_gradwatch.recurrent.anchors import norm
+from lightning_gradwatch.recurrent.anchors import norm, too_small
 from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
 
@@ -90,6 +90,10 @@ class Loop:
     """Whether a timestep's state was made of the results of several calls of the cell."""
     inexact_reason: str | None = None
     """Why lags could not be measured."""
+    lift: float = 1.0
+    """What the gradients in ``lagged`` were multiplied by."""
+    step: int = 0
+    """Optimizer steps done when it began."""
     doubt: str | None = None
     """Why a state may not be what the cell returned."""
     c_is_total: bool = True
@@ -229,7 +233,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         lengths=tuple(lengths),
         direct=None,
         curves=_curves(loop, series, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
-        inexact_reason=_inexact(loop, rows, series),
+        inexact_reason=_inexact(loop, rows, series, totals[0]),
         truncated=loop.cut_off(),
         fused=False,
         ends=find_ends(*runs, reverse=False, lengths=tuple(lengths), sent=totals[0], alone=loop.totals_are_lagged),
@@ -247,6 +251,14 @@ def _lost(loop: Loop) -> str | None:
     if any(state.lost() for state in loop.states):
         return "a state that is a view of another tensor was changed in place, and its gradient was not seen"
     return None
+
+
+def _small(loop: Loop, totals: Floats) -> str | None:
+    """Whether gradients of those that a curve shows lie where their number format holds fewer digits."""
+    normal = torch.finfo(loop.h[0].tensor.dtype).tiny
+    within = totals[np.isfinite(totals)]
+    small = (within > 0) & (within < normal) & (within >= FLOOR * within.max(initial=0.0))
+    return too_small(normal) if small.any() else None
 
 
 def _reached(loop: Loop, batch: int) -> Tensor:
@@ -268,13 +280,19 @@ _MIXED = "it is called more than once in a timestep, and the next state is made 
 Series = list[tuple[str, list[LoopState]]]
 
 
-def _inexact(loop: Loop, rows: list[int], series: Series) -> str | None:
+def _inexact(loop: Loop, rows: list[int], series: Series, totals: Any) -> str | None:
     left_out = [name for name in loop.names if name not in dict(series)]
     if left_out:
         return f"its state {left_out[0]} has no row for each sequence of the batch, and was left out"
     if loop.mixed:
         return _MIXED
-    return loop.doubt or _lost(loop) or loop.inexact_reason or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
+    return (
+        loop.doubt
+        or _lost(loop)
+        or loop.inexact_reason
+        or _small(loop, totals)
+        or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
+    )
 
 
 def _rows_stay(loop: Loop, rows: list[int]) -> bool:

@@ -110,7 +110,7 @@ class VanishingDetector:
             return None
         if not is_vanishing(recent[-1] ** 2 / max(recent[0], 1), profile.timesteps):  # by the same factor again
             return None
-        reach, hungry = float(median(recent)), int(median(track.starved))
+        reach, hungry = recent[-1], track.starved[-1]
         self._begun_by[profile.place] = profile.call
         event = moment.event(
             EventKind.VANISHING_HIDDEN_GRADIENT,
@@ -118,18 +118,20 @@ class VanishingDetector:
             layer=profile.layer,
             direction=profile.direction,
             state="h",
-            value=reach,
+            value=float(reach),
             threshold=VANISHING_SHARE * profile.timesteps,
-            severity=Severity.WARNING if hungry and track.furthest is None else Severity.INFO,
-            detail=_detail(profile, len(recent), rate, hungry, track.furthest),
+            severity=Severity.WARNING if hungry and median(track.starved) and track.furthest is None else Severity.INFO,
+            detail=_detail(profile, list(recent), rate, hungry, track.furthest),
             remedy=vanishing_remedy(profile, profile.lagged()),
         )
-        return self._episodes.begin(profile.place, event, reach)
+        return self._episodes.begin(profile.place, event, float(reach))
 
 
-def _detail(profile: Profile, samples: int, rate: float | None, hungry: int, furthest: int | None) -> str:
+def _detail(profile: Profile, recent: list[int], rate: float | None, hungry: int, furthest: int | None) -> str:
     speed = "" if rate is None else f", growth rate {rate:+.3g} nats per timestep"
-    parts = [f"The sequences have {profile.timesteps}; so it was in {samples} samples in a row{speed}."]
+    shortest, longest = min(recent), max(recent)
+    before = "" if shortest == longest else f", after {shortest} to {longest}"
+    parts = [f"The sequences have {profile.timesteps}. It was so in {len(recent)} samples in a row{before}{speed}."]
     if profile.truncated:
         parts.append(
             "The state that comes in is cut off from its past, as in truncated backpropagation; the horizon is the limit here, not their "

@@ -111,6 +111,8 @@ def _head(layer: LayerSummary) -> Any:
     parts.append((layer.said, verdict_style(layer)))
     if layer.layer is None:
         return _text(*parts, f"  {plain(layer.sentence)}")
+    if layer.horizon is None:
+        return _text(*parts, f"  {plain(layer.sentence)}")
     parts.append(f"  horizon {horizon_text(layer)}")
     if layer.growth_rate is not None:
         parts.append(f"  growth {layer.growth_rate:+.2g} nats/timestep")

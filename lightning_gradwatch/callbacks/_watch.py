@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -38,7 +38,10 @@ from lightning_gradwatch.recurrent import (
     sweep,
 )
 from lightning_gradwatch.recurrent.discover import Discovery, plain_name, scripted
+from lightning_gradwatch.recurrent.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
+from lightning_gradwatch.recurrent.severed import severed
+from lightning_gradwatch.recurrent.severed_cells import SeveredCells
 
 Call = RecurrentCall | Loop
 
@@ -135,7 +138,7 @@ class Watch:
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
         self._spoilt = WeightWatch()
-        self._severed: set[str] = set()
+        self._severed: dict[str, str] = {}
         self._pending: list[_Pending] = []
         if find_cells:
             for name, kind in scripted(model).items():
@@ -143,16 +146,20 @@ class Watch:
         self.capture.attach()
         self._weights = list(self.capture.parameters())
         self._discovery = Discovery(model, modules.values()) if find_cells else None
+        self._severed_cells = SeveredCells(model, modules.values()) if find_cells else None
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
         if not step.sampled or not loss.requires_grad:
             return
-        for call in self.capture.calls:
+        self._report_severed(severed(without_duplicates(self.capture.calls)), step.moment)
+        self.capture.loops.split_taps()
+        calls = without_duplicates(self.capture.calls)
+        for call in calls:
             if isinstance(call, Loop) and len(call.h) > 1:
                 with self._unobserved.apart(call.module):
                     measure_lags(call, loss)
-        for call in stitch(self.capture.calls):
+        for call in stitch(calls):
             if isinstance(call, Chain) and not call.plain:
                 with self._unobserved.apart(call.module):
                     follow(call.calls, loss)
@@ -163,12 +170,12 @@ class Watch:
             raise self.capture.failure
         if step.sampled:
             self._unobserved.report_added(step.moment)
-        severed = self.capture.loops.severed()
+        if step.sampled and loss is None:  # nothing was said before this backward pass
+            self._report_severed(severed(without_duplicates(self.capture.calls)), step.moment)
         calls = self.capture.take()
         if not calls:
             return
         self.observed.update(call.module for call in calls)
-        self._report_severed(severed, step.moment)
         norm = gradient_norm(self._weights, step.scale)
         if norm is not None:
             self._pending.append(_Pending(norm, calls, loss, step))
@@ -178,18 +185,21 @@ class Watch:
                 self._sample(calls, step)
             _release(calls)
 
-    def end_step(self) -> bool:
+    def end_step(self, moment: Moment) -> bool:
         """Let go of the step. Returns whether cells were found that the next step should sample."""
         capture = self.capture
+        self._report_severed(capture.loops.taps_without_gradient(), moment)
         self._unobserved.end_step(capture, self.observed)
         capture.end()
         capture.clear()
+        self._end_search_for_severed(moment)
         self.steps += 1
         return self._end_discovery()
 
     def has_nothing(self) -> bool:
         """Whether a whole step has passed in which there was nothing to watch."""
-        return not (self.capture.modules or self.observed or self._discovery or self._unobserved.reasons)
+        watched = self.capture.modules or self.observed or self._discovery
+        return not (watched or self._severed or self._unobserved.reasons)
 
     def unobserved(self) -> list[tuple[str, str]]:
         """Each module that was never observed, with the reason."""
@@ -218,8 +228,9 @@ class Watch:
             _release(pending.calls)
         self._pending.clear()
         self.capture.detach()
-        if self._discovery is not None:
-            self._discovery.close()
+        for search in (self._discovery, self._severed_cells):
+            if search is not None:
+                search.close()
 
     def _end_discovery(self) -> bool:
         discovery, self._discovery = self._discovery, None
@@ -240,11 +251,22 @@ class Watch:
         self._weights = list(self.capture.parameters())
         return bool(discovery.found)
 
-    def _report_severed(self, severed: list[str], moment: Moment) -> None:
-        for name in severed:
+    def _end_search_for_severed(self, moment: Moment) -> None:
+        search, self._severed_cells = self._severed_cells, None
+        if search is None:
+            return
+        search.close()
+        if search.failure is not None:
+            raise search.failure
+        assert self._discovery is not None
+        self._report_severed({n: how for n, how in search.found().items() if n not in self._discovery.found}, moment)
+
+    def _report_severed(self, found: Mapping[str, str], moment: Moment) -> None:
+        """Each once: module or tap → how its state is severed."""
+        for name, how in found.items():
             if name not in self._severed:
-                self._severed.add(name)
-                self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
+                self._severed[name] = how
+                self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name, detail=how))
 
     def _measure(self, calls: Sequence[Call | Chain], max_sequences: int | None) -> list[Profile]:
         """The profiles of all that can be measured. A loop is somebody's own, and may be beyond what was thought of."""
@@ -257,7 +279,7 @@ class Watch:
 
     def _sample(self, calls: list[Call], step: Step, *, everything: bool = False) -> None:
         """Measure the calls, in ``everything`` all sequences; so too where the growth through time turns out to be suspicious."""
-        unscale, stitched = step.unscale(), stitch(calls)
+        unscale, stitched = step.unscale(), stitch(without_duplicates(calls))
         for chain in stitched if step.sampled else ():
             if isinstance(chain, Chain):
                 chain.unfollowed = UNANNOUNCED

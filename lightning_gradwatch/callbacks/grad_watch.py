@@ -359,7 +359,7 @@ class GradWatch(Callback):
         if self._watch is None:
             return
         self._look(trainer, pl_module)
-        self._watch.end_step()
+        self._watch.end_step(self._moment)
         shortest = self._found.shortest
         if self.progress_bar and shortest is not None:
             cut = "≥" if shortest["horizon_censored"] else ""

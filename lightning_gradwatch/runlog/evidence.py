@@ -151,6 +151,16 @@ class Evidence:
         return median(rates) if rates and not self.lost else None
 
     @cached_property
+    def handed_over(self) -> bool:
+        """Whether in one of the last samples the state came in as a leaf whose gradient somebody may hand back by hand."""
+        return any(record.get("past") == "handed over" for record in self.last)
+
+    @cached_property
+    def cut_off(self) -> bool:
+        """Whether in most of the last samples' sequences the state came in cut off from its past."""
+        return 2 * sum(record.get("past") is not None for record in self.last) > len(self.last)
+
+    @cached_property
     def exact(self) -> bool:
         """Whether all of the last samples are."""
         return all(record.get("exact") is not False for record in self.last)

@@ -15,6 +15,7 @@ class Verdict(StrEnum):
     VANISHING = "vanishing"
     SHORTENED = "shortened"
     EXPLODING = "exploding"
+    NO_GRADIENT_THROUGH_TIME = "nothing flows through time"
     BARELY_REACHED = "barely reached"
     NOT_FINITE = "not finite"
     UNDECIDED = "undecided"

@@ -16,6 +16,7 @@ from lightning_gradwatch.detect import (
     LoopPlaces,
     NormJumpDetector,
     Place,
+    SaturationDetector,
     ScaleSearch,
     ShortReachDetector,
     SweptCall,
@@ -134,6 +135,7 @@ class Watch:
         self._out_of_reach, self._on_hidden = out_of_reach, on_hidden
         self._jump = NormJumpDetector()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
+        self._saturation = SaturationDetector()
         self._short_reach = ShortReachDetector()
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
@@ -218,7 +220,7 @@ class Watch:
         self.poll(wait=True)
         if not self._nonfinite:
             self._look_at_weights(AFTER_THE_LAST_STEP, moment)
-        for detector in (self._jump, self._exploding, self._vanishing, self._short_reach):
+        for detector in (self._jump, self._exploding, self._saturation, self._vanishing, self._short_reach):
             for event in detector.finish(moment):
                 self._on_event(event)
 
@@ -289,10 +291,12 @@ class Watch:
             found = found if everything else self._measure(stitched, None)
         found = [profile.scaled(unscale) for profile in found]
         self._on_profiles(found, step)
+        loss = step.loss_value()
         for profile in found:
             self._tell(self._exploding(profile, step.moment))
+            self._tell(self._saturation(profile, step.moment, loss))
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
-                self._tell(self._vanishing(profile, step.moment))
+                self._tell(self._vanishing(profile, step.moment, loss))
                 self._tell(self._short_reach(profile, step.moment))
 
     def _judge(self, norm: float, pending: _Pending) -> None:

@@ -22,6 +22,7 @@ VERDICT_STYLES = {
     Verdict.VANISHING: "bold yellow",
     Verdict.BARELY_REACHED: "bold yellow",
     Verdict.EXPLODING: "bold red",
+    Verdict.SATURATED: "bold yellow",
     Verdict.NO_GRADIENT_THROUGH_TIME: "bold yellow",
     Verdict.NOT_FINITE: "bold red",
 }

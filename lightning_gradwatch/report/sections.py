@@ -24,6 +24,7 @@ _SIGNS = {  # told apart without colour
     Verdict.VANISHING: "↘",
     Verdict.SHORTENED: "⇥",
     Verdict.EXPLODING: "↗",
+    Verdict.SATURATED: "▬",
     Verdict.NO_GRADIENT_THROUGH_TIME: "⊣",
     Verdict.BARELY_REACHED: "⇤",
     Verdict.NOT_FINITE: "×",
@@ -34,6 +35,7 @@ _A_NOTE = "vanishing, as a note"
 _GRAVEST = (
     Verdict.NOT_FINITE,
     Verdict.EXPLODING,
+    Verdict.SATURATED,
     Verdict.NO_GRADIENT_THROUGH_TIME,
     Verdict.BARELY_REACHED,
     Verdict.VANISHING,

@@ -197,6 +197,26 @@ def test_packed_sequences_read_at_their_last_timestep_are_told_too(tmp_path):
     assert found[0, "reverse"].verdict == Verdict.BARELY_REACHED
 
 
+def _tagger(rnn, x, padded):
+    lengths = torch.arange(len(x)) % 9 + 12
+    padding = torch.arange(x.shape[1]) >= lengths[:, None]
+    if padded == "before":
+        padding = padding.flip(1)
+    output = rnn(x.masked_fill(padding[..., None], 0.5))[0]
+    return output[~padding].square().mean()
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("padded", ["behind", "before"])
+def test_padding_of_a_tagger_starves_without_harm(tmp_path, kind, padded):
+    """Both directions, not packed, a loss at each real timestep: what little reaches the padding is no warning and no short reach."""
+    rnn = getattr(nn, kind)(3, 8, batch_first=True, bidirectional=True)
+    watch, found = fit(tmp_path, rnn, lambda rnn, x: _tagger(rnn, x, padded), timesteps=40)
+    assert all(event.severity == "info" for event in watch.events)
+    assert not few(watch)
+    assert not any(layer.starves for layer in found.values())
+
+
 def test_timesteps_drawn_anew_at_each_step_are_not_judged_by_a_few_samples(tmp_path):
     """Early timesteps in three samples of a run that reads late ones too are no alarm."""
     drawn = iter([19, 1, 1, 1, 1, 1, 1, 1, 1, 12, 19, 15])

@@ -18,8 +18,8 @@ from lightning_gradwatch.callbacks.output.announcer import Announcer
 from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
+from lightning_gradwatch.plain import plain
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.runlog.plain import plain
 from lightning_gradwatch.runlog.summary import LAST_SAMPLES, is_finite, reach, summarise
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
@@ -80,7 +80,7 @@ class Findings:
         loss = step.loss_value()
         for profile in found:
             record = {
-                "step": step.moment.step,
+                "step": step.moment.step if profile.step is None else profile.step,
                 "epoch": step.moment.epoch,
                 "batch_idx": step.moment.batch_idx,
                 "micro_batch": step.micro_batch,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections import Counter
-from pathlib import Path
 
-from lightning_gradwatch.cli._load import load
+from lightning_gradwatch.cli._load import add_run, load
 from lightning_gradwatch.events import Severity
-from lightning_gradwatch.runlog.plain import plain
+from lightning_gradwatch.plain import command, say
 from lightning_gradwatch.runlog.summary import summarise
 
 
@@ -21,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=__doc__,
         epilog="Exit code: 0 without a critical event or verdict, 1 with one, 2 where the run log cannot be read.",
     )
-    parser.add_argument("path", metavar="RUN", type=Path, help="folder of a run log")
+    add_run(parser)
     parser.add_argument(
         "--warnings", action="store_true", help="a warning, or a verdict as grave as one, fails the check too"
     )
@@ -37,14 +35,14 @@ def run(args: argparse.Namespace) -> int:
     grave = [event for event in found.event_records if event["severity"] in failing]
     layers = [layer for layer in summarise(found.profile_records, found.event_records) if layer.severity in failing]
     if not grave and not layers:
-        print(f"ok: {said}")
+        say(f"ok: {said}")
         return 0
     if grave:
         first = grave[0]
         what = f"the first at step {first['step']}: {first['kind']}, {first['message'] or 'no message'}"
     else:
         what = layers[0].line
-    print(f"failed: {said}; {plain(what)} (gradwatch events {shlex.quote(str(args.path))} says what to do)")
+    say(f"failed: {said}; {what} ({command('gradwatch', 'events', str(found.path))} says what to do)")
     return 1
 
 

@@ -41,6 +41,7 @@ from lightning_gradwatch.recurrent import (
 from lightning_gradwatch.recurrent.discover import Discovery, plain_name, scripted
 from lightning_gradwatch.recurrent.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
+from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.severed import severed
 from lightning_gradwatch.recurrent.severed_cells import SeveredCells
 
@@ -104,6 +105,7 @@ class Watch:
         on_hidden: told the cells that cannot be, with the reasons.
         patterns: of the names of the modules to watch; None are all.
         strict: let an error of our own about one loop through, instead of a warning.
+        is_over: asked by the hooks, for where nobody said that the fit is over.
 
     Attributes:
         suspicious: whether something out of the ordinary was seen, so that the next steps are worth a closer look; whoever samples
@@ -125,8 +127,9 @@ class Watch:
         on_hidden: Callable[[dict[str, str]], None] = lambda hidden: None,
         patterns: Sequence[str] | None = None,
         strict: bool = True,
+        is_over: FitIsOver | None = None,
     ) -> None:
-        self.capture = Capture(modules)
+        self.capture = Capture(modules, is_over)
         self.observed: set[str] = set()
         self.steps = 0
         self._unobserved = Unobserved(model, patterns=patterns, on_event=on_event, strict=strict)
@@ -147,8 +150,8 @@ class Watch:
                 self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), which takes no hooks"
         self.capture.attach()
         self._weights = list(self.capture.parameters())
-        self._discovery = Discovery(model, modules.values()) if find_cells else None
-        self._severed_cells = SeveredCells(model, modules.values()) if find_cells else None
+        self._discovery = Discovery(model, modules.values(), is_over) if find_cells else None
+        self._severed_cells = SeveredCells(model, modules.values(), is_over) if find_cells else None
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
         """On a sampled step, have the backward pass follow the loss back through the loops."""

@@ -15,6 +15,7 @@ from lightning_gradwatch.recurrent.hook_order import FirstHooks
 from lightning_gradwatch.recurrent.inner import InnerCalls, has_own_forward
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.loops import Loops
+from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.tap import listen
 
 
@@ -23,6 +24,7 @@ class Capture:
 
     Args:
         modules: qualified name → ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or any module that is called once a timestep.
+        is_over: asked by each hook, for where nobody said that the fit is over.
 
     Attributes:
         calls: of the present step, in order of their first forward.
@@ -30,12 +32,13 @@ class Capture:
         failure: an error of our own in a hook, kept for the next look instead of breaking the forward.
     """
 
-    def __init__(self, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, modules: dict[str, nn.Module], is_over: FitIsOver | None = None) -> None:
         self.modules = modules
         self.calls: list[RecurrentCall | Loop] = []
         self.unseen: dict[str, str] = {}
         self.failure: Exception | None = None
         self.loops = Loops(self.calls)
+        self._is_over = is_over or FitIsOver()
         self._active = False
         self._number: Counter[str] = Counter()  # calls of a module in the present step
         self._rng_state: Tensor | None = None
@@ -120,7 +123,7 @@ class Capture:
     # ------------------------------------------------------------------ hooks: nothing in them may reach the user's forward
 
     def _guarded(self, keep: Callable[[], None]) -> None:
-        if not (self._active and torch.is_grad_enabled()):
+        if self._is_over() or not (self._active and torch.is_grad_enabled()):
             return
         try:
             keep()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.plain import plain
 from lightning_gradwatch.recurrent.loops import tensors
+from lightning_gradwatch.recurrent.over import FitIsOver
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of a qualified name that compilers and wrappers put in."""
@@ -100,8 +101,9 @@ class Discovery:
         failure: an error of our own in a hook, kept for whoever ends the search instead of breaking the forward.
     """
 
-    def __init__(self, model: nn.Module, known: Iterable[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, known: Iterable[nn.Module], is_over: FitIsOver | None = None) -> None:
         self.found: dict[str, tuple[nn.Module, int]] = {}
+        self._is_over = is_over or FitIsOver()
         self.failure: Exception | None = None
         self._made: dict[nn.Module, dict[int, tuple[weakref.ref[Tensor], int]]] = {}
         known = set(known)
@@ -116,8 +118,9 @@ class Discovery:
         }
         self._handles = [module.register_forward_hook(self._after, with_kwargs=True) for module in self._names]
 
-    def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        if self.failure is not None or not torch.is_grad_enabled():
+    def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None) -> None:
+        # Taken off by a hook before it, it is called once more, and without ``kwargs``.
+        if self._is_over() or self.failure is not None or not torch.is_grad_enabled():
             return
         try:
             self._compare(module, (*inputs, *kwargs.values()), outputs)
@@ -144,4 +147,7 @@ class Discovery:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert, as a copy of a capture is."""
-        return {"found": {}, "failure": None, "_made": {}, "_names": {}, "_handles": []}
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(nn.Module(), ())

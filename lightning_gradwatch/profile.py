@@ -77,6 +77,7 @@ class Profile:
             inf where the gradient is not finite.
         inexact_reason: None if the figures are exact.
         layers: of the module.
+        step: optimizer steps done when the forward ran; None where that is known from elsewhere.
         truncated: whether a state came in whose past is cut off, as in truncated backpropagation through time.
         ends: the runs of equal inputs at the sequences' ends.
         gate_gradient: L1 norm of the gradient that reaches the gates' pre-activations, and thus the weights, over that of what the loss
@@ -104,6 +105,7 @@ class Profile:
     inexact_reason: str | None = None
     layers: int = 1
     truncated: bool = False
+    step: int | None = None
     ends: Ends = field(default_factory=Ends)
     gate_gradient: float | None = None
     saturation: Saturation | None = None

@@ -80,7 +80,7 @@ class Findings:
         loss = step.loss_value()
         for profile in found:
             record = {
-                "step": step.moment.step,
+                "step": step.moment.step if profile.step is None else profile.step,
                 "epoch": step.moment.epoch,
                 "batch_idx": step.moment.batch_idx,
                 "micro_batch": step.micro_batch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,7 @@ class Watch:
         out_of_reach: why a cell that was found cannot be measured; None where it can.
         on_hidden: told the cells that cannot be, with the reasons.
         patterns: of the names of the modules to watch; None are all.
+        clock: optimizer steps done so far.
         strict: let an error of our own about one loop through, instead of a warning.
         is_over: asked by the hooks, for where nobody said that the fit is over.
 
@@ -127,9 +128,10 @@ class Watch:
         on_hidden: Callable[[dict[str, str]], None] = lambda hidden: None,
         patterns: Sequence[str] | None = None,
         strict: bool = True,
+        clock: Callable[[], int] = lambda: 0,
         is_over: FitIsOver | None = None,
     ) -> None:
-        self.capture = Capture(modules, is_over)
+        self.capture = Capture(modules, clock, is_over)
         self.observed: set[str] = set()
         self.steps = 0
         self._unobserved = Unobserved(model, patterns=patterns, on_event=on_event, strict=strict)
@@ -278,7 +280,8 @@ class Watch:
         found: list[Profile] = []
         for call in calls:
             with self._unobserved.apart(call.module) if isinstance(call, Loop | Chain) else nullcontext():
-                found += measure_calls([call], max_sequences, self._anchors)
+                profiles = measure_calls([call], max_sequences, self._anchors)
+                found += [replace(profile, step=call.step) for profile in profiles]
         self._unobserved.measured.update(profile.module for profile in found)
         return found
 
@@ -296,11 +299,12 @@ class Watch:
         self._on_profiles(found, step)
         loss = step.loss_value()
         for profile in found:
-            self._tell(self._exploding(profile, step.moment))
-            self._tell(self._saturation(profile, step.moment, loss))
+            moment = step.moment if profile.step is None else replace(step.moment, step=profile.step)
+            self._tell(self._exploding(profile, moment))
+            self._tell(self._saturation(profile, moment, loss))
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
-                self._tell(self._vanishing(profile, step.moment, loss))
-                self._tell(self._short_reach(profile, step.moment))
+                self._tell(self._vanishing(profile, moment, loss))
+                self._tell(self._short_reach(profile, moment))
 
     def _judge(self, norm: float, pending: _Pending) -> None:
         """Judge a step by its norm. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""

@@ -24,6 +24,7 @@ class Capture:
 
     Args:
         modules: qualified name → ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or any module that is called once a timestep.
+        clock: optimizer steps done so far, of which each call keeps the number.
         is_over: asked by each hook, for where nobody said that the fit is over.
 
     Attributes:
@@ -32,13 +33,14 @@ class Capture:
         failure: an error of our own in a hook, kept for the next look instead of breaking the forward.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], is_over: FitIsOver | None = None) -> None:
-        self.modules = modules
+    def __init__(
+        self, modules: dict[str, nn.Module], clock: Callable[[], int] = lambda: 0, is_over: FitIsOver | None = None
+    ) -> None:
+        self.modules, self._clock, self._is_over = modules, clock, is_over or FitIsOver()
         self.calls: list[RecurrentCall | Loop] = []
         self.unseen: dict[str, str] = {}
         self.failure: Exception | None = None
-        self.loops = Loops(self.calls)
-        self._is_over = is_over or FitIsOver()
+        self.loops = Loops(self.calls, clock)
         self._active = False
         self._number: Counter[str] = Counter()  # calls of a module in the present step
         self._rng_state: Tensor | None = None
@@ -167,6 +169,7 @@ class Capture:
             self.unseen[name] = "its batch was empty"
             return
         self._number[name] += 1
+        call.step = self._clock()
         call.watch_gradients()
         self.calls.append(call)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from lightning_gradwatch.recurrent.anchors import lift_of, norm
 from lightning_gradwatch.recurrent.call import Edge, GradientSlot
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
 
@@ -54,6 +55,7 @@ def _follow(loop: Loop, sent: Tensor) -> None:
     edges = [state.edge for state in _states(loop)]
     try:
         with GradientSlot.paused():
+            sent = sent * lift_of(float(norm(sent.flatten())), sent.dtype)  # ratios are what is measured
             found = torch.autograd.grad(edges[len(loop.h) - 1], edges, sent, retain_graph=True, allow_unused=True)
         loop.lagged = list(found)
     except Exception as error:  # whatever it is, it must not reach the training's own backward pass

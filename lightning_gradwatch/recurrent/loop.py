@@ -13,9 +13,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.padding import find_ends
-from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.profile import FLOOR, Floats, Profile
 from lightning_gradwatch.recurrent import equal_ends
-from lightning_gradwatch.recurrent.anchors import norm
+from lightning_gradwatch.recurrent.anchors import norm, too_small
 from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
 
@@ -72,6 +72,8 @@ class Loop:
     awaits: RemovableHandle | None = None
     """The hook that waits for a backward pass to measure ``lagged``."""
     inexact_reason: str | None = None
+    step: int = 0
+    """Optimizer steps done when it began."""
     doubt: str | None = None
     """Why a state may not be what the cell returned."""
     c_is_total: bool = True
@@ -124,7 +126,9 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
     totals = _totals(loop, loop.h, sequences, lengths)
     runs = equal_ends.of_loop(loop.inputs, sequences, lengths)
-    reason = loop.doubt or _lost(loop) or loop.inexact_reason or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
+    reason = loop.doubt or _lost(loop) or loop.inexact_reason or _small(loop, totals)
+    if reason is None and not _rows_stay(loop, rows):
+        reason = _ROWS_UNKNOWN
     made = partial(
         Profile,
         module=loop.module,
@@ -155,6 +159,14 @@ def _lost(loop: Loop) -> str | None:
     if any(state.lost() for state in (*loop.h, *loop.c)):
         return "a state that is a view of another tensor was changed in place, and its gradient was not seen"
     return None
+
+
+def _small(loop: Loop, totals: Floats) -> str | None:
+    """Whether gradients of those that a curve shows lie where their number format holds fewer digits."""
+    normal = torch.finfo(loop.h[0].tensor.dtype).tiny
+    within = totals[np.isfinite(totals)]
+    small = (within > 0) & (within < normal) & (within >= FLOOR * within.max(initial=0.0))
+    return too_small(normal) if small.any() else None
 
 
 def _reached(loop: Loop, batch: int) -> Tensor:
@@ -211,7 +223,7 @@ def _curves(loop: Loop, sequences: list[int]) -> Any:
     pairs = zip(states, gradients, strict=True)
     norms = torch.stack([_norms(loop, state, gradient)[sequences] for state, gradient in pairs])
     if loop.c:
-        norms = norms.unflatten(0, (2, -1)).square().sum(0).sqrt()  # an LSTM's state is h and c together
+        norms = torch.hypot(*norms.unflatten(0, (2, -1)))  # an LSTM's state is h and c together
     curves = norms.flip(0).T
     reached = curves[curves[:, 0] != 0]
     return np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)

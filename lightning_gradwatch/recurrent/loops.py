@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, MutableSequence
+from collections.abc import Callable, Iterable, MutableSequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ class Loops:
         without_gradient: tap → how many of its states in this step need no gradient.
     """
 
-    def __init__(self, calls: MutableSequence[RecurrentCall | Loop]) -> None:
+    def __init__(self, calls: MutableSequence[RecurrentCall | Loop], clock: Callable[[], int] = lambda: 0) -> None:
+        self._clock = clock
         self.positions: dict[str, int] = {}
         self._calls = calls
         self._last: dict[int, Loop] = {}
@@ -100,7 +101,7 @@ class Loops:
             self._last[id(state.tensor)] = loop
 
     def _begin(self, name: str, kind: str, weights: tuple[tuple[str, Tensor], ...]) -> Loop:
-        loop = Loop(name, self._number[name], kind, weights=weights)
+        loop = Loop(name, self._number[name], kind, weights=weights, step=self._clock())
         self._number[name] += 1
         self._of_module.setdefault(name, []).append(loop)
         self._calls.append(loop)

@@ -83,10 +83,11 @@ class Model(pl.LightningModule):
 
 
 def hooks(model: nn.Module) -> int:
-    """Forward hooks on a model and everywhere, and listeners to taps."""
+    """Forward hooks on a model and everywhere, stand-ins for a forward, and listeners to taps."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs")
     own = sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
-    return own + len(torch_module._global_forward_hooks) + len(_listeners)
+    replaced = sum("forward" in vars(module) for module in model.modules())
+    return own + replaced + len(torch_module._global_forward_hooks) + len(_listeners)
 
 
 def broken_fit(folder: Any, at: str, error: type[BaseException], *ours: pl.Callback, own: bool = True) -> Model:

@@ -43,6 +43,7 @@ from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.discovery import Discovery
 from lightning_gradwatch.recurrent.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
+from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.scripted import scripted_recurrences
 from lightning_gradwatch.recurrent.severed import severed
 from lightning_gradwatch.recurrent.severed_cells import SeveredCells
@@ -109,6 +110,7 @@ class Watch:
         patterns: of the names of the modules to watch; None are all.
         clock: optimizer steps done so far.
         strict: let an error of our own about one loop through, instead of a warning.
+        is_over: asked by the hooks, for where nobody said that the fit is over.
 
     Attributes:
         suspicious: whether something out of the ordinary was seen, so that the next steps are worth a closer look; whoever samples
@@ -131,8 +133,9 @@ class Watch:
         patterns: Sequence[str] | None = None,
         strict: bool = True,
         clock: Callable[[], int] = lambda: 0,
+        is_over: FitIsOver | None = None,
     ) -> None:
-        self.capture = Capture(modules, clock)
+        self.capture = Capture(modules, clock, is_over)
         self.observed: set[str] = set()
         self.steps = 0
         self._unobserved = Unobserved(model, patterns=patterns, on_event=on_event, strict=strict)
@@ -153,8 +156,8 @@ class Watch:
                 self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), which takes no hooks"
         self.capture.attach()
         self._weights = list(self.capture.parameters())
-        self._discovery = self._start_search(model, modules, everywhere=find_cells and patterns is None)
-        self._severed_cells = SeveredCells(model, modules.values()) if find_cells else None
+        self._discovery = self._start_search(model, modules, is_over, everywhere=find_cells and patterns is None)
+        self._severed_cells = SeveredCells(model, modules.values(), is_over) if find_cells else None
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
@@ -240,14 +243,16 @@ class Watch:
             if search is not None:
                 search.close()
 
-    def _start_search(self, model: nn.Module, modules: dict[str, nn.Module], *, everywhere: bool) -> Discovery | None:
+    def _start_search(
+        self, model: nn.Module, modules: dict[str, nn.Module], is_over: FitIsOver | None, *, everywhere: bool
+    ) -> Discovery | None:
         """Look for cells, and for the states of those that are watched but are not PyTorch's own."""
         own = {n for n, m in modules.items() if not isinstance(m, nn.RNNBase) and Slots.of(m) is None}
         if not (everywhere or own):
             return None
         self.capture.loops.undecided = set(own)
         known = [module for name, module in modules.items() if name not in own]
-        return Discovery(model, known, None if everywhere else own)
+        return Discovery(model, known, None if everywhere else own, is_over)
 
     def _end_discovery(self) -> bool:
         discovery, self._discovery = self._discovery, None

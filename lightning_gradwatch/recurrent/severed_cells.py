@@ -55,7 +55,7 @@ class SeveredCells:
         self._last.clear()
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> None:
-        if self.failure is not None or not torch.is_grad_enabled():
+        if self.failure is not None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
         try:
             self._compare(self._names[module], [*tensors(inputs), *tensors(kwargs.values())], tensors((outputs,)))

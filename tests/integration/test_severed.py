@@ -302,3 +302,25 @@ def test_a_recurrence_found_and_tapped_is_measured_once(make: Any, run: Run, nam
     assert {(r["module"], r["timesteps"]) for r in records} == {(name, 12)}
     assert sorted({r["step"] for r in records}) == [0, 1, 2, 3]
     assert not [event for event in watch.events if event.kind == EventKind.NOT_OBSERVED]
+
+
+@pytest.mark.parametrize("place", ["input", "state"])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_nan_in_a_module_fed_piece_by_piece(place: str, pieces: int, tmp_path: Path) -> None:
+    """Its timestep is counted from the begin of the whole sequence."""
+
+    def run(net: nn.Module, x: Tensor) -> Tensor:
+        spoilt = x.clone()
+        if place == "input":
+            spoilt[2, 7] = torch.nan
+        state, total = None, 0
+        for t, piece in enumerate(spoilt.split(pieces, 1)):
+            output, state = net(piece, state)
+            spoil = place == "state" and (t + 1) * pieces == 6
+            state = state * torch.tensor([1.0, 1, torch.nan if spoil else 1, 1, 1, 1, 1, 1])[:, None]
+            total = total + output.square().mean()
+        return total
+
+    event = fit(gru(), run, tmp_path, steps=1).events[0]
+    kind, timestep = (EventKind.NONFINITE_INPUT, 7) if place == "input" else (EventKind.NONFINITE_STATE, 6)
+    assert (event.kind, event.timestep, event.sequence) == (kind, timestep, 2)

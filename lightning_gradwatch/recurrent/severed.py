@@ -89,11 +89,11 @@ def _uses(call: RecurrentCall | Loop) -> list[Use]:
     if call.kind == "tap":
         edges = [(state.edge.node, state.edge.output_nr) for state in call.h]
         return [Use(1, None, (), (s.tensor,), (edge,), (edge,)) for s, edge in zip(call.h, edges, strict=True)]
-    x, given = call.inputs[0], tuple(state for _, state in call.given.get(0, ()))
-    states = [*call.h[:1], *call.c[:1]]
+    first = call.steps[0]
+    x, given, states = first.x, tuple(state for _, state in first.given), first.states
     edges = tuple((state.edge.node, state.edge.output_nr) for state in states)
     hangs_on = (edge_of(x), *map(edge_of, given))
-    return [Use(len(call.h), x, given, tuple(state.tensor for state in states), hangs_on, edges)]
+    return [Use(len(call.steps), x, given, tuple(state.tensor for state in states), hangs_on, edges)]
 
 
 def _come_detached(uses: Sequence[Use]) -> bool:

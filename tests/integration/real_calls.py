@@ -305,7 +305,7 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Ten
     "cell.forward called directly": (
         lambda: nn.GRUCell(6, 8),
         lambda cell, x: over_cell(cell, x, lambda c, y, s: c.forward(y, s)),
-        NOT_OBSERVED,
+        EXACT,
     ),
     "a scripted loop": (lambda: torch.jit.script(ScriptedLoop(6, 8)), lambda loop, x: loop(x), NOT_OBSERVED),
     "a state reset at every step": (

@@ -27,7 +27,8 @@ def _error(net: Any, h: Tensor, y: Tensor) -> Tensor:
 def severed_cells(random: Random) -> Case:
     """The state of a loop is detached, or zeros, at each step; each step has a loss."""
     kind, timesteps, seed = random.choice(list(CELLS)), random.randint(5, 8), random.randrange(999)
-    own, way = random.random() < 0.4, random.choice(("detached", "zeros"))
+    own = random.random() < 0.4
+    way = "detached" if own else random.choice(("detached", "zeros"))  # one's own cell that always begins anew is no recurrence
     net = _cell(kind, seed)
     if own:
         net["cell"] = Leaky(3, H)

@@ -84,7 +84,7 @@ Check = Callable[[Context, dict[str, str]], None]
 _PARTS = {
     "n": r"[-+]?(?:\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?|inf|nan)",
     "int": r"\d[\d,]*",
-    "place": r"[\w.]+(?:, layer \d+)?(?: \(reverse\))?(?:, cell state)?(?:, gate \w|, gate)?(?:, timestep \d+)?(?:, sequence \d+)?"
+    "place": r"[\w.]+(?:\[[^\]]*\])?(?: outside of the model)?(?: #\d+)?(?:, layer \d+)?(?: \(reverse\))?(?:, cell state)?(?:, gate \w|, gate)?(?:, timestep \d+)?(?:, sequence \d+)?"
     r"(?:, parameter [\w.]+)?",
     "name": r"[\w.]+",
     "verdict": r"(?:healthy|vanishing|shortened|exploding|not finite|undecided|not observed|barely reached|saturated|diverged"

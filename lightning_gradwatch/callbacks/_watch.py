@@ -371,7 +371,13 @@ class Watch:
             return False
         step = pending.step
         loss = None if pending.loss is None else _worst(pending.loss.detach().flatten())
-        places = [self._place(call) for call in pending.calls]
+        starts = {
+            id(call): start
+            for chain in stitch(pending.calls)
+            if isinstance(chain, Chain)
+            for call, start in chain.starts()
+        }
+        places = [self._place(call, starts.get(id(call), 0)) for call in pending.calls]
         event = locate_nonfinite(places, loss, self._named_parameters(), step.moment)
         if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
             self._tell(self._search.overflowed(event, float(step.scale), step.moment, complete=step.complete))
@@ -397,12 +403,12 @@ class Watch:
         if event is not None:
             self._on_event(event)
 
-    def _place(self, call: Call) -> Place:
+    def _place(self, call: Call, start: int) -> Place:
         if isinstance(call, Loop):
             return LoopPlaces(call)
         module = self.capture.modules[call.module]
         names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
-        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names)
+        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)
 
     def _wide_norm(self, step: Step) -> float:
         """The norm of the recurrent modules' gradients, in float64."""

@@ -36,7 +36,12 @@ def misses(truth: Truth, told: Told) -> Iterable[str]:
     for module in case.unmeasured:
         if module not in said:
             yield f"{module} is neither measured nor told"
-    if case.kind == "cell in a plain list" and "Leaky" not in said and "not measured" not in said and "tap(" not in said:
+    if (
+        case.kind == "cell in a plain list"
+        and "Leaky" not in said
+        and "not measured" not in said
+        and "tap(" not in said
+    ):
         yield "the recurrence in a plain list is neither measured nor told"
     alarms = [event for event in told.events if event.severity != Severity.INFO]
     if case.cause in ("", "padding, rightly read") and alarms:

@@ -39,6 +39,7 @@ class Case:
         states: how the states are read from what an own cell returns, by the cell's name in the network.
         oracle: whether the unrolled network can say what is true of the curves.
         unmeasured: parts of which one line must say that they are not measured, unless they are.
+        inexact: whether something stands in the way of an exact measurement.
         nonfinite: from which step on something is not finite; None for never.
         where: fields that the event which names it must have.
         entry: the entry of the batch that is not finite, as one would write it.
@@ -62,6 +63,7 @@ class Case:
     states: dict[str, Callable[[Any], list[Tensor]]] = field(default_factory=dict)
     oracle: bool = True
     unmeasured: tuple[str, ...] = ()
+    inexact: bool = False
     nonfinite: int | None = None
     where: dict[str, Any] = field(default_factory=dict)
     entry: str = ""

@@ -28,7 +28,9 @@ def severed_cells(random: Random) -> Case:
     """The state of a loop is detached, or zeros, at each step; each step has a loss."""
     kind, timesteps, seed = random.choice(list(CELLS)), random.randint(5, 8), random.randrange(999)
     own = random.random() < 0.4
-    way = "detached" if own else random.choice(("detached", "zeros"))  # one's own cell that always begins anew is no recurrence
+    way = (
+        "detached" if own else random.choice(("detached", "zeros"))
+    )  # one's own cell that always begins anew is no recurrence
     net = _cell(kind, seed)
     if own:
         net["cell"] = Leaky(3, H)
@@ -77,6 +79,7 @@ def twice_a_step(random: Random) -> Case:
         loss=loss,
         batches=batches(random, 8, 5, timesteps, 3),
         oracle=False,
+        inexact=True,
         where={"timesteps": timesteps},
         seed=seed,
     )
@@ -150,6 +153,7 @@ def several_states(random: Random) -> Case:
         loss=loss,
         batches=batches(random, 8, 5, timesteps, 3),
         oracle=False,
+        inexact=True,
         seed=seed,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from benchmarks.campaigns.truth.sentences import SAID, Context
 from benchmarks.campaigns.truth.verdicts import GROWN, Words, of_late
@@ -26,39 +27,87 @@ def timesteps(c: Context, said: str) -> None:
         c.number(said, *found, "the number of timesteps")
 
 
+_RATE = "growth rate <n:rate> nats per timestep«: <how:words>»"
+_SPREAD = "<int:shortest> to« over» <int:longest> in the last <int:of> samples"
+_SPEED = f"« («{_SPREAD}»«; »«{_RATE}»)»"
+_FALL = (
+    "The gradient falls under 1 % after <n:h> of <int:t> timesteps« (at <int:more> more the inputs are equal, "
+    "as in padding)»" + _SPEED
+)
+_LOW = "«, with the loss down to <n:loss> from <n:first>»"
+
+
 def rate(c: Context, m: Words) -> None:
-    """A growth rate, rounded to three digits; of a median over curves and samples."""
+    """A growth rate, rounded to three digits, of a median over curves and samples; and what it makes of the gradient with each timestep."""
     found = c.between(lambda one: one.rate)
     if "rate" in m and found is not None:
         c.number(m["rate"], found[0] - 0.01, found[1] + 0.01, "the growth rate", slack=0.05)
+    if "words" in m:
+        _in_words(c, m["words"], math.exp(float(m["rate"])))
+    if "longest" in m:
+        _spread(c, m)
 
 
-@SAID(
-    "The gradient falls under 1 % after <n:h> of <int:t> timesteps (growth rate <n:rate> nats per timestep)«: "
-    "what lies further back is not learned»."
-)
-@SAID("The gradient falls under 1 % after <n:h> of <int:t> timesteps«: what lies further back is not learned».")
+def _spread(c: Context, m: Words) -> None:
+    found = c.between(lambda one: one.horizon)
+    if found is not None:
+        c.number(m["shortest"], *found, "the shortest horizon")
+        c.number(m["longest"], min(found[0], 1.0), found[1], "the longest horizon")
+    c.number(m["of"], 1, len(c.told.sampled), "the number of samples")
+
+
+def _in_words(c: Context, words: str, factor: float) -> None:
+    """What a growth rate makes of the gradient with each timestep back."""
+    percent = re.search(r"([\d.e+]+) %", words)
+    if words == "it keeps its size":
+        c.verdict(0.98 < factor < 1.02, f"it is {factor:.3g} times as large with each timestep")
+    elif "fades" in words:
+        c.verdict(factor < 1, "it grows")
+        if percent is not None and "under" not in words:
+            c.number(percent[1], 100 * factor - 1, 100 * factor + 1, "what is left with each timestep")
+    else:
+        c.verdict(factor > 1, "it fades")
+        if percent is not None:
+            c.number(percent[1], 100 * (factor - 1), 100 * (factor - 1), "the growth with each timestep", slack=0.1)
+
+
+@SAID(f"{_FALL}.")
 def falls(c: Context, m: Words) -> None:
+    """A horizon, the length of the sequences and how fast the gradient falls."""
     horizon(c, m["h"])
-    timesteps(c, m["t"])
+    timesteps(c, str(int(m["t"].replace(",", "")) + int(m.get("more", "0").replace(",", ""))))
     rate(c, m)
-    if "not learned" in c.sentence:
-        _starve(c)
+    if "more" in m:
+        found = c.truth.padding()
+        c.verdict(bool(found), "no inputs are equal")
+        if found:
+            c.number(m["more"], min(found), max(found), "the padding")
+    if "loss" in m:
+        low(c, m)
 
 
-def _starve(c: Context) -> None:
+@SAID("The loss is down to <n:loss> from <n:first>: what the task needs may well be within reach.")
+def low(c: Context, m: Words) -> None:
+    """A loss that is low beside the first one."""
+    c.number(m["loss"], min(c.truth.losses), max(c.truth.losses), "the loss", slack=0.05)
+    c.number(m["first"], c.truth.losses[0], c.truth.losses[0], "the first loss", slack=0.05)
+    c.verdict(float(m["loss"]) < 0.2 * float(m["first"]), "it is not low")
+
+
+@SAID(f"{_FALL}: what lies further back is not learned.")
+@SAID(f"{_FALL}{_LOW}: what lies further back teaches next to nothing, nor may it have to.")
+def _falls_and_starves(c: Context, m: Words) -> None:
+    falls(c, m)
     late = of_late(c)
     c.verdict(not late or any(one.starving[1] > 0 for one in late), "no timestep starves")
 
 
-_ENOUGH = "every timestep has a loss near enough, so it matters only if the task needs a longer memory."
-
-
-@SAID(
-    "The gradient falls under 1 % after <n:h> of <int:t> timesteps (growth rate <n:rate> nats per timestep); "
-    f"{_ENOUGH}",
-    f"The gradient falls under 1 % after <n:h> of <int:t> timesteps; {_ENOUGH}",
+_YET = (
+    "yet every timestep gets 1 % of the largest gradient or more, so it matters only if the task needs a longer memory"
 )
+
+
+@SAID(f"{_FALL}; {_YET}.")
 def _falls_as_a_note(c: Context, m: Words) -> None:
     falls(c, m)
     enough(c, m)
@@ -66,21 +115,20 @@ def _falls_as_a_note(c: Context, m: Words) -> None:
 
 @SAID("Every timestep has a loss near enough to learn from; it matters if the task needs a longer memory.")
 def enough(c: Context, m: Words) -> None:
+    """No timestep starves."""
     late = of_late(c)
     c.verdict(not late or any(one.starving[0] == 0 for one in late), "the first timesteps starve")
 
 
-@SAID(
-    "The gradient falls under 1 % after <n:h> of <int:t> timesteps (growth rate <n:rate> nats per timestep); "
-    "at step <int:step> it reached <int:before>, as learning may leave it."
-)
-@SAID(
-    "The gradient falls under 1 % after <n:h> of <int:t> timesteps; at step <int:step> it reached "
-    "<int:before>, as learning may leave it."
-)
+@SAID(f"{_FALL}; at step <int:step> it reached <int:before>.")
 def _shortened(c: Context, m: Words) -> None:
     falls(c, m)
-    _reached_at(c, m["before"], int(m["step"]))
+    _reached_at(c, m["before"], int(m["step"].replace(",", "")))
+
+
+@SAID("What has been learned needs little gradient.")
+def _learned(c: Context, m: Words) -> None:
+    c.verdict(c.truth.losses[-1] < c.truth.losses[0], "nothing was learned")
 
 
 def _reached_at(c: Context, said: str, step: int) -> None:
@@ -91,18 +139,29 @@ def _reached_at(c: Context, said: str, step: int) -> None:
         c.number(said, *found, f"the horizon at step {step}")
 
 
-@SAID(
-    "The gradient falls under 1 % after <n:h> of <int:t> timesteps (growth rate <n:rate> nats per timestep), "
-    "but <int:samples> sample«s» cannot tell whether it stays so."
-)
+@SAID(f"{_FALL}, but <int:few> sample«s» cannot tell whether it stays so.")
 def _too_few(c: Context, m: Words) -> None:
     falls(c, m)
 
 
-@SAID(
-    "The gradient stays above 1 % for all of the <int:t> timesteps (growth rate <n:rate> nats per timestep).",
-    "The gradient stays above 1 % for all of the <int:t> timesteps.",
-)
+_PADDED = "the <int:padded> timesteps before the loss have equal inputs, as padding has, and have to be crossed first"
+
+
+@SAID(f"{_FALL}{_LOW}: {_PADDED}.")
+def _falls_in_padding(c: Context, m: Words) -> None:
+    falls(c, m)
+    padding(c, m)
+
+
+def padding(c: Context, m: Words) -> None:
+    """The equal inputs that a gradient has to cross."""
+    c.verdict(c.case.cause == "padding", "there is none in the way")
+    found = c.truth.padding()
+    if found:
+        c.number(m["padded"], min(found), max(found), "the padding")
+
+
+@SAID(f"The gradient stays above 1 % for all of the <int:t> timesteps{_SPEED}.")
 def _outlives(c: Context, m: Words) -> None:
     late = of_late(c)
     c.verdict(not late or any(math.isinf(one.horizon[1]) for one in late), "it falls under 1 %")
@@ -113,8 +172,7 @@ def _outlives(c: Context, m: Words) -> None:
 
 @SAID(
     "The gradient stays above 1 % for all of the <int:seen> timesteps over which it could be followed, of "
-    "<int:t> (growth rate <n:rate> nats per timestep).",
-    "The gradient stays above 1 % for all of the <int:seen> timesteps over which it could be followed, of <int:t>.",
+    f"<int:t>{_SPEED}."
 )
 def _outlives_what_is_seen(c: Context, m: Words) -> None:
     timesteps(c, m["t"])
@@ -124,10 +182,7 @@ def _outlives_what_is_seen(c: Context, m: Words) -> None:
         c.number(m["seen"], 1, found[1], "how far it can be followed")
 
 
-@SAID(
-    "The gradient grows <n:growth>-fold within <int:t> timesteps (growth rate <n:rate> nats per timestep).",
-    "The gradient grows <n:growth>-fold within <int:t> timesteps.",
-)
+@SAID(f"The gradient grows <n:growth>-fold within <int:t> timesteps{_SPEED}.")
 def _grows(c: Context, m: Words) -> None:
     timesteps(c, m["t"])
     rate(c, m)
@@ -151,9 +206,14 @@ def _nothing_reached(c: Context, m: Words) -> None:
     c.verdict(not any(one.fed for one in c.facts()), "gradients reach some")
 
 
-@SAID("The loss sends no gradient from which the horizon could be measured.")
+@SAID("The horizon is not known: <list>.")
 def _no_lags(c: Context, m: Words) -> None:
-    c.verdict(not any(one.curves for one in c.facts()), "it does")
+    c.verdict(c.case.inexact or not any(one.curves for one in c.facts()), "it can be followed")
+
+
+@SAID("The measurement is not exact: <list>.")
+def _inexact(c: Context, m: Words) -> None:
+    c.verdict(c.case.inexact, "nothing stands in the way of an exact one")
 
 
 # ------------------------------------------------------------------ events of a gradient on its way
@@ -166,19 +226,24 @@ def _vanishes(c: Context, m: Words) -> None:
     c.verdict(not late or any(one.horizon[0] < 0.5 * one.timesteps for one in late), "the horizon is long")
 
 
-@SAID(
-    "The sequences have <int:t>; so it was in <int:samples> samples in a row, growth rate <n:rate> nats per timestep.",
-    "The sequences have <int:t>; so it was in <int:samples> samples in a row.",
-)
-def _so_it_was(c: Context, m: Words) -> None:
+@SAID("The sequences have <int:t>.")
+def _have(c: Context, m: Words) -> None:
     timesteps(c, m["t"])
+
+
+@SAID(f"It was so in <int:samples> samples in a row«, after <int:least> to <int:most>»«, {_RATE}».")
+def _so_it_was(c: Context, m: Words) -> None:
     rate(c, m)
     c.number(m["samples"], 1, len(c.steps()), "the number of samples")
+    found = c.between(lambda one: one.horizon)
+    if "least" in m and found is not None:
+        c.number(m["least"], *found, "the shortest horizon")
+        c.number(m["most"], *found, "the longest horizon")
 
 
 @SAID(
-    "The <int:hungry> timesteps furthest from the loss get under 1 % of the largest gradient: nothing is "
-    "learned from them."
+    "The <int:hungry> timesteps furthest from the loss get under 1 % of the largest gradient«: nothing is "
+    "learned from them»."
 )
 def _starving(c: Context, m: Words) -> None:
     found = c.between(lambda one: one.starving)

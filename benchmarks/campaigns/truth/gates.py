@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.campaigns.truth.curves import falls, nothing_flows, timesteps
+from benchmarks.campaigns.truth.curves import nothing_flows, padding, timesteps
 from benchmarks.campaigns.truth.sentences import SAID, Context, place_of
 from benchmarks.campaigns.truth.verdicts import Words, barely, of_late, saturated
 
@@ -142,31 +142,12 @@ def _one_sample(c: Context, m: Words) -> None:
 # ------------------------------------------------------------------ padding
 
 
-_PADDED = "the <int:padded> timesteps before the loss have equal inputs, as padding has, and have to be crossed first."
-
-
-@SAID(
-    "The gradient falls under 1 % after <n:h> of <int:t> timesteps« (growth rate <n:rate> nats per timestep)»: "
-    f"{_PADDED}"
-)
-def _falls_in_padding(c: Context, m: Words) -> None:
-    falls(c, m)
-    _padding(c, m)
-
-
-def _padding(c: Context, m: Words) -> None:
-    c.verdict(c.case.cause == "padding", "there is none in the way")
-    found = c.truth.padding()
-    if found:
-        c.number(m["padded"], min(found), max(found), "the padding")
-
-
 @SAID(
     "In most sequences the last <int:padded> timesteps (median) have equal inputs, as padding has, and the "
     "loss sits behind them: the gradient has to cross them before it reaches any other input."
 )
 def _crossed(c: Context, m: Words) -> None:
-    _padding(c, m)
+    padding(c, m)
 
 
 @SAID("Only <int:real> of them count here: at the others the inputs are equal, as in padding, and nothing is lost.")
@@ -176,14 +157,6 @@ def _real(c: Context, m: Words) -> None:
     c.verdict(bool(found), "no inputs are equal")
     if found and t:
         c.number(m["real"], t[0] - max(found), t[1] - min(found), "what is left")
-
-
-@SAID("The loss is down to <n:loss> from <n:first>: what the task needs may well be within reach.")
-def _low(c: Context, m: Words) -> None:
-    loss, first = c.truth.losses[c.steps()[-1]], c.truth.losses[0]
-    c.number(m["loss"], min(c.truth.losses), max(c.truth.losses), "the loss", slack=0.05)
-    c.number(m["first"], first, first, "the first loss", slack=0.05)
-    c.verdict(loss < 0.2 * first, "it is not low")
 
 
 # ------------------------------------------------------------------ states that are severed

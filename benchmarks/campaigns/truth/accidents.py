@@ -310,14 +310,14 @@ def _around(c: Context, m: Words) -> None:
     c.verdict(c.case.kind == "cell by .forward", "it was called as it should be")
 
 
-@SAID("TorchScript holds it (<name>), which takes no hooks.")
+@SAID("TorchScript holds it (<name>), and takes no hooks.")
 def _scripted(c: Context, m: Words) -> None:
     c.verdict(c.case.kind == "cell scripted", "it is not scripted")
 
 
 @SAID(
-    "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in "
-    "the model and watches nothing."
+    "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the model: it only looks for "
+    "NaN and inf from now on."
 )
 def _nothing_found(c: Context, m: Words) -> None:
     c.verdict(not c.facts(), "there is one")

@@ -118,7 +118,12 @@ helps(
     "Call the module itself rather than its .forward, let its output reach the loss, or mark the hidden states "
     "with tap().",
 )
-helps(("nothing recurrent",), "Take it out, or mark the hidden states with tap().")
+helps(
+    ("nothing recurrent",),
+    "Take it out, or mark the hidden states with tap().",
+    "Mark the hidden states of a recurrence with tap().",
+)
+helps(("unmeasured",), "Leave it unscripted while it trains, and script it afterwards: the weights are the same.")
 
 
 @SAID(

@@ -93,7 +93,7 @@ _PARTS = {
     "kind": r"[A-Z_]+",
     "any": r".*?",
     "path": r"\S+",
-    "how": r"it (?:keeps its size|fades, to (?:under )?[\d.]+ % with each|grows, by [\d.e+]+ % with each|grows, [\d.e+]+-fold with each)",
+    "how": r"it (?:keeps its size|fades, to (?:under )?[\d.]+ % with each|grows, (?:by [\d.e+]+ %|[\d.e+]+-fold) with each)",
     "entry": r"batch\S*?\[[\d, ]+\]",
     "list": r"[^.]*(?:\.[^\s][^.]*)*",
 }

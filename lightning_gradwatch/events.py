@@ -83,9 +83,10 @@ _TEXTS: dict[EventKind, _Text] = {
     ),
     EventKind.NONFINITE_HIDDEN_GRADIENT: _Text(
         Severity.CRITICAL,
-        "Flowing back through time, the gradient of {place} became {value}; nearer to the loss it is finite.{detail}",
-        "The backward recurrence overflowed: use AdaptiveClip(), lower the learning rate, shorten the sequences "
-        "(truncated BPTT), or initialise the recurrent weight orthogonally (Pascanu et al. 2013).",
+        "On its way back from the loss, the gradient of {place} became {value}.{detail}",
+        "Where it arrives so from outside, or begins in the cell's own arithmetic, look for an operation with an infinite slope: a root, a "
+        "logarithm or a division at 0. Where it grew until it overflowed, use AdaptiveClip(), lower the learning rate, or shorten the "
+        "sequences (Pascanu et al. 2013). The event says which.",
     ),
     EventKind.NONFINITE_GRADIENT: _Text(
         Severity.CRITICAL,

@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn import functional
 
 from lightning_gradwatch.detect.nonfinite import bad_parameter, bad_value, gate_name
+from lightning_gradwatch.detect.way_back import WayBack, in_arithmetic, largest_number, on_the_way
 from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.recurrent.anchors import norm
+from lightning_gradwatch.recurrent.graph import nodes_between
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
 
 _GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
@@ -89,14 +93,46 @@ class LoopPlaces:
             return given["h"].detach()
         return self.loop.h[t - 1].tensor.detach() if t else None
 
-    def in_backward(self, moment: Moment) -> Event | None:
+    def in_backward(self, moment: Moment, way: WayBack) -> Event | None:
         """The last timestep whose gradient is not finite."""
         for t in range(len(self.loop.h) - 1, -1, -1):
             for name, states in (("h", self.loop.h), ("c", self.loop.c)):
                 place = self._gradient(states, t)
                 if place is not None:
+                    place |= self._worded(states, t, place["sequence"], way)
                     return self._event(EventKind.NONFINITE_HIDDEN_GRADIENT, moment, timestep=t, state=name, **place)
+        given = [state.grad_fn for states in self.loop.given.values() for _, state in states]
+        inputs = [x.grad_fn for x in self.loop.inputs if x is not None]
+        way.passed(self.nodes(), [*given, *inputs])
         return None
+
+    def _worded(self, states: list[LoopState], t: int, sequence: int, way: WayBack) -> dict[str, str]:
+        """What is known of how the gradient of step ``t`` came to be not finite, where that of the steps after it is finite."""
+        node = states[t].edge.node
+        sizes = [self._size(later, sequence) for later in states[t + 1 :]]
+        if not sizes or not sizes[0]:
+            return way.outside([node])
+        words = on_the_way(next(filter(None, reversed(sizes))), sizes[0], largest_number(states[t].tensor), t + 1)
+        if words is not None:
+            return words
+        past = [later.edge.node for one in (self.loop.h, self.loop.c) for later in one[t + 1 :]]
+        starts = [one[t + 1].edge.node for one in (self.loop.h, self.loop.c) if len(one) > t + 1]
+        only = not way.is_direct(node, past)
+        return in_arithmetic(sizes[0], t + 1, nodes_between(starts, [node]), only=only)
+
+    def _size(self, state: LoopState, sequence: int) -> float:
+        """The norm of a state's gradient in one sequence; 0 where there is none."""
+        gradient = state.slot.value()
+        rows = None if gradient is None else self.loop.rows(gradient)
+        return 0.0 if rows is None or sequence >= len(rows) else float(norm(rows[sequence : sequence + 1]))
+
+    def nodes(self) -> list[Node]:
+        """Where its states stand in the graph."""
+        return [state.edge.node for state in (*self.loop.h, *self.loop.c)]
+
+    def sequences(self) -> int:
+        """How many it was given."""
+        return len(self.loop.rows(self.loop.h[0].tensor))
 
     def changed(self) -> bool:
         """Whether the cell's weights are no longer those of the forward."""

@@ -1,0 +1,95 @@
+"""Where numbers that are not finite began, in the model of one fit: what the detectors ask is gathered here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_gradwatch.detect import Context, LoopPlaces, Place, SweptCall, locate_nonfinite
+from lightning_gradwatch.events import Event, Moment
+from lightning_gradwatch.recurrent import Capture, Loop, RecurrentCall, sweep
+from lightning_gradwatch.recurrent.discover import plain_name
+from lightning_gradwatch.recurrent.first_look import FirstLook
+from lightning_gradwatch.recurrent.monitor import Norms
+
+Call = RecurrentCall | Loop
+
+
+class Locator:
+    """Asks the calls of a step where it began, and knows the names of what is trained.
+
+    Args:
+        model: its names are those of the events.
+        capture: whose modules' parameters come first.
+    """
+
+    def __init__(self, model: nn.Module, capture: Capture) -> None:
+        self._model, self._capture = model, capture
+
+    def __call__(
+        self,
+        calls: Sequence[Call],
+        moment: Moment,
+        *,
+        loss: Tensor | None,
+        batch: Any,
+        first: FirstLook | None,
+        cells: Collection[str],
+    ) -> Event | None:
+        """The event that says where, if anything is not finite.
+
+        Args:
+            first: what was seen on the step on which cells are looked for, which are named by ``cells``.
+        """
+        context = Context(loss, batch, first and first.forward, first and first.backward, cells)
+        value = None if loss is None else _worst(loss.detach().flatten())
+        return locate_nonfinite([self._place(call) for call in calls], value, self.named(), moment, context)
+
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """All parameters by their names, those of the watched modules first."""
+        watched = [
+            (f"{name}.{own}", parameter)
+            for name, module in self._capture.modules.items()
+            for own, parameter in module.named_parameters()
+        ]
+        return watched + [(plain_name(name), parameter) for name, parameter in self._model.named_parameters()]
+
+    def grown_most(self, parameters: Sequence[Tensor], norms: Norms, before: dict[int, float], *, recurrent: bool) -> str:
+        """In words, the parameter whose gradient grew most since the step before, among those that make up the norm.
+
+        Args:
+            before: norms of that step, by the identities of the parameters.
+        """
+        count = norms.recurrent if recurrent else len(norms.by_parameter)
+        least = 0.1 * (norms.of_recurrent if recurrent else norms.whole)
+        pairs = zip(parameters[:count], norms.by_parameter[:count], strict=True)
+        grown = [(norm / max(before[id(p)], 1e-30), p, norm) for p, norm in pairs if norm >= least and id(p) in before]
+        if not grown:
+            return ""
+        _, parameter, norm = max(grown, key=lambda one: one[0])
+        name = next((name for name, own in self.named() if own is parameter), None)
+        return name and f"That of {name} grew most: to {norm:.3g} from {before[id(parameter)]:.3g} at the step before." or ""
+
+    def _place(self, call: Call) -> Place:
+        if isinstance(call, Loop):
+            return LoopPlaces(call)
+        module = self._capture.modules[call.module]
+        names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
+        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names)
+
+
+def _worst(loss: Tensor) -> float | None:
+    """The first entry that is not finite of a loss, which may be a vector; the first at all, where all are finite."""
+    bad = loss[~loss.isfinite()]
+    return next(map(float, (*bad[:1], *loss[:1])), None)
+
+
+def wide_norm(parameters: Sequence[Tensor], scale: Tensor | float) -> float:
+    """The norm of the gradients in float64, divided by the loss scale."""
+    from lightning_gradwatch.recurrent.monitor import numbers
+
+    norms = [float(numbers(p.grad).double().norm()) for p in parameters if p.grad is not None]
+    return math.hypot(*norms) / float(scale)

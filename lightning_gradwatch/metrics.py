@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.profile import FLOOR, HORIZON_RATIO, Horizon, gradient_horizon, growth_rate
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class LaggedGradient(Metric):
         max_lag: lags held; later ones are left out.
 
     Raises:
-        ValueError: ``max_lag`` is under 1.
+        ValueError: ``max_lag`` is no whole number of 1 or more.
     """
 
     is_differentiable = False
@@ -36,8 +37,7 @@ class LaggedGradient(Metric):
 
     def __init__(self, max_lag: int = MAX_LAG) -> None:
         super().__init__(sync_on_compute=True)
-        if max_lag < 1:
-            raise ValueError(f"`max_lag` must be ≥ 1; found {max_lag}. The default is {MAX_LAG}.")
+        max_lag = arguments.whole("max_lag", max_lag, f"The default is {MAX_LAG}.")
         self.add_state("log_sum", torch.zeros(max_lag + 1, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(max_lag + 1, dtype=torch.long), dist_reduce_fx="sum")
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.callbacks._bundle import Bundles
 from lightning_gradwatch.callbacks._compat import LightningModule, Trainer, rank_zero_warn
 from lightning_gradwatch.callbacks._responses import RESPONSES, Responder, Response
@@ -32,19 +33,15 @@ class Options:
     bundle_mib: int
 
     def __post_init__(self) -> None:
-        if self.on_anomaly is not None and self.on_anomaly not in RESPONSES:
-            names = ", ".join(f'"{name}"' for name in RESPONSES)
-            raise ValueError(
-                f"`on_anomaly` must be one of {names}; found {self.on_anomaly!r}. Leave it out to observe only."
-            )
+        if self.on_anomaly is not None:
+            arguments.one_of("on_anomaly", self.on_anomaly, RESPONSES, "Leave it out to observe only.")
         for name, least, remedy in (
             ("max_responses", 1, 'Use on_anomaly="stop" to stop at the first.'),
             ("snapshot_every_n_steps", 1, "Fewer steps lose less and copy more often."),
             ("bundles", 0, "0 writes none."),
             ("bundle_mib", 1, "Use bundles=0 to write none."),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be ≥ {least}; found {getattr(self, name)}. {remedy}")
+            object.__setattr__(self, name, arguments.whole(name, getattr(self, name), remedy, least=least))
 
 
 @dataclass

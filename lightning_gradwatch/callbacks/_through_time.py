@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.callbacks._amp import loss_scale
 from lightning_gradwatch.callbacks._compat import LightningModule, Trainer, accumulation, rank_zero_warn
 from lightning_gradwatch.callbacks._sharding import out_of_reach
@@ -30,8 +31,8 @@ class HeldThroughTime:
             ("clip_through_time", bound, "Use a few times `total_max` of a healthy run, as GradWatch logs it"),
             ("omega", omega, "The paper's authors use 2"),
         ):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"`{name}` must be finite and > 0; found {value!r}. {remedy}, or None for none.")
+            if value is not None:
+                arguments.positive(name, value, f"{remedy}, or None for none.")
         self.bound, self.omega = bound, omega
         self._limit = Limit(math.inf if bound is None else bound)
         self._hooks: ThroughTime | None = None

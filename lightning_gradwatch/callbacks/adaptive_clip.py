@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale, scaler_will_skip, unscale_once
-from lightning_gradwatch.callbacks._arguments import at_least_one
 from lightning_gradwatch.callbacks._clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
 from lightning_gradwatch.callbacks._clip_parts import Part, Parts
 from lightning_gradwatch.callbacks._clip_report import ClipReport
@@ -122,11 +122,11 @@ class AdaptiveClip(Callback):
         figures: bool = False,
     ) -> None:
         self._parts = Parts(policy, exclude, policies)
-        _require_one_of("on_nonfinite", on_nonfinite, ACTIONS)
-        _require_one_of("on_conflict", on_conflict, ("both", "defer", "raise"))
+        arguments.one_of("on_nonfinite", on_nonfinite, ACTIONS, 'Leave it out for "skip".')
+        arguments.one_of("on_conflict", on_conflict, ("both", "defer", "raise"), 'Leave it out for "both".')
         if max_successive_skips is not None:
             remedy = 'Use None for no bound, or `on_nonfinite="stop"` to stop at the first.'
-            at_least_one("max_successive_skips", max_successive_skips, remedy)
+            max_successive_skips = arguments.whole("max_successive_skips", max_successive_skips, remedy)
         self.on_nonfinite = on_nonfinite
         self.on_conflict = on_conflict
         self.max_successive_skips = max_successive_skips
@@ -346,12 +346,6 @@ class AdaptiveClip(Callback):
     def _note_overflow(self, trainer: Trainer, index: int, norm: float, scale: float) -> None:
         self._report.event(trainer, EventKind.AMP_OVERFLOW, index, value=scale, action="skipped by the scaler")
         self._report.step(trainer, index, Outcome(norm, UNTOUCHED, norm), self._state_of(index).rest, skipped=True)
-
-
-def _require_one_of(argument: str, found: object, allowed: tuple[str, ...]) -> None:
-    if found not in allowed:
-        names = ", ".join(f'"{name}"' for name in allowed)
-        raise ValueError(f'`{argument}` must be one of {names}; found {found!r}. Leave it out for "{allowed[0]}".')
 
 
 def _index_of(optimizer: Optimizer, trainer: Trainer) -> int:

@@ -30,6 +30,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradwatch.arguments import whole_text
+
 if TYPE_CHECKING:
     from lightning_gradwatch.callbacks._compat import Callback
 
@@ -70,20 +72,20 @@ def _arguments(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _count(variable: str, value: str) -> int:
-    if not (value.isascii() and value.isdigit() and int(value) >= 1):
-        raise ValueError(f"`{variable}` must be a whole number ≥ 1; found {value!r}. Unset it for the default.")
-    return int(value)
+    return _read_count(variable, value, "a whole number ≥ 1")
+
+
+def _read_count(variable: str, value: str, rule: str) -> int:
+    number = whole_text(value)
+    if number is None:
+        raise ValueError(f"`{variable}` must be {rule}; found {value!r}. Unset it for the default.")
+    return number
 
 
 def _count_or_all(variable: str, value: str) -> int | None:
     if value.lower() == "all":
         return None
-    try:
-        return _count(variable, value)
-    except ValueError:
-        raise ValueError(
-            f"`{variable}` must be a whole number ≥ 1, or `all`; found {value!r}. Unset it for the default."
-        ) from None
+    return _read_count(variable, value, "a whole number ≥ 1, or `all`")
 
 
 def _switch(variable: str, value: str) -> bool:

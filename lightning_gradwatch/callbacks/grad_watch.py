@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale
-from lightning_gradwatch.callbacks._arguments import at_least_one
 from lightning_gradwatch.callbacks._bundle import target_of
 from lightning_gradwatch.callbacks._compat import (
     Callback,
@@ -137,10 +137,12 @@ class GradWatch(Callback):
         bundle_mib: int = 1024,
     ) -> None:
         super().__init__()
-        at_least_one("every_n_steps", every_n_steps, "Use GradWatch(enabled=False) to switch it off.")
-        at_least_one("anchors", anchors, "One anchor follows the loss of the last timestep alone.")
+        switch = "Use GradWatch(enabled=False) to switch it off."
+        self.every_n_steps = arguments.whole("every_n_steps", every_n_steps, switch)
+        self.anchors = arguments.whole("anchors", anchors, "One anchor follows the loss of the last timestep alone.")
         if max_sequences is not None:
-            at_least_one("max_sequences", max_sequences, "None measures every sequence of a batch.")
+            remedy = "None measures every sequence of a batch."
+            max_sequences = arguments.whole("max_sequences", max_sequences, remedy)
         if isinstance(modules, str) and modules != "auto":
             raise ValueError(
                 f'`modules` must be "auto" or a list of name patterns; found {modules!r}. Use modules=[{modules!r}].'
@@ -150,8 +152,7 @@ class GradWatch(Callback):
                 f'`modules` must name at least one pattern; found {modules!r}. Use modules="auto" to watch every recurrent module, '
                 "or GradWatch(enabled=False) to watch none."
             )
-        self.modules, self.every_n_steps = modules, every_n_steps
-        self.max_sequences, self.anchors, self.keep_sequences = max_sequences, anchors, keep_sequences
+        self.modules, self.max_sequences, self.keep_sequences = modules, max_sequences, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
         self.progress_bar, self.figures = progress_bar, figures
         self.on_anomaly: Response | None = on_anomaly

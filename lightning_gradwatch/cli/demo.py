@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lightning_gradwatch.cli._types import count
+
 _CELLS = ("rnn", "gru", "lstm")
 
 
@@ -15,17 +17,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--out", metavar="FOLDER", type=Path, default=Path("gradwatch-demo"), help="where the results go (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn (%(default)s)")
-    parser.add_argument("--steps", type=_positive, help="optimizer steps of each training; fewer show less")
+    parser.add_argument("--steps", type=count, help="optimizer steps of each training; fewer show less")
     own = parser.add_argument_group("your own text", "with --text; FILEs are UTF-8, none is Python's standard library")
     own.add_argument("--text", metavar="FILE", nargs="*", help="learn these files")
     own.add_argument("--cell", choices=_CELLS, help="recurrent network (lstm)")
-    own.add_argument("--layers", type=int, help="stacked layers (1)")
-    own.add_argument("--hidden", type=int, help="hidden units of each layer (128)")
+    own.add_argument("--layers", type=count, help="stacked layers (1)")
+    own.add_argument("--hidden", type=count, help="hidden units of each layer (128)")
     own.add_argument("--dropout", type=float, help="in front of, between and behind the layers (0)")
     own.add_argument("--tied", action="store_true", default=None, help="softmax and embedding share their weight")
     own.add_argument("--lr", type=float, help="Adam's learning rate (0.003)")
-    own.add_argument("--timesteps", type=int, help="characters of a window (100)")
-    own.add_argument("--batch-size", type=int, help="windows of a step (32)")
+    own.add_argument("--timesteps", type=count, help="characters of a window (100)")
+    own.add_argument("--batch-size", type=count, help="windows of a step (32)")
     own.add_argument("--accelerator", help="as in Lightning's Trainer (auto)")
     parser.set_defaults(run=run)
 
@@ -53,10 +55,3 @@ def run(args: argparse.Namespace) -> int:
         given["steps"] = args.steps
     run_on_text(args.out, options=TextOptions(files=args.text, seed=args.seed, **given))
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be ≥ 1; found {number}")
-    return number

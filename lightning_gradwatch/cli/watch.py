@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lightning_gradwatch.cli._types import seconds
 from lightning_gradwatch.runlog.follow import Follower
 from lightning_gradwatch.runlog.reader import locate
 
@@ -22,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("path", metavar="RUN", type=Path, help="folder of a run log; it may appear later")
     parser.add_argument("--once", action="store_true", help="print one picture and end, as where there is no terminal")
     parser.add_argument(
-        "--interval", metavar="SECONDS", type=_positive, default=1.0, help="from one look to the next (%(default)s)"
+        "--interval", metavar="SECONDS", type=seconds, default=1.0, help="from one look to the next (%(default)s)"
     )
     parser.set_defaults(run=run)
 
@@ -62,10 +63,3 @@ def _picture(follower: Follower, *, width: int, height: int | None = None) -> An
     written = follower.written
     age = None if written is None else time.time() - written
     return frame(follower.run(), width=width, height=height, counts=follower.events, age=age)
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1e6:
-        raise argparse.ArgumentTypeError(f"must be > 0; found {text}")
-    return number

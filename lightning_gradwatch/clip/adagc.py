@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.clip.by_name import ByName
 from lightning_gradwatch.clip.norms import tensor_norms
-from lightning_gradwatch.clip.policy import ArgumentsMixin, require
+from lightning_gradwatch.clip.policy import ArgumentsMixin
 from lightning_gradwatch.clip.tensor_policy import dense, multiply_, share_of
 
 _ABSURD = 100.0  # what lies under the warm-up's median divided by this is no level
@@ -58,24 +60,17 @@ class AdaGC(ArgumentsMixin):
         eps: float = 1e-6,
         as_published: bool = False,
     ) -> None:
-        require(
-            max_norm is None or (math.isfinite(max_norm) and max_norm > 0),
-            self,
-            "max_norm",
-            "finite and > 0",
-            max_norm,
-            "Use None for no bound during warm-up.",
-        )
-        finite = math.isfinite(clip_factor)
-        require(finite and clip_factor >= 1, self, "clip_factor", "≥ 1", clip_factor, "The paper advises 1.04.")
-        require(0.0 <= beta < 1.0, self, "beta", "in [0, 1)", beta, "The paper advises 0.99.")
-        require(warmup_steps >= 1, self, "warmup_steps", "≥ 1", warmup_steps, "The paper advises 100.")
-        require(eps >= 0, self, "eps", "≥ 0", eps, "Leave it at 1e-6.")
-        self.max_norm = None if max_norm is None else float(max_norm)
-        self.clip_factor = float(clip_factor)
-        self.beta = float(beta)
-        self.warmup_steps = int(warmup_steps)
-        self.eps = float(eps)
+        number = functools.partial(arguments.number, owner=self)
+        self.max_norm = None
+        if max_norm is not None:
+            self.max_norm = arguments.positive(
+                "max_norm", max_norm, "Use None for no bound during warm-up.", owner=self
+            )
+        remedy = "The paper advises 1.04."
+        self.clip_factor = number("clip_factor", clip_factor, lambda f: 1 <= f < math.inf, "≥ 1 and finite", remedy)
+        self.beta = number("beta", beta, lambda f: 0 <= f < 1, "in [0, 1)", "The paper advises 0.99.")
+        self.warmup_steps = arguments.whole("warmup_steps", warmup_steps, "The paper advises 100.", owner=self)
+        self.eps = number("eps", eps, lambda f: f >= 0, "≥ 0", "Leave it at 1e-6.")
         self.as_published = as_published
         self._levels = ByName(torch.tensor(math.inf))  # γ
         self._warmup = self._no_warmup()

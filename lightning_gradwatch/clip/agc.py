@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.clip.names import matches_any
 from lightning_gradwatch.clip.norms import whole
-from lightning_gradwatch.clip.policy import ArgumentsMixin, StatelessMixin, require
+from lightning_gradwatch.clip.policy import ArgumentsMixin, StatelessMixin
 from lightning_gradwatch.clip.tensor_policy import dense, multiply_, share_of
 
 
@@ -49,20 +49,11 @@ class AGC(ArgumentsMixin, StatelessMixin):
         exclude: Sequence[str] = (),
         as_published: bool = False,
     ) -> None:
-        require(
-            math.isfinite(clip_factor) and clip_factor > 0,
-            self,
-            "clip_factor",
-            "finite and > 0",
-            clip_factor,
-            "The paper advises 0.01.",
-        )
-        require(eps > 0, self, "eps", "> 0, or a unit that starts at zero never learns", eps, "The paper advises 1e-3.")
-        require(
-            not isinstance(exclude, str), self, "exclude", "a list of patterns", exclude, 'Write exclude=["head.*"].'
-        )
-        self.clip_factor = float(clip_factor)
-        self.eps = float(eps)
+        self.clip_factor = arguments.positive("clip_factor", clip_factor, "The paper advises 0.01.", owner=self)
+        rule = "> 0, or a unit that starts at zero never learns"
+        self.eps = arguments.number("eps", eps, lambda f: f > 0, rule, "The paper advises 1e-3.", owner=self)
+        listed = not isinstance(exclude, str)
+        arguments.check(listed, "exclude", "a list of patterns", exclude, 'Write exclude=["head.*"].', self)
         self.exclude = list(exclude)
         self.as_published = as_published
 

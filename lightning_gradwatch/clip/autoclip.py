@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.clip.history import History
-from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, bounded, require, usable
+from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, bounded, usable
 
 _ABSURD = 100.0  # times the median: what lies beyond enters the history as this much
 
@@ -39,14 +40,10 @@ class AutoClip(ArgumentsMixin):
     _arguments = ("percentile", "window", "as_published")
 
     def __init__(self, percentile: float = 10.0, window: int = 10_000, as_published: bool = False) -> None:
-        require(
-            0.0 <= percentile <= 100.0, self, "percentile", "between 0 and 100", percentile, "The paper advises 10."
-        )
-        require(
-            window >= 1, self, "window", "≥ 1", window, "Leave it at 10,000, or use `as_published=True` to keep all."
-        )
-        self.percentile = float(percentile)
-        self.window = int(window)
+        rule, remedy = "between 0 and 100", "The paper advises 10."
+        self.percentile = arguments.number("percentile", percentile, lambda f: 0 <= f <= 100, rule, remedy, owner=self)
+        remedy = "Leave it at 10,000, or use `as_published=True` to keep all."
+        self.window = arguments.whole("window", window, remedy, owner=self)
         self.as_published = as_published
         self._history = self._new_history([])
         self._poisoned = False  # a NaN or inf has entered (as published only); such a list has no order

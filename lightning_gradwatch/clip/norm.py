@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
-from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, StatelessMixin, bounded, require, usable
+from lightning_gradwatch import arguments
+from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, StatelessMixin, bounded, usable
 
 
 class Norm(ArgumentsMixin, StatelessMixin):
@@ -20,15 +19,8 @@ class Norm(ArgumentsMixin, StatelessMixin):
     _arguments = ("max_norm",)
 
     def __init__(self, max_norm: float = 1.0) -> None:
-        require(
-            math.isfinite(max_norm) and max_norm > 0,
-            self,
-            "max_norm",
-            "finite and > 0",
-            max_norm,
-            "Use the norm of an ordinary step, as `gradwatch/grad_norm` shows it.",
-        )
-        self.max_norm = float(max_norm)
+        remedy = "Use the norm of an ordinary step, as `gradwatch/grad_norm` shows it."
+        self.max_norm = arguments.positive("max_norm", max_norm, remedy, owner=self)
 
     def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:
         """Bound the norm by ``max_norm``."""

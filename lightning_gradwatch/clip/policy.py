@@ -84,12 +84,6 @@ def ratio(target: float, norm: float) -> float:
     return max(target / norm, sys.float_info.min)
 
 
-def require(holds: bool, owner: object, argument: str, rule: str, found: object, remedy: str) -> None:
-    """Raise the one form of error that all arguments share."""
-    if not holds:
-        raise ValueError(f"{type(owner).__name__}: `{argument}` must be {rule}; found {found!r}. {remedy}")
-
-
 def describe(policy: object) -> str:
     """A text that is the same in every process for the same policy with the same arguments."""
     arguments = getattr(policy, "arguments", None)

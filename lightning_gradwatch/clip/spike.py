@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.clip.history import History
-from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, ratio, require, usable
+from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, ratio, usable
 
 _SETTLING = 10  # steps until median and maximum are trusted
 _FIRST_FACTOR = 30.0  # the bound until then, in the second largest norm so far ...
@@ -80,23 +82,16 @@ class Spike(ArgumentsMixin):
         window: int = 20,
         longest_step: float = 0.2,
     ) -> None:
-        require(least_factor > 1, self, "least_factor", "> 1", least_factor, "Leave it at 30; lower clips sooner.")
-        require(peak_factor >= 1, self, "peak_factor", "≥ 1", peak_factor, "Leave it at 8; lower clips sooner.")
-        require(
-            math.isfinite(most_factor) and most_factor >= least_factor,
-            self,
-            "most_factor",
-            f"finite and ≥ least_factor ({least_factor})",
-            most_factor,
-            "Leave it at 100.",
-        )
-        require(window >= _PATIENCE, self, "window", f"≥ {_PATIENCE}", window, "Leave it at 20.")
-        require(longest_step > 0, self, "longest_step", "> 0", longest_step, "Leave it at 0.2; infinity is no bound.")
-        self.least_factor = float(least_factor)
-        self.peak_factor = float(peak_factor)
-        self.most_factor = float(most_factor)
-        self.window = int(window)
-        self.longest_step = float(longest_step)
+        number = functools.partial(arguments.number, owner=self)
+        sooner = "lower clips sooner."
+        self.least_factor = number("least_factor", least_factor, lambda f: f > 1, "> 1", f"Leave it at 30; {sooner}")
+        self.peak_factor = number("peak_factor", peak_factor, lambda f: f >= 1, "≥ 1", f"Leave it at 8; {sooner}")
+        rule = f"finite and ≥ least_factor ({least_factor})"
+        least = self.least_factor
+        self.most_factor = number("most_factor", most_factor, lambda f: least <= f < math.inf, rule, "Leave it at 100.")
+        self.window = arguments.whole("window", window, "Leave it at 20.", least=_PATIENCE, owner=self)
+        remedy = "Leave it at 0.2; infinity is no bound."
+        self.longest_step = number("longest_step", longest_step, lambda f: f > 0, "> 0", remedy)
         self._history = History(self.window)
         self._memory = History(_MEMORY)
         self._held: list[float] = []

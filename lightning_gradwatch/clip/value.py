@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.clip.norms import whole
-from lightning_gradwatch.clip.policy import ArgumentsMixin, StatelessMixin, require
+from lightning_gradwatch.clip.policy import ArgumentsMixin, StatelessMixin
 from lightning_gradwatch.clip.tensor_policy import dense, share_of
 
 
@@ -35,15 +36,8 @@ class Value(ArgumentsMixin, StatelessMixin):
     _arguments = ("max_value", "as_published")
 
     def __init__(self, max_value: float = 1.0, as_published: bool = False) -> None:
-        require(
-            math.isfinite(max_value) and max_value > 0,
-            self,
-            "max_value",
-            "finite and > 0",
-            max_value,
-            "Use the largest entry of an ordinary step.",
-        )
-        self.max_value = float(max_value)
+        remedy = "Use the largest entry of an ordinary step."
+        self.max_value = arguments.positive("max_value", max_value, remedy, owner=self)
         self.as_published = as_published
 
     @torch.no_grad()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal
 
-from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, bounded, require, usable
+from lightning_gradwatch import arguments
+from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, bounded, usable
 
 _ABSURD = 100.0  # times the warm-up's median: what lies beyond is left out of μ and σ
 _LEAST_SPREAD = 0.05  # of μ: the least σ of the hardened form
@@ -73,30 +75,19 @@ class ZClip(ArgumentsMixin):
         skip_update_on_spike: bool = False,
         as_published: bool = False,
     ) -> None:
-        modes = ("adaptive_scaling", "mean", "percentile")
-        require(mode in modes, self, "mode", f"one of {modes}", mode, "The paper advises 'adaptive_scaling'.")
-        require(0.0 <= alpha < 1.0, self, "alpha", "in [0, 1)", alpha, "The paper advises 0.97.")
-        require(z_threshold > 0, self, "z_threshold", "> 0", z_threshold, "The paper advises 2.5.")
-        require(
-            max_norm is None or (math.isfinite(max_norm) and max_norm > 0),
-            self,
-            "max_norm",
-            "finite and > 0",
-            max_norm,
-            "Use None for no fixed bound.",
-        )
-        require(warmup_steps >= 1, self, "warmup_steps", "≥ 1", warmup_steps, "The paper advises 25.")
-        require(eps >= 0, self, "eps", "≥ 0", eps, "Leave it at 1e-6.")
-        require(
-            0.0 < factor <= 1.0, self, "factor", "in (0, 1]", factor, "Leave it at 1, or use 0.5 to 0.9 to clip harder."
-        )
+        advice = "The paper advises"
+        number, rule = functools.partial(arguments.number, owner=self), f"{advice} 'adaptive_scaling'."
+        arguments.one_of("mode", mode, ("adaptive_scaling", "mean", "percentile"), rule, owner=self)
         self.mode = mode
-        self.alpha = float(alpha)
-        self.z_threshold = float(z_threshold)
-        self.max_norm = None if max_norm is None else float(max_norm)
-        self.warmup_steps = int(warmup_steps)
-        self.eps = float(eps)
-        self.factor = float(factor)
+        self.alpha = number("alpha", alpha, lambda f: 0 <= f < 1, "in [0, 1)", f"{advice} 0.97.")
+        self.z_threshold = number("z_threshold", z_threshold, lambda f: f > 0, "> 0", f"{advice} 2.5.")
+        self.max_norm = None
+        if max_norm is not None:
+            self.max_norm = arguments.positive("max_norm", max_norm, "Use None for no fixed bound.", owner=self)
+        self.warmup_steps = arguments.whole("warmup_steps", warmup_steps, f"{advice} 25.", owner=self)
+        self.eps = number("eps", eps, lambda f: f >= 0, "≥ 0", "Leave it at 1e-6.")
+        remedy = "Leave it at 1, or use 0.5 to 0.9 to clip harder."
+        self.factor = number("factor", factor, lambda f: 0 < f <= 1, "in (0, 1]", remedy)
         self.skip_update_on_spike = skip_update_on_spike
         self.as_published = as_published
         self._warmup: list[float] = []

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_gradwatch import arguments
+
 NOUNS = (
     ("cat", "cats"),
     ("dog", "dogs"),
@@ -100,8 +102,7 @@ def make_sentence(rng: random.Random, distance: int, *, plural: bool | None = No
     Raises:
         ValueError: ``distance`` < 1.
     """
-    if distance < 1:
-        raise ValueError(f"`distance` must be ≥ 1 word; found {distance}. The verb stands after its subject.")
+    arguments.whole("distance", distance, "The verb stands after its subject.")
     plural = rng.random() < 0.5 if plural is None else plural
     between = _clause(rng, distance) if distance >= _CLAUSE_FROM else _adverbs(rng, distance - 1)
     words = ["the", rng.choice(NOUNS)[plural], *between, VERBS[plural], rng.choice(_ADJECTIVES), "."]

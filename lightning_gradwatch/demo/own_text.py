@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from lightning_gradwatch import AdaptiveClip
+from lightning_gradwatch import AdaptiveClip, arguments
 from lightning_gradwatch.demo.data import TextData
-from lightning_gradwatch.demo.error import DemoError
 from lightning_gradwatch.demo.language_model import CELLS, Cell, RecurrentLanguageModel
 from lightning_gradwatch.demo.text import unigram_perplexity
 from lightning_gradwatch.demo.training import Training, reproducible, train
@@ -30,7 +29,7 @@ class TextOptions:
         accelerator: the Trainer's.
 
     Raises:
-        DemoError: an option breaks its rule.
+        ValueError: an option breaks its rule.
     """
 
     files: list[str] = field(default_factory=list[str])
@@ -48,15 +47,11 @@ class TextOptions:
     accelerator: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.cell not in CELLS:
-            raise DemoError(f"`--cell` must be one of {', '.join(CELLS)}; found {self.cell!r}.")
+        arguments.one_of("--cell", self.cell, CELLS, "Leave it out for lstm.")
         for name in ("layers", "hidden", "steps", "timesteps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise DemoError(f"`--{name.replace('_', '-')}` must be ≥ 1; found {getattr(self, name)}.")
-        if not 0 <= self.dropout < 1:
-            raise DemoError(f"`--dropout` must be in [0, 1); found {self.dropout}.")
-        if not 0 < self.lr < float("inf"):
-            raise DemoError(f"`--lr` must be > 0; found {self.lr}.")
+            arguments.whole(f"--{name.replace('_', '-')}", getattr(self, name), "Leave it out for the default.")
+        arguments.number("--dropout", self.dropout, lambda found: 0 <= found < 1, "in [0, 1)", "0 drops nothing.")
+        arguments.positive("--lr", self.lr, "Leave it out for 0.003.")
 
     def data(self) -> TextData:
         """The text, read.

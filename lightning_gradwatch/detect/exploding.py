@@ -7,6 +7,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.detect.baseline import Baseline
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import exploding_remedy
@@ -50,9 +51,8 @@ class ExplodingDetector:
     """
 
     def __init__(self, factor: float = EXPLODING_FACTOR) -> None:
-        if not factor > 1:
-            raise ValueError(f"`factor` must be > 1; found {factor}. The default is {EXPLODING_FACTOR:g}.")
-        self.factor = factor
+        remedy = f"The default is {EXPLODING_FACTOR:g}."
+        self.factor = arguments.number("factor", factor, lambda found: found > 1, "> 1", remedy)
         self._ordinary: dict[Hashable, Baseline] = {}
         self._evidence: dict[Hashable, float] = {}
         self._suspected: dict[

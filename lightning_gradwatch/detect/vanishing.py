@@ -9,6 +9,7 @@ from statistics import median
 
 import numpy as np
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import vanishing_remedy
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
@@ -59,9 +60,7 @@ class VanishingDetector:
     """
 
     def __init__(self, samples: int = SAMPLES) -> None:
-        if samples < 1:
-            raise ValueError(f"`samples` must be ≥ 1; found {samples}. The default is {SAMPLES}.")
-        self.samples = samples
+        self.samples = arguments.whole("samples", samples, f"The default is {SAMPLES}.")
         self._tracks: dict[Hashable, _Track] = {}
         self._episodes = Episodes(CALM_SAMPLES, falling=True)
         self._begun_by: dict[Hashable, int] = {}

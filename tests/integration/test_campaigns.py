@@ -1,4 +1,4 @@
-"""The quiet and the sick campaign, a slice of each; at full size they are benchmarks/quiet.py and benchmarks/sick.py."""
+"""The quiet and the sick campaign, a slice of each; at full size they are in benchmarks/campaigns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import torch
 
-from benchmarks import quiet, sick
+from benchmarks.campaigns import quiet, sick
 from lightning_gradwatch.events import ENDED, Event, EventKind, Severity
 
 RUNS, STEPS = 6, 160

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # its files import each other as a script's do
-import clipping
-import first_steps
-import temporal_order
-from clipping_methods import methods
-from clipping_problems import problems
+from benchmarks.clipping import compare as clipping
+from benchmarks.clipping import first_steps, temporal_order
+from benchmarks.clipping.methods import methods
+from benchmarks.clipping.problems import problems
 
 METHODS = {f"{m.family} {m.setting}".strip(): m for m in methods()}
 SPIKE = METHODS["ours: spike default"]

@@ -1,4 +1,4 @@
-"""The fault campaign, a sample of it; at full size it is benchmarks/faults.py."""
+"""The fault campaign, a sample of it; at full size it is benchmarks/campaigns/faults.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from benchmarks.fault_models import PLACES
-from benchmarks.faults import campaign, table
+from benchmarks.campaigns.fault_models import PLACES
+from benchmarks.campaigns.faults import campaign, table
 from lightning_gradwatch import EventKind, GradWatch
 from tests.models import TinyLanguageModel, sentences, trainer
 

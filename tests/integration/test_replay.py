@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.replays import campaign
+from benchmarks.campaigns.replays import campaign
 from lightning_gradwatch import EventKind, GradWatch
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.replay.rerun import rerun
@@ -298,7 +298,7 @@ def test_another_event_says_how_it_differs(tmp_path, capsys) -> None:
 
 
 def test_a_sample_of_the_campaign() -> None:
-    """Whatever network and fault is drawn, the replay shows the same event and names the line; in full it is benchmarks/replays.py."""
+    """Whatever network and fault is drawn, the replay shows the same event and names the line; in full: benchmarks/campaigns/replays.py."""
     results = campaign(12, seed=4)
     written = [one for one in results if one["outcome"] != "no critical event"]
     assert len(written) >= 10

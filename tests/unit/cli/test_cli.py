@@ -140,7 +140,7 @@ def test_watch_prints_one_picture(tmp_path, capsys):
         (["check", "{}/nowhere"], "found nothing at"),
         (["watch", "{}/nowhere", "--once"], "found nothing at"),
         (["watch", "{}/run/run.json"], "found a file at"),
-        (["watch", "{}/run", "--interval", "0"], "must be > 0; found 0"),
+        (["watch", "{}/run", "--interval", "0"], "must be a number of seconds > 0; found '0'"),
         (
             ["replay", "{}/nowhere", "--module", "tests.models:TinyLanguageModel"],
             "`BUNDLE` must be a bundle's file; found nothing",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.fault_models import Fault, Subject
+from benchmarks.campaigns.fault_models import Fault, Subject
 from tests.oracles import unroll
 
 

@@ -1,7 +1,7 @@
 """Which constants let Spike leave healthy runs alone and hold unstable ones.
 
-    python benchmarks/spike_constants.py healthy    # gradient norms of healthy runs, then false clips by setting
-    python benchmarks/spike_constants.py unstable   # survival of unstable recurrent networks, with and without Spike
+    python -m benchmarks.clipping.spike_constants healthy    # gradient norms of healthy runs, then false clips by setting
+    python -m benchmarks.clipping.spike_constants unstable   # survival of unstable recurrent networks, with and without Spike
 
 Healthy: character language models (LSTM, GRU, RNN) and an MLP, Adam and SGD, with and without learning-rate warm-up,
 batches from 1 to 32. Unstable: ReLU networks with a spectral radius or a learning rate too high.

@@ -1,7 +1,7 @@
 """What AdaptiveClip's step costs beside `torch.nn.utils.clip_grad_norm_`, for each policy, and what three packages' do.
 
-    python benchmarks/clip_cost.py
-    python benchmarks/clip_cost.py --device cuda --rounds 300
+    python -m benchmarks.cost.clip_step
+    python -m benchmarks.cost.clip_step --device cuda --rounds 300
 
 All are run in turn, round by round, on the same gradients of 10 million parameters in 100 tensors; each round gives one ratio to
 `clip_grad_norm_` of that round. Shown are the medians with quartiles. The norm stays under the bound of `Norm`, `Spike`, `ZClip` and
@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from clipping_methods import autoclip, smartclip, zclip
-
+from benchmarks.clipping.methods import autoclip, smartclip, zclip
 from lightning_gradwatch.callbacks._clip_parts import Parts
 from lightning_gradwatch.callbacks._clip_step import clip, measure
 from lightning_gradwatch.clip import POLICIES, ClipPolicy, Norm, TensorPolicy, ZClip

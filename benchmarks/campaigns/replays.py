@@ -1,6 +1,6 @@
 """How often a bundle shows its event again: trainings that go wrong in a place that is drawn, each replayed from its file.
 
-    python benchmarks/replays.py [--count N] [--seed N] [--json FILE]
+    python -m benchmarks.campaigns.replays [--count N] [--seed N] [--json FILE]
 
 Each training draws its network, its options and its fault. The fault itself draws sequence, timestep and unit from torch's, Python's and
 NumPy's generators while it trains, so that a replay that restored any of them wrongly would find another place. Between

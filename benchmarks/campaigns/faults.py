@@ -1,6 +1,6 @@
 """The fault campaign: is every number that is not finite found, and located exactly where it began?
 
-    python benchmarks/faults.py [--injections N] [--seed N] [--list]
+    python -m benchmarks.campaigns.faults [--injections N] [--seed N] [--list]
 
 Each injection is a few training steps of a small model under ``Watch``, the last of them with a fault drawn at random. The
 truth is the model unrolled with PyTorch's own cells, and autograd. Columns of the table:
@@ -32,15 +32,12 @@ import argparse
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, it shares the tests' oracle
-
-from benchmarks.fault_models import (
+from benchmarks.campaigns.fault_models import (
     BATCH,
     HIDDEN,
     PLACES,
@@ -54,7 +51,7 @@ from benchmarks.fault_models import (
     overflowing,
     planted,
 )
-from benchmarks.fault_truth import Truth, truth_of
+from benchmarks.campaigns.fault_truth import Truth, truth_of
 from lightning_gradwatch.callbacks._watch import Step, Watch
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent.discover import discover

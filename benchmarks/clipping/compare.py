@@ -1,8 +1,8 @@
 """Which way of clipping holds a run, and what it costs a healthy one.
 
-    python benchmarks/clipping.py                      # all problems, methods and seeds: about 15 minutes on one core
-    python benchmarks/clipping.py --seeds 100 101 102  # others
-    python benchmarks/clipping.py --numbers 12         # one problem
+    python -m benchmarks.clipping.compare                      # all problems, methods and seeds: about 15 minutes on one core
+    python -m benchmarks.clipping.compare --seeds 100 101 102  # others
+    python -m benchmarks.clipping.compare --numbers 12         # one problem
 
 Healthy problems; the same with spikes at one step in forty (the gradient 30 to 30,000 times as long, or noise of that length added);
 problems that are unstable by themselves. Printed are, for each problem, the share of runs that diverged, the final loss (median over
@@ -15,19 +15,16 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from clipping_methods import Method, methods
-from clipping_problems import Problem, problems
+from benchmarks.clipping.methods import Method, methods
+from benchmarks.clipping.problems import Problem, problems
 
 SPIKES = 1 / 40
 """Share of the steps whose gradient is multiplied, in the regime ``spikes``."""

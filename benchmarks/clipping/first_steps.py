@@ -1,6 +1,6 @@
 """Does AdaptiveClip leave the first steps of healthy runs alone, when little is known of their norms?
 
-    python benchmarks/first_steps.py [--runs N] [--steps N] [--first-seed N]
+    python -m benchmarks.clipping.first_steps [--runs N] [--steps N] [--first-seed N]
 
 Each run draws a cell, sizes, a task, an optimizer and a learning rate that is ordinary for it. Some tasks have gradients that are next to
 nothing in some batches and not in others: a classification whose head's bias is what is learned first, targets with a mean of zero.
@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from clipping import norm_of
-from clipping_methods import adaptive_clip
+from benchmarks.clipping.compare import norm_of
+from benchmarks.clipping.methods import adaptive_clip
 
 SYMBOLS, WIDTH = 40, 16
 OUTPUTS = {"classify": 5, "binary": 2, "regress": 1, "zero mean": 1, "predict": SYMBOLS, "sum so far": 1}

@@ -1,7 +1,7 @@
 """The temporal-order problem of Pascanu, Mikolov and Bengio (2013, §4.1): which remedy lets a plain RNN learn over how many timesteps.
 
-    python benchmarks/temporal_order.py                       # about 35 minutes on one core
-    python benchmarks/temporal_order.py --lengths 50 --seeds 0 --updates 200  # a slice
+    python -m benchmarks.clipping.temporal_order                       # about 35 minutes on one core
+    python -m benchmarks.clipping.temporal_order --lengths 50 --seeds 0 --updates 200  # a slice
 
 As in the paper: 50 tanh units, batches of 20, SGD with a rate of 0.01, the fixed norm 1, recurrent weights with 15 entries a row and a
 spectral radius of 0.95 ("smart tanh"), success at an error of 1 % or less on 10,000 sequences. Ω has the authors' weight of 2. What
@@ -11,19 +11,15 @@ differs is the budget: they allowed five million updates, here it is 40,000, so 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from clipping_methods import adaptive_clip
-from clipping_problems import temporal_order
-
+from benchmarks.clipping.methods import adaptive_clip
+from benchmarks.clipping.problems import temporal_order
 from lightning_gradwatch.clip import Norm
 from lightning_gradwatch.recurrent.bounded_backward import Rule
 from lightning_gradwatch.recurrent.limit import Limit

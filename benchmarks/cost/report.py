@@ -1,6 +1,6 @@
 """How large the report of a long training is, and how quickly it is written and opened in a headless Chromium.
 
-python -m benchmarks.report [--steps 100000] [--every 50] [--layers 2] [--timesteps 128] [--rounds 5]
+python -m benchmarks.cost.report [--steps 100000] [--every 50] [--layers 2] [--timesteps 128] [--rounds 5]
 
 "Opened" is the time from the navigation to the load event, when all scripts have run and the words stand there; "drawn" ends when the
 last picture is there.

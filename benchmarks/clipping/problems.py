@@ -1,4 +1,4 @@
-"""What `clipping.py` trains on: language models, the adding and the temporal-order problem, each healthy, with spikes, and unstable."""
+"""What `compare.py` trains on: language models, the adding and the temporal-order problem, each healthy, with spikes, and unstable."""
 
 from __future__ import annotations
 

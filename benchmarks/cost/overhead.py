@@ -1,6 +1,6 @@
 """What watching costs: GradWatch beside the bare run, ``detect_anomaly`` and a model unrolled with cells and ``retain_grad``.
 
-    python benchmarks/overhead.py [--steps N] [--json FILE]
+    python -m benchmarks.cost.overhead [--steps N] [--json FILE]
 
 Everything runs in one process on one machine, interleaved step by step, so that its noise hits all alike; figures are medians
 of paired ratios with the 25th and 75th percentile. Each variant has its own model, optimizer and Trainer callbacks' hooks,

@@ -1,6 +1,6 @@
 """The sick campaign: what is said of runs that explode, vanish or diverge by construction, and by whom?
 
-    python benchmarks/sick.py [--runs N] [--steps N] [--seed N] [--list]
+    python -m benchmarks.campaigns.sick [--runs N] [--steps N] [--seed N] [--list]
 
 Each run is a real Trainer with ``GradWatch`` as it comes. Sick by construction are: recurrent matrices that are λ times an
 orthogonal one, λ well under or over 1; gates that begin shut; sequences too long for the cell (depth in time); learning rates 30 to
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import tempfile
 import time
 import warnings
@@ -43,11 +42,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from zclip import ZClip
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, it shares the tests' oracle
-
-from benchmarks.quiet import RATES, draw, quietly
-from benchmarks.run_models import OPTIMIZERS, Run, train
-from benchmarks.sick_truth import Truth, diverges
+from benchmarks.campaigns.quiet import RATES, draw, quietly
+from benchmarks.campaigns.run_models import OPTIMIZERS, Run, train
+from benchmarks.campaigns.sick_truth import Truth, diverges
 from lightning_gradwatch import Event, EventKind, GradWatch
 
 EPOCH = 50

@@ -1,6 +1,6 @@
 """The quiet campaign: does GradWatch keep quiet on healthy training runs?
 
-    python benchmarks/quiet.py [--runs N] [--steps N] [--seed N] [--list]
+    python -m benchmarks.campaigns.quiet [--runs N] [--steps N] [--seed N] [--list]
 
 Each run is a real Trainer with ``GradWatch`` as it comes, over cell kinds, sizes, depths, tasks, optimizers, learning-rate schedules with
 and without warm-up, and precisions, drawn at random. A run is *healthy* if it is set up as a textbook would and learns:
@@ -33,9 +33,7 @@ from random import Random
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script
-
-from benchmarks.run_models import OPTIMIZERS, Run, train
+from benchmarks.campaigns.run_models import OPTIMIZERS, Run, train
 from lightning_gradwatch import Event, GradWatch
 
 RATES = {

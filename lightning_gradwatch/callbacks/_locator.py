@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,9 +13,16 @@ from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent import Capture, Loop, RecurrentCall, sweep
 from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.first_look import FirstLook
-from lightning_gradwatch.recurrent.monitor import Norms
+from lightning_gradwatch.recurrent.monitor import Norms, numbers
 
 Call = RecurrentCall | Loop
+
+
+class Read(NamedTuple):
+    """The gradients' norms of one step, and whose they are."""
+
+    parameters: list[Tensor]
+    norms: Norms
 
 
 class Locator:
@@ -57,21 +64,21 @@ class Locator:
         ]
         return watched + [(plain_name(name), parameter) for name, parameter in self._model.named_parameters()]
 
-    def grown_most(self, parameters: Sequence[Tensor], norms: Norms, before: dict[int, float], *, recurrent: bool) -> str:
-        """In words, the parameter whose gradient grew most since the step before, among those that make up the norm.
-
-        Args:
-            before: norms of that step, by the identities of the parameters.
-        """
+    def grown_most(self, step: Read, before: Read | None, *, recurrent: bool) -> str:
+        """In words, the parameter whose gradient grew most since the step before, among those that make up the norm."""
+        if before is None:
+            return ""
+        then = dict(zip(map(id, before.parameters), before.norms.by_parameter, strict=True))
+        norms = step.norms
         count = norms.recurrent if recurrent else len(norms.by_parameter)
         least = 0.1 * (norms.of_recurrent if recurrent else norms.whole)
-        pairs = zip(parameters[:count], norms.by_parameter[:count], strict=True)
-        grown = [(norm / max(before[id(p)], 1e-30), p, norm) for p, norm in pairs if norm >= least and id(p) in before]
+        now = zip(step.parameters[:count], norms.by_parameter[:count], strict=True)
+        grown = [(norm / max(then[id(p)], 1e-30), norm, p) for p, norm in now if norm >= least and id(p) in then]
         if not grown:
             return ""
-        _, parameter, norm = max(grown, key=lambda one: one[0])
-        name = next((name for name, own in self.named() if own is parameter), None)
-        return name and f"That of {name} grew most: to {norm:.3g} from {before[id(parameter)]:.3g} at the step before." or ""
+        _, norm, parameter = max(grown, key=lambda one: one[0])
+        name = next((name for name, own in self.named() if own is parameter), "one")
+        return f"That of {name} grew most: to {norm:.3g} from {then[id(parameter)]:.3g} at the step before."
 
     def _place(self, call: Call) -> Place:
         if isinstance(call, Loop):
@@ -89,7 +96,5 @@ def _worst(loss: Tensor) -> float | None:
 
 def wide_norm(parameters: Sequence[Tensor], scale: Tensor | float) -> float:
     """The norm of the gradients in float64, divided by the loss scale."""
-    from lightning_gradwatch.recurrent.monitor import numbers
-
     norms = [float(numbers(p.grad).double().norm()) for p in parameters if p.grad is not None]
     return math.hypot(*norms) / float(scale)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_gradwatch.callbacks._locator import Call, Locator, Read, wide_norm
 from lightning_gradwatch.callbacks._unobserved import Unobserved
 from lightning_gradwatch.detect import (
+    Context,
     ExplodingDetector,
-    LoopPlaces,
-    NormJumpDetector,
-    Place,
+    NormJumps,
     ScaleSearch,
-    SweptCall,
     VanishingDetector,
     WeightWatch,
-    locate_nonfinite,
+    bad_loss,
 )
 from lightning_gradwatch.detect.weights import AFTER_THE_LAST_STEP, SATURATED
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
@@ -28,16 +29,15 @@ from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import (
     Capture,
     Loop,
-    RecurrentCall,
     measure_calls,
     measure_lags,
     stitch,
-    sweep,
 )
-from lightning_gradwatch.recurrent.discover import Discovery, plain_name, scripted
-from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
+from lightning_gradwatch.recurrent.discover import Discovery, scripted
+from lightning_gradwatch.recurrent.first_look import FirstLook
+from lightning_gradwatch.recurrent.monitor import Norms, PendingNorms, gradient_norms, local
 
-Call = RecurrentCall | Loop
+__all__ = ["Call", "Step", "Watch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Step:
 
     ``windows``: by how much the loss was divided for gradient accumulation; ``scale``: by how much a gradient scaler multiplied it.
     ``complete``: whether the parameters' gradients are those of the whole optimizer step. ``scaled``: whether a gradient
-    scaler is at work. ``closer``: whether it is sampled only to look closer after an anomaly.
+    scaler is at work. ``closer``: whether it is sampled only to look closer after an anomaly. ``batch``: what the training step was given.
     """
 
     moment: Moment
@@ -58,6 +58,7 @@ class Step:
     scaled: bool
     loss: Tensor | None = None
     closer: bool = False
+    batch: Any = None
 
     def unscale(self) -> float:
         """By what hidden-state gradients are multiplied to undo both. A host sync where a scaler is at work."""
@@ -72,12 +73,13 @@ class Step:
 
 @dataclass(slots=True)
 class _Pending:
-    """A step whose norm is still on its way from the device."""
+    """A step whose norms are still on their way from the device. ``nth``: which backward pass of its batch it is."""
 
-    norm: PendingNorm
+    norms: PendingNorms
     calls: list[Call]
     loss: Tensor | None
     step: Step
+    nth: int
 
 
 class Watch:
@@ -122,10 +124,12 @@ class Watch:
         self._model, self._max_sequences, self._anchors = model, max_sequences, anchors
         self._on_profiles, self._on_event = on_profiles, on_event
         self._out_of_reach, self._on_hidden = out_of_reach, on_hidden
-        self._jump = NormJumpDetector()
+        self._jump = NormJumps()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
+        self._before: Read | None = None
+        self._nth = 0
         self._spoilt = WeightWatch()
         self._severed: set[str] = set()
         self._pending: list[_Pending] = []
@@ -133,8 +137,10 @@ class Watch:
             for name, kind in scripted(model).items():
                 self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), which takes no hooks"
         self.capture.attach()
-        self._weights = list(self.capture.parameters())
+        self._locator = Locator(model, self.capture)
         self._discovery = Discovery(model, modules.values()) if find_cells else None
+        self._first = FirstLook(model, modules.values()) if find_cells else None
+        self._list_parameters()
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
@@ -153,15 +159,20 @@ class Watch:
             self._unobserved.report_added(step.moment)
         severed = self.capture.loops.severed()
         calls = self.capture.take()
-        if not calls:
+        if not calls and loss is None:
             return
-        self.observed.update(call.module for call in calls)
-        self._report_severed(severed, step.moment)
-        norm = gradient_norm(self._weights, step.scale)
-        if norm is not None:
-            self._pending.append(_Pending(norm, calls, loss, step))
-        self.poll(wait=step.sampled)  # to sample is to wait for the device anyhow
-        if norm is None:
+        if calls:
+            self.observed.update(call.module for call in calls)
+            self._report_severed(severed, step.moment)
+        if step.sampled:
+            self._list_parameters()
+        norms = gradient_norms(self._weights, self._others, loss=loss, scale=step.scale, windows=step.windows)
+        if norms is not None:
+            self._pending.append(_Pending(norms, calls, loss, step, self._nth))
+            self._nth += 1
+        # To sample is to wait for the device anyhow; what the first look saw is gone when the step ends.
+        self.poll(wait=step.sampled or self._first is not None)
+        if norms is None:
             if step.sampled:
                 self._sample(calls, step)
             _release(calls)
@@ -172,6 +183,7 @@ class Watch:
         self._unobserved.end_step(capture, self.observed)
         capture.end()
         capture.clear()
+        self._nth = 0
         return self._end_discovery()
 
     def has_nothing(self) -> bool:
@@ -184,9 +196,9 @@ class Watch:
 
     def poll(self, *, wait: bool = False) -> None:
         """Judge the norms that have arrived; with ``wait``, all of them."""
-        while self._pending and (wait or self._pending[0].norm.ready()):
+        while self._pending and (wait or self._pending[0].norms.ready()):
             pending = self._pending.pop(0)
-            self._judge(pending.norm.value(), pending)
+            self._judge(pending.norms.read(), pending)
             _release(pending.calls)
 
     def finish(self, moment: Moment) -> None:
@@ -205,16 +217,20 @@ class Watch:
             _release(pending.calls)
         self._pending.clear()
         self.capture.detach()
-        if self._discovery is not None:
-            self._discovery.close()
+        self._before = None
+        for search in (self._discovery, self._first):
+            if search is not None:
+                search.close()
 
     def _end_discovery(self) -> bool:
         discovery, self._discovery = self._discovery, None
-        if discovery is None:
+        first, self._first = self._first, None
+        if discovery is None or first is None:
             return False
-        discovery.close()
-        if discovery.failure is not None:
-            raise discovery.failure
+        for search in (discovery, first):
+            search.close()
+            if search.failure is not None:
+                raise search.failure
         hidden: dict[str, str] = {}
         for name, (module, position) in discovery.found.items():
             reason = self._out_of_reach(module)
@@ -224,8 +240,14 @@ class Watch:
                 hidden[name] = reason
         if hidden:
             self._on_hidden(hidden)
-        self._weights = list(self.capture.parameters())
+        self._list_parameters()
         return bool(discovery.found)
+
+    def _list_parameters(self) -> None:
+        """Those of the watched modules, and those of the rest of the model: some come while training."""
+        self._weights: list[Tensor] = list(self.capture.parameters())
+        own = set(map(id, self._weights))
+        self._others: list[Tensor] = [weight for weight in self._model.parameters() if id(weight) not in own]
 
     def _report_severed(self, severed: list[str], moment: Moment) -> None:
         for name in severed:
@@ -256,53 +278,70 @@ class Watch:
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
                 self._tell(self._vanishing(profile, step.moment))
 
-    def _judge(self, norm: float, pending: _Pending) -> None:
-        """Judge a step by its norm. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""
-        step = pending.step
-        finite = math.isfinite(norm)
-        begins = self._is_jump(norm, step) if finite else self._find_nonfinite(pending)
+    def _judge(self, norms: Norms, pending: _Pending) -> None:
+        """Judge a step by its norms. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""
+        step, read = pending.step, Read(pending.norms.parameters, norms)
+        finite = math.isfinite(norms.whole)
+        begins = self._is_jump(read, pending) if finite else self._find_nonfinite(pending)
         self.suspicious |= begins
         if step.sampled or begins:
             self._sample(pending.calls, step, everything=begins)
         if step.sampled and finite:
             self._look_at_weights(SATURATED, step.moment)
-            self._look_at_loss(step)
+        if finite:
+            self._look_at_loss(norms.loss, pending)
 
-    def _look_at_loss(self, step: Step) -> None:
-        """Tell a loss that is not finite though its gradient is; once, until a sampled step has a finite one again."""
-        loss = step.loss_value()
-        bad = loss is not None and not math.isfinite(loss)
+    def _look_at_loss(self, loss: float | None, pending: _Pending) -> None:
+        """Tell a loss that is not finite though its gradient is; once, until it is finite again."""
+        step = pending.step
+        if loss is None and step.sampled:
+            loss = step.loss_value()
+        if loss is None:
+            return
+        bad = not math.isfinite(loss)
         if bad and not self._bad_loss:
-            detail = "Its gradients are finite all the same, so it spoils no weight."
-            self._tell(
-                step.moment.event(EventKind.NONFINITE_LOSS, value=loss, severity=Severity.WARNING, detail=detail)
-            )
+            event = bad_loss(loss, step.moment, Context(pending.loss, step.batch), sizes=(), states=())
+            message = f"{event.message} Its gradients are finite all the same, so it spoils no weight."
+            self._tell(replace(event, severity=Severity.WARNING, message=message))
         self._bad_loss = bad
 
-    def _is_jump(self, norm: float, step: Step) -> bool:
-        """Take in a finite norm. Returns whether a jump begins with it."""
+    def _is_jump(self, read: Read, pending: _Pending) -> bool:
+        """Take in finite norms. Returns whether a jump begins with them."""
+        step, before = pending.step, self._before
         if not step.complete:  # the micro-batches to come may still spoil it
             return False
         self._nonfinite = False
         self._search.ended()
-        event = self._jump(norm, step.moment)
+        self._before = read
+        detail = partial(self._told_of, read, before)
+        event = self._jump(read.norms.of_recurrent, read.norms.whole, pending.nth, step.moment, detail)
         self._tell(event)
         return event is not None and event.action is None
+
+    def _told_of(self, read: Read, before: Read | None, recurrent: bool) -> str:
+        """Whose norm it is, and which parameter's grew most."""
+        whose = "all parameters of the recurrent modules" if recurrent else "all parameters of the model"
+        grown = self._locator.grown_most(read, before, recurrent=recurrent)
+        share = any(local(weight) is not weight for weight in read.parameters)
+        return f"It is that of {whose}{', of this process alone' if share else ''}. {grown}".rstrip()
 
     def _find_nonfinite(self, pending: _Pending) -> bool:
         """Look for where it began; once an episode, which a finite step ends. Returns whether one begins."""
         if self._nonfinite:
             return False
         step = pending.step
-        loss = None if pending.loss is None else _worst(pending.loss.detach().flatten())
-        places = [self._place(call) for call in pending.calls]
-        event = locate_nonfinite(places, loss, self._named_parameters(), step.moment)
+        cells = () if self._discovery is None else self._discovery.found
+        event = self._locator(
+            pending.calls, step.moment, loss=pending.loss, batch=step.batch, first=self._first, cells=cells
+        )
         if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
             self._tell(self._search.overflowed(event, float(step.scale), step.moment, complete=step.complete))
             return False
         if event is None:  # every entry is finite: only the sum of their squares left float32
             limit = math.sqrt(torch.finfo(torch.float32).max) / float(step.scale)
-            event = self._jump.overflowed(self._wide_norm(step), limit, step.moment)
+            norm = wide_norm(pending.norms.parameters, step.scale)
+            detail = "It is that of all parameters of the model."
+            event = self._jump.overflowed(norm, limit, pending.nth, step.moment, detail)
         else:
             self._nonfinite = True
             if event.kind != EventKind.NONFINITE_INPUT:
@@ -314,42 +353,16 @@ class Watch:
     def _look_at_weights(self, message: str, moment: Moment) -> None:
         """Tell a recurrent module's weight that is not finite."""
         own = {id(weight) for weight in self._weights if weight.requires_grad}
-        weights = ((name, local(weight)) for name, weight in self._named_parameters() if id(weight) in own)
+        weights = ((name, local(weight)) for name, weight in self._locator.named() if id(weight) in own)
         self._tell(self._spoilt(weights, message, moment))
 
     def _tell(self, event: Event | None) -> None:
         if event is not None:
             self._on_event(event)
 
-    def _place(self, call: Call) -> Place:
-        if isinstance(call, Loop):
-            return LoopPlaces(call)
-        module = self.capture.modules[call.module]
-        names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
-        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names)
-
-    def _wide_norm(self, step: Step) -> float:
-        """The norm of the recurrent modules' gradients, in float64."""
-        norms = [local(weight.grad).double().norm() for weight in self._weights if weight.grad is not None]
-        return float(torch.stack(norms).norm() / step.scale)
-
-    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        watched = [
-            (f"{name}.{own}", parameter)
-            for name, module in self.capture.modules.items()
-            for own, parameter in module.named_parameters()
-        ]
-        return watched + [(plain_name(name), parameter) for name, parameter in self._model.named_parameters()]
-
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
 """Under a loss scale, gradients that overflow behind a finite loss and finite states are the scaler's search."""
-
-
-def _worst(loss: Tensor) -> float | None:
-    """The first entry that is not finite of a loss, which may be a vector; the first at all, where all are finite."""
-    bad = loss[~loss.isfinite()]
-    return next(map(float, (*bad[:1], *loss[:1])), None)
 
 
 def _release(calls: list[Call]) -> None:

@@ -1,27 +1,31 @@
 """Detectors: a profile or a norm in, an event out."""
 
 from lightning_gradwatch.detect.baseline import Baseline
+from lightning_gradwatch.detect.context import Context, bad_loss
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.exploding import ExplodingDetector
 from lightning_gradwatch.detect.nonfinite import Place, locate_nonfinite
 from lightning_gradwatch.detect.nonfinite_call import SweptCall
 from lightning_gradwatch.detect.nonfinite_loop import LoopPlaces
-from lightning_gradwatch.detect.norm_jump import NormJumpDetector
+from lightning_gradwatch.detect.norm_jump import NormJumpDetector, NormJumps
 from lightning_gradwatch.detect.scale_search import ScaleSearch
 from lightning_gradwatch.detect.vanishing import VanishingDetector, is_vanishing
 from lightning_gradwatch.detect.weights import WeightWatch
 
 __all__ = [
     "Baseline",
+    "Context",
     "Episodes",
     "ExplodingDetector",
     "LoopPlaces",
     "NormJumpDetector",
+    "NormJumps",
     "Place",
     "ScaleSearch",
     "SweptCall",
     "VanishingDetector",
     "WeightWatch",
+    "bad_loss",
     "is_vanishing",
     "locate_nonfinite",
 ]

@@ -13,7 +13,7 @@ from torch.autograd.graph import Node
 
 from lightning_gradwatch.detect.batch import BadEntry, bad_entries
 from lightning_gradwatch.detect.suspects import Suspect, remedies, suspects, told
-from lightning_gradwatch.detect.way_back import ARITHMETIC_REMEDY, WayBack, in_arithmetic
+from lightning_gradwatch.detect.way_back import WayBack, hidden_gradient, in_arithmetic, made_in_arithmetic
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.first_look import Arrived, Made
 from lightning_gradwatch.recurrent.graph import nodes_between, nodes_until
@@ -22,7 +22,9 @@ _FILL = (
     "Look at this entry of the data: fill it in, leave it out, or mask it before the arithmetic of the loss, since NaN times 0 is NaN. "
     "AdaptiveClip skips such a step."
 )
-_PERHAPS = "If that entry of the batch enters the loss, it is the cause: leave it out, or mask it before the arithmetic."
+_PERHAPS = (
+    "If that entry of the batch enters the loss, it is the cause: leave it out, or mask it before the arithmetic."
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ def made_by_cell(context: Context, moment: Moment) -> Event | None:
         timestep=made.call,
         sequence=made.sequence,
         value=made.value,
-        detail="It began in the cell's own arithmetic.",
-        remedy=ARITHMETIC_REMEDY,
+        **made_in_arithmetic(made.nodes),
     )
 
 
@@ -71,17 +72,16 @@ def arrived_at_cell(context: Context, moment: Moment, way: WayBack) -> Event | N
     else:
         step, size, node = arrived.later
         words = in_arithmetic(size, step, nodes_between([node], [arrived.node]), only=False)
-    return moment.event(
-        EventKind.NONFINITE_HIDDEN_GRADIENT,
-        module=arrived.module,
-        layer=0,
-        direction="forward",
-        state="h",
-        timestep=arrived.call,
-        sequence=arrived.sequence,
-        value=arrived.value,
-        **words,
-    )
+    place = {
+        "module": arrived.module,
+        "layer": 0,
+        "direction": "forward",
+        "state": "h",
+        "timestep": arrived.call,
+        "sequence": arrived.sequence,
+        "value": arrived.value,
+    }
+    return hidden_gradient(moment, {**place, **words})
 
 
 def with_source(event: Event, context: Context, sizes: Collection[int]) -> Event:
@@ -92,9 +92,7 @@ def with_source(event: Event, context: Context, sizes: Collection[int]) -> Event
     return _more(event, _came_from(context))
 
 
-def bad_loss(
-    value: float, moment: Moment, context: Context, sizes: Collection[int], states: Collection[Node]
-) -> Event:
+def bad_loss(value: float, moment: Moment, context: Context, sizes: Collection[int], states: Collection[Node]) -> Event:
     """The event of a loss that is not finite though every recurrent state is.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_gradwatch.detect.nonfinite import bad_parameter, bad_value, gate_name, other_places
-from lightning_gradwatch.detect.way_back import WayBack, largest_number, on_the_way
+from lightning_gradwatch.detect.way_back import WayBack, hidden_gradient, largest_number, on_the_way
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.direction import DirectionSweep
@@ -52,8 +52,7 @@ class SweptCall:
         if best is None:
             way.passed(self._outputs(), self._inputs())
             return None
-        fields = {**self._worded(best[1], way), **self._cause()}
-        return moment.event(EventKind.NONFINITE_HIDDEN_GRADIENT, module=self.call.module, **fields)
+        return hidden_gradient(moment, {"module": self.call.module, **self._worded(best[1], way)}, self._cause())
 
     def _worded(self, fields: dict[str, Any], way: WayBack) -> dict[str, Any]:
         """The fields with what is known of how it came to be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,17 @@ from torch.autograd.graph import Node
 from torch.nn import functional
 
 from lightning_gradwatch.detect.nonfinite import bad_parameter, bad_value, gate_name
-from lightning_gradwatch.detect.way_back import WayBack, in_arithmetic, largest_number, on_the_way
+from lightning_gradwatch.detect.way_back import (
+    WayBack,
+    hidden_gradient,
+    in_arithmetic,
+    largest_number,
+    made_in_arithmetic,
+    on_the_way,
+)
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.anchors import norm
-from lightning_gradwatch.recurrent.graph import nodes_between
+from lightning_gradwatch.recurrent.graph import nodes_between, nodes_until
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
 
 _GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
@@ -45,6 +53,7 @@ class LoopPlaces:
             for name, states in (("h", self.loop.h), ("c", self.loop.c)):
                 place = self._place(states[t].tensor) if t < len(states) else None
                 if place is not None:
+                    place |= self._made(t)
                     return self._event(EventKind.NONFINITE_STATE, moment, timestep=t, state=name, **place)
         return None
 
@@ -86,6 +95,16 @@ class LoopPlaces:
             "value": bad_value(gates[sequence, gate]),
         }
 
+    def _made(self, t: int) -> dict[str, str]:
+        """What is known of how step ``t`` made a state that is not finite of finite ones: PyTorch's cells can only overflow."""
+        node, before = self.loop.h[t].edge.node, self._h_before(t)
+        huge = before is not None and float(before.abs().max()) > math.sqrt(largest_number(before))
+        if huge or self.loop.kind in (*_GATES, "tap"):
+            return {}
+        given = [x for x in (self.loop.inputs[t], *(state for _, state in self.loop.given.get(t, ()))) if x is not None]
+        stops = {x.grad_fn for x in given if x.grad_fn is not None} | {state.edge.node for state in self.loop.h[:t]}
+        return made_in_arithmetic(nodes_until([node], stops))
+
     def _h_before(self, t: int) -> Tensor | None:
         """The hidden state that went into a step; None if none was given, which PyTorch's cells take for zeros."""
         given = dict(self.loop.given.get(t, ()))
@@ -99,8 +118,8 @@ class LoopPlaces:
             for name, states in (("h", self.loop.h), ("c", self.loop.c)):
                 place = self._gradient(states, t)
                 if place is not None:
-                    place |= self._worded(states, t, place["sequence"], way)
-                    return self._event(EventKind.NONFINITE_HIDDEN_GRADIENT, moment, timestep=t, state=name, **place)
+                    place |= {"timestep": t, "state": name, **self._worded(states, t, place["sequence"], way)}
+                    return hidden_gradient(moment, {**self._where(), **place}, self._cause())
         given = [state.grad_fn for states in self.loop.given.values() for _, state in states]
         inputs = [x.grad_fn for x in self.loop.inputs if x is not None]
         way.passed(self.nodes(), [*given, *inputs])
@@ -148,6 +167,10 @@ class LoopPlaces:
         return {"sequence": int(bad[0]), "value": bad_value(rows[bad[0]])} if len(bad) else None
 
     def _event(self, kind: EventKind, moment: Moment, **fields: Any) -> Event:
-        cause = {} if self.changed() else bad_parameter(self.loop.weights)
-        place = {"layer": 0, "direction": "forward", **fields, **cause}
-        return moment.event(kind, module=self.loop.module, **place)
+        return moment.event(kind, **self._where(), **{**fields, **self._cause()})
+
+    def _where(self) -> dict[str, Any]:
+        return {"module": self.loop.module, "layer": 0, "direction": "forward"}
+
+    def _cause(self) -> dict[str, Any]:
+        return {} if self.changed() else bad_parameter(self.loop.weights)

@@ -155,7 +155,8 @@ class NormJumps:
 
     def _is_told(self, detector: NormJumpDetector, event: Event) -> bool:
         """Whether an event is no mere echo of an episode that another of the series began."""
-        mine = self._told in (None, detector)
-        if mine:
-            self._told = None if closes_episode(event.to_record()) else detector
-        return mine
+        ends = closes_episode(event.to_record())
+        if self._told is not (detector if ends else None):
+            return False
+        self._told = None if ends else detector
+        return True

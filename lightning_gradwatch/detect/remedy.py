@@ -33,7 +33,9 @@ SPOILT_WEIGHT = (
 
 def jump_remedy(ordinary: float | None, moment: Moment) -> str:
     """What helps against a norm that jumps at that moment; ``ordinary`` is the run's median norm, if it is known."""
-    batch = "" if moment.batch_idx is None else f"Look at batch {moment.batch_idx} of epoch {moment.epoch} for an outlier. "
+    batch = (
+        "" if moment.batch_idx is None else f"Look at batch {moment.batch_idx} of epoch {moment.epoch} for an outlier. "
+    )
     level = f", here about {ordinary:.2g}" if ordinary else ""
     return (
         f"{batch}Use AdaptiveClip(), which brings such a step back to its ordinary size{level}; a fixed clipping level between half "

@@ -37,7 +37,7 @@ _EXP = "Bound its argument: clamp(max=…), or work with logarithms (logsumexp, 
 _EDGE = "Keep its argument inside the open interval: clamp(-1 + 1e-6, 1 - 1e-6)."
 _ROWS = "See to it that every row of the softmax has an entry that is not masked, or mask with a large negative number instead of -inf."
 _HIDES = (
-    "What where(), masked_fill() or nan_to_num() hides in the forward comes back in the backward pass: make the argument itself safe before "
+    "What where(), masked_fill() or nan_to_num() hides in the forward comes back in the backward pass: make the argument safe before "
     "the operation, where(ok, x, 1).sqrt() instead of where(ok, x.sqrt(), 0)."
 )
 _FACTORS = "Add a small multiple of the identity to the matrix before it is factorised or inverted."
@@ -46,7 +46,7 @@ _SURE = {
     "CtcLoss": Suspect(
         "ctc_loss",
         "is infinite where a target is longer than its input can spell",
-        "Use CTCLoss(zero_infinity=True), or leave out targets that are longer than their input (each repeated letter needs one more step).",
+        "Use CTCLoss(zero_infinity=True), or leave out targets longer than their input (each repeated letter needs one more step).",
     ),
     "Sqrt": Suspect("sqrt", "has an infinite slope at 0 and is NaN below", _ROOT),
     "Rsqrt": Suspect("rsqrt", "is infinite at 0", _ROOT),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
 from lightning_gradwatch.detect.suspects import Suspect, remedies, suspects, told
+from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.graph import is_reached, nodes_between
 
 OUTSIDE_REMEDY = (
@@ -19,14 +22,16 @@ OUTSIDE_REMEDY = (
     "Clipping cannot mend it; AdaptiveClip() only skips such a step."
 )
 ARITHMETIC_REMEDY = (
-    "Look at the cell's forward for an operation whose slope is infinite or undefined at what it was given: a root, a logarithm, a norm "
-    "in a divisor, a surrogate's formula. Clipping cannot mend it; AdaptiveClip() only skips such a step."
+    "Look at the cell's forward for an operation whose value or slope is infinite or undefined at what it was given: a root, a logarithm, "
+    "a norm in a divisor, a surrogate's formula. Clipping cannot mend it; AdaptiveClip() only skips such a step."
 )
 GROWTH_REMEDY = (
     "The backward recurrence overflowed: use AdaptiveClip(), lower the learning rate, shorten the sequences "
     "(truncated BPTT), or initialise the recurrent weight orthogonally (Pascanu et al. 2013)."
 )
-HUGE_REMEDY = "The gradient was huge where it came in: scale the loss or its targets down. AdaptiveClip() skips such a step."
+HUGE_REMEDY = (
+    "The gradient was huge where it came in: scale the loss or its targets down. AdaptiveClip() skips such a step."
+)
 
 GREW = 100.0
 """A gradient that grew by less than this on its way was huge where it came in."""
@@ -60,11 +65,13 @@ class WayBack:
         return self.loss is None or is_reached(self._root(), target, set(past))
 
     def outside(self, targets: Sequence[Node]) -> dict[str, str]:
-        """Detail and remedy of a gradient that is not finite where it arrives."""
+        """Message and remedy of a gradient that is not finite where it arrives."""
         found = suspects(self.between(targets))
         loss = f", although the loss is finite ({self.value:.4g})" if self.value is not None else ""
-        detail = f"It arrives there from outside the recurrence{loss}. {told(found)}".rstrip()
-        return {"detail": detail, "remedy": _mend(found, OUTSIDE_REMEDY)}
+        message = (
+            f"The gradient that arrives at {{place}} from outside the recurrence is {{value}}{loss}. {told(found)}"
+        )
+        return {"message": message.rstrip(), "remedy": mend(found, OUTSIDE_REMEDY)}
 
     def _root(self) -> list[Node | None]:
         return [] if self.loss is None else [self.loss.grad_fn]
@@ -100,10 +107,37 @@ def in_arithmetic(before: float, step: int, nodes: Sequence[Node], *, only: bool
     """
     found = suspects(nodes)
     came = f"The gradient that came back to timestep {step} is finite and not large ({before:.3g})"
-    where = f"it began in the arithmetic of the cell itself at timestep {step}"
     other = "" if only else ", or in what else uses this state"
-    remedy = ARITHMETIC_REMEDY if only else OUTSIDE_REMEDY
-    return {"detail": f"{came}: {where}{other}. {told(found)}".rstrip(), "remedy": _mend(found, remedy)}
+    message = f"The gradient of {{place}} became {{value}} in the cell's own arithmetic at timestep {step}{other}. {came}. {told(found)}"
+    return {"message": message.rstrip(), "remedy": mend(found, ARITHMETIC_REMEDY if only else OUTSIDE_REMEDY)}
+
+
+def made_in_arithmetic(nodes: Sequence[Node]) -> dict[str, str]:
+    """Detail and remedy of a state that a cell made so, of finite numbers that are not large.
+
+    Args:
+        nodes: the operations of the cell's forward.
+    """
+    found = suspects(nodes)
+    return {
+        "detail": f"It began in the cell's own arithmetic. {told(found)}".rstrip(),
+        "remedy": mend(found, ARITHMETIC_REMEDY),
+    }
+
+
+def hidden_gradient(moment: Moment, fields: Mapping[str, Any], cause: Mapping[str, Any] | None = None) -> Event:
+    """The event of a hidden state's gradient.
+
+    Args:
+        fields: with what is known of how it came to be: a ``message`` may hold ``{place}`` and ``{value}``.
+        cause: fields of a weight that is not finite, which then takes the place of what is known besides.
+    """
+    words = {"message", "remedy", "detail"} & fields.keys()
+    plain = {name: value for name, value in fields.items() if not (cause and name in words)} | dict(cause or {})
+    message = plain.pop("message", "")
+    event = moment.event(EventKind.NONFINITE_HIDDEN_GRADIENT, **plain)
+    message = message.replace("{place}", event.place).replace("{value}", str(event.value))
+    return dataclasses.replace(event, message=message) if message else event
 
 
 def bad_gradient(name: str, parameter: Tensor, value: float, way: WayBack, *, seen: bool) -> dict[str, str]:
@@ -113,7 +147,7 @@ def bad_gradient(name: str, parameter: Tensor, value: float, way: WayBack, *, se
         seen: whether there are recurrent calls, whose states and gradients were found finite.
     """
     found = suspects(way.between([get_gradient_edge(parameter).node]) if parameter.requires_grad else ())
-    texts = {"detail": told(found), "remedy": _mend(found, "")}
+    texts = {"detail": told(found), "remedy": mend(found, "")}
     if not seen:
         loss = "" if way.value is None else ", although the loss is finite"
         texts["message"] = f"The gradient of parameter {name} is {value}{loss}. {texts['detail']}".rstrip()
@@ -125,6 +159,6 @@ def largest_number(tensor: Tensor) -> float:
     return torch.finfo(tensor.dtype).max
 
 
-def _mend(found: list[Suspect], otherwise: str) -> str:
+def mend(found: list[Suspect], otherwise: str) -> str:
     own = remedies(found)
     return f"{own} Clipping cannot mend it; AdaptiveClip() only skips such a step." if own else otherwise

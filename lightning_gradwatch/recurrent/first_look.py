@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.autograd.graph import Node
 
 from lightning_gradwatch.recurrent.call import GradientSlot
 from lightning_gradwatch.recurrent.discover import plain_name
+from lightning_gradwatch.recurrent.graph import nodes_until
 from lightning_gradwatch.recurrent.loops import tensors
 
 
@@ -25,23 +26,30 @@ class Made:
         call: how many times it had been called in the step before.
         sequence: row of the tensor; None where it has none.
         value: NaN or an infinity.
+        nodes: the operations of its forward.
     """
 
     module: str
     call: int
     sequence: int | None
     value: float
+    nodes: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived(Made):
+class Arrived:
     """A gradient that is not finite where it arrived at a module's output.
 
     Args:
+        module, call, sequence, value: as above.
         node: the place in the graph.
         later: call number, norm of the gradient and place in the graph of the same module's call that had one just before.
     """
 
+    module: str
+    call: int
+    sequence: int | None
+    value: float
     node: Node
     later: tuple[int, float, Node] | None
 
@@ -79,7 +87,7 @@ class FirstLook:
             handle.remove()
         self._handles.clear()
         self._last.clear()
-        self.backward = None
+        self.forward = self.backward = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert, as a copy of a capture is."""
@@ -101,15 +109,16 @@ class FirstLook:
             if self.forward is None:
                 bad = _first_bad(tensor)
                 if bad is not None and all(_first_bad(one) is None for one in given):
-                    self.forward = Made(name, call, *bad)
+                    stops = {one.grad_fn for one in given if one.grad_fn is not None}
+                    self.forward = Made(name, call, *bad, tuple(nodes_until([tensor.grad_fn], stops)))
             node = tensor.grad_fn
             if node is not None:
                 self._listen(name, call, node, tensor.output_nr)
 
     def _listen(self, name: str, call: int, node: Node, number: int) -> None:
-        def arrives(gradients: tuple[Tensor, ...]) -> None:
+        def arrives(gradients: Sequence[Tensor | None]) -> None:
             gradient = gradients[number]
-            if self.backward is None and self._handles and gradient is not None and not GradientSlot.is_paused():
+            if gradient is not None and self.backward is None and self._handles and not GradientSlot.is_paused():
                 self._arrives(name, call, node, gradient)
 
         node.register_prehook(arrives)  # pyright: ignore[reportArgumentType]

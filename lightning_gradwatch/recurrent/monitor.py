@@ -119,7 +119,7 @@ def gradient_norms(
     norms = _norms([numbers(weight.grad) for weight in parameters if weight.grad is not None])
     rides = loss is not None and loss.numel() == 1 and loss.device == norms[0].device
     if rides and loss is not None:
-        norms.append(loss.detach().reshape(()))
+        norms.append(loss.detach().squeeze() if loss.dim() else loss.detach())
     values = torch.stack(norms)
     if isinstance(scale, Tensor):  # read now it would be a host sync
         values, scale = values / scale.to(values.device), 1.0

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
+    from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip, NonFiniteGradientError
     from lightning_gradwatch.callbacks.grad_watch import AnomalyError, GradWatch
     from lightning_gradwatch.clip import AGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
     from lightning_gradwatch.events import Event, EventKind, Severity
@@ -25,6 +25,7 @@ _HOMES = {
     "Event": "events",
     "EventKind": "events",
     "GradWatch": "callbacks.grad_watch",
+    "NonFiniteGradientError": "callbacks.adaptive_clip",
     "Norm": "clip",
     "Severity": "events",
     "Spike": "clip",
@@ -45,6 +46,7 @@ __all__ = [
     "Event",
     "EventKind",
     "GradWatch",
+    "NonFiniteGradientError",
     "Norm",
     "Severity",
     "Spike",

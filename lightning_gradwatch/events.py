@@ -34,7 +34,9 @@ class EventKind(StrEnum):
     NONFINITE_GRADIENT = "NONFINITE_GRADIENT"
     EXPLODING_HIDDEN_GRADIENT = "EXPLODING_HIDDEN_GRADIENT"
     EXPLODING_GRADIENT = "EXPLODING_GRADIENT"
+    DIVERGED = "DIVERGED"
     VANISHING_HIDDEN_GRADIENT = "VANISHING_HIDDEN_GRADIENT"
+    FEW_TIMESTEPS_REACHED = "FEW_TIMESTEPS_REACHED"
     NO_GRADIENT_THROUGH_TIME = "NO_GRADIENT_THROUGH_TIME"
     AMP_OVERFLOW = "AMP_OVERFLOW"
     GRADIENT_CLIPPED = "GRADIENT_CLIPPED"
@@ -104,11 +106,23 @@ _TEXTS: dict[EventKind, _Text] = {
         "The gradient norm of {place} jumped to {value:.3g}; an ordinary step stays under {threshold:.3g}.{detail}",
         "Use AdaptiveClip(), which brings such a step back to its ordinary size; lower the learning rate if it happens often.",
     ),
+    EventKind.DIVERGED: _Text(
+        Severity.WARNING,
+        "The training has diverged: the loss is {value:.4g}, and was {threshold:.4g} at the start.{detail}",
+        "Begin anew with a learning rate ten times lower, or let it rise slowly (warm-up). Clipping alone does not shorten the steps of Adam "
+        "and its like, which rescale the gradient.",
+    ),
     EventKind.VANISHING_HIDDEN_GRADIENT: _Text(
         Severity.WARNING,
         "The gradient of {place} falls under 1 % after {value:.0f} timesteps.{detail}",
         "What lies further back cannot be learned. Use a gated cell (nn.LSTM, nn.GRU), start an LSTM's forget-gate bias at 1 "
         "(Jozefowicz et al. 2015), or initialise the recurrent weight orthogonally or as the identity (Le et al. 2015).",
+    ),
+    EventKind.FEW_TIMESTEPS_REACHED: _Text(
+        Severity.WARNING,
+        "The loss reaches {place} at {value:.0f} of its timesteps only.{detail}",
+        "Read the state where it has seen the whole sequence: the final state h_n, of both directions where there are two, or the output "
+        "at all timesteps. Where the loss belongs to early timesteps alone, cut the sequences behind it.",
     ),
     EventKind.NO_GRADIENT_THROUGH_TIME: _Text(
         Severity.WARNING,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.profile import FLOOR, HORIZON_RATIO, Horizon, gradient_horizon, growth_rate
+from lightning_gradwatch.profile import FLOOR, HORIZON_RATIO, Floats, Horizon, gradient_horizon, growth_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,11 +56,15 @@ class LaggedGradient(Metric):
 
     def horizon(self) -> Horizon:
         """The gradient horizon of the mean curve, in timesteps."""
-        return gradient_horizon(self.compute().cpu().numpy())
+        return gradient_horizon(self._curve())
 
     def growth_rate(self) -> float | None:
         """The growth rate of the mean curve, in nats per timestep."""
-        return growth_rate(self.compute().cpu().numpy())
+        return growth_rate(self._curve())
+
+    def _curve(self) -> Floats:
+        """``(lag,)``: torchmetrics makes a scalar of a result with one entry."""
+        return self.compute().cpu().numpy().reshape(-1)
 
     def plot(self, val: Tensor | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """Draw the curve over lag, with the 1 % line.
@@ -139,7 +143,7 @@ def _draw(curves: Mapping[str, Tensor], ax: Any, across: str, up: str) -> tuple[
             ) from error
         ax = plt.subplots(layout="constrained")[1]
     for name, curve in curves.items():
-        ax.plot(curve.detach().cpu().numpy(), label=name)
+        ax.plot(curve.detach().cpu().numpy().reshape(-1), label=name)  # torchmetrics makes a scalar of one entry
     ax.set_yscale("log", nonpositive="mask")
     ax.set_xlabel(across)
     ax.set_ylabel(up)

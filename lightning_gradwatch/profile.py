@@ -74,6 +74,8 @@ class Profile:
         inexact_reason: None if the figures are exact.
         layers: of the module.
         truncated: whether a state came in whose past is cut off, as in truncated backpropagation through time.
+        with_gradient: to how many sequences of the whole batch the loss sends anything; None where it is not known.
+        batch_first: of the module; None where there is no such order.
     """
 
     module: str
@@ -92,6 +94,8 @@ class Profile:
     inexact_reason: str | None = None
     layers: int = 1
     truncated: bool = False
+    with_gradient: int | None = None
+    batch_first: bool | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
 
     @property
@@ -118,8 +122,8 @@ class Profile:
         return self._lagged[0]
 
     def total_median(self) -> Floats:
-        """Median over the sequences that reach a timestep ``(time,)``."""
-        return _median(self._finite_or_inf(self.total))
+        """Median over the sequences that reach a timestep ``(time,)``; those that get no gradient at all are left out."""
+        return _median(self._finite_or_inf(self.total)[self._reached()])
 
     def total_max(self) -> Floats:
         """Maximum over the sequences that reach a timestep ``(time,)``."""
@@ -127,7 +131,23 @@ class Profile:
 
     def direct_median(self) -> Floats | None:
         """Median of the direct gradient over the sequences that reach a timestep ``(time,)``."""
-        return None if self.direct is None else _median(self._finite_or_inf(self.direct))
+        return None if self.direct is None else _median(self._finite_or_inf(self.direct)[self._reached()])
+
+    def _reached(self) -> npt.NDArray[np.bool_]:
+        """Which of the measured sequences get a gradient at any timestep; all of them, where none does."""
+        reached = np.any(np.nan_to_num(self._finite_or_inf(self.total)), axis=1, keepdims=True)[:, 0]
+        return reached if reached.any() else ~reached
+
+    def due(self) -> tuple[int, int]:
+        """``(reached, timesteps)``, medians over the sequences that get a gradient: how many timesteps, counted from the direction's own
+        first one, lie at or before the last one that gets a gradient; and how many there are. Past it nothing has a loss.
+        """
+        pairs = [
+            (int(own[-1]) + 1, length)
+            for row, length in zip(self._finite_or_inf(self.total), self.lengths, strict=True)
+            if len(own := np.flatnonzero(row[:length] if self.direction == "forward" else row[:length][::-1]))
+        ]
+        return (int(np.median([due for due, _ in pairs])), int(np.median([n for _, n in pairs]))) if pairs else (0, 0)
 
     def _finite_or_inf(self, norms: Floats) -> Floats:
         """NaN within a sequence counts as larger than anything, so that only what lies past its end is left out."""
@@ -138,6 +158,7 @@ class Profile:
         """The profile as a record of the run log, without the fields that place it in the training."""
         lagged = self.lagged()
         horizon = gradient_horizon(lagged)
+        due, of = self.due()
         at, lag_at = evenly(self.timesteps), logarithmically(len(lagged))
         record: dict[str, Any] = {
             "call": self.call,
@@ -160,6 +181,10 @@ class Profile:
             "horizon": horizon.lag,
             "horizon_censored": horizon.censored,
             "growth_rate": growth_rate(lagged),
+            "reached": due,
+            "reachable": of,
+            "with_gradient": self.with_gradient,
+            "batch_first": self.batch_first,
         }
         if keep_sequences:
             record["total_by_sequence"] = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -40,21 +42,37 @@ def _own_errors_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _no_hook_outlives_a_test(monkeypatch: pytest.MonkeyPatch):
     """Every owner of hooks must have taken them off, whatever ended the fit."""
-    from lightning_gradwatch.recurrent import Capture
-
-    attached: list[Capture] = []
-    attach = Capture.attach
-
-    def noted(self: Capture) -> None:
-        attached.append(self)
-        attach(self)
-
-    monkeypatch.setattr(Capture, "attach", noted)
+    hooked: list[nn.Module] = []
+    for name in ("register_forward_hook", "register_forward_pre_hook"):
+        monkeypatch.setattr(nn.Module, name, _noting(getattr(nn.Module, name), hooked))
     yield
-    left = [name for capture in attached for name, m in capture.modules.items() if _hooks_of(capture, m)]
-    assert not left, f"hooks were left on {left}"
+    left = sorted({f"{_owner(hook)} on {type(m).__name__}" for m in hooked for hook in _hooks(m) if _is_ours(hook)})
+    left += [f"{_owner(hook)} on every module" for hook in _global_hooks() if _is_ours(hook)]
+    assert not left, f"hooks were left behind: {left}"
 
 
-def _hooks_of(capture, module: nn.Module) -> list[object]:
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return [hook for hook in hooks if getattr(hook, "__self__", None) is capture]
+def _noting(register: Callable[..., Any], hooked: list[nn.Module]) -> Callable[..., Any]:
+    def noted(self: nn.Module, hook: Callable[..., Any], **options: Any) -> Any:
+        if _is_ours(hook):
+            hooked.append(self)
+        return register(self, hook, **options)
+
+    return noted
+
+
+def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+
+
+def _global_hooks() -> list[Callable[..., Any]]:
+    of_all = torch.nn.modules.module
+    return [*of_all._global_forward_hooks.values(), *of_all._global_forward_pre_hooks.values()]
+
+
+def _owner(hook: Callable[..., Any]) -> str:
+    owner = getattr(hook, "__self__", None)
+    return hook.__module__ if owner is None else f"{type(owner).__module__}.{type(owner).__name__}"
+
+
+def _is_ours(hook: Callable[..., Any]) -> bool:
+    return _owner(hook).startswith("lightning_gradwatch")

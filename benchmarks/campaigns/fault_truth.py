@@ -63,7 +63,9 @@ def truth_of(subject: Subject, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Truth
         own = [name for name in causes if not name.startswith("head")]
         if fault.sampled and own:  # a sampled step looks at the weights themselves
             return Truth("NONFINITE_STATE", parameter=own[0]), True
-        if found == Truth("NONFINITE_LOSS"):  # a constant that was added to it, say: the gradient is that of the finite rest
+        if found == Truth(
+            "NONFINITE_LOSS"
+        ):  # a constant that was added to it, say: the gradient is that of the finite rest
             return Truth("NONFINITE_LOSS"), True
         return Truth(), bool(found or bad or causes)
     if found is None and not bad:

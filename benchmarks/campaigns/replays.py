@@ -161,7 +161,7 @@ def run(case: Case, seed: int, folder: Path) -> dict[str, Any]:
         return {**found, "outcome": "no critical event"}
     bundle = read_bundle(written[0])
     _seed(seed + 1000)
-    build = lambda: build_module(Faulty, written[0], bundle, {})  # noqa: E731
+    build = lambda: build_module(Faulty, bundle, {})  # noqa: E731
     seen = [event.to_record() for event in watched_events(build(), bundle)]
     distances = [differences(bundle[BUNDLE_KEY]["event"], event) for event in seen]
     origin = find_origin(build(), bundle)

@@ -148,10 +148,16 @@ class RunModel(pl.LightningModule):
     def loss(self, output: Tensor, asked: Tensor) -> Tensor:
         """What is made of the recurrent output ``(batch, time, width)``."""
         if self.run.task == "adding":
-            return nn.functional.mse_loss(self.head(output[:, -1])[:, 0], asked)
+            return nn.functional.mse_loss(self.head(self._final(output))[:, 0], asked)
         if self.run.task == "classification":
-            return nn.functional.cross_entropy(self.head(output[:, -1]), asked)
+            return nn.functional.cross_entropy(self.head(self._final(output)), asked)
         return nn.functional.cross_entropy(self.head(output).flatten(0, 1), asked.flatten())
+
+    def _final(self, output: Tensor) -> Tensor:
+        """Where each direction has seen the whole sequence: the last timestep, and the first one of the reverse direction."""
+        if not self.run.bidirectional:
+            return output[:, -1]
+        return torch.cat([output[:, -1, : self.run.hidden], output[:, 0, self.run.hidden :]], -1)
 
     def configure_optimizers(self) -> Any:
         run = self.run

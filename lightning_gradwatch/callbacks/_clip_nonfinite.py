@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks._clip_parts import Part
 from lightning_gradwatch.callbacks._clip_report import ClipReport
 from lightning_gradwatch.callbacks._clip_state import OptimizerState
 from lightning_gradwatch.callbacks._clip_step import UNTOUCHED, Outcome
 from lightning_gradwatch.callbacks._compat import LightningModule, Trainer
+from lightning_gradwatch.callbacks.anomaly.step_control import skip_step, stop_training
 from lightning_gradwatch.clip import Decision
 from lightning_gradwatch.clip.norms import true_norm
 from lightning_gradwatch.events import EventKind, Severity
@@ -56,8 +58,23 @@ class NonFinite:
         """Whether a step with this norm is not to be taken as it is."""
         return not math.isfinite(norm) or (self.action == "shrink_recurrent" and norm > _HUGE)
 
-    def handle(self, trainer: Trainer, index: int, norm: float, parts: Sequence[Part], state: OptimizerState) -> None:
-        """Act, count and report."""
+    def handle(
+        self,
+        trainer: Trainer,
+        optimizer: Optimizer,
+        index: int,
+        norm: float,
+        parts: Sequence[Part],
+        state: OptimizerState,
+    ) -> None:
+        """Act, count and report.
+
+        Args:
+            index: which of the Trainer's optimizers it is.
+
+        Raises:
+            NonFiniteGradientError: the action is ``raise``.
+        """
         if self.action == "raise":
             raise NonFiniteGradientError(
                 f"The gradient norm is {norm} at optimizer step {trainer.global_step} (epoch {trainer.current_epoch}, "
@@ -73,9 +90,7 @@ class NonFinite:
             self._say(trainer, index, norm, state.rest.successive_skips, replaced_by=after)
             self.report.step(trainer, index, Outcome(norm, Decision(None, after / norm), after), state.rest)
         else:
-            for part in parts:
-                for parameter in part.parameters:
-                    parameter.grad = None  # zeros would still move weights by momentum and weight decay
+            skip_step(trainer, optimizer, [parameter for part in parts for parameter in part.parameters])
             state.rest.count_skip()
             self._say(trainer, index, norm, state.rest.successive_skips)
             self.report.step(trainer, index, Outcome(norm, UNTOUCHED, norm), state.rest, skipped=True)
@@ -86,7 +101,7 @@ class NonFinite:
         alarm = successive == self.max_successive
         stops = alarm or self.action == "stop"
         if stops:
-            trainer.should_stop = True
+            stop_training(trainer)
         kind = EventKind.STEP_SKIPPED if replaced_by is None else EventKind.GRADIENT_CLIPPED
         did = "skipped" if replaced_by is None else "replaced the gradients of"
         if alarm:

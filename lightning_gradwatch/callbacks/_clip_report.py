@@ -11,10 +11,10 @@ from lightning_gradwatch.callbacks._clip_state import ClipState
 from lightning_gradwatch.callbacks._clip_step import Outcome
 from lightning_gradwatch.callbacks._compat import Trainer, logged_step, rank_zero_warn, show_in_progress_bar
 from lightning_gradwatch.callbacks._loggers import Scalars
+from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.callbacks.run_folder import close_run_log, open_run_log, run_id_of
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.runlog.schema import StepRecord
-from lightning_gradwatch.runlog.writer import RunLogWriter
 
 _MOST_STEPS = 5_000
 """Of the last steps, in a figure."""
@@ -38,13 +38,12 @@ class ClipReport:
         figures: bool = False,
     ) -> None:
         self.on_event = on_event
+        self.sink = EventSink(on_event)
         self._steps: deque[StepRecord] | None = deque(maxlen=_MOST_STEPS) if figures else None
         self.logging, self.progress_bar = logging, progress_bar
         self._last = ""
-        self.events: list[Event] = []
         self.batch_idx: int | None = None
         self.loss: float | None = None  # of the step at hand
-        self.run_log: RunLogWriter | None = None
         self.run_dir: Path | None = None
         self.run_id: str | None = None
         self._warned: set[str] = set()
@@ -54,17 +53,18 @@ class ClipReport:
 
     def open(self, trainer: Trainer, dirpath: str | Path | None, owner: object) -> None:
         """Begin a fit. A collective."""
-        self.events, self.batch_idx, self._pending = [], None, {}
+        self.sink, self.batch_idx, self._pending = EventSink(self.on_event), None, {}
         self._warned, self._last, self._scalars = set(), "", Scalars("AdaptiveClip")
         if self._steps is not None:
             self._steps.clear()
-        self.run_log = open_run_log(trainer, dirpath, owner=owner, run_id=self.run_id, last=self.run_dir)
+        log = open_run_log(trainer, dirpath, owner=owner, run_id=self.run_id, last=self.run_dir)
+        self.sink.log = log
         self.run_id = run_id_of(trainer, dirpath)
-        self.run_dir = None if self.run_log is None else self.run_log.folder
+        self.run_dir = None if log is None else log.folder
 
     def close(self, trainer: Trainer, owner: object) -> None:
         """End the fit. Calling it again does nothing."""
-        self.run_log = None
+        self.sink.log = None
         close_run_log(trainer, owner=owner)
 
     def step(self, trainer: Trainer, index: int, outcome: Outcome, state: ClipState, *, skipped: bool = False) -> None:
@@ -80,8 +80,8 @@ class ClipReport:
             loss=self.loss,
             skipped=skipped,
         )
-        if self.run_log is not None:
-            self.run_log.step(record)
+        if self.sink.log is not None:
+            self.sink.log.step(record)
         if self._steps is not None:
             self._steps.append(record)
         self._keep(trainer, index, "", {**_values(outcome, state), "skipped_steps": float(state.skipped)})
@@ -133,24 +133,13 @@ class ClipReport:
             detail=" ".join(filter(None, (detail, which))),
             **fields,
         )
-        self.events.append(event)
-        if self.run_log is not None and trainer.is_global_zero:  # the decision is that of all ranks: one record of it
-            self.run_log.event(event)
-        if self.on_event is None:
-            return
-        try:
-            self.on_event(event)
-        except Exception as error:
-            self.warn_once("on_event", f"`on_event` raised {error!r}; the event is kept, and training goes on.")
+        self.sink.take(event, write=trainer.is_global_zero)  # the decision is that of all ranks: one record of it
 
     def warn_once(self, key: str, message: str) -> None:
         """Warn, once a fit for each key."""
         if key not in self._warned:
             self._warned.add(key)
             rank_zero_warn(message)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "run_log": None}
 
 
 def _values(outcome: Outcome, state: ClipState) -> dict[str, float | None]:

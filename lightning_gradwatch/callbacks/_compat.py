@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
     from lightning.pytorch.plugins import MixedPrecision
     from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+
+    lightning_version: str
 else:
 
     def _namespace() -> str:
@@ -37,6 +39,7 @@ else:
     LightningModule = _pl.LightningModule
     Trainer = _pl.Trainer
     seed_everything = _pl.seed_everything
+    lightning_version = _pl.__version__
     MixedPrecision = importlib.import_module(f"{_name}.plugins").MixedPrecision
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
     _rank_zero = importlib.import_module(f"{_name}.utilities.rank_zero")
@@ -53,6 +56,7 @@ __all__ = [
     "MisconfigurationException",
     "MixedPrecision",
     "Trainer",
+    "lightning_version",
     "rank_zero_info",
     "rank_zero_warn",
     "seed_everything",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -15,6 +14,7 @@ from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._loggers import Scalars
 from lightning_gradwatch.callbacks._sharding import gradients_are_common
 from lightning_gradwatch.callbacks._watch import Step
+from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.profile import Profile
@@ -39,21 +39,29 @@ class Findings:
     """
 
     def __init__(self, keep_sequences: bool = False, on_event: Callable[[Event], None] | None = None) -> None:
-        self.events: list[Event] = []
+        self.sink = EventSink(on_event)
         self.lagged: dict[Place, LaggedGradient] = {}
         self.totals: dict[Place, TotalGradient] = {}
         self.trainer: Trainer | None = None
-        self.log: RunLogWriter | None = None
-        self._keep_sequences, self._on_event = keep_sequences, on_event
+        self._keep_sequences = keep_sequences
         self._recent: dict[tuple[Any, ...], deque[dict[str, Any]]] = {}
         self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of the samples before the recent ones
-        self._warned = False
         self._scalars = Scalars("GradWatch")
         self.figures: Figures | None = None
         self.shortest: dict[str, Any] | None = None  # horizon of the last sampled step
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "trainer": None, "log": None}
+        return {**self.__dict__, "trainer": None}
+
+    @property
+    def events(self) -> list[Event]:
+        """All events of the fit, in order."""
+        return self.sink.events
+
+    @property
+    def log(self) -> RunLogWriter | None:
+        """The run log, while there is one."""
+        return self.sink.log
 
     def take_profiles(self, found: list[Profile], step: Step) -> None:
         """The profiles of a sampled step."""
@@ -88,19 +96,7 @@ class Findings:
         if common and event.kind == EventKind.NONFINITE_GRADIENT:
             note = "Gradients are averaged over the processes: it may have begun on another one, which says so in its own events."
             event = dataclasses.replace(event, message=f"{event.message} {note}", detail="")
-        self.events.append(event)
-        if self.log is not None and not (common and event.rank and event.kind in _COMMON):
-            self.log.event(event)
-        if self._on_event is None:
-            return
-        try:
-            self._on_event(event)
-        except Exception as error:  # the user's own callable: its failure must not harm the run
-            if not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"`on_event` failed ({type(error).__name__}: {error}); the training goes on.", stacklevel=2
-                )
+        self.sink.take(event, write=not (common and event.rank and event.kind in _COMMON))
 
     def summary(self) -> list[str]:
         """What was found, in a few lines: per module and layer the verdict; how many events, and the first of the gravest."""

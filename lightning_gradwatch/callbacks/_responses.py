@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.callbacks._amp import active_scaler, unscale_once
+from lightning_gradwatch.callbacks._amp import active_scaler
 from lightning_gradwatch.callbacks._compat import LightningModule, Trainer, rank_zero_warn
 from lightning_gradwatch.callbacks._line_search import LineSearch
 from lightning_gradwatch.callbacks._rollback import GoodStates, State
+from lightning_gradwatch.callbacks.anomaly.step_control import is_skipped, skip_step, stop_training
 from lightning_gradwatch.detect import locate_nonfinite
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.recurrent.discover import plain_name
@@ -179,13 +180,9 @@ class Responder:
         norm = math.nan
         if parameters and optimizer is not None:
             norm = _norm(parameters)
-            scaler = active_scaler(trainer)
-            if scaler is not None:
-                unscale_once(scaler, optimizer)  # the scaler raises at a step whose gradients it never saw
-            for parameter in parameters:
-                parameter.grad = None  # zeros would still move weights by momentum and weight decay
-        elif optimizer is not None and self._response == "skip" and not stops:
-            return  # AdaptiveClip was first, and has said so
+            skip_step(trainer, optimizer, parameters)
+        elif optimizer is not None and self._response == "skip" and not stops and is_skipped(trainer, optimizer):
+            return
         detail, action = f"Because of {event.kind} at {event.place}.", "stopped" if stops else "skipped"
         if self._response == "rollback" and self._states is not None:
             self._back = event
@@ -198,7 +195,7 @@ class Responder:
                 f"anomaly, and stops the training. The last: {_told(event)} {event.remedy} Or raise `max_responses`."
             )
         if stops:
-            trainer.should_stop = True
+            stop_training(trainer)
         severity = Severity.CRITICAL if exhausted else Severity.WARNING
         self._report(moment.event(EventKind.STEP_SKIPPED, value=norm, action=action, detail=detail, severity=severity))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,8 +14,17 @@ from torchmetrics import Metric
 from lightning_gradwatch.callbacks._amp import active_scaler
 from lightning_gradwatch.callbacks._attributes import attributes, holds_any, may_carry, nested
 from lightning_gradwatch.callbacks._compat import LightningModule, Trainer
-from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
+from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.recurrent.monitor import local
+
+
+@runtime_checkable
+class HasPolicies(Protocol):
+    """A callback whose policies hold a state that is to be put back with the weights: AdaptiveClip is one."""
+
+    def policies_in_use(self) -> list[list[ClipPolicy | TensorPolicy]]:
+        """Of each optimizer the policies that hold a state of this fit."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class State:
         attributes: by module name, plain attributes that carry tensors from batch to batch, as a hidden state, or may yet.
         optimizers, schedulers: their ``state_dict``.
         scaler: of the gradient scaler; None without one.
-        clips: the policies' state of each AdaptiveClip among the Trainer's callbacks, by its position. Its counts go on.
+        clips: the state of the policies of each callback of the Trainer that has some, by its position. Its counts go on.
     """
 
     step: int
@@ -145,6 +154,6 @@ def _carried(module: LightningModule) -> dict[str, dict[str, Any]]:
     return {name: own for name, own in attributes(module, may_carry).items() if name not in metrics}
 
 
-def _clips(trainer: Trainer) -> dict[int, AdaptiveClip]:
+def _clips(trainer: Trainer) -> dict[int, HasPolicies]:
     callbacks: list[object] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
-    return {at: callback for at, callback in enumerate(callbacks) if isinstance(callback, AdaptiveClip)}
+    return {at: callback for at, callback in enumerate(callbacks) if isinstance(callback, HasPolicies)}

@@ -16,9 +16,11 @@ from lightning_gradwatch.callbacks._locator import Call, Locator, Read, wide_nor
 from lightning_gradwatch.callbacks._unobserved import Unobserved
 from lightning_gradwatch.detect import (
     Context,
+    DivergenceDetector,
     ExplodingDetector,
     NormJumps,
     ScaleSearch,
+    ShortReachDetector,
     VanishingDetector,
     WeightWatch,
     bad_loss,
@@ -28,16 +30,20 @@ from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import (
     Capture,
+    Chain,
     Loop,
+    follow,
     measure_calls,
     measure_lags,
     stitch,
 )
 from lightning_gradwatch.recurrent.discover import Discovery, scripted
 from lightning_gradwatch.recurrent.first_look import FirstLook
-from lightning_gradwatch.recurrent.monitor import Norms, PendingNorms, gradient_norms, local
+from lightning_gradwatch.recurrent.monitor import Norms, PendingNorms, gradient_norms, local, matrix_norms
 
 __all__ = ["Call", "Step", "Watch"]
+
+UNANNOUNCED = "its backward pass went past Lightning (use self.manual_backward(loss)); no lags were measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,7 @@ class Watch:
         self._out_of_reach, self._on_hidden = out_of_reach, on_hidden
         self._jump = NormJumps()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
+        self._short_reach = ShortReachDetector()
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
         self._before: Read | None = None
@@ -141,6 +148,7 @@ class Watch:
         self._discovery = Discovery(model, modules.values()) if find_cells else None
         self._first = FirstLook(model, modules.values()) if find_cells else None
         self._list_parameters()
+        self._diverged = DivergenceDetector(matrix_norms(model))
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
@@ -150,6 +158,10 @@ class Watch:
             if isinstance(call, Loop) and len(call.h) > 1:
                 with self._unobserved.apart(call.module):
                     measure_lags(call, loss)
+        for call in stitch(self.capture.calls):
+            if isinstance(call, Chain) and not call.plain:
+                with self._unobserved.apart(call.module):
+                    follow(call.calls, loss)
 
     def after_backward(self, loss: Tensor | None, step: Step) -> None:
         """Take the calls whose gradients have arrived; sweep them if the step is sampled or its norm is out of the ordinary."""
@@ -207,7 +219,8 @@ class Watch:
         self.poll(wait=True)
         if not self._nonfinite:
             self._look_at_weights(AFTER_THE_LAST_STEP, moment)
-        for detector in (self._jump, self._exploding, self._vanishing):
+            self._look_for_divergence(moment)
+        for detector in (self._jump, self._exploding, self._vanishing, self._short_reach):
             for event in detector.finish(moment):
                 self._on_event(event)
 
@@ -255,11 +268,11 @@ class Watch:
                 self._severed.add(name)
                 self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
 
-    def _measure(self, calls: list[Call], max_sequences: int | None) -> list[Profile]:
+    def _measure(self, calls: Sequence[Call | Chain], max_sequences: int | None) -> list[Profile]:
         """The profiles of all that can be measured. A loop is somebody's own, and may be beyond what was thought of."""
         found: list[Profile] = []
         for call in calls:
-            with self._unobserved.apart(call.module) if isinstance(call, Loop) else nullcontext():
+            with self._unobserved.apart(call.module) if isinstance(call, Loop | Chain) else nullcontext():
                 found += measure_calls([call], max_sequences, self._anchors)
         self._unobserved.measured.update(profile.module for profile in found)
         return found
@@ -267,6 +280,9 @@ class Watch:
     def _sample(self, calls: list[Call], step: Step, *, everything: bool = False) -> None:
         """Measure the calls, in ``everything`` all sequences; so too where the growth through time turns out to be suspicious."""
         unscale, stitched = step.unscale(), stitch(calls)
+        for chain in stitched if step.sampled else ():
+            if isinstance(chain, Chain):
+                chain.unfollowed = UNANNOUNCED
         found = self._measure(stitched, None if everything else self._max_sequences)
         if any(self._exploding.suspects(profile) for profile in found):
             self.suspicious = True
@@ -277,6 +293,7 @@ class Watch:
             self._tell(self._exploding(profile, step.moment))
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
                 self._tell(self._vanishing(profile, step.moment))
+                self._tell(self._short_reach(profile, step.moment))
 
     def _judge(self, norms: Norms, pending: _Pending) -> None:
         """Judge a step by its norms. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""
@@ -289,21 +306,29 @@ class Watch:
         if step.sampled and finite:
             self._look_at_weights(SATURATED, step.moment)
         if finite:
-            self._look_at_loss(norms.loss, pending)
+            self._look_at_loss(norms, pending)
 
-    def _look_at_loss(self, loss: float | None, pending: _Pending) -> None:
-        """Tell a loss that is not finite though its gradient is; once, until it is finite again."""
-        step = pending.step
+    def _look_at_loss(self, norms: Norms, pending: _Pending) -> None:
+        """Tell a loss that is not finite though its gradient is, once, until it is finite again; and one that runs away."""
+        step, loss = pending.step, norms.loss
         if loss is None and step.sampled:
             loss = step.loss_value()
         if loss is None:
             return
+        if step.complete and pending.nth == 0:
+            self._diverged.see(loss, norms.whole)
+        if step.sampled:
+            self._look_for_divergence(step.moment)
         bad = not math.isfinite(loss)
         if bad and not self._bad_loss:
             event = bad_loss(loss, step.moment, Context(pending.loss, step.batch), sizes=(), states=())
             message = f"{event.message} Its gradients are finite all the same, so it spoils no weight."
             self._tell(replace(event, severity=Severity.WARNING, message=message))
         self._bad_loss = bad
+
+    def _look_for_divergence(self, moment: Moment) -> None:
+        if self._diverged.is_suspicious():
+            self._tell(self._diverged(matrix_norms(self._model), moment))
 
     def _is_jump(self, read: Read, pending: _Pending) -> bool:
         """Take in finite norms. Returns whether a jump begins with them."""

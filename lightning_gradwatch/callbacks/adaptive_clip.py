@@ -143,7 +143,7 @@ class AdaptiveClip(Callback):
     @property
     def events(self) -> list[Event]:
         """The events of the present fit, or of the last one."""
-        return self._report.events
+        return self._report.sink.events
 
     @property
     def run_dir(self) -> Path | None:
@@ -305,7 +305,7 @@ class AdaptiveClip(Callback):
             if scaler is not None and scaler_will_skip(scaler, optimizer):
                 self._note_overflow(trainer, index, norm, float(scaler.get_scale()))
             else:
-                self._nonfinite.handle(trainer, index, norm, parts, state)
+                self._nonfinite.handle(trainer, optimizer, index, norm, parts, state)
             return
         outcomes = [clip(part, own, deferring=self._deferring) for part, own in zip(parts, measured, strict=True)]
         self._count(trainer, index, parts, outcomes)

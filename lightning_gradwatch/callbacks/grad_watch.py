@@ -203,7 +203,7 @@ class GradWatch(Callback):
         modules = discover(pl_module, None if self.modules == "auto" else self.modules)
         resumed, self._resumed = self._resumed, {}
         log = open_run_log(trainer, self.dirpath, owner=self, run_id=resumed.get("run_id"), last=resumed.get("run_dir"))
-        self._found.trainer, self._found.log = trainer, log
+        self._found.trainer, self._found.sink.log = trainer, log
         self._run_id = run_id_of(trainer, self.dirpath)
         self.run_dir = log.folder if log else None
         self._reactions.respond(trainer, modules, self._found.take_event)
@@ -270,7 +270,7 @@ class GradWatch(Callback):
                 self._found.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
         if self._found.trainer is not None:
             close_run_log(self._found.trainer, owner=self)
-        self._found.log = self._found.trainer = self._loss = self._batch = None
+        self._found.sink.log = self._found.trainer = self._loss = self._batch = None
         self._reactions.end_watching()
 
     @_harmless

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from lightning_gradwatch.cli._load import load
-from lightning_gradwatch.events import Severity
+from lightning_gradwatch.events import EventKind, Severity
 from lightning_gradwatch.runlog.plain import plain
 
 
@@ -17,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "check",
         help="fail where a run has a critical event",
         description=__doc__,
-        epilog="Exit code: 0 without a critical event, 1 with one, 2 where the run log cannot be read.",
+        epilog="Exit code: 0 without a critical event, 1 with one or a diverged training, 2 where the run log cannot be read.",
     )
     parser.add_argument("path", metavar="RUN", type=Path, help="folder of a run log")
     parser.add_argument("--warnings", action="store_true", help="a warning fails the check too")
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     failing = (Severity.CRITICAL, Severity.WARNING) if args.warnings else (Severity.CRITICAL,)
     counts = Counter(event["severity"] for event in found.event_records)
     said = ", ".join(_count(counts[severity], severity) for severity in (Severity.CRITICAL, Severity.WARNING))
-    grave = [event for event in found.event_records if event["severity"] in failing]
+    grave = [e for e in found.event_records if e["severity"] in failing or e["kind"] == EventKind.DIVERGED]
     if not grave:
         print(f"ok: {said}")
         return 0

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_gradwatch.cli._types import count
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
     """Add the subcommand's arguments."""
@@ -25,6 +27,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--args", metavar="JSON", help="arguments of the class that the bundle lacks, as a JSON object")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run it (%(default)s)")
+    parser.add_argument(
+        "--max-mib",
+        metavar="MIB",
+        type=count,
+        help="memory that the bundle may take (default: four times what its file takes, or 64)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -37,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from lightning_gradwatch.replay.target import arguments_of, load_target
     from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, BundleError, read_bundle
 
-    bundle = read_bundle(args.path)
+    bundle = read_bundle(args.path, max_mib=args.max_mib)
     own = bundle[BUNDLE_KEY]
     recorded = own["event"]
     unheld = [f"{at} ({kind})" for at, kind in own["problems"].items() if not at.startswith("hyper_parameters")]
@@ -53,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from lightning_gradwatch.replay.search import find_origin
 
     def make() -> Any:
-        return build_module(target, args.path, bundle, arguments)
+        return build_module(target, bundle, arguments)
 
     module = make()  # what is wrong with it is said before anything else
     print(_header(args.path, own))

@@ -2,6 +2,7 @@
 
 from lightning_gradwatch.detect.baseline import Baseline
 from lightning_gradwatch.detect.context import Context, bad_loss
+from lightning_gradwatch.detect.diverged import DivergenceDetector
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.exploding import ExplodingDetector
 from lightning_gradwatch.detect.nonfinite import Place, locate_nonfinite
@@ -9,12 +10,14 @@ from lightning_gradwatch.detect.nonfinite_call import SweptCall
 from lightning_gradwatch.detect.nonfinite_loop import LoopPlaces
 from lightning_gradwatch.detect.norm_jump import NormJumpDetector, NormJumps
 from lightning_gradwatch.detect.scale_search import ScaleSearch
+from lightning_gradwatch.detect.short_reach import ShortReachDetector
 from lightning_gradwatch.detect.vanishing import VanishingDetector, is_vanishing
 from lightning_gradwatch.detect.weights import WeightWatch
 
 __all__ = [
     "Baseline",
     "Context",
+    "DivergenceDetector",
     "Episodes",
     "ExplodingDetector",
     "LoopPlaces",
@@ -22,6 +25,7 @@ __all__ = [
     "NormJumps",
     "Place",
     "ScaleSearch",
+    "ShortReachDetector",
     "SweptCall",
     "VanishingDetector",
     "WeightWatch",

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.utils.rnn import PackedSequence
 
 if TYPE_CHECKING:
     from lightning_gradwatch.recurrent.limit import Limit
+    from lightning_gradwatch.recurrent.trail import Trail
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,26 @@ class Shape:
     def weights_per_direction(self) -> int:
         """How many flat weights one layer has in one direction."""
         return 2 + 2 * self.has_bias + (self.state_size != self.hidden_size)
+
+
+Edge = tuple[Node, int]
+"""The place in the graph where a tensor was made. It stays right when the tensor is changed in place later."""
+
+
+def edge_of(tensor: Tensor | None) -> Edge | None:
+    """Where a tensor was made; None of a leaf."""
+    if tensor is None or tensor.grad_fn is None:
+        return None
+    return tensor.grad_fn, tensor.output_nr
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Where the tensors of one call hang in the graph, as they were when it ran: ``given`` h0 and c0, ``made`` output, h_n and c_n."""
+
+    input: Edge | None
+    given: tuple[Edge | None, ...]
+    made: tuple[Edge | None, ...]
 
 
 class GradientSlot:
@@ -152,9 +174,35 @@ class RecurrentCall:
     versions: tuple[int, ...] = ()
     limit: Limit | None = None
     """What bounds its gradient as it flows back, if anything does."""
+    edges: Edges = field(init=False)
+    trail: Trail | None = None
+    """What the chain that it is part of sends back, once that is to be followed."""
+    apart: str | None = None
+    """Why it is measured by itself although its state comes from an earlier call, or goes on into a later one."""
 
     def __post_init__(self) -> None:
         self.versions = self._versions()
+        self.edges = Edges(
+            edge_of(self.input),
+            (edge_of(self.h0), edge_of(self.c0)),
+            (edge_of(self.output), edge_of(self.h_n), edge_of(self.c_n)),
+        )
+
+    def slots(self) -> tuple[GradientSlot, GradientSlot, GradientSlot]:
+        """Of output, h_n and c_n."""
+        return self.output_gradient, self.h_n_gradient, self.c_n_gradient
+
+    def time_dim(self) -> int:
+        """Which dimension of input and output is time, where they are not packed."""
+        return 1 if self.shape.batch_first and self.input.dim() == 3 else 0
+
+    def timesteps(self) -> int:
+        """How many the longest sequence has."""
+        return self.input.shape[self.time_dim()] if self.batch_sizes is None else len(self.batch_sizes)
+
+    def batch_size(self) -> int:
+        """How many sequences it has; 1 without a batch dimension."""
+        return self.h_n.shape[1] if self.h_n.dim() == 3 else 1
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         named = [("input", self.input), ("initial state", self.h0), ("initial state", self.c0), ("output", self.output)]
@@ -181,12 +229,15 @@ class RecurrentCall:
 
     def has_gradient(self) -> bool:
         """Whether the loss reached this call at all."""
-        return any(slot.arrived for slot in (self.output_gradient, self.h_n_gradient, self.c_n_gradient))
+        return any(slot.arrived for slot in self.slots())
 
     def release(self) -> None:
         """Let go of the gradients, which the tensors' own hooks hold too."""
-        for slot in (self.output_gradient, self.h_n_gradient, self.c_n_gradient):
+        for slot in self.slots():
             slot.clear()
+        if self.trail is not None:
+            self.trail.forget()
+            self.trail = None
         for part in self.parts:
             part.release()
 

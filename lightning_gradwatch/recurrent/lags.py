@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 
-from lightning_gradwatch.recurrent.call import GradientSlot
+from lightning_gradwatch.recurrent.call import Edge, GradientSlot
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
 
 PURE = ("torch._functorch", "torch._dynamo", "torch.autograd.graph", "lightning_gradwatch")
 """Whose Python code in the graph may run twice: compiled functions, ``save_on_cpu``, and our own, which rests meanwhile."""
-
-Edge = tuple[Node, int]
 
 
 def measure_lags(loop: Loop, loss: Tensor) -> None:
@@ -35,9 +33,10 @@ def measure_lags(loop: Loop, loss: Tensor) -> None:
     if _through_last_alone(loop, loss):
         loop.totals_are_lagged = True
         return
-    obstacle = _obstacle(loop)
-    if obstacle is not None:
-        loop.inexact_reason = f"{obstacle}; no lags were measured"
+    states = _states(loop)
+    edges = {_pair(state.edge) for state in states}
+    loop.inexact_reason = obstacle([state.tensor for state in states], [_pair(loop.h[-1].edge)], edges)
+    if loop.inexact_reason is not None:
         return
     edge, reference = loop.h[-1].edge, weakref.ref(loop)
 
@@ -66,19 +65,39 @@ def _states(loop: Loop) -> list[LoopState]:
     return [*loop.h, *loop.c]
 
 
-def _oldest(loop: Loop) -> int:
-    """Operations made before lead to none of its states. (PyTorch counts them; a leaf has the largest number of all.)"""
-    numbers = [_number(state.edge.node) for state in _states(loop)]
-    return 0 if max(numbers) > 2**63 else min(numbers)
+def _pair(edge: GradientEdge) -> Edge:
+    return edge.node, edge.output_nr
 
 
-def _number(node: Node) -> int:
+def oldest(edges: Iterable[Edge]) -> int:
+    """Operations made before lead to none of these. (PyTorch counts them; a leaf has the largest number of all.)"""
+    numbers = [number(node) for node, _ in edges]
+    return 0 if max(numbers, default=0) > 2**63 else min(numbers, default=0)
+
+
+def number(node: Node) -> int:
     """When a node was made, as the autograd engine orders them."""
     return node._sequence_nr()  # pyright: ignore[reportPrivateUsage]
 
 
-def _below(node: Node) -> list[Edge]:
-    return [(below, number) for below, number in node.next_functions if below is not None]
+def below(node: Node) -> list[Edge]:
+    """Where its gradient goes on to."""
+    return [(child, place) for child, place in node.next_functions if child is not None]
+
+
+def first_met(loss: Tensor, edges: set[Edge]) -> set[Edge]:
+    """Those of ``edges`` that the loss reaches without passing through another of them."""
+    assert loss.grad_fn is not None
+    frontier, seen, met, first = [(loss.grad_fn, loss.output_nr)], set[Node](), set[Edge](), oldest(edges)
+    while frontier:
+        edge = frontier.pop()
+        node = edge[0]
+        if edge in edges:
+            met.add(edge)
+        elif node not in seen and number(node) >= first:
+            seen.add(node)
+            frontier += below(node)
+    return met
 
 
 def _through_last_alone(loop: Loop, loss: Tensor) -> bool:
@@ -87,31 +106,22 @@ def _through_last_alone(loop: Loop, loss: Tensor) -> bool:
     """
     if any(hook for state in _states(loop) for hook in _hooks(state.tensor) if _is_pure(hook)):
         return False
-    edges = {(state.edge.node, state.edge.output_nr) for state in _states(loop)}
-    last, oldest = (loop.h[-1].edge.node, loop.h[-1].edge.output_nr), _oldest(loop)
-    assert loss.grad_fn is not None
-    frontier, seen, met = [(loss.grad_fn, loss.output_nr)], set[Node](), False
-    while frontier:
-        edge = frontier.pop()
-        node = edge[0]
-        if edge == last:
-            met = True
-        elif edge in edges:
-            return False
-        elif node not in seen and _number(node) >= oldest:
-            seen.add(node)
-            frontier += _below(node)
-    return met
+    return first_met(loss, {_pair(state.edge) for state in _states(loop)}) == {_pair(loop.h[-1].edge)}
 
 
-def _obstacle(loop: Loop) -> str | None:
-    """Why a second pass from the last state to the others would be felt; None where it would not."""
-    for state in _states(loop):
-        if state.tensor.retains_grad:
+def obstacle(tensors: Iterable[Tensor], roots: Iterable[Edge], edges: set[Edge]) -> str | None:
+    """Why a second pass from ``roots`` to the other ``edges``, where ``tensors`` were made, would be felt; None where it would not."""
+    reason = _obstacle(tensors, [node for node, _ in roots], edges)
+    return None if reason is None else f"{reason}; no lags were measured"
+
+
+def _obstacle(tensors: Iterable[Tensor], roots: list[Node], edges: set[Edge]) -> str | None:
+    for tensor in tensors:
+        if tensor.retains_grad:
             return "its states retain their gradients, which a second pass would add to"
-        if not all(_is_pure(hook) for hook in _hooks(state.tensor)):
+        if not all(_is_pure(hook) for hook in _hooks(tensor)):
             return "a hook on its states would be called twice"
-    for node in _between(loop):
+    for node in _between(roots, edges):
         function = getattr(type(node), "_forward_cls", None)
         if function is not None and not _is_pure(function):
             return f"the backward of {function.__name__} in it would run twice"
@@ -135,20 +145,20 @@ def _is_pure(code: Any) -> bool:
     return (module or "").startswith(PURE)
 
 
-def _between(loop: Loop) -> list[Node]:
-    """The nodes through which h_T hangs on the states before it: children first."""
-    states, oldest = {state.edge.node for state in _states(loop)}, _oldest(loop)
+def _between(roots: list[Node], edges: set[Edge]) -> list[Node]:
+    """The nodes through which ``roots`` hang on the other states: children first."""
+    states, first = {node for node, _ in edges}, oldest(edges)
     leads: dict[Node, bool] = {}
-    stack = [(loop.h[-1].edge.node, False)]
+    stack = [(node, False) for node in roots]
     while stack:
         node, entered = stack.pop()
-        below = [child for child, _ in _below(node) if _number(child) >= oldest]
+        children = [child for child, _ in below(node) if number(child) >= first]
         if entered:
-            leads[node] = any(child in states or leads[child] for child in below)
+            leads[node] = any(child in states or leads[child] for child in children)
         elif node not in leads:
             leads[node] = False
             stack.append((node, True))
-            stack += [(child, False) for child in below]
+            stack += [(child, False) for child in children]
     return [node for node, does in leads.items() if does]
 
 

@@ -11,11 +11,22 @@ FORWARD, REVERSE = 0, 1
 DIRECTIONS = ("forward", "reverse")
 
 
-def pick_sequences(batch: int, limit: int | None) -> list[int]:
-    """Up to ``limit`` sequences, spread evenly over a batch; None takes all. Touches no random generator."""
+def pick_sequences(reached: Tensor, limit: int | None) -> list[int]:
+    """Up to ``limit`` sequences, spread evenly over those of a batch that the loss reaches, the first and the last of these among them;
+    None takes the whole batch. Touches no random generator.
+
+    Args:
+        reached: whether the loss sends a sequence anything ``(batch,)``. Where it sends none anything, the whole batch is chosen from.
+    """
+    batch = len(reached)
     if limit is None or limit >= batch:
         return list(range(batch))
-    return [i * batch // limit for i in range(limit)]
+    able = torch.nonzero(reached).flatten().tolist() or list(range(batch))
+    if limit >= len(able):
+        return able
+    if limit == 1:
+        return [able[len(able) // 2]]
+    return [able[i * (len(able) - 1) // (limit - 1)] for i in range(limit)]
 
 
 class Layout:
@@ -23,9 +34,13 @@ class Layout:
 
     In *own order* step 0 is the first that the direction visits: the first timestep forwards, the last valid one in
     reverse. So every sequence starts at 0 and ends at its own length, whichever way it is read.
+
+    Args:
+        call: whose tensors.
+        sequences: indices into its batch; None takes all.
     """
 
-    def __init__(self, call: RecurrentCall, max_sequences: int | None = None) -> None:
+    def __init__(self, call: RecurrentCall, sequences: list[int] | None = None) -> None:
         self._packed = call.batch_sizes is not None
         self._unbatched = not self._packed and call.input.dim() == 2
         self._batch_first = call.shape.batch_first and not self._packed and not self._unbatched
@@ -38,7 +53,7 @@ class Layout:
         else:
             time, batch = (1, 0) if self._batch_first else (0, 1)
             self.timesteps, self.batch_size = call.input.shape[time], call.input.shape[batch]
-        self.sequences = pick_sequences(self.batch_size, max_sequences)
+        self.sequences = list(range(self.batch_size)) if sequences is None else sequences
         self._chosen = torch.tensor(self.sequences, dtype=torch.long)
         self.lengths = torch.full((len(self.sequences),), self.timesteps, dtype=torch.long)
         self._rows: Tensor | None = None

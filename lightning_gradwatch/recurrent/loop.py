@@ -109,7 +109,8 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     the sequences that the first step has; the lags, of those that the last one still has.
     """
     rows = [len(loop.rows(state.tensor)) for state in loop.h]
-    sequences = pick_sequences(rows[0], max_sequences)
+    reached = _reached(loop, rows[0])
+    sequences = pick_sequences(reached, max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
     reason = loop.inexact_reason or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
     made = partial(
@@ -127,11 +128,23 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         curves=_curves(loop, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
         inexact_reason=reason,
         truncated=loop.cut_off(),
+        with_gradient=int(reached.sum()),
     )
     found = [made(state="h", total=_totals(loop, loop.h, sequences, lengths))]
     if loop.c and loop.c_is_total:
         found.append(made(state="c", total=_totals(loop, loop.c, sequences, lengths)))
     return found
+
+
+def _reached(loop: Loop, batch: int) -> Tensor:
+    """Which of the sequences that the first step has get a gradient at any step: ``(batch,)``, boolean."""
+    reached = torch.zeros(batch, dtype=torch.bool)
+    for state in (*loop.h, *loop.c):
+        gradient = state.slot.value()
+        if gradient is not None:
+            found = loop.rows(gradient).ne(0).any(-1).cpu()[:batch]
+            reached[: len(found)] |= found
+    return reached
 
 
 _ROWS_UNKNOWN = (

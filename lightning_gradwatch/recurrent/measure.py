@@ -11,13 +11,16 @@ from torch import Tensor
 from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent.anchors import Anchors, lags
 from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.chain import Chain, Norms, arrived, as_one, measure_ends, without_ends
 from lightning_gradwatch.recurrent.direction import DirectionSweep
-from lightning_gradwatch.recurrent.layout import DIRECTIONS, Layout
+from lightning_gradwatch.recurrent.layout import DIRECTIONS, Layout, pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop, loop_profiles
 from lightning_gradwatch.recurrent.sweep import CHUNK, Sweep, sweep
 
 
-def measure_calls(calls: Sequence[RecurrentCall | Loop], max_sequences: int | None, anchors: int) -> list[Profile]:
+def measure_calls(
+    calls: Sequence[RecurrentCall | Loop | Chain], max_sequences: int | None, anchors: int
+) -> list[Profile]:
     """The profiles of all calls and loops of a step, after its backward pass.
 
     Args:
@@ -28,6 +31,8 @@ def measure_calls(calls: Sequence[RecurrentCall | Loop], max_sequences: int | No
     for call in calls:
         if isinstance(call, Loop):
             found += loop_profiles(call, max_sequences)
+        elif isinstance(call, Chain):
+            found += chain_profiles(call, max_sequences, anchors)
         else:
             chunk = _chunk(call, max_sequences)
             found += profiles(call, sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk))
@@ -66,12 +71,89 @@ def profiles(call: RecurrentCall, swept: Sweep) -> list[Profile]:
                         total=_by_time(total[:, 0], swept.layout, direction),
                         direct=_by_time(direct, swept.layout, direction),
                         curves=curves,
-                        inexact_reason=swept.inexact_reason,
+                        inexact_reason=swept.inexact_reason or call.apart,
                         layers=call.shape.num_layers,
                         truncated=truncated,
+                        with_gradient=swept.with_gradient,
+                        batch_first=None
+                        if call.batch_sizes is not None or call.input.dim() == 2
+                        else call.shape.batch_first,
                     )
                 )
     return found
+
+
+@torch.no_grad()
+def chain_profiles(chain: Chain, max_sequences: int | None, anchors: int) -> list[Profile]:
+    """The profiles of calls that continue one another, as of one sequence.
+
+    What arrives at the end of each call is all that the loss sends there, so its total gradients are exact whatever lies between.
+    Lags come from the anchors of one sweep where the calls are as one; otherwise from the :class:`Trail`, from the last timestep alone.
+    """
+    totals = measure_ends(chain, arrived(chain), max_sequences)
+    if chain.plain:
+        joined = as_one(chain)
+        chunk = _chunk(joined, max_sequences)
+        swept = sweep(joined, max_sequences=max_sequences, anchors=anchors, chunk=chunk)
+        if totals.agrees(swept, joined.output.dtype):
+            return profiles(joined, swept)
+        inner = without_ends(chain, joined)
+        swept = sweep(inner, max_sequences=max_sequences, anchors=anchors, chunk=chunk)
+        curves = [_lag_curves(one, swept.layout, swept.anchors, 0) for (one,) in swept.directions]
+        return _of_chain(chain, totals, curves, totals.inexact_reason, max_sequences)
+    curves, reason = _followed(chain, totals, max_sequences)
+    return _of_chain(chain, totals, curves, totals.inexact_reason or reason, max_sequences)
+
+
+def _followed(chain: Chain, totals: Norms, max_sequences: int | None) -> tuple[list[Floats], str | None]:
+    """``(curve, lag)`` of each layer as the trail found them; and why there are none, where it says so."""
+    trail, layers = chain.calls[-1].trail, range(len(totals.h))
+    lagged = None
+    if trail is not None and trail.totals_are_lagged:
+        lagged = totals
+    elif trail is not None and trail.gradients is not None and len(trail.gradients) == len(chain.calls):
+        lagged = measure_ends(chain, trail.gradients, max_sequences)
+    if lagged is None:
+        return [np.zeros((0, 0)) for _ in layers], chain.unfollowed if trail is None else trail.inexact_reason
+    return [_over_first(lagged.both(layer)) for layer in layers], lagged.inexact_reason
+
+
+def _over_first(norms: Tensor) -> Floats:
+    """``(time, sequence)`` → ``(curve, lag)`` of the sequences that the last timestep's loss reaches."""
+    curves = norms.flip(0).T
+    reached = curves[curves[:, 0] != 0]
+    return np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)
+
+
+def _of_chain(
+    chain: Chain, totals: Norms, curves: Sequence[Floats], reason: str | None, max_sequences: int | None
+) -> list[Profile]:
+    first, timesteps = chain.calls[0], sum(chain.lengths())
+    batch = first.batch_size()
+    sequences = pick_sequences(batch, max_sequences)
+    return [
+        Profile(
+            module=first.module,
+            call=first.index,
+            kind=first.shape.kind,
+            layer=layer,
+            direction=DIRECTIONS[0],
+            state=state,
+            timesteps=timesteps,
+            batch_size=batch,
+            sequences=tuple(sequences),
+            lengths=(timesteps,) * len(sequences),
+            total=norms[layer].T.contiguous().numpy(),
+            direct=None,
+            curves=curves[layer],
+            inexact_reason=reason,
+            layers=first.shape.num_layers,
+            truncated=is_cut_off(first.h0) or is_cut_off(first.c0),
+        )
+        for layer in range(first.shape.num_layers)
+        for state, norms in (("h", totals.h), ("c", totals.c))
+        if norms
+    ]
 
 
 def is_cut_off(state: Tensor | None) -> bool:

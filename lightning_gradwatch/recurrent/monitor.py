@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 
 class PendingValues:
@@ -138,3 +139,12 @@ def numbers(gradient: Tensor) -> Tensor:
     """The numbers of a gradient, which may be sharded, or sparse: there rows that came twice stand twice."""
     own = local(gradient)
     return own._values() if own.is_sparse else own
+
+
+@torch.no_grad()
+def matrix_norms(model: nn.Module) -> dict[int, float]:
+    """The norm of each weight matrix, by the identity of its parameter; one host sync. Those not made yet are left out."""
+    weights = [p for p in model.parameters() if not isinstance(p, UninitializedParameter) and p.dim() > 1]
+    weights = [p for p in weights if p.is_floating_point() and numbers(p).numel()]
+    norms = torch.stack(_norms([numbers(p) for p in weights])).tolist() if weights else []
+    return dict(zip(map(id, weights), norms, strict=True))

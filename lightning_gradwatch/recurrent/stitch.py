@@ -1,84 +1,111 @@
-"""Calls of a fused module that continue one another, as one call: a module fed one timestep or one chunk at a time."""
+"""Calls of a fused module that continue one another, as one chain: a module fed one timestep or one chunk at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor
+from torch.autograd.graph import Node
 
-from lightning_gradwatch.recurrent.call import GradientSlot, RecurrentCall
+from lightning_gradwatch.recurrent.call import Edge, RecurrentCall
+from lightning_gradwatch.recurrent.chain import Chain
+from lightning_gradwatch.recurrent.lags import below, number, oldest
 from lightning_gradwatch.recurrent.loop import Loop
 
+BIDIRECTIONAL = "its state goes on from call to call, and calls of a bidirectional module are measured each by itself"
+PACKED = "its state goes on from call to call, and calls with packed sequences are measured each by itself"
+RESIZED = "its state goes on from call to call in batches of different sizes, and each call is measured by itself"
 
-def stitch(calls: Sequence[RecurrentCall | Loop]) -> list[RecurrentCall | Loop]:
-    """Join each call whose initial state *is* the final state of an earlier call of the same module to that call.
 
-    Calls with dropout between layers stay apart, and packed and bidirectional ones: their ends don't meet in time.
+def stitch(calls: Sequence[RecurrentCall | Loop]) -> list[RecurrentCall | Loop | Chain]:
+    """Join each call whose initial state hangs, in the graph, on an earlier call of the same module to that call.
+
+    Whatever lies between: nothing, a mask, a norm, an index. It walks through the graph: for sampled steps. Calls that continue one
+    another but cannot be joined stay apart and say why.
     """
-    chains: list[list[RecurrentCall]] = []
-    loops: list[RecurrentCall | Loop] = []
+    found: list[RecurrentCall | Loop | Chain] = []
+    by_module: dict[str, list[RecurrentCall]] = {}
     for call in calls:
-        if isinstance(call, Loop):
-            loops.append(call)
-            continue
-        chain = next((chain for chain in reversed(chains) if _continues(chain[-1], call)), None)
-        if chain is None:
-            chains.append([call])
+        if isinstance(call, RecurrentCall):
+            by_module.setdefault(call.module, []).append(call)
+    for of_module in by_module.values():
+        first = of_module[0].index
+        for place, chain in enumerate(_chains(of_module)):  # they are counted anew: many calls may have become one
+            one = chain.calls[0] if len(chain.calls) == 1 else chain
+            one.index = first + place
+            found.append(one)
+    return [*found, *(call for call in calls if isinstance(call, Loop))]
+
+
+def _chains(calls: Sequence[RecurrentCall]) -> list[Chain]:
+    if len(calls) == 1:
+        return [Chain([calls[0]])]
+    chains: list[Chain] = []
+    ends: dict[int, Chain] = {}  # number of a chain's last call → the chain
+    latest = Latest(calls)
+    for place, call in enumerate(calls):
+        before = max(map(latest, call.edges.given))
+        chain = ends.get(before) if before < place else None
+        reason = None if before < 0 else _why_apart(calls[before], call)
+        if chain is None or reason is not None:
+            chain = Chain([call])
+            chains.append(chain)
+            if reason is not None:
+                calls[before].apart = call.apart = reason
         else:
-            chain.append(call)
-    joined = [chain[0] if len(chain) == 1 else _join(chain) for chain in chains]
-    first = {call.module: call.index for call in reversed(calls) if isinstance(call, RecurrentCall)}
-    for place, call in enumerate(joined):  # they are counted anew: many calls may have become one
-        call.index = first[call.module] + sum(before.module == call.module for before in joined[:place])
-    return [*joined, *loops]
+            del ends[before]
+            chain.plain &= _is_plain(calls[before], call) and latest(call.edges.input) < 0
+            chain.calls.append(call)
+        ends[place] = chain
+    return chains
 
 
-def _continues(before: RecurrentCall, call: RecurrentCall) -> bool:
-    shape = call.shape
+def _why_apart(before: RecurrentCall, call: RecurrentCall) -> str | None:
+    """Why two calls that follow one another cannot be measured as one sequence; None where they can."""
+    if call.shape.num_directions == 2:
+        return BIDIRECTIONAL
+    if call.batch_sizes is not None or before.batch_sizes is not None:
+        return PACKED
+    if before.shape != call.shape or before.h_n.shape != call.h_n.shape:
+        return RESIZED
+    return None
+
+
+def _is_plain(before: RecurrentCall, call: RecurrentCall) -> bool:
+    """Whether the second begins with the very states that the first one ended with, and all is as if they were one call."""
     return (
-        before.module == call.module
-        and call.h0 is before.h_n
-        and call.c0 is before.c_n
-        and shape.num_directions == 1
-        and not shape.dropout
-        and before.shape == shape
-        and call.batch_sizes is None
-        and before.batch_sizes is None
+        call.edges.given == before.edges.made[1:]
+        and not call.shape.dropout
         and call.input.dim() == before.input.dim()
+        and all(now is then for now, then in zip(call.weights, before.weights, strict=True))
     )
 
 
-@torch.no_grad()
-def _join(chain: list[RecurrentCall]) -> RecurrentCall:
-    first, last = chain[0], chain[-1]
-    time = 1 if first.shape.batch_first and first.input.dim() == 3 else 0
-    joined = RecurrentCall(
-        module=first.module,
-        index=first.index,
-        shape=first.shape,
-        weights=first.weights,
-        input=torch.cat([call.input for call in chain], time),
-        h0=first.h0,
-        c0=first.c0,
-        output=torch.cat([call.output for call in chain], time),
-        h_n=last.h_n,
-        c_n=last.c_n,
-        h_n_gradient=last.h_n_gradient,
-        c_n_gradient=last.c_n_gradient,
-        parts=tuple(chain),
-        limit=first.limit,
-    )
-    joined.output_gradient = _slot(torch.cat([_gradient(call.output_gradient, call.output) for call in chain], time))
-    return joined
+class Latest:
+    """Which of a module's calls a place in the graph hangs on: the number of the latest one, −1 for none."""
+
+    def __init__(self, calls: Sequence[RecurrentCall]) -> None:
+        self._calls: dict[Node, int] = {}
+        for place, call in enumerate(calls):
+            self._calls.update((edge[0], place) for edge in call.edges.made if edge is not None)
+        self._oldest = oldest(_made(calls))
+        self._known: dict[Node, int] = dict(self._calls)
+
+    def __call__(self, edge: Edge | None) -> int:
+        if edge is None:
+            return -1
+        stack = [(edge[0], False)]
+        while stack:
+            node, entered = stack.pop()
+            if entered:
+                self._known[node] = max((self._known.get(child, -1) for child in self._children(node)), default=-1)
+            elif node not in self._known:
+                stack.append((node, True))
+                stack += [(child, False) for child in self._children(node)]
+        return self._known[edge[0]]
+
+    def _children(self, node: Node) -> list[Node]:
+        return [child for child, _ in below(node) if number(child) >= self._oldest]
 
 
-def _gradient(slot: GradientSlot, like: Tensor) -> Tensor:
-    value = slot.value()
-    return torch.zeros_like(like) if value is None else value
-
-
-def _slot(gradient: Tensor) -> GradientSlot:
-    slot = GradientSlot()
-    slot(gradient)
-    return slot
+def _made(calls: Iterable[RecurrentCall]) -> Iterable[Edge]:
+    return (edge for call in calls for edge in call.edges.made if edge is not None)

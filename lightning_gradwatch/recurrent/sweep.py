@@ -15,7 +15,8 @@ from lightning_gradwatch.recurrent.anchors import Anchors, choose_anchors
 from lightning_gradwatch.recurrent.call import GradientSlot, RecurrentCall
 from lightning_gradwatch.recurrent.direction import Boundary, DirectionSweep
 from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
-from lightning_gradwatch.recurrent.layout import FORWARD, Layout
+from lightning_gradwatch.recurrent.layout import FORWARD, Layout, pick_sequences
+from lightning_gradwatch.recurrent.reached import reached_sequences
 
 CHUNK = 256
 """Timesteps whose gates are held at once: it bounds the memory that a sweep needs."""
@@ -29,12 +30,14 @@ class Sweep:
     """What one sweep found. ``directions[layer][direction]`` holds the norms.
 
     ``inexact_reason`` is None when the recomputed outputs agree with the recorded ones and nothing was missing.
+    ``with_gradient``: to how many sequences of the whole batch the loss sends anything.
     """
 
     layout: Layout
     anchors: Anchors
     directions: list[list[DirectionSweep]]
     inexact_reason: str | None
+    with_gradient: int
 
 
 @torch.no_grad()
@@ -50,7 +53,8 @@ def sweep(
     Args:
         gates: look for the first pre-activation that is not finite as well.
     """
-    layout = Layout(call, max_sequences)
+    reached = reached_sequences(call)
+    layout = Layout(call, pick_sequences(reached, max_sequences))
     chosen = choose_anchors(call, layout, anchors, chunk)
     stack = _Stack(call, layout, chosen, chunk, gates)
     with warnings.catch_warnings(), GradientSlot.paused():
@@ -61,7 +65,7 @@ def sweep(
             stack.sweep_unidirectional()
         else:
             stack.sweep_bidirectional()
-    return Sweep(layout, chosen, stack.directions, stack.inexact_reason())
+    return Sweep(layout, chosen, stack.directions, stack.inexact_reason(), int(reached.sum()))
 
 
 class _Stack:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import inspect
 import re
+import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from lightning_gradwatch.callbacks._compat import LightningModule
+import torch
+
+from lightning_gradwatch.callbacks._compat import LightningModule, lightning_version
 from lightning_gradwatch.replay.target import Target
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, BundleError, args_to_give
 
 _MOST_TOLD = 2  # tensors that do not fit
+_CALLS = ("_instantiator", "_class_path")
 
 
-def build_module(
-    target: Target, path: Path, bundle: Mapping[str, Any], arguments: Mapping[str, Any]
-) -> LightningModule:
+def build_module(target: Target, bundle: Mapping[str, Any], arguments: Mapping[str, Any]) -> LightningModule:
     """A module as in the run, with the bundle's weights.
 
     Args:
         target: a LightningModule's class gets the hyperparameters that the run saved, with ``arguments`` over them; a function
             ``arguments`` alone.
-        path: the bundle's file; ``bundle`` its content.
+        bundle: the file's content.
 
     Raises:
         BundleError: it cannot be made so, or the weights do not fit.
@@ -32,7 +33,7 @@ def build_module(
     _check_names(target, name, arguments)
     try:
         if isinstance(target, type) and issubclass(target, LightningModule):
-            return target.load_from_checkpoint(path, map_location="cpu", weights_only=True, **arguments)
+            return _from_checkpoint(target, bundle, arguments)
         module = target(**arguments)
         if not isinstance(module, LightningModule):
             raise BundleError(f"`--module` must make a LightningModule; {name} made a {type(module).__name__}.")
@@ -61,6 +62,26 @@ def build_module(
             )
         ) from error
     return module
+
+
+def _from_checkpoint(target: Any, bundle: Mapping[str, Any], arguments: Mapping[str, Any]) -> LightningModule:
+    """By Lightning itself, so that the class's own hooks have their say; from a file that holds nothing but what is needed.
+
+    ``_instantiator`` and ``_class_path``, by which LightningCLI has a checkpoint say what to call, are not handed on.
+    """
+    hyper_parameters = {name: value for name, value in bundle["hyper_parameters"].items() if name not in _CALLS}
+    with tempfile.TemporaryFile() as file:
+        checkpoint = {
+            "state_dict": bundle["state_dict"],
+            "hyper_parameters": hyper_parameters,
+            "hparams_name": bundle["hparams_name"],
+            "pytorch-lightning_version": lightning_version,
+            "epoch": bundle["epoch"],
+            "global_step": bundle["global_step"],
+        }
+        torch.save(checkpoint, file)
+        file.seek(0)
+        return target.load_from_checkpoint(file, map_location="cpu", weights_only=True, **arguments)
 
 
 def _misfit(error: str) -> str:

@@ -22,6 +22,7 @@ from lightning_gradwatch.callbacks._compat import (
 from lightning_gradwatch.callbacks.grad_watch import GradWatch
 from lightning_gradwatch.events import Event, Severity
 from lightning_gradwatch.recurrent.monitor import local
+from lightning_gradwatch.runlog.bundle_schema import WATCHING
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, BundleError
 from lightning_gradwatch.runlog.portable import restored
 from lightning_gradwatch.runlog.randomness import set_random_states
@@ -38,7 +39,9 @@ def watched_events(
     Args:
         warm: let GradWatch see the step once before, so that it knows cells of the model's own, as it did in the run.
     """
-    watch = _Watch(warm, **{**bundle[BUNDLE_KEY]["config"], "every_n_steps": 1})
+    own = bundle[BUNDLE_KEY]["config"]
+    config = {name: value for name, value in own.items() if name in WATCHING}  # not where to write, nor what to do
+    watch = _Watch(warm, **{**config, "every_n_steps": 1})
     rerun(module, bundle, [watch], device=device, times=2 if warm else 1)
     return [event for event in watch.events if event.severity == Severity.CRITICAL]
 

@@ -20,8 +20,10 @@ VERDICT_STYLES = {
     Verdict.HEALTHY: "bold green",
     Verdict.SHORTENED: "bold green",
     Verdict.VANISHING: "bold yellow",
+    Verdict.BARELY_REACHED: "bold yellow",
     Verdict.EXPLODING: "bold red",
     Verdict.NOT_FINITE: "bold red",
+    Verdict.DIVERGED: "bold red",
 }
 _CALM = (Verdict.HEALTHY, Verdict.SHORTENED)
 _MOST_ROWS = 8

@@ -24,14 +24,18 @@ _SIGNS = {  # told apart without colour
     Verdict.VANISHING: "↘",
     Verdict.SHORTENED: "⇥",
     Verdict.EXPLODING: "↗",
+    Verdict.BARELY_REACHED: "⇤",
     Verdict.NOT_FINITE: "×",
+    Verdict.DIVERGED: "↑",
     Verdict.UNDECIDED: "?",
     Verdict.NOT_OBSERVED: "∅",
 }
 _A_NOTE = "vanishing, as a note"
 _GRAVEST = (
     Verdict.NOT_FINITE,
+    Verdict.DIVERGED,
     Verdict.EXPLODING,
+    Verdict.BARELY_REACHED,
     Verdict.VANISHING,
     Verdict.NOT_OBSERVED,
     Verdict.UNDECIDED,

@@ -5,11 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 import pickle
+import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+
+from lightning_gradwatch.runlog.bundle_schema import first_fault
+from lightning_gradwatch.runlog.portable import size
+from lightning_gradwatch.runlog.records import EVENT, checked
 
 BUNDLE_FOLDER = "bundles"
 """In the run log's folder."""
@@ -22,6 +27,11 @@ BUNDLE_KEY = "gradwatch"
 
 
 _MOST_ARGUMENTS = 4  # that a hint names
+_MOST_DIGITS = 5  # of a version's part
+_MOST_TIMES = (
+    4  # its own size on the disk, that a bundle may take in memory: weights that modules share count for each ...
+)
+_LEAST_BOUND = 64 * 2**20  # ... but so many bytes harm nobody
 
 
 class BundleError(ValueError):
@@ -54,28 +64,71 @@ def write_bundle(path: Path, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_bundle(path: Path) -> dict[str, Any]:
-    """Read a bundle, tensors on the CPU. No code in the file is run.
+def read_bundle(path: Path, *, max_mib: int | None = None) -> dict[str, Any]:
+    """Read a bundle, tensors on the CPU. No code in the file is run, and all of it is looked at before any of it is returned.
+
+    Args:
+        max_mib: what it may take in memory, in MiB; None is a few times what the file takes on the disk.
 
     Raises:
-        BundleError: there is none, or it is damaged or of a newer format.
+        BundleError: there is none, or it is damaged, of a newer format, or unfolds to more than it may.
     """
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "nothing"
         raise BundleError(
             f"`BUNDLE` must be a bundle's file; found {kind} at {str(path)!r}. They lie in <run log>/bundles."
         )
+    bound = _bound(path, max_mib)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BundleError(f"{str(path)!r} cannot be read as a bundle ({first}). Name another one.") from error
-    own = cast("dict[str, Any]", content).get(BUNDLE_KEY) if isinstance(content, dict) else None
-    if not isinstance(own, dict) or "bundle_version" not in own:
+        _check_size(_unfolded(path), bound, path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        own: Any = content.get(BUNDLE_KEY) if isinstance(content, dict) else None
+    except BundleError:
+        raise
+    except Exception as error:  # a damaged file may fail anywhere within torch
+        raise BundleError(f"{str(path)!r} cannot be read as a bundle ({_why(error)}). Name another one.") from error
+    if not isinstance(own, dict):
         raise BundleError(f"{str(path)!r} is no bundle of GradWatch. They lie in <run log>/bundles.")
-    found = str(cast("dict[str, Any]", own)["bundle_version"])
-    if int(found.partition(".")[0]) > int(BUNDLE_VERSION.partition(".")[0]):
+    content, own = cast("dict[str, Any]", content), cast("dict[str, Any]", own)
+    _check_version(own.get("bundle_version"), path)
+    fault = first_fault(content, own)
+    if fault is not None:
+        raise BundleError(f"{str(path)!r} is damaged: {fault}. Name another one.")
+    _check_size(size(content), bound, path)
+    return {**content, BUNDLE_KEY: {**own, "event": checked(own["event"], EVENT)}}
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text tells how to run what is in the file
+        return "it is damaged, or holds more than data"
+    return ((str(error).splitlines() or [""])[0] or type(error).__name__)[:200]
+
+
+def _check_version(version: Any, path: Path) -> None:
+    major = version.partition(".")[0] if isinstance(version, str) else ""
+    if not (major.isascii() and major.isdigit() and len(major) < _MOST_DIGITS):
+        raise BundleError(f"{str(path)!r} is damaged: its bundle_version is none. Name another one.")
+    if int(major) > int(BUNDLE_VERSION.partition(".")[0]):
         raise BundleError(
-            f"{str(path)!r} has bundle format {found}; this version reads {BUNDLE_VERSION}. Upgrade lightning-gradwatch."
+            f"{str(path)!r} has bundle format {version!r:.40}; this version reads {BUNDLE_VERSION}. "
+            "Upgrade lightning-gradwatch."
         )
-    return cast("dict[str, Any]", content)
+
+
+def _bound(path: Path, max_mib: int | None) -> int:
+    """Bytes that a bundle may take in memory."""
+    return max(_LEAST_BOUND, _MOST_TIMES * path.stat().st_size) if max_mib is None else max_mib * 2**20
+
+
+def _unfolded(path: Path) -> int:
+    """What the parts of the file take once they are unpacked. torch packs nothing, somebody else may have."""
+    with zipfile.ZipFile(path) as parts:
+        return sum(part.file_size for part in parts.infolist())
+
+
+def _check_size(found: int, bound: int, path: Path) -> None:
+    if found > bound:
+        raise BundleError(
+            f"{str(path)!r} takes {path.stat().st_size / 2**20:.1f} MiB and unfolds to {found / 2**20:.0f}; {bound / 2**20:.0f} are "
+            "taken. If you trust it, give `--max-mib`."
+        )

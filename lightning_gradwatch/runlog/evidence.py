@@ -17,7 +17,7 @@ LAST_SAMPLES = 10
 LAST_SHARE = 1 / 3
 """… of those in this last share of the training, so that in a short run the begin is not counted to the end."""
 
-# The four numbers of the detectors, repeated here because those load numpy and a command must start at once.
+# The five numbers of the detectors, repeated here because those load numpy and a command must start at once.
 SEVERAL = 3
 """Vanishing is never judged from fewer sampled steps than this."""
 
@@ -26,6 +26,9 @@ VANISHING_SHARE = 0.5
 
 STARVING_SHARE = 0.01
 """A timestep whose total gradient is under this share of the largest starves."""
+
+FEW_SHARE = 0.25
+"""A direction that the loss reaches at no more than this share of its timesteps is barely reached."""
 
 EXPLODING_FACTOR = 100.0
 """A gradient that grows more than so many times on its way back is exploding."""
@@ -128,6 +131,30 @@ class Evidence:
         """Whether in most of the last samples the far end of the sequence gets next to nothing."""
         return 2 * sum(map(starves, self.last)) > len(self.last)
 
+    @cached_property
+    def dues(self) -> list[tuple[int, int]]:
+        """``(reached, timesteps)`` of the last ten samples, also those that lie in the begin of a short run: up to which timestep, in the
+        direction's own order, the loss sends a gradient, of how many. A training may draw the timesteps that it reads.
+        """
+        lately = set((self.sound or self.steps)[-LAST_SAMPLES:])
+        found = [due(record) for record in self.chosen if record["step"] in lately]
+        return [(reached, timesteps) for reached, timesteps in found if reached]
+
+    @cached_property
+    def with_gradient(self) -> tuple[int, int] | None:
+        """``(sequences that the loss reaches, sequences of a batch)``, medians over the last samples; None where it is not known."""
+        known = [
+            (record["with_gradient"], record["batch_size"])
+            for record in self.last
+            if record.get("with_gradient") and record.get("batch_size")
+        ]
+        return (middle([some for some, _ in known]), middle([batch for _, batch in known])) if known else None
+
+    @property
+    def time_first(self) -> bool:
+        """Whether the module takes its input as (time, batch, …)."""
+        return self.last[-1].get("batch_first") is False
+
     @property
     def trouble(self) -> list[Record]:
         """The events of the run that name something not finite."""
@@ -162,6 +189,25 @@ def starves(record: Record) -> bool:
     if not total:
         return False
     return total[-1 if record.get("direction") == "reverse" else 0] < STARVING_SHARE * max(total)
+
+
+def due(record: Record) -> tuple[int, int]:
+    """``(reached, timesteps)`` of a profile: up to which timestep, in the direction's own order, the loss sends a gradient, of how many."""
+    if record.get("reached") is not None and record.get("reachable") is not None:
+        return record["reached"], record["reachable"]
+    total = record["total"][::-1] if record.get("direction") == "reverse" else record["total"]
+    last = max((place for place, norm in enumerate(total) if norm > 0), default=-1)
+    return (last + 1) * record["timesteps"] // max(len(total), 1), record["timesteps"]
+
+
+def is_few(reached: float, timesteps: float) -> bool:
+    """Whether the loss reaches few of a direction's timesteps: as the detector of such has it."""
+    return 0 < reached < timesteps and reached <= max(1, FEW_SHARE * timesteps)
+
+
+def middle(counts: Sequence[int]) -> int:
+    """The median, a whole number."""
+    return int(median(counts))
 
 
 def recent_steps(steps: Sequence[int]) -> set[int]:

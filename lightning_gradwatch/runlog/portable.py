@@ -104,6 +104,29 @@ def restored(value: Any) -> Any:
     return _MAKERS[held[KIND]](held.get("type", ""), fields)
 
 
+def fits_kind(held: Mapping[Any, Any]) -> bool:
+    """Whether a dict that stands for something else is one that :class:`Portable` may have made; what is in it has been looked at."""
+    kind, name, fields = held[KIND], held.get("type", ""), held.get("fields")
+    if not isinstance(name, str) or not isinstance(kind, str):
+        return False
+    if kind in ("namedtuple", "dataclass"):
+        names = list(cast("dict[Any, Any]", fields)) if isinstance(fields, dict) else [None]
+        return all(isinstance(one, str) and not one.startswith("__") for one in names)
+    if kind == "packed":
+        return isinstance(fields, dict) and list(cast("dict[Any, Any]", fields)) == list(PackedSequence._fields)
+    if kind == "set":
+        return isinstance(fields, list) and _are_hashable(restored(fields))
+    return kind == "array" and isinstance(fields, Tensor)
+
+
+def _are_hashable(items: list[Any]) -> bool:
+    try:
+        set(items)
+    except TypeError:
+        return False
+    return True
+
+
 def size(value: Any) -> int:
     """Bytes of the tensors in a portable value."""
     if isinstance(value, Tensor):
@@ -130,13 +153,17 @@ def _make_namedtuple(name: str, fields: dict[str, Any]) -> Any:
     own = _imported(name)
     if own is not None and issubclass(own, tuple) and getattr(own, "_fields", None) == tuple(fields):
         return own(*fields.values())
-    likeness: Callable[..., Any] = namedtuple("Likeness", list(fields))  # pyright: ignore[reportUntypedNamedTuple]
+    likeness: Callable[..., Any] = namedtuple("Likeness", list(fields), rename=True)  # pyright: ignore[reportUntypedNamedTuple]
     return likeness(*fields.values())
 
 
 def _make_dataclass(name: str, fields: dict[str, Any]) -> Any:
     own = _imported(name)
-    if own is None or not dataclasses.is_dataclass(own):
+    if (
+        own is None
+        or not dataclasses.is_dataclass(own)
+        or {field.name for field in dataclasses.fields(own)} != {*fields}
+    ):
         return SimpleNamespace(**fields)
     made = object.__new__(own)
     for key, item in fields.items():

@@ -96,6 +96,10 @@ PROFILE: tuple[Fields, Fields] = (
         "horizon": _count,
         "horizon_censored": _flag,
         "growth_rate": _number,
+        "reached": _count,
+        "reachable": _count,
+        "with_gradient": _count,
+        "batch_first": _flag,
         "total_by_sequence": _rows,
     },
 )

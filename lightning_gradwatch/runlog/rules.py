@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import starmap
 from statistics import median
 
 from lightning_gradwatch.events import EventKind
-from lightning_gradwatch.runlog.evidence import EXPLODING_FACTOR, SEVERAL, VANISHING_SHARE, Evidence, growth, reach
+from lightning_gradwatch.runlog.evidence import (
+    EXPLODING_FACTOR,
+    SEVERAL,
+    VANISHING_SHARE,
+    Evidence,
+    growth,
+    is_few,
+    middle,
+    reach,
+)
 from lightning_gradwatch.runlog.verdict import Verdict
 
 Said = tuple[Verdict, str]
@@ -37,6 +47,12 @@ def _not_finite(found: Evidence) -> Said | None:
     return Verdict.NOT_FINITE, f"From step {found.lost[0]} on the gradient is not finite.{what}"
 
 
+def _diverged(found: Evidence) -> Said | None:
+    """Of the whole training: a layer's horizon says little where the loss has run away."""
+    told = [event for event in found.everywhere if event["kind"] == EventKind.DIVERGED]
+    return (Verdict.DIVERGED, f"{told[0]['message']}") if told else None
+
+
 def _without_gradient(found: Evidence) -> Said | None:
     norms = [norm for record in found.last for norm in record["total"]]
     if any(norm > 0 for norm in norms):  # NaN stands where no sequence reached
@@ -59,6 +75,27 @@ def _exploding(found: Evidence) -> Said | None:
     return Verdict.EXPLODING, f"The gradient grows {grown} within {found.timesteps} timesteps{_speed(found)}."
 
 
+def _barely_reached(found: Evidence) -> Said | None:
+    if found.dues and all(starmap(is_few, found.dues)):
+        reached, timesteps = map(middle, zip(*found.dues, strict=True))
+        rest = timesteps - reached
+        own = "step" if reached == 1 else f"{reached:,} steps"
+        others = f"the other {rest:,} of {timesteps:,} timesteps get" if rest > 1 else "the other timestep gets"
+        return Verdict.BARELY_REACHED, f"The loss reaches it at its own first {own} only; {others} no gradient."
+    if order_in_doubt(found):
+        return Verdict.BARELY_REACHED, "Hardly any of its states gets a gradient."
+    return None
+
+
+def order_in_doubt(found: Evidence) -> bool:
+    """Whether one sequence alone gets a gradient, as when what the module takes for sequences is time."""
+    return (
+        found.time_first
+        and found.with_gradient is not None
+        and found.with_gradient[0] == 1 < SEVERAL <= found.with_gradient[1]
+    )
+
+
 def _without_lags(found: Evidence) -> Said | None:
     if found.horizon is not None:
         return None
@@ -68,10 +105,11 @@ def _without_lags(found: Evidence) -> Said | None:
 def _outlives(found: Evidence) -> Said | None:
     if not found.censored:
         return None
-    return (
-        Verdict.HEALTHY,
-        f"The gradient stays above 1 % for all of the {found.timesteps} timesteps{_speed(found)}.",
-    )
+    assert found.horizon is not None
+    followed = found.horizon + 1  # the longest lag seen, which the sequence need not be
+    of = "" if followed >= found.timesteps else f" over which it could be followed, of {found.timesteps}"
+    seen = min(followed, found.timesteps)
+    return Verdict.HEALTHY, f"The gradient stays above 1 % for all of the {seen} timesteps{of}{_speed(found)}."
 
 
 def _long(found: Evidence) -> Said | None:
@@ -103,9 +141,11 @@ def _vanishing(found: Evidence) -> Said:
 
 RULES: tuple[Rule, ...] = (
     _not_finite,
+    _diverged,
     _without_gradient,
     _without_time,
     _exploding,
+    _barely_reached,
     _without_lags,
     _outlives,
     _long,

@@ -54,6 +54,10 @@ class ProfileRecord(TypedDict, total=False):
     horizon: int | None
     horizon_censored: bool
     growth_rate: float | None
+    reached: int
+    reachable: int
+    with_gradient: int | None
+    batch_first: bool | None
     total_by_sequence: list[list[float]]
 
 

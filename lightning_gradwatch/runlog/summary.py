@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from lightning_gradwatch.events import EventKind, closes_episode
 from lightning_gradwatch.runlog.evidence import LAST_SAMPLES, Evidence, Record, is_finite, reach
-from lightning_gradwatch.runlog.rules import judge
+from lightning_gradwatch.runlog.rules import judge, order_in_doubt
 from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 
 __all__ = ["LAST_SAMPLES", "LayerSummary", "Verdict", "is_finite", "reach", "summarise"]
@@ -58,9 +58,23 @@ def _summary(
         samples=found.samples,
         events=len(here),
         verdict=verdict,
-        sentence=sentence + _doubt(found),
+        sentence=sentence + _sequences(found) + _doubt(found),
         starves=found.starves,
     )
+
+
+def _sequences(found: Evidence) -> str:
+    """How many sequences of a batch get a gradient, where it is not all of them."""
+    if found.with_gradient is None or found.with_gradient[0] >= found.with_gradient[1]:
+        return ""
+    some, batch = found.with_gradient
+    said = f" Of the {batch:,} sequences of a batch {some:,} {'gets' if some == 1 else 'get'} a gradient."
+    if order_in_doubt(found):
+        said += (
+            f" The module has batch_first=False and took its input for {found.timesteps:,} timesteps of {batch:,} sequences: if "
+            f"{batch:,} is the number of timesteps, batch_first=True was forgotten."
+        )
+    return said
 
 
 def _doubt(found: Evidence) -> str:

@@ -13,7 +13,9 @@ class Verdict(StrEnum):
     VANISHING = "vanishing"
     SHORTENED = "shortened"
     EXPLODING = "exploding"
+    BARELY_REACHED = "barely reached"
     NOT_FINITE = "not finite"
+    DIVERGED = "diverged"
     UNDECIDED = "undecided"
     NOT_OBSERVED = "not observed"
 

@@ -164,6 +164,29 @@ def teacher_forced(rnn: nn.Module, x: Tensor) -> Tensor:
     return torch.cat(outputs, 1)
 
 
+def changed_between(
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], pieces: int = 1
+) -> Callable[..., Tensor]:
+    """A fused LSTM fed ``pieces`` timesteps at a time, with ``change(h, c)`` in between."""
+
+    def run(rnn: nn.Module, x: Tensor) -> Tensor:
+        state, outputs = None, []
+        for piece in x.split(pieces, 1):
+            output, state = rnn(piece, state)
+            outputs.append(output)
+            state = change(*state)
+        return torch.cat(outputs, 1)
+
+    return run
+
+
+def of_episodes(h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Both states masked, as policies do at the end of an episode; the first sequence's ends at every step."""
+    going_on = torch.ones(h.shape[1], 1)
+    going_on[0] = 0.0
+    return h * going_on, c * going_on
+
+
 def mostly_without_gradient(rnn: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         for _ in range(15):
@@ -228,6 +251,17 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Ten
     "a cell of one's own that returns output and state": (lambda: OwnCellWithOutput(6, 8), with_output, EXACT),
     "states marked with tap": (lambda: nn.Linear(14, 8), tapped, EXACT),
     "a fused module fed one timestep at a time": (lstm, teacher_forced, EXACT),
+    "a fused module fed one timestep at a time, its state masked": (lstm, changed_between(of_episodes), EXACT),
+    "a fused module fed one timestep at a time, h alone normalised": (
+        lstm,
+        changed_between(lambda h, c: (nn.functional.layer_norm(h, (8,)), c)),
+        EXACT,
+    ),
+    "a fused module fed in chunks, its state stacked anew": (
+        lstm,
+        changed_between(lambda h, c: (torch.stack([h[0]]), torch.cat([c[..., :3], c[..., 3:]], -1)), 3),
+        EXACT,
+    ),
     "one module for encoding and decoding": (lstm, twice, EXACT),
     "truncated BPTT within a step": (lstm, truncated, EXACT),
     "truncated BPTT, the state carried from batch to batch": (lstm, carried, EXACT),

@@ -17,8 +17,8 @@ from lightning_gradwatch.callbacks._watch import Step, Watch
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import Capture, profiles, sweep
+from tests.asserts import assert_identical
 from tests.cases import Case
-from tests.integration.test_invariance import assert_identical
 from tests.models import TinyLanguageModel, sentences, trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]

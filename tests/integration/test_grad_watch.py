@@ -204,9 +204,9 @@ def test_the_last_lines_count_events_by_severity():
     """What is only a note alarms nobody; the end of an episode is none."""
     found = Findings()
     note = Event(EventKind.VANISHING_HIDDEN_GRADIENT, 9, module="rnn", value=3.0, threshold=5.0, severity=Severity.INFO)
-    found.events += [note, note, replace(note, action="ended", detail="")]
+    found.events.extend([note, note, replace(note, action="ended", detail="")])
     assert found.summary()[-1] == "  2 notes."
-    found.events += [Event(EventKind.EXPLODING_GRADIENT, 7, value=9.0, threshold=1.0, detail="It is large.")]
+    found.events.extend([Event(EventKind.EXPLODING_GRADIENT, 7, value=9.0, threshold=1.0, detail="It is large.")])
     assert found.summary()[-1] == (
         "  1 warning, the first at step 7: EXPLODING_GRADIENT, the gradient norm of the model jumped to 9; "
         "an ordinary step stays under 1. Besides 2 notes."

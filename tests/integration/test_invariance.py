@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.tuner import Tuner
 
 from lightning_gradwatch import GradWatch, load_run
+from tests.asserts import assert_identical
 from tests.integration.ways import Adversarial, CellLoop, Fails, Fused, Manual, SkipsBatches, scaled
 from tests.models import TinyLanguageModel, sentences, trainer
 
@@ -217,27 +218,6 @@ def _check_what_was_measured(configuration: Configuration, fit: pl.Trainer, fold
     records = load_run(folder).profile_records
     assert (records[0]["step"], records[0]["batch_idx"]) == (configuration.first_batch,) * 2
     assert {record["exact"] for record in records} == {configuration.exact}
-
-
-def assert_identical(one: Any, other: Any, path: str = "") -> None:
-    """Equal to the bit, whatever is nested."""
-    assert type(one) is type(other), path
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype, path
-        assert torch.equal(one.nan_to_num(), other.nan_to_num()), path
-        assert torch.equal(one.isnan(), other.isnan()), path
-    elif isinstance(one, np.ndarray):
-        assert np.array_equal(one, other), path
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            assert_identical(one[key], other[key], f"{path}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_identical(a, b, f"{path}/{i}")
-    else:
-        assert one == other, path
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.name)

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from lightning_gradwatch import EventKind, GradWatch, load_run
 from lightning_gradwatch.callbacks._sampling import closer_steps
-from tests.integration.test_invariance import assert_identical
+from tests.asserts import assert_identical
 from tests.models import TinyLanguageModel, sentences, trainer
 
 

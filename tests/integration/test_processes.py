@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
+from tests.asserts import assert_identical
 from tests.integration.processes import succeed
 from tests.integration.scripts.ddp import SPOILT_BATCH, SPOILT_SEQUENCE, SPOILT_TIMESTEP
 from tests.integration.scripts.fsdp2 import BOUND
-from tests.integration.test_invariance import assert_identical
 from tests.models import TinyLanguageModel, sentences, trainer
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
-from tests.integration.test_invariance import assert_identical
+from tests.asserts import assert_identical
 from tests.models import trainer
 
 forecasting = pytest.importorskip("pytorch_forecasting")

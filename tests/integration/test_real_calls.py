@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lightning_gradwatch import EventKind, GradWatch, load_run
+from tests.asserts import assert_identical
 from tests.integration.real_calls import EXACT, INEXACT, NO_TIME, NOT_OBSERVED, WAYS, model_of
-from tests.integration.test_invariance import assert_identical
 from tests.models import sentences, trainer
 
 pytestmark = [

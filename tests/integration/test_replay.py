@@ -19,9 +19,9 @@ from lightning_gradwatch import EventKind, GradWatch
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.replay.rerun import rerun
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, read_bundle
+from tests.asserts import assert_identical
 from tests.integration.anomalies import AT, Drawn, Nested, OwnCell, Scheduled, Stateful, nested_batches, train
 from tests.integration.processes import run, succeed
-from tests.integration.test_invariance import assert_identical
 from tests.integration.ways import Adversarial, Fused, Manual, scaled
 from tests.models import TinyLanguageModel
 

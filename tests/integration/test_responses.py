@@ -15,9 +15,10 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from lightning_gradwatch import AdaptiveClip, AnomalyError, EventKind, GradWatch
+from lightning_gradwatch import AdaptiveClip, AnomalyError, AutoClip, EventKind, GradWatch
 from lightning_gradwatch.callbacks._responses import RESPONSES
-from tests.integration.test_invariance import Configuration, assert_identical, train
+from tests.asserts import assert_identical
+from tests.integration.test_invariance import Configuration, train
 from tests.integration.ways import Adversarial, Fused, Manual, SkipsBatches, scaled
 from tests.models import TinyLanguageModel, sentences, trainer
 
@@ -200,6 +201,26 @@ def test_rollback_takes_buffers_schedule_and_policies_along(tmp_path) -> None:
     assert history.states[2] != history.states[5]
     assert_identical(history.states[6], history.states[2])
     assert clip.state_dict()["optimizers"][0]["steps"] == 9
+
+
+def test_rollback_takes_policies_of_other_callbacks_along(tmp_path) -> None:
+    """Whatever callback says which policies it has in use gets their state put back, AdaptiveClip or not."""
+
+    class OwnClip(pl.Callback):
+        def __init__(self) -> None:
+            self.policy, self.states = AutoClip(), list[Any]()
+
+        def policies_in_use(self) -> list[list[Any]]:
+            return [[self.policy]]
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.states.append(copy.deepcopy(self.policy.state_dict()))
+            self.policy.decide(1.0 + len(self.states))
+
+    own, watch = OwnClip(), watching(tmp_path, "rollback", snapshot_every_n_steps=2)
+    fit(tmp_path, TinyLanguageModel(before_rnn=poison(5)), own, watch)
+    assert actions(watch) == [(5, "rolled back")]
+    assert len(own.states[6]["history"]) < len(own.states[5]["history"])
 
 
 class Carrying(TinyLanguageModel):

@@ -8,9 +8,9 @@ import pytest
 
 from lightning_gradwatch import load_run
 from lightning_gradwatch.cli import main
+from tests.asserts import assert_identical
 from tests.integration.processes import succeed
 from tests.integration.scripts.ddp_responses import SEQUENCE, SPOILT_BATCH, TIMESTEP
-from tests.integration.test_invariance import assert_identical
 from tests.integration.test_processes import TORCHRUN, Runs
 
 SCENARIOS = ("bare", "ready", "bare-skip", "skip", "bare-rollback", "rollback", "stop", "raise", "fails")

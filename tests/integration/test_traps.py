@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
-from tests.integration.test_invariance import assert_identical
+from tests.asserts import assert_identical
 from tests.models import TinyLanguageModel, sentences, trainer
 
 

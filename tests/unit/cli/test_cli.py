@@ -12,16 +12,9 @@ import pytest
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.events import Event, EventKind, Severity
 from lightning_gradwatch.runlog import RunLogWriter, load_run
-from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, write_bundle
+from lightning_gradwatch.runlog.bundles import write_bundle
+from tests.bundles import whole_bundle
 from tests.runlogs import write_run
-
-BUNDLE = {
-    "state_dict": {},
-    "hyper_parameters": {},
-    "pytorch-lightning_version": "2.6.6",
-    BUNDLE_KEY: {"bundle_version": "1.0", "module": "tests.models:Another", "problems": {}, "event": {}},
-}
-"""One whose weights fit no model."""
 
 
 def test_events_lists_what_fits(tmp_path, capsys):
@@ -180,7 +173,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, word
     """What was wrong and what to do, no usage block, no traceback."""
     write_run(tmp_path / "run", steps=3)
     if "replay" in arguments:
-        write_bundle(tmp_path / "bundle.pt", BUNDLE)
+        write_bundle(tmp_path / "bundle.pt", whole_bundle())
         (tmp_path / "raises.py").write_text("def make():\n    raise KeyError('my own')\n")
         (tmp_path / "broken.py").write_text("class Model(:\n")
     assert main([argument.format(tmp_path) for argument in arguments]) == 2

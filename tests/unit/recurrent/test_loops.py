@@ -11,7 +11,16 @@ from torch import nn
 
 from lightning_gradwatch import tap
 from lightning_gradwatch.profile import gradient_horizon
-from lightning_gradwatch.recurrent import Capture, Loop, loop_profiles, measure_lags, profiles, stitch, sweep
+from lightning_gradwatch.recurrent import (
+    Capture,
+    Loop,
+    loop_profiles,
+    measure_calls,
+    measure_lags,
+    profiles,
+    stitch,
+    sweep,
+)
 
 TIME, BATCH, WIDTH, HIDDEN = 7, 3, 4, 5
 
@@ -192,8 +201,7 @@ def test_a_fused_module_fed_piece_by_piece(kind: str, chunk: int) -> None:
             output, state = module(x, state)
             outputs.append(output)
         (torch.cat(outputs) ** 2 * torch.arange(1, TIME + 1)[:, None, None]).sum().backward()
-        (call,) = stitch(capture.take())
-        found = profiles(call, sweep(call))
+        found = measure_calls(stitch(capture.take()), None, 4)
         capture.detach()
         return found
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from lightning_gradwatch.detect import exploding, vanishing
+from lightning_gradwatch.detect import exploding, short_reach, vanishing
 from lightning_gradwatch.events import ENDED, ONGOING, Event, EventKind
 from lightning_gradwatch.profile import HORIZON_RATIO
 from lightning_gradwatch.runlog import evidence, summarise
@@ -25,6 +25,7 @@ def test_the_verdict_and_the_detectors_draw_the_same_lines():
     assert evidence.SEVERAL == vanishing.SAMPLES
     assert evidence.VANISHING_SHARE == vanishing.VANISHING_SHARE
     assert evidence.EXPLODING_FACTOR == exploding.EXPLODING_FACTOR
+    assert evidence.FEW_SHARE == short_reach.FEW_SHARE
     assert evidence.STARVING_SHARE == HORIZON_RATIO
 
 

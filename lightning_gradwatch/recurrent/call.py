@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.utils.rnn import PackedSequence
@@ -87,11 +88,12 @@ class GradientSlot:
     output, which only the garbage collector frees.
     """
 
-    __slots__ = ("_gradients",)
+    __slots__ = ("_gradients", "_view")
     _paused: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._gradients: list[Tensor] = []
+        self._view: _View | None = None
 
     def __call__(self, gradient: Tensor | None) -> None:
         if gradient is not None and not GradientSlot._paused:
@@ -108,6 +110,19 @@ class GradientSlot:
             tensor.register_hook(self)
         else:
             node.register_prehook(lambda gradients: self(gradients[number]))
+
+    def watch_result(self, tensor: Tensor) -> None:
+        """The same of what an operator returned and nobody has used yet.
+
+        It may be another view of all that the operator made (transposed, without a batch). Changing such a view in place takes it
+        out of the graph and leaves what it is a view of, so that this is what is watched.
+        """
+        base = tensor._base
+        if base is None or base.grad_fn is None or base.numel() != tensor.numel():
+            self.watch(tensor)
+            return
+        self._view = _View.of(tensor, base)
+        self.watch(base)
 
     @classmethod
     @contextmanager
@@ -136,11 +151,34 @@ class GradientSlot:
         total = self._gradients[0]
         for gradient in self._gradients[1:]:
             total = total + gradient
-        return total
+        return total if self._view is None else self._view.of_gradient(total)
 
     def clear(self) -> None:
         """Forget what was kept."""
         self._gradients.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """How a tensor lies in another one of as many elements."""
+
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+    base_size: torch.Size
+    base_stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor, base: Tensor) -> _View:
+        offset = int(tensor.storage_offset() - base.storage_offset())
+        return cls(tensor.size(), tensor.stride(), offset, base.size(), base.stride())
+
+    def of_gradient(self, gradient: Tensor) -> Tensor:
+        """The view's part of the other one's gradient, which may lie in memory in another way."""
+        if gradient.stride() != self.base_stride:
+            laid_out = gradient.new_empty_strided(self.base_size, self.base_stride)
+            gradient = laid_out.copy_(gradient)
+        return gradient.as_strided(self.size, self.stride, int(gradient.storage_offset()) + self.offset)
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -172,6 +210,8 @@ class RecurrentCall:
     parts: tuple[RecurrentCall, ...] = ()
     """The calls that this one was joined from, in time; none if it is one forward."""
     versions: tuple[int, ...] = ()
+    doubt: str | None = None
+    """Why output and final states may not be what the operator made."""
     limit: Limit | None = None
     """What bounds its gradient as it flows back, if anything does."""
     edges: Edges = field(init=False)
@@ -180,8 +220,11 @@ class RecurrentCall:
     apart: str | None = None
     """Why it is measured by itself although its state comes from an earlier call, or goes on into a later one."""
 
+    _final_versions: tuple[int, ...] = field(init=False, default=())
+
     def __post_init__(self) -> None:
         self.versions = self._versions()
+        self._final_versions = tuple(state._version for state in self._finals())
         self.edges = Edges(
             edge_of(self.input),
             (edge_of(self.h0), edge_of(self.c0)),
@@ -203,6 +246,15 @@ class RecurrentCall:
     def batch_size(self) -> int:
         """How many sequences it has; 1 without a batch dimension."""
         return self.h_n.shape[1] if self.h_n.dim() == 3 else 1
+
+    def _finals(self) -> list[Tensor]:
+        return [state for state in (self.h_n, self.c_n) if state is not None]
+
+    def finals_changed(self) -> bool:
+        """Whether h_n or c_n was changed in place since the forward: a measurement that does not read them is right all the same."""
+        if self.parts:
+            return any(part.finals_changed() for part in self.parts)
+        return tuple(state._version for state in self._finals()) != self._final_versions
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         named = [("input", self.input), ("initial state", self.h0), ("initial state", self.c0), ("output", self.output)]
@@ -256,11 +308,17 @@ class RecurrentCall:
         )
         for tensor, slot in pairs:
             if tensor is not None and tensor.requires_grad:
-                slot.watch(tensor)
+                slot.watch_result(tensor)
 
 
 def read_call(
-    name: str, index: int, module: nn.RNNBase, inputs: tuple[object, ...], outputs: object, rng_state: Tensor | None
+    name: str,
+    index: int,
+    module: nn.RNNBase,
+    inputs: tuple[object, ...],
+    outputs: object,
+    rng_state: Tensor | None,
+    doubt: str | None = None,
 ) -> RecurrentCall:
     """A call from what a forward hook is shown.
 
@@ -295,5 +353,6 @@ def read_call(
         sorted_indices=packed.sorted_indices if packed is not None else None,
         unsorted_indices=packed.unsorted_indices if packed is not None else None,
         rng_state=rng_state,
+        doubt=doubt,
         limit=getattr(made.grad_fn, "limit", None),
     )

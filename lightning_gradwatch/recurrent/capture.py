@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.call import RecurrentCall, read_call
+from lightning_gradwatch.recurrent.hook_order import FirstHooks
 from lightning_gradwatch.recurrent.inner import InnerCalls, has_own_forward
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.loops import Loops
@@ -40,6 +41,7 @@ class Capture:
         self._rng_state: Tensor | None = None
         self._names = {module: name for name, module in modules.items()}
         self._inner: dict[nn.Module, InnerCalls] = {}
+        self._first = FirstHooks()
         self._handles: list[RemovableHandle] = []
         self._end_listening: Callable[[], None] | None = None
 
@@ -52,15 +54,15 @@ class Capture:
     def attach_to(self, module: nn.Module) -> None:
         """Put the hooks on one module."""
         if not isinstance(module, nn.RNNBase):
-            self._handles.append(module.register_forward_hook(self._after_cell, with_kwargs=True))
+            self._first.add(module, self._after_cell)
             return
         if has_own_forward(module):
             self._handles.append(module.register_forward_pre_hook(self._before_own_forward))
             self._handles.append(module.register_forward_hook(self._after_own_forward, always_call=True))
             return
         if module.dropout and module.num_layers > 1:
-            self._handles.append(module.register_forward_pre_hook(self._before_forward))
-        self._handles.append(module.register_forward_hook(self._after_forward, with_kwargs=True))
+            self._first.add_before(module, self._before_forward)
+        self._first.add(module, self._after_forward)
 
     def add(self, name: str, module: nn.Module, position: int = 0) -> None:
         """Watch one more module, found while training, whose state is the ``position``-th tensor that it returns."""
@@ -73,6 +75,7 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._first.remove()
         if self._end_listening is not None:
             self._end_listening()
         self._active = False
@@ -81,6 +84,7 @@ class Capture:
     def begin(self) -> None:
         """A training step begins."""
         self.clear()
+        self._first.settle()
         self._active = True
 
     def end(self) -> None:
@@ -131,14 +135,20 @@ class Capture:
         if module.training and next(module.parameters()).device.type == "cpu":
             self._rng_state = torch.get_rng_state()
 
-    def _after_forward(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        self._guarded(lambda: self._keep(module, inputs, kwargs, outputs))
+    def _after_forward(
+        self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
+    ) -> None:
+        self._guarded(lambda: self._keep(module, inputs, kwargs, outputs, doubt))
 
-    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+    def _keep(
+        self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
+    ) -> None:
         assert isinstance(module, nn.RNNBase)
         arguments = (*inputs, *(kwargs[key] for key in ("input", "hx")[len(inputs) :] if key in kwargs))
         rng_state, self._rng_state = self._rng_state, None
-        self._read(module, lambda name, index: read_call(name, index, module, arguments, outputs, rng_state))
+        if has_own_forward(module):
+            doubt = "its forward was replaced after training began"
+        self._read(module, lambda name, index: read_call(name, index, module, arguments, outputs, rng_state, doubt))
 
     def _read(self, module: nn.Module, read: Callable[[str, int], RecurrentCall]) -> None:
         name = self._names[module]
@@ -163,7 +173,7 @@ class Capture:
     def _enter(self, module: nn.Module) -> None:
         assert isinstance(module, nn.RNNBase)
         if module not in self._inner:  # a forward that calls itself is followed once
-            self._inner[module] = InnerCalls(module)
+            self._inner[module] = InnerCalls(module, lambda read: self._guarded(lambda: self._read(module, read)))
             self._inner[module].__enter__()
 
     def _after_own_forward(self, module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
@@ -176,11 +186,11 @@ class Capture:
     def _keep_inner(self, module: nn.Module, inner: InnerCalls) -> None:
         if not inner.seen:
             self.unseen[self._names[module]] = "its forward does not call PyTorch's own recurrence"
-        for read in inner.calls():
-            self._read(module, read)
 
-    def _after_cell(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        self._guarded(lambda: self.loops.keep(self._names[module], module, inputs, kwargs, outputs))
+    def _after_cell(
+        self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
+    ) -> None:
+        self._guarded(lambda: self.loops.keep(self._names[module], module, inputs, kwargs, outputs, doubt))
 
     def _after_tap(self, name: str, state: Tensor) -> None:
         self._guarded(lambda: self.loops.tap(name, state))

@@ -86,6 +86,7 @@ def as_one(chain: Chain) -> RecurrentCall:
         h_n_gradient=last.h_n_gradient,
         c_n_gradient=last.c_n_gradient,
         parts=tuple(chain.calls),
+        doubt=_first_doubt(chain.calls),
         trail=None,
     )
 
@@ -178,6 +179,7 @@ def _side_by_side(calls: Sequence[RecurrentCall], sequences: list[int]) -> Recur
         h_n_gradient=_slot(batch([_batched(c.h_n_gradient.value()) for c in calls], h_n)),
         c_n_gradient=_slot(batch([_batched(c.c_n_gradient.value()) for c in calls], c_n)),
         parts=tuple(calls),
+        doubt=_first_doubt(calls),
         limit=first.limit,
     )
 
@@ -192,6 +194,11 @@ def _time_major(call: RecurrentCall, tensor: Tensor | None) -> Tensor | None:
 def _batched(state: Tensor | None) -> Tensor | None:
     """A state or its gradient as ``(layer, batch, width)``."""
     return state[:, None] if state is not None and state.dim() == 2 else state
+
+
+def _first_doubt(calls: Sequence[RecurrentCall]) -> str | None:
+    """Why one of them may not be what the operator made."""
+    return next((call.doubt for call in calls if call.doubt), None)
 
 
 def _or_zeros(tensor: Tensor | None, like: Tensor | None) -> Tensor:

@@ -16,12 +16,14 @@ from lightning_gradwatch.recurrent.limit import Limit
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """The chosen sequences' states at both ends, ``(sequence, width)``; None where absent."""
+    """The chosen sequences' states at both ends, ``(sequence, width)``; None where absent. ``h_n`` and ``c_n`` are those recorded."""
 
     h0: Tensor | None
     c0: Tensor | None
     h_n_gradient: Tensor | None
     c_n_gradient: Tensor | None
+    h_n: Tensor | None = None
+    c_n: Tensor | None = None
 
 
 class DirectionSweep:
@@ -37,6 +39,7 @@ class DirectionSweep:
         first_bad_gate: own-order step, row of ``layout.sequences``, gate and value of the first pre-activation that is not finite, if there
             is one and it was asked for; of several at the same step the first sequence's, and of these the first gate's.
         replay_error: largest difference of recomputed and recorded outputs, relative to the largest output; 0 below the top.
+        final_error: the same of recomputed and recorded final states.
     """
 
     def __init__(
@@ -79,7 +82,8 @@ class DirectionSweep:
         self.first_bad_state = layout.lengths.clone()
         self.first_bad_value = 0.0
         self.first_bad_gate: tuple[int, int, int, float] | None = None
-        self.replay_error = 0.0
+        self.replay_error = self.final_error = 0.0
+        self._recorded_ends = boundary.h_n, boundary.c_n
 
     def climb(self, chunk: int, start: int, stop: int, x: Tensor, recorded: Tensor | None) -> Tensor:
         """Go through a chunk forwards and make it ready for :meth:`back`. Returns its states ``(time, sequence, state)``.
@@ -100,10 +104,11 @@ class DirectionSweep:
         if self._gates and self.first_bad_gate is None and len(self._starts) == chunk + 1:
             self._note_gates(start, stop, self.adjoint.pre_activations(x, h_previous))
         factors = self.adjoint.prepare(x, h_previous, c_start)
-        again, c_end = self.adjoint.recomputed(factors)
+        again, cell = self.adjoint.recomputed(factors)
         if len(self._starts) == chunk + 1:
-            self._starts.append((states[-1], c_end))
+            self._starts.append((states[-1], None if cell is None else cell[-1]))
             self._note_states(start, stop, states)
+            self._compare_ends(start, stop, again, cell)
             if recorded is not None:
                 self._compare(start, stop, again, recorded)
         self._climbed[chunk] = states, factors
@@ -152,12 +157,33 @@ class DirectionSweep:
             self.first_bad_gate = start + step, sequence, gate, float(values[~values.isfinite()][0])
 
     def _compare(self, start: int, stop: int, again: Tensor, recorded: Tensor) -> None:
-        valid = self.layout.valid(start, stop).to(again.device)[..., None] & recorded.isfinite()
-        difference = torch.where(valid, again - recorded, 0.0).abs().amax()
-        largest = torch.where(valid, recorded, 0.0).abs().amax().clamp_min(1e-30)
-        error = float(difference / largest)
-        if not error <= self.replay_error:  # a NaN counts as larger than anything
-            self.replay_error = error
+        self.replay_error = _larger(
+            self.replay_error, _difference(again, recorded, self.layout.valid(start, stop)[..., None])
+        )
+
+    def _compare_ends(self, start: int, stop: int, again: Tensor, cell: Tensor | None) -> None:
+        """The states at the ends of the sequences that end in this chunk."""
+        ending = torch.nonzero((self.layout.lengths > start) & (self.layout.lengths <= stop)).flatten()
+        if not len(ending):
+            return
+        step, there = self.layout.lengths[ending] - 1 - start, torch.ones(1, dtype=torch.bool)
+        for made, recorded in zip((again, cell), self._recorded_ends, strict=True):
+            if made is not None and recorded is not None:
+                here = ending.to(made.device)
+                error = _difference(made[step.to(made.device), here], recorded[here], there)
+                self.final_error = _larger(self.final_error, error)
+
+
+def _difference(again: Tensor, recorded: Tensor, valid: Tensor) -> float:
+    """The largest where ``valid``, relative to the largest recorded number."""
+    valid = valid.to(again.device) & recorded.isfinite()
+    difference = torch.where(valid, again - recorded, 0.0).abs().amax()
+    largest = torch.where(valid, recorded, 0.0).abs().amax().clamp_min(1e-30)
+    return float(difference / largest)
+
+
+def _larger(error: float, other: float) -> float:
+    return error if other <= error else other  # a NaN counts as larger than anything
 
 
 def _shared(gradient: Tensor | None, share: Tensor) -> Tensor | None:

@@ -14,32 +14,42 @@ from lightning_gradwatch.recurrent.call import RecurrentCall, Shape
 
 _OPERATORS = {getattr(torch._VF, name): name for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}  # type: ignore[attr-defined]
 
+_RNN_FILE = nn.RNNBase.__init__.__code__.co_filename
+
 
 def has_own_forward(module: nn.RNNBase) -> bool:
     """Whether a subclass changed ``forward``, so that what goes in and comes out need not be what PyTorch's own takes."""
-    own = {nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward}
-    return type(module).forward not in own or "forward" in vars(module)
+    if "forward" in vars(module):
+        return True
+    code = getattr(
+        type(module).forward, "__code__", None
+    )  # by its file, since a class's own may have been replaced too
+    return code is None or code.co_filename != _RNN_FILE
 
 
 class InnerCalls(TorchFunctionMode):
-    """Sees the calls of PyTorch's fused operators while it is entered, and passes everything on as it is."""
+    """Sees the calls of PyTorch's fused operators while it is entered, and passes everything on as it is.
 
-    def __init__(self, module: nn.RNNBase) -> None:
+    Args:
+        keep: told how to read each call, given its module's name and its index, before the forward can change what was made.
+
+    Attributes:
+        seen: whether there was one.
+    """
+
+    def __init__(self, module: nn.RNNBase, keep: Callable[[Callable[[str, int], RecurrentCall]], None]) -> None:
         super().__init__()
-        self._shape = Shape.of(module)
-        self.seen: list[tuple[tuple[Any, ...], tuple[Tensor, ...], Tensor | None]] = []
+        self._shape, self._keep = Shape.of(module), keep
+        self.seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         ours = func in _OPERATORS
         rng_state = torch.get_rng_state() if ours and self._shape.dropout and args[0].device.type == "cpu" else None
         result = func(*args, **(kwargs or {}))
         if ours:
-            self.seen.append((args, result, rng_state))
+            self.seen = True
+            self._keep(partial(self._read, args, result, rng_state))
         return result
-
-    def calls(self) -> list[Callable[[str, int], RecurrentCall]]:
-        """How to read each operator call that was seen, given its module's name and its index."""
-        return [partial(self._read, *seen) for seen in self.seen]
 
     def _read(
         self, args: tuple[Any, ...], result: tuple[Tensor, ...], rng_state: Tensor | None, name: str, index: int

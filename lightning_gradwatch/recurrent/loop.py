@@ -22,19 +22,25 @@ from lightning_gradwatch.recurrent.layout import pick_sequences
 class LoopState:
     """One hidden state in the graph. Its slot is shown the *total* gradient: all that the state was used for.
 
-    ``edge`` is the place in the graph where the state was made: it stays right when the tensor is changed in place later.
+    ``edge`` is the place in the graph where the state was made: it stays right when the tensor is changed in place later, but for
+    a view, of which such a change makes another.
     """
 
     tensor: Tensor
     edge: GradientEdge
     slot: GradientSlot
+    version: int
 
     @classmethod
     def of(cls, tensor: Tensor) -> LoopState:
         """Watch a state that needs a gradient."""
         slot = GradientSlot()
         slot.watch(tensor)
-        return cls(tensor, get_gradient_edge(tensor), slot)
+        return cls(tensor, get_gradient_edge(tensor), slot, tensor._version)
+
+    def lost(self) -> bool:
+        """Whether its place in the graph is no longer that of what was used."""
+        return self.tensor._is_view() and self.tensor._version != self.version
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -64,6 +70,8 @@ class Loop:
     awaits: RemovableHandle | None = None
     """The hook that waits for a backward pass to measure ``lagged``."""
     inexact_reason: str | None = None
+    doubt: str | None = None
+    """Why a state may not be what the cell returned."""
     c_is_total: bool = True
 
     def __post_init__(self) -> None:
@@ -112,7 +120,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     reached = _reached(loop, rows[0])
     sequences = pick_sequences(reached, max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
-    reason = loop.inexact_reason or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
+    reason = loop.doubt or _lost(loop) or loop.inexact_reason or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
     made = partial(
         Profile,
         module=loop.module,
@@ -134,6 +142,12 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     if loop.c and loop.c_is_total:
         found.append(made(state="c", total=_totals(loop, loop.c, sequences, lengths)))
     return found
+
+
+def _lost(loop: Loop) -> str | None:
+    if any(state.lost() for state in (*loop.h, *loop.c)):
+        return "a state that is a view of another tensor was changed in place, and its gradient was not seen"
+    return None
 
 
 def _reached(loop: Loop, batch: int) -> Tensor:

@@ -57,8 +57,16 @@ class Loops:
         loop.inputs.append(None)
         loop.h.append(LoopState.of(state))
 
-    def keep(self, name: str, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        """One call of a cell."""
+    def keep(
+        self,
+        name: str,
+        module: nn.Module,
+        inputs: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        outputs: Any,
+        doubt: str | None = None,
+    ) -> None:
+        """One call of a cell. ``doubt``: why the outputs may not be what it returned."""
         given = [*tensors(inputs), *tensors(kwargs.values())]
         made = tensors((outputs,))[self.positions.get(name, 0) :]
         if not made or not made[0].requires_grad or not made[0].numel():
@@ -75,6 +83,7 @@ class Loops:
             loop.given[len(loop.h)] = given
         loop.inputs.append(x)
         loop.h.append(LoopState.of(made[0]))
+        loop.doubt = loop.doubt or doubt
         if isinstance(module, nn.LSTMCell) and len(made) > 1:
             loop.c.append(LoopState.of(made[1]))
             # Without a batch dimension PyTorch squeezes both results, and h no longer hangs on this c in the graph.

@@ -82,6 +82,8 @@ class _Stack:
         self.masks = redraw_masks(call, layout)
         self.output_gradient = call.output_gradient.value()
         self.h_n_gradient, self.c_n_gradient = call.h_n_gradient.value(), call.c_n_gradient.value()
+        as_made = not call.finals_changed()
+        self.h_n, self.c_n = (call.h_n, call.c_n) if as_made else (None, None)
         self.directions = [
             [self._direction(layer, direction) for direction in range(shape.num_directions)]
             for layer in range(shape.num_layers)
@@ -96,6 +98,8 @@ class _Stack:
             c0=self._cast(layout.read_state(call.c0, index)),
             h_n_gradient=self._cast(layout.read_state(self.h_n_gradient, index)),
             c_n_gradient=self._cast(layout.read_state(self.c_n_gradient, index)),
+            h_n=self._cast(layout.read_state(self.h_n, index)),
+            c_n=self._cast(layout.read_state(self.c_n, index)),
         )
         adjoint = ADJOINTS[call.shape.mode](weights, call.shape)
         keep = layout.timesteps <= self.chunk
@@ -236,6 +240,8 @@ class _Stack:
 
     def inexact_reason(self) -> str | None:
         """Why the figures are not exact; None if they are."""
+        if self.call.doubt is not None:
+            return self.call.doubt
         changed = self.call.changed()
         if changed is not None:
             return f"the {changed} was changed in place after the forward"
@@ -245,7 +251,11 @@ class _Stack:
         recorded_dtype = self.call.output.dtype
         if recorded_dtype not in TOLERANCES:
             return f"computed in {str(recorded_dtype).removeprefix('torch.')}, replayed in float32"
-        error = max(sweep.replay_error for sweep in self.directions[-1])
-        if not error <= TOLERANCES[recorded_dtype]:
-            return f"recomputed outputs differ from the recorded ones by {error:.2g}"
+        for what, errors in (
+            ("outputs", [sweep.replay_error for sweep in self.directions[-1]]),
+            ("final states", [sweep.final_error for pair in self.directions for sweep in pair]),
+        ):
+            error = max(errors)
+            if not error <= TOLERANCES[recorded_dtype]:
+                return f"recomputed {what} differ from the recorded ones by {error:.2g}"
         return None

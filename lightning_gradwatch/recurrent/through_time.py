@@ -112,6 +112,8 @@ class ThroughTime:
             output = packed._replace(data=output)
         return output, h_n if c_n is None else (h_n, c_n)
 
+    _after_fused.holds_gradient = True  # type: ignore[attr-defined]  # a GradWatch's hook stays behind it
+
     def _after_cell(self, module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
         for state in tensors((outputs,)):
             self._hold(state)

@@ -123,7 +123,7 @@ class Adjoint(ABC, Generic[F]):
 
     @abstractmethod
     def recomputed(self, factors: F) -> tuple[Tensor, Tensor | None]:
-        """``(h of every step, last c)`` as the recomputed gates give them."""
+        """``(h of every step, c of every step)`` as the recomputed gates give them."""
 
     @abstractmethod
     def sweep(

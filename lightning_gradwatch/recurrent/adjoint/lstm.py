@@ -56,7 +56,7 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
 
     def recomputed(self, factors: LSTMFactors) -> tuple[Tensor, Tensor | None]:
         w_hr = self.weights.w_hr
-        return factors.m if w_hr is None else functional.linear(factors.m, w_hr), factors.c[-1]
+        return factors.m if w_hr is None else functional.linear(factors.m, w_hr), factors.c
 
     def _to_m(self, hidden: Tensor) -> Tensor:
         w_hr = self.weights.w_hr

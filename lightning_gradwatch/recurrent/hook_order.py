@@ -1,0 +1,131 @@
+"""Forward hooks that are shown what a module's forward returned before any other hook can change it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, cast
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.utils.hooks import RemovableHandle
+
+Seen = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any, str | None], None]
+"""Shown ``(module, inputs, kwargs, outputs, doubt)``; ``doubt`` says why the outputs may not be what the forward returned."""
+
+DOUBT = "another forward hook ran before GradWatch's and may have changed what the forward returned"
+
+
+class FirstHooks:
+    """PyTorch calls global forward hooks first, then a module's own in their order, each with what the one before made of the result.
+
+    Before each training step :meth:`settle` goes to the front again: of a module's hooks, and of the global ones while there are
+    any. Only hooks that change how the gradient flows back (``holds_gradient``, of a :class:`ThroughTime`) stay before it.
+    """
+
+    def __init__(self) -> None:
+        self._own: dict[nn.Module, tuple[RemovableHandle, Seen]] = {}
+        self._before: dict[nn.Module, RemovableHandle] = {}
+        self._global: RemovableHandle | None = None
+
+    def add(self, module: nn.Module, hook: Seen) -> None:
+        """Have ``hook`` be shown each result of the module's forward."""
+        self._own[module] = (
+            module.register_forward_hook(self._after, with_kwargs=True, prepend=True),
+            hook,
+        )
+        self.settle()
+
+    def add_before(self, module: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...]], None]) -> None:
+        """Have ``hook`` be called right before the module's forward, after all other hooks."""
+        self._before[module] = module.register_forward_pre_hook(hook)
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in [*(handle for handle, _ in self._own.values()), *self._before.values()]:
+            handle.remove()
+        self._own.clear()
+        self._before.clear()
+        self._leave_global()
+
+    def settle(self) -> None:
+        """Go to the front again, where hooks have come before."""
+        for module, (handle, _) in self._own.items():
+            _put_first(_hooks(module), handle)
+        for module, handle in self._before.items():
+            _put_last(cast("Any", module)._forward_pre_hooks, handle)
+        everywhere = _global_hooks()
+        own = None if self._global is None else self._global.id
+        if not any(number != own for number in everywhere):
+            self._leave_global()
+            return
+        if self._global is None or self._global.id not in everywhere:
+            self._global = torch_module.register_module_forward_hook(self._after_any, with_kwargs=True)
+        _put_first(everywhere, self._global)
+
+    def _leave_global(self) -> None:
+        if self._global is not None:
+            self._global.remove()
+            # PyTorch forgets to take it out of here.
+            cast("Any", torch_module)._global_forward_hooks_with_kwargs.pop(self._global.id, None)
+            self._global = None
+
+    def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        own = self._own.get(module)
+        if own is None or (self._global is not None and not _holds(module)):
+            return  # the global hook has seen it
+        handle, hook = own
+        surely = _is_first(_hooks(module), handle) and not _global_hooks()
+        hook(module, inputs, kwargs, outputs, None if surely else DOUBT)
+
+    def _after_any(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        own = self._own.get(module)
+        if own is None or self._global is None or _holds(module):
+            return
+        surely = _is_first(_global_hooks(), self._global)
+        own[1](module, inputs, kwargs, outputs, None if surely else DOUBT)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is inert: a copied or pickled model carries the hooks along, and they must do nothing there."""
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()
+
+
+def _global_hooks() -> OrderedDict[int, Any]:
+    return cast("Any", torch_module)._global_forward_hooks
+
+
+def _hooks(module: nn.Module) -> OrderedDict[int, Any]:
+    return cast("Any", module)._forward_hooks
+
+
+def _holds_gradient(hook: Any) -> bool:
+    return getattr(hook, "holds_gradient", False)
+
+
+def _holds(module: nn.Module) -> bool:
+    return any(map(_holds_gradient, _hooks(module).values()))
+
+
+def _front(hooks: OrderedDict[int, Any], handle: RemovableHandle) -> list[int]:
+    """Those that hold the gradient, then the handle's own."""
+    return [*(number for number, hook in hooks.items() if _holds_gradient(hook)), handle.id]
+
+
+def _is_first(hooks: OrderedDict[int, Any], handle: RemovableHandle) -> bool:
+    front = _front(hooks, handle)
+    return list(islice(hooks, len(front))) == front
+
+
+def _put_first(hooks: OrderedDict[int, Any], handle: RemovableHandle) -> None:
+    if handle.id in hooks and not _is_first(hooks, handle):
+        for number in reversed(_front(hooks, handle)):
+            hooks.move_to_end(number, last=False)
+
+
+def _put_last(hooks: OrderedDict[int, Any], handle: RemovableHandle) -> None:
+    if handle.id in hooks and next(reversed(hooks)) != handle.id:
+        hooks.move_to_end(handle.id)

@@ -109,8 +109,8 @@ _TEXTS: dict[EventKind, _Text] = {
     EventKind.DIVERGED: _Text(
         Severity.WARNING,
         "The training has diverged: the loss is {value:.4g}, and was {threshold:.4g} at the start.{detail}",
-        "Begin anew with a learning rate ten times lower, or let it rise slowly (warm-up). Clipping alone does not shorten the steps of Adam "
-        "and its like, which rescale the gradient.",
+        "Begin anew with a learning rate ten times lower, or let it rise slowly (warm-up). Clipping alone does not shorten the steps of "
+        "Adam and its like, which rescale the gradient.",
     ),
     EventKind.VANISHING_HIDDEN_GRADIENT: _Text(
         Severity.WARNING,

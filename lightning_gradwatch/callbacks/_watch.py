@@ -316,7 +316,7 @@ class Watch:
         if loss is None:
             return
         if step.complete and pending.nth == 0:
-            self._diverged.see(loss, norms.whole)
+            self._tell(self._diverged.see(loss, norms.whole, step.moment))
         if step.sampled:
             self._look_for_divergence(step.moment)
         bad = not math.isfinite(loss)

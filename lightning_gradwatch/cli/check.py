@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning_gradwatch.cli._load import load
-from lightning_gradwatch.events import EventKind, Severity
+from lightning_gradwatch.events import EventKind, Severity, closes_episode
 from lightning_gradwatch.runlog.plain import plain
 
 
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     failing = (Severity.CRITICAL, Severity.WARNING) if args.warnings else (Severity.CRITICAL,)
     counts = Counter(event["severity"] for event in found.event_records)
     said = ", ".join(_count(counts[severity], severity) for severity in (Severity.CRITICAL, Severity.WARNING))
-    grave = [e for e in found.event_records if e["severity"] in failing or e["kind"] == EventKind.DIVERGED]
+    grave = [e for e in found.event_records if e["severity"] in failing or _diverged(e)]
     if not grave:
         print(f"ok: {said}")
         return 0
@@ -42,3 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _count(number: int, severity: Severity) -> str:
     return f"{number:,} {severity} event{'' if number == 1 else 's'}"
+
+
+def _diverged(event: Mapping[str, Any]) -> bool:
+    """Whether it says that the training diverged, and not that it came back: no check may pass that, whatever its severity."""
+    return event["kind"] == EventKind.DIVERGED and not closes_episode(event)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import starmap
 from statistics import median
 
-from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.events import EventKind, closes_episode
 from lightning_gradwatch.runlog.evidence import (
     EXPLODING_FACTOR,
     SEVERAL,
@@ -50,7 +50,7 @@ def _not_finite(found: Evidence) -> Said | None:
 def _diverged(found: Evidence) -> Said | None:
     """Of the whole training: a layer's horizon says little where the loss has run away."""
     told = [event for event in found.everywhere if event["kind"] == EventKind.DIVERGED]
-    return (Verdict.DIVERGED, f"{told[0]['message']}") if told else None
+    return (Verdict.DIVERGED, told[-1]["message"] or "") if told and not closes_episode(told[-1]) else None
 
 
 def _without_gradient(found: Evidence) -> Said | None:

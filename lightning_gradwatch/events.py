@@ -126,8 +126,9 @@ _TEXTS: dict[EventKind, _Text] = {
     ),
     EventKind.NO_GRADIENT_THROUGH_TIME: _Text(
         Severity.WARNING,
-        "No gradient flows through time in {place}: its state is reset or detached at every step.{detail}",
-        "Pass the state of one step on to the next without detach() and without a new initial state.",
+        "No gradient flows through time in {place}.{detail}",
+        "Pass the state of one step on to the next without detach() and without a new initial state. If that is meant, leave the module "
+        "out with GradWatch(modules=[…]).",
     ),
     EventKind.AMP_OVERFLOW: _Text(
         Severity.INFO,

@@ -74,6 +74,7 @@ class Profile:
         inexact_reason: None if the figures are exact.
         layers: of the module.
         truncated: whether a state came in whose past is cut off, as in truncated backpropagation through time.
+        handed_over: whether that state is a leaf that asks for a gradient, which somebody may hand back by hand.
         with_gradient: to how many sequences of the whole batch the loss sends anything; None where it is not known.
         batch_first: of the module; None where there is no such order.
     """
@@ -94,6 +95,7 @@ class Profile:
     inexact_reason: str | None = None
     layers: int = 1
     truncated: bool = False
+    handed_over: bool = False
     with_gradient: int | None = None
     batch_first: bool | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
@@ -185,6 +187,7 @@ class Profile:
             "reachable": of,
             "with_gradient": self.with_gradient,
             "batch_first": self.batch_first,
+            "past": "handed over" if self.handed_over else "cut off" if self.truncated else None,
         }
         if keep_sequences:
             record["total_by_sequence"] = [

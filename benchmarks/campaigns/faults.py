@@ -173,7 +173,7 @@ def _step(watch: Watch, subject: nn.Module, batch: tuple[Tensor, Tensor, Tensor]
     watch.before_backward(loss, step)
     loss.backward()
     watch.after_backward(loss, step)
-    watch.end_step()
+    watch.end_step(step.moment)
     watch.poll(wait=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
     from lightning.pytorch.plugins import MixedPrecision
+    from lightning_utilities.core import rank_zero as rank_zero_module
     from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
     lightning_version: str
@@ -44,6 +46,7 @@ else:
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
     _rank_zero = importlib.import_module(f"{_name}.utilities.rank_zero")
     rank_zero_info, rank_zero_warn = _rank_zero.rank_zero_info, _rank_zero.rank_zero_warn
+    rank_zero_module = _rank_zero.rank_zero_module
 
     # Where a script has imported both names, a class that derives from both passes either one's checks.
     _bases = [sys.modules[n].Callback for n in ("lightning.pytorch", "pytorch_lightning") if n in sys.modules]
@@ -59,9 +62,21 @@ __all__ = [
     "lightning_version",
     "rank_zero_info",
     "rank_zero_warn",
+    "say",
     "seed_everything",
     "show_in_progress_bar",
 ]
+
+
+def say(text: str, *, urgent: bool = False, everywhere: bool = False) -> None:
+    """Say something through the logger of Lightning's own ``rank_zero_info``.
+
+    Args:
+        urgent: as a warning, which a logger set to that level lets through.
+        everywhere: on this rank, whichever it is.
+    """
+    if everywhere or not getattr(rank_zero_module.rank_zero_only, "rank", 0):
+        rank_zero_module.log.log(logging.WARNING if urgent else logging.INFO, "%s", text)
 
 
 def accumulation(trainer: Trainer) -> int:

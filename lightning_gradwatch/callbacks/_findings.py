@@ -14,10 +14,12 @@ from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._loggers import Scalars
 from lightning_gradwatch.callbacks._sharding import gradients_are_common
 from lightning_gradwatch.callbacks._watch import Step
+from lightning_gradwatch.callbacks.output.announcer import Announcer
 from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.runlog.plain import plain
 from lightning_gradwatch.runlog.summary import LAST_SAMPLES, is_finite, reach, summarise
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
@@ -36,10 +38,17 @@ class Findings:
     Args:
         keep_sequences: have records keep the total gradient of every measured sequence.
         on_event: the user's callable; an error in it is one warning.
+        announcer: says at once what must not wait.
     """
 
-    def __init__(self, keep_sequences: bool = False, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(
+        self,
+        keep_sequences: bool = False,
+        on_event: Callable[[Event], None] | None = None,
+        announcer: Announcer | None = None,
+    ) -> None:
         self.sink = EventSink(on_event)
+        self._announcer = announcer or Announcer(silent=True)
         self.lagged: dict[Place, LaggedGradient] = {}
         self.totals: dict[Place, TotalGradient] = {}
         self.trainer: Trainer | None = None
@@ -96,16 +105,28 @@ class Findings:
         if common and event.kind == EventKind.NONFINITE_GRADIENT:
             note = "Gradients are averaged over the processes: it may have begun on another one, which says so in its own events."
             event = dataclasses.replace(event, message=f"{event.message} {note}", detail="")
-        self.sink.take(event, write=not (common and event.rank and event.kind in _COMMON))
+        told = not (common and event.rank and event.kind in _COMMON)
+        if told:
+            self._announcer.hear(event)
+        self.sink.take(event, write=told)
 
-    def summary(self) -> list[str]:
-        """What was found, in a few lines: per module and layer the verdict; how many events, and the first of the gravest."""
+    def is_critical(self) -> bool:
+        """Whether anything critical happened."""
+        return any(event.severity == Severity.CRITICAL for event in self.events)
+
+    def summary(self, others: Sequence[Event] = ()) -> list[str]:
+        """What was found, in a few lines: per module and layer the verdict; how many events, and the first of the gravest.
+
+        Args:
+            others: events that other callbacks wrote into the same run log, on which a verdict rests too.
+        """
         kept = [*self._furthest.values(), *(record for recent in self._recent.values() for record in recent)]
         records = list({id(record): record for record in kept}.values())
         lines = ["GradWatch: how far the gradient reaches back through time"]
         events = [event.to_record() for event in self.events]
-        lines += [f"  {layer.line}" for layer in summarise(records, events)]
-        return [*lines, f"  {_told([event for event in events if not closes_episode(event)])}"]
+        every = sorted([*events, *(event.to_record() for event in others)], key=lambda event: event["step"])
+        lines += [f"  {plain(layer.line)}" for layer in summarise(records, every)]
+        return [*lines, f"  {plain(_told([event for event in events if not closes_episode(event)]))}"]
 
     def _remember(self, profile: Profile, record: dict[str, Any]) -> None:
         key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)
@@ -137,7 +158,8 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
     if gravest == Severity.INFO:
         return f"{counts[gravest]}."
     first = min(of[gravest], key=lambda event: event["step"])
-    said = first["message"].partition(". ")[0].rstrip(".")
+    said = first["message"] if gravest == Severity.CRITICAL else first["message"].partition(". ")[0]
+    said = said.rstrip(".")
     besides = " and ".join(count for severity, count in counts.items() if severity != gravest)
     return (
         f"{counts[gravest]}, the first at step {first['step']}: {first['kind']}, {said[:1].lower()}{said[1:]}."

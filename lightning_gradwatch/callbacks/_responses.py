@@ -17,6 +17,7 @@ from lightning_gradwatch.callbacks._compat import LightningModule, Trainer, rank
 from lightning_gradwatch.callbacks._line_search import LineSearch
 from lightning_gradwatch.callbacks._rollback import GoodStates, State
 from lightning_gradwatch.callbacks.anomaly.step_control import is_skipped, skip_step, stop_training
+from lightning_gradwatch.callbacks.output.announcer import ROLLED_BACK
 from lightning_gradwatch.detect import locate_nonfinite
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.recurrent.discover import plain_name
@@ -186,7 +187,7 @@ class Responder:
         detail, action = f"Because of {event.kind} at {event.place}.", "stopped" if stops else "skipped"
         if self._response == "rollback" and self._states is not None:
             self._back = event
-            action = "stopped" if stops else "rolled back"
+            action = "stopped" if stops else ROLLED_BACK
             detail += f" Weights, optimizer and schedule go back to those after step {self._states.good.step}."
         if exhausted:
             detail += f" That is {self._successive} times in succession: training is stopped."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,8 +38,11 @@ from lightning_gradwatch.recurrent import (
     stitch,
 )
 from lightning_gradwatch.recurrent.discover import Discovery, scripted
+from lightning_gradwatch.recurrent.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.first_look import FirstLook
 from lightning_gradwatch.recurrent.monitor import Norms, PendingNorms, gradient_norms, local, matrix_norms
+from lightning_gradwatch.recurrent.severed import severed
+from lightning_gradwatch.recurrent.severed_cells import SeveredCells
 
 __all__ = ["Call", "Step", "Watch"]
 
@@ -107,6 +110,7 @@ class Watch:
     Attributes:
         suspicious: whether something out of the ordinary was seen, so that the next steps are worth a closer look; whoever samples
             them clears it.
+        steps: batches that were watched to their end.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class Watch:
     ) -> None:
         self.capture = Capture(modules)
         self.observed: set[str] = set()
+        self.steps = 0
         self._unobserved = Unobserved(model, patterns=patterns, on_event=on_event, strict=strict)
         self._model, self._max_sequences, self._anchors = model, max_sequences, anchors
         self._on_profiles, self._on_event = on_profiles, on_event
@@ -138,7 +143,7 @@ class Watch:
         self._before: Read | None = None
         self._nth = 0
         self._spoilt = WeightWatch()
-        self._severed: set[str] = set()
+        self._severed: dict[str, str] = {}
         self._pending: list[_Pending] = []
         if find_cells:
             for name, kind in scripted(model).items():
@@ -147,6 +152,7 @@ class Watch:
         self._locator = Locator(model, self.capture)
         self._discovery = Discovery(model, modules.values()) if find_cells else None
         self._first = FirstLook(model, modules.values()) if find_cells else None
+        self._severed_cells = SeveredCells(model, modules.values()) if find_cells else None
         self._list_parameters()
         self._diverged = DivergenceDetector(matrix_norms(model))
 
@@ -154,11 +160,14 @@ class Watch:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
         if not step.sampled or not loss.requires_grad:
             return
-        for call in self.capture.calls:
+        self._report_severed(severed(without_duplicates(self.capture.calls)), step.moment)
+        self.capture.loops.split_taps()
+        calls = without_duplicates(self.capture.calls)
+        for call in calls:
             if isinstance(call, Loop) and len(call.h) > 1:
                 with self._unobserved.apart(call.module):
                     measure_lags(call, loss)
-        for call in stitch(self.capture.calls):
+        for call in stitch(calls):
             if isinstance(call, Chain) and not call.plain:
                 with self._unobserved.apart(call.module):
                     follow(call.calls, loss)
@@ -169,13 +178,12 @@ class Watch:
             raise self.capture.failure
         if step.sampled:
             self._unobserved.report_added(step.moment)
-        severed = self.capture.loops.severed()
+        if step.sampled and loss is None:  # nothing was said before this backward pass
+            self._report_severed(severed(without_duplicates(self.capture.calls)), step.moment)
         calls = self.capture.take()
         if not calls and loss is None:
             return
-        if calls:
-            self.observed.update(call.module for call in calls)
-            self._report_severed(severed, step.moment)
+        self.observed.update(call.module for call in calls)
         if step.sampled:
             self._list_parameters()
         norms = gradient_norms(self._weights, self._others, loss=loss, scale=step.scale, windows=step.windows)
@@ -189,18 +197,22 @@ class Watch:
                 self._sample(calls, step)
             _release(calls)
 
-    def end_step(self) -> bool:
+    def end_step(self, moment: Moment) -> bool:
         """Let go of the step. Returns whether cells were found that the next step should sample."""
         capture = self.capture
+        self._report_severed(capture.loops.taps_without_gradient(), moment)
         self._unobserved.end_step(capture, self.observed)
         capture.end()
         capture.clear()
         self._nth = 0
+        self._end_search_for_severed(moment)
+        self.steps += 1
         return self._end_discovery()
 
     def has_nothing(self) -> bool:
         """Whether a whole step has passed in which there was nothing to watch."""
-        return not (self.capture.modules or self.observed or self._discovery or self._unobserved.reasons)
+        watched = self.capture.modules or self.observed or self._discovery
+        return not (watched or self._severed or self._unobserved.reasons)
 
     def unobserved(self) -> list[tuple[str, str]]:
         """Each module that was never observed, with the reason."""
@@ -231,7 +243,7 @@ class Watch:
         self._pending.clear()
         self.capture.detach()
         self._before = None
-        for search in (self._discovery, self._first):
+        for search in (self._discovery, self._first, self._severed_cells):
             if search is not None:
                 search.close()
 
@@ -240,10 +252,11 @@ class Watch:
         first, self._first = self._first, None
         if discovery is None or first is None:
             return False
-        for search in (discovery, first):
-            search.close()
-            if search.failure is not None:
-                raise search.failure
+        discovery.close()
+        first.close()
+        failure = discovery.failure or first.failure
+        if failure is not None:
+            raise failure
         hidden: dict[str, str] = {}
         for name, (module, position) in discovery.found.items():
             reason = self._out_of_reach(module)
@@ -262,11 +275,22 @@ class Watch:
         own = set(map(id, self._weights))
         self._others: list[Tensor] = [weight for weight in self._model.parameters() if id(weight) not in own]
 
-    def _report_severed(self, severed: list[str], moment: Moment) -> None:
-        for name in severed:
+    def _end_search_for_severed(self, moment: Moment) -> None:
+        search, self._severed_cells = self._severed_cells, None
+        if search is None:
+            return
+        search.close()
+        if search.failure is not None:
+            raise search.failure
+        assert self._discovery is not None
+        self._report_severed({n: how for n, how in search.found().items() if n not in self._discovery.found}, moment)
+
+    def _report_severed(self, found: Mapping[str, str], moment: Moment) -> None:
+        """Each once: module or tap → how its state is severed."""
+        for name, how in found.items():
             if name not in self._severed:
-                self._severed.add(name)
-                self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name))
+                self._severed[name] = how
+                self._on_event(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name, detail=how))
 
     def _measure(self, calls: Sequence[Call | Chain], max_sequences: int | None) -> list[Profile]:
         """The profiles of all that can be measured. A loop is somebody's own, and may be beyond what was thought of."""
@@ -279,7 +303,7 @@ class Watch:
 
     def _sample(self, calls: list[Call], step: Step, *, everything: bool = False) -> None:
         """Measure the calls, in ``everything`` all sequences; so too where the growth through time turns out to be suspicious."""
-        unscale, stitched = step.unscale(), stitch(calls)
+        unscale, stitched = step.unscale(), stitch(without_duplicates(calls))
         for chain in stitched if step.sampled else ():
             if isinstance(chain, Chain):
                 chain.unfollowed = UNANNOUNCED

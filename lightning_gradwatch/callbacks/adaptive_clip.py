@@ -240,7 +240,8 @@ class AdaptiveClip(Callback):
         self._close(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take hooks off, close the run log."""
+        """Say what was done until then; take hooks off, close the run log."""
+        self._say_counts()
         self._close(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

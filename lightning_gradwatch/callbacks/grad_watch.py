@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shlex
 import warnings
@@ -23,8 +24,8 @@ from lightning_gradwatch.callbacks._compat import (
     Trainer,
     accumulation,
     logged_step,
-    rank_zero_info,
     rank_zero_warn,
+    say,
     show_in_progress_bar,
 )
 from lightning_gradwatch.callbacks._figures import Figures
@@ -34,6 +35,7 @@ from lightning_gradwatch.callbacks._responses import AnomalyError, Response
 from lightning_gradwatch.callbacks._sampling import Sampling
 from lightning_gradwatch.callbacks._sharding import out_of_reach
 from lightning_gradwatch.callbacks._watch import Call, Step, Watch
+from lightning_gradwatch.callbacks.output.announcer import Announcer
 from lightning_gradwatch.callbacks.run_folder import close_run_log, identity, open_run_log, run_id_of
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
@@ -90,7 +92,8 @@ class GradWatch(Callback):
         keep_sequences: have the run log keep the total gradient of every measured sequence.
         dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event; an error in it is a warning.
-        summary: say at the end of fit, in a few lines, what was found.
+        summary: say what was found: in a line at once, at the first critical event of each kind and when training goes back to an earlier
+            state; in a few lines when fit ends, however it ends. They are warnings of Lightning's logger where something critical happened.
         progress_bar: show the shortest horizon of the last sampled step, beside the sequence length, in the progress bar.
         figures: at the end of each epoch, hand figures to the loggers that take them. Needs the extra ``report``.
         on_anomaly: what to do at a critical event, or a gradient that is not finite, on any rank; None only observes.
@@ -167,7 +170,9 @@ class GradWatch(Callback):
     def _reset(self) -> None:
         self.run_dir: Path | None = None
         self._run_id: str | None = None
-        self._found = Findings(self.keep_sequences, self.on_event)
+        # on_anomaly="warn" has a warning of its own.
+        silent = not self.summary or self.on_anomaly == "warn"
+        self._found = Findings(self.keep_sequences, self.on_event, Announcer(silent))
         self._found.figures = Figures() if self.figures else None
         self._watch: Watch | None = None
         self._loss: Tensor | None = None
@@ -246,11 +251,12 @@ class GradWatch(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found; take the hooks off."""
-        self._conclude()
+        self._conclude(trainer)
         self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take the hooks off whatever ended the fit."""
+        """Say what was found until then; take the hooks off."""
+        self._conclude(trainer, broken_off=True)
         self._leave()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -274,19 +280,31 @@ class GradWatch(Callback):
         self._reactions.end_watching()
 
     @_harmless
-    def _conclude(self) -> None:
+    def _conclude(self, trainer: Trainer, *, broken_off: bool = False) -> None:
         watch = self._watch
         if watch is None:
             return
-        watch.finish(self._moment)
-        for name, reason in watch.unobserved():
-            self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
-        if self.summary:
-            lines = self._found.summary()
-            if self.run_dir is not None:
-                folder = shlex.quote(str(self.run_dir.absolute()))
-                lines += [f"  gradwatch {command} {folder}" for command in ("report", "events")]
-            rank_zero_info("\n".join([*lines, *self._reactions.hint()]))
+        # What broke the training off may keep us from looking once more: a device without memory, or one that has failed.
+        with contextlib.suppress(Exception) if broken_off else contextlib.nullcontext():
+            watch.finish(self._moment)
+        if watch.steps or not broken_off:
+            for name, reason in watch.unobserved():
+                self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
+        if self.summary and (watch.steps or self.events or not broken_off):
+            self._say_findings(trainer)
+
+    def _say_findings(self, trainer: Trainer) -> None:
+        lines = self._found.summary(self._told_by_others(trainer))
+        if self.run_dir is not None:
+            folder = shlex.quote(str(self.run_dir.absolute()))
+            lines += [f"  gradwatch {command} {folder}" for command in ("report", "events")]
+        say("\n".join([*lines, *self._reactions.hint()]), urgent=self._found.is_critical())
+
+    def _told_by_others(self, trainer: Trainer) -> list[Event]:
+        """What AdaptiveClip wrote into the same run log: a verdict rests on all that is in it."""
+        callbacks: list[object] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
+        others = [one for one in callbacks if one is not self and getattr(one, "run_dir", None) == self.run_dir]
+        return [event for one in others for event in getattr(one, "events", ()) if isinstance(event, Event)]
 
     # ------------------------------------------------------------------ one step
 
@@ -344,7 +362,7 @@ class GradWatch(Callback):
             return
         self._look(trainer, pl_module)
         self._batch = None
-        self._watch.end_step()
+        self._watch.end_step(self._moment)
         shortest = self._found.shortest
         if self.progress_bar and shortest is not None:
             cut = "≥" if shortest["horizon_censored"] else ""

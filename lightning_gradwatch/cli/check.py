@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +12,21 @@ from typing import Any
 from lightning_gradwatch.cli._load import load
 from lightning_gradwatch.events import EventKind, Severity, closes_episode
 from lightning_gradwatch.runlog.plain import plain
+from lightning_gradwatch.runlog.summary import summarise
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
     """Add the subcommand's arguments."""
     parser = subparsers.add_parser(
         "check",
-        help="fail where a run has a critical event",
+        help="fail where a run has a critical event or verdict",
         description=__doc__,
-        epilog="Exit code: 0 without a critical event, 1 with one or a diverged training, 2 where the run log cannot be read.",
+        epilog="Exit code: 0 without a critical event or verdict, 1 with one, 2 where the run log cannot be read.",
     )
     parser.add_argument("path", metavar="RUN", type=Path, help="folder of a run log")
-    parser.add_argument("--warnings", action="store_true", help="a warning fails the check too")
+    parser.add_argument(
+        "--warnings", action="store_true", help="a warning, or a verdict as grave as one, fails the check too"
+    )
     parser.set_defaults(run=run)
 
 
@@ -33,12 +37,16 @@ def run(args: argparse.Namespace) -> int:
     counts = Counter(event["severity"] for event in found.event_records)
     said = ", ".join(_count(counts[severity], severity) for severity in (Severity.CRITICAL, Severity.WARNING))
     grave = [e for e in found.event_records if e["severity"] in failing or _diverged(e)]
-    if not grave:
+    layers = [layer for layer in summarise(found.profile_records, found.event_records) if layer.severity in failing]
+    if not grave and not layers:
         print(f"ok: {said}")
         return 0
-    first = grave[0]
-    what = plain(f"{first['kind']}, {first['message'] or 'no message'}")
-    print(f"failed: {said}; the first at step {first['step']}: {what} (gradwatch events {args.path} says what to do)")
+    if grave:
+        first = grave[0]
+        what = f"the first at step {first['step']}: {first['kind']}, {first['message'] or 'no message'}"
+    else:
+        what = layers[0].line
+    print(f"failed: {said}; {plain(what)} (gradwatch events {shlex.quote(str(args.path))} says what to do)")
     return 1
 
 

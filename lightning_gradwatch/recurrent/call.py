@@ -72,6 +72,11 @@ def edge_of(tensor: Tensor | None) -> Edge | None:
     return tensor.grad_fn, tensor.output_nr
 
 
+def is_handed_over(state: Tensor | None) -> bool:
+    """Whether a state is a leaf that asks for a gradient and is no parameter: somebody may hand its gradient back by hand."""
+    return state is not None and state.is_leaf and state.requires_grad and not isinstance(state, nn.Parameter)
+
+
 @dataclass(frozen=True, slots=True)
 class Edges:
     """Where the tensors of one call hang in the graph, as they were when it ran: ``given`` h0 and c0, ``made`` output, h_n and c_n."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.recurrent.call import GradientSlot, RecurrentCall
-from lightning_gradwatch.recurrent.layout import pick_sequences
+from lightning_gradwatch.recurrent.reached import reached_sequences
 from lightning_gradwatch.recurrent.sweep import TOLERANCES, Sweep, sweep
 from lightning_gradwatch.recurrent.trail import Gradients
 
@@ -106,23 +106,28 @@ def arrived(chain: Chain) -> list[Gradients]:
     return [cast("Gradients", tuple(slot.value() for slot in call.slots())) for call in chain.calls]
 
 
-def measure_ends(chain: Chain, gradients: Sequence[Gradients], max_sequences: int | None) -> Norms:
+def reached_by(chain: Chain) -> Tensor:
+    """Whether the loss sends anything to a sequence at any timestep: ``(batch,)``, boolean, on the CPU."""
+    return torch.stack([reached_sequences(call) for call in chain.calls]).any(0)
+
+
+def measure_ends(chain: Chain, gradients: Sequence[Gradients], sequences: list[int]) -> Norms:
     """The gradients of all hidden states, from those that arrive at each call's output, h_n and c_n.
 
     Calls of one length are swept at once, side by side.
     """
     first, lengths = chain.calls[0], chain.lengths()
-    sequences = pick_sequences(first.batch_size(), max_sequences)
     layers, starts = range(first.shape.num_layers), np.cumsum([0, *lengths])
     h, c = ([torch.zeros(sum(lengths), len(sequences), dtype=torch.float64) for _ in layers] for _ in range(2))
     reasons: list[str | None] = []
     for group in _groups(chain.calls, lengths):
         if len(group) == 1:
             alone = _alone(chain.calls[group[0]], gradients[group[0]])
-            swept = sweep(alone, anchors=0, max_sequences=max_sequences)
+            swept = sweep(alone, anchors=0, sequences=sequences)
         else:
             parts = [_alone(chain.calls[place], gradients[place]) for place in group]
-            swept = sweep(_side_by_side(parts, sequences), anchors=0, max_sequences=None)
+            everything = list(range(len(parts) * len(sequences)))
+            swept = sweep(_side_by_side(parts, sequences), anchors=0, sequences=everything)
         reasons.append(swept.inexact_reason)
         for layer, (direction,) in enumerate(swept.directions):
             for into, found in ((h, direction.total), (c, direction.total_cell)):

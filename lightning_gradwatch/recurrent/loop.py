@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent.anchors import norm
-from lightning_gradwatch.recurrent.call import GradientSlot
+from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
 
 
@@ -136,6 +136,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         curves=_curves(loop, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
         inexact_reason=reason,
         truncated=loop.cut_off(),
+        handed_over=any(is_handed_over(state) for _, state in loop.given.get(0, ())),
         with_gradient=int(reached.sum()),
     )
     found = [made(state="h", total=_totals(loop, loop.h, sequences, lengths))]

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
+from lightning_gradwatch.recurrent.segments import segments
+from lightning_gradwatch.recurrent.severed import FEW
 
 REACH = 8
 """How many operations may lie between a state that comes out and the same state when it goes in again (a mask, a norm)."""
-
-FEW = 3
-"""A cell called fewer times than this in a step may well have no time to flow through."""
 
 
 class Loops:
@@ -23,6 +22,7 @@ class Loops:
 
     Attributes:
         positions: module name → which of the tensors that it returns is its state, where that is not the first.
+        without_gradient: tap → how many of its states in this step need no gradient.
     """
 
     def __init__(self, calls: MutableSequence[RecurrentCall | Loop]) -> None:
@@ -30,32 +30,42 @@ class Loops:
         self._calls = calls
         self._last: dict[int, Loop] = {}
         self._of_module: dict[str, list[Loop]] = {}
-        self._severed: Counter[str] = Counter()
+        self.without_gradient: Counter[str] = Counter()
         self._number: Counter[str] = Counter()
 
     def clear(self) -> None:
         """A new step begins."""
         self._last.clear()
         self._of_module.clear()
-        self._severed.clear()
+        self.without_gradient.clear()
         self._number.clear()
 
-    def severed(self) -> list[str]:
-        """Modules whose every call of this step began anew, or from a detached state: no gradient flows through time."""
-        return [
-            name
-            for name, count in self._severed.items()
-            if count >= FEW and all(len(loop.h) == 1 for loop in self._of_module.get(name, []))
-        ]
+    def taps_without_gradient(self) -> dict[str, str]:
+        """Tap → why nothing flows through it: none of its states in this step needs a gradient."""
+        return {
+            name: f"None of the {count} states given to tap() needs a gradient: each was detached before, or nothing that made it trains."
+            for name, count in self.without_gradient.items()
+            if count >= FEW and name not in self._of_module
+        }
 
     def tap(self, name: str, state: Tensor) -> None:
         """The next state of a tap."""
         if not state.requires_grad or not state.numel():
+            self.without_gradient[name] += bool(state.numel())
             return
         loops = self._of_module.get(name)
         loop = loops[-1] if loops else self._begin(name, "tap", ())
         loop.inputs.append(None)
         loop.h.append(LoopState.of(state))
+
+    def split_taps(self) -> None:
+        """Make each piece of a tap's states through which a gradient flows a sequence of its own. It walks through the graph."""
+        for name, (loop, *_) in list(self._of_module.items()):
+            pieces = segments(loop) if loop.kind == "tap" else [loop]
+            if len(pieces) > 1 and loop in self._calls:
+                place = self._calls.index(loop)
+                self._calls[place : place + 1] = pieces
+                self._of_module[name] = pieces
 
     def keep(
         self,
@@ -74,8 +84,6 @@ class Loops:
         x, states = given[0] if given else None, given[1:]
         loop = self._continued(name, states if isinstance(module, nn.RNNCellBase) else given)
         if loop is None:
-            if self._is_severed(name, states):
-                self._severed[name] += 1
             loop = self._begin(name, _kind(module), _weights(name, module))
         given = _named(module, states, made[0])
         last = {id(one[-1].tensor) for one in (loop.h, loop.c) if one}
@@ -113,12 +121,6 @@ class Loops:
                     return nodes[id(node)]
             frontier = [below for node in frontier for below, _ in node.next_functions if below is not None]
         return None
-
-    def _is_severed(self, name: str, states: list[Tensor]) -> bool:
-        """Whether a call begins without past though there was one before: no state given, or one that was detached."""
-        if name not in self._of_module:
-            return True
-        return all(not state.requires_grad for state in states)
 
 
 def tensors(values: Iterable[Any]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent.anchors import Anchors, lags
-from lightning_gradwatch.recurrent.call import RecurrentCall
-from lightning_gradwatch.recurrent.chain import Chain, Norms, arrived, as_one, measure_ends, without_ends
+from lightning_gradwatch.recurrent.call import RecurrentCall, is_handed_over
+from lightning_gradwatch.recurrent.chain import Chain, Norms, arrived, as_one, measure_ends, reached_by, without_ends
 from lightning_gradwatch.recurrent.direction import DirectionSweep
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, Layout, pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop, loop_profiles
@@ -74,13 +75,17 @@ def profiles(call: RecurrentCall, swept: Sweep) -> list[Profile]:
                         inexact_reason=swept.inexact_reason or call.apart,
                         layers=call.shape.num_layers,
                         truncated=truncated,
+                        handed_over=_is_handed_over(call),
                         with_gradient=swept.with_gradient,
-                        batch_first=None
-                        if call.batch_sizes is not None or call.input.dim() == 2
-                        else call.shape.batch_first,
+                        batch_first=_order(call),
                     )
                 )
     return found
+
+
+def _order(call: RecurrentCall) -> bool | None:
+    """Whether the batch comes before time; None where there is no such order."""
+    return None if call.batch_sizes is not None or call.input.dim() == 2 else call.shape.batch_first
 
 
 @torch.no_grad()
@@ -90,29 +95,31 @@ def chain_profiles(chain: Chain, max_sequences: int | None, anchors: int) -> lis
     What arrives at the end of each call is all that the loss sends there, so its total gradients are exact whatever lies between.
     Lags come from the anchors of one sweep where the calls are as one; otherwise from the :class:`Trail`, from the last timestep alone.
     """
-    totals = measure_ends(chain, arrived(chain), max_sequences)
+    reached = reached_by(chain)
+    sequences = pick_sequences(reached, max_sequences)
+    totals = measure_ends(chain, arrived(chain), sequences)
+    made = partial(_of_chain, chain, totals, sequences=sequences, with_gradient=int(reached.sum()))
     if chain.plain:
         joined = as_one(chain)
-        chunk = _chunk(joined, max_sequences)
-        swept = sweep(joined, max_sequences=max_sequences, anchors=anchors, chunk=chunk)
+        run = partial(sweep, anchors=anchors, chunk=_chunk(joined, max_sequences), sequences=sequences)
+        swept = run(joined)
         if totals.agrees(swept, joined.output.dtype):
             return profiles(joined, swept)
-        inner = without_ends(chain, joined)
-        swept = sweep(inner, max_sequences=max_sequences, anchors=anchors, chunk=chunk)
+        swept = run(without_ends(chain, joined))
         curves = [_lag_curves(one, swept.layout, swept.anchors, 0) for (one,) in swept.directions]
-        return _of_chain(chain, totals, curves, totals.inexact_reason, max_sequences)
-    curves, reason = _followed(chain, totals, max_sequences)
-    return _of_chain(chain, totals, curves, totals.inexact_reason or reason, max_sequences)
+        return made(curves, totals.inexact_reason)
+    curves, reason = _followed(chain, totals, sequences)
+    return made(curves, totals.inexact_reason or reason)
 
 
-def _followed(chain: Chain, totals: Norms, max_sequences: int | None) -> tuple[list[Floats], str | None]:
+def _followed(chain: Chain, totals: Norms, sequences: list[int]) -> tuple[list[Floats], str | None]:
     """``(curve, lag)`` of each layer as the trail found them; and why there are none, where it says so."""
     trail, layers = chain.calls[-1].trail, range(len(totals.h))
     lagged = None
     if trail is not None and trail.totals_are_lagged:
         lagged = totals
     elif trail is not None and trail.gradients is not None and len(trail.gradients) == len(chain.calls):
-        lagged = measure_ends(chain, trail.gradients, max_sequences)
+        lagged = measure_ends(chain, trail.gradients, sequences)
     if lagged is None:
         return [np.zeros((0, 0)) for _ in layers], chain.unfollowed if trail is None else trail.inexact_reason
     return [_over_first(lagged.both(layer)) for layer in layers], lagged.inexact_reason
@@ -126,11 +133,15 @@ def _over_first(norms: Tensor) -> Floats:
 
 
 def _of_chain(
-    chain: Chain, totals: Norms, curves: Sequence[Floats], reason: str | None, max_sequences: int | None
+    chain: Chain,
+    totals: Norms,
+    curves: Sequence[Floats],
+    reason: str | None,
+    *,
+    sequences: list[int],
+    with_gradient: int,
 ) -> list[Profile]:
     first, timesteps = chain.calls[0], sum(chain.lengths())
-    batch = first.batch_size()
-    sequences = pick_sequences(batch, max_sequences)
     return [
         Profile(
             module=first.module,
@@ -140,7 +151,7 @@ def _of_chain(
             direction=DIRECTIONS[0],
             state=state,
             timesteps=timesteps,
-            batch_size=batch,
+            batch_size=first.batch_size(),
             sequences=tuple(sequences),
             lengths=(timesteps,) * len(sequences),
             total=norms[layer].T.contiguous().numpy(),
@@ -149,6 +160,9 @@ def _of_chain(
             inexact_reason=reason,
             layers=first.shape.num_layers,
             truncated=is_cut_off(first.h0) or is_cut_off(first.c0),
+            handed_over=_is_handed_over(first),
+            with_gradient=with_gradient,
+            batch_first=_order(first),
         )
         for layer in range(first.shape.num_layers)
         for state, norms in (("h", totals.h), ("c", totals.c))
@@ -159,6 +173,10 @@ def _of_chain(
 def is_cut_off(state: Tensor | None) -> bool:
     """Whether an initial state says something and yet comes without a graph: then what made it is out of the gradient's reach."""
     return state is not None and not state.requires_grad and bool(state.detach().any())
+
+
+def _is_handed_over(call: RecurrentCall) -> bool:
+    return is_handed_over(call.h0) or is_handed_over(call.c0)
 
 
 def _by_time(norms: Tensor, layout: Layout, direction: int) -> Floats:

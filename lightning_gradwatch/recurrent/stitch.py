@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from torch.autograd.graph import Node
-
-from lightning_gradwatch.recurrent.call import Edge, RecurrentCall
+from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
-from lightning_gradwatch.recurrent.lags import below, number, oldest
+from lightning_gradwatch.recurrent.latest import Latest
 from lightning_gradwatch.recurrent.loop import Loop
 
 BIDIRECTIONAL = "its state goes on from call to call, and calls of a bidirectional module are measured each by itself"
@@ -41,7 +39,7 @@ def _chains(calls: Sequence[RecurrentCall]) -> list[Chain]:
         return [Chain([calls[0]])]
     chains: list[Chain] = []
     ends: dict[int, Chain] = {}  # number of a chain's last call → the chain
-    latest = Latest(calls)
+    latest = Latest([call.edges.made for call in calls])
     for place, call in enumerate(calls):
         before = max(map(latest, call.edges.given))
         chain = ends.get(before) if before < place else None
@@ -78,34 +76,3 @@ def _is_plain(before: RecurrentCall, call: RecurrentCall) -> bool:
         and call.input.dim() == before.input.dim()
         and all(now is then for now, then in zip(call.weights, before.weights, strict=True))
     )
-
-
-class Latest:
-    """Which of a module's calls a place in the graph hangs on: the number of the latest one, −1 for none."""
-
-    def __init__(self, calls: Sequence[RecurrentCall]) -> None:
-        self._calls: dict[Node, int] = {}
-        for place, call in enumerate(calls):
-            self._calls.update((edge[0], place) for edge in call.edges.made if edge is not None)
-        self._oldest = oldest(_made(calls))
-        self._known: dict[Node, int] = dict(self._calls)
-
-    def __call__(self, edge: Edge | None) -> int:
-        if edge is None:
-            return -1
-        stack = [(edge[0], False)]
-        while stack:
-            node, entered = stack.pop()
-            if entered:
-                self._known[node] = max((self._known.get(child, -1) for child in self._children(node)), default=-1)
-            elif node not in self._known:
-                stack.append((node, True))
-                stack += [(child, False) for child in self._children(node)]
-        return self._known[edge[0]]
-
-    def _children(self, node: Node) -> list[Node]:
-        return [child for child, _ in below(node) if number(child) >= self._oldest]
-
-
-def _made(calls: Iterable[RecurrentCall]) -> Iterable[Edge]:
-    return (edge for call in calls for edge in call.edges.made if edge is not None)

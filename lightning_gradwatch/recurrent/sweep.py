@@ -42,7 +42,13 @@ class Sweep:
 
 @torch.no_grad()
 def sweep(
-    call: RecurrentCall, *, max_sequences: int | None = 8, anchors: int = 4, chunk: int = CHUNK, gates: bool = False
+    call: RecurrentCall,
+    *,
+    max_sequences: int | None = 8,
+    anchors: int = 4,
+    chunk: int = CHUNK,
+    gates: bool = False,
+    sequences: list[int] | None = None,
 ) -> Sweep:
     """Run the adjoint of ``call`` over up to ``max_sequences`` of its sequences, exactly for those.
 
@@ -52,9 +58,10 @@ def sweep(
 
     Args:
         gates: look for the first pre-activation that is not finite as well.
+        sequences: the very ones to take.
     """
     reached = reached_sequences(call)
-    layout = Layout(call, pick_sequences(reached, max_sequences))
+    layout = Layout(call, pick_sequences(reached, max_sequences) if sequences is None else sequences)
     chosen = choose_anchors(call, layout, anchors, chunk)
     stack = _Stack(call, layout, chosen, chunk, gates)
     with warnings.catch_warnings(), GradientSlot.paused():

@@ -110,6 +110,9 @@ def follow(calls: Sequence[RecurrentCall], loss: Tensor) -> None:
     if end.limit is not None:
         trail.inexact_reason = "it is clipped through time; no lags were measured"
         return
+    if any(call.finals_changed() and call.h_n._is_view() for call in calls):
+        trail.inexact_reason = "a final state that is a view was changed in place; no lags were measured"
+        return
     single = end.timesteps() == 1
     if all(places[edge] == last for edge in met) and (single or output not in met):
         trail.totals_are_lagged = True

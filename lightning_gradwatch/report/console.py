@@ -122,7 +122,7 @@ def print_summary(run: Run, *, console: Any = None) -> None:
         table.add_column(heading, overflow="fold", **options)
     found = summarise(run.profile_records, run.event_records)
     for layer in found:
-        verdict = text(layer.verdict, style=verdict_style(layer))
+        verdict = text(layer.said, style=verdict_style(layer))
         place, horizon, sentence = (text(plain(cell)) for cell in (layer.place, horizon_text(layer), layer.sentence))
         table.add_row(place, verdict, horizon, sentence)
     console.print(table if found else "No profile was recorded: nothing can be said about the gradient through time.")

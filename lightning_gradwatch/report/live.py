@@ -22,6 +22,7 @@ VERDICT_STYLES = {
     Verdict.VANISHING: "bold yellow",
     Verdict.BARELY_REACHED: "bold yellow",
     Verdict.EXPLODING: "bold red",
+    Verdict.NO_GRADIENT_THROUGH_TIME: "bold yellow",
     Verdict.NOT_FINITE: "bold red",
     Verdict.DIVERGED: "bold red",
 }
@@ -109,7 +110,7 @@ def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
 
 def _head(layer: LayerSummary) -> Any:
     parts: list[Any] = [(plain(layer.place), "bold"), f" {plain(layer.kind)}  " if layer.kind else "  "]
-    parts.append((str(layer.verdict), verdict_style(layer)))
+    parts.append((layer.said, verdict_style(layer)))
     if layer.layer is None:
         return _text(*parts, f"  {plain(layer.sentence)}")
     parts.append(f"  horizon {horizon_text(layer)}")

@@ -24,6 +24,7 @@ _SIGNS = {  # told apart without colour
     Verdict.VANISHING: "↘",
     Verdict.SHORTENED: "⇥",
     Verdict.EXPLODING: "↗",
+    Verdict.NO_GRADIENT_THROUGH_TIME: "⊣",
     Verdict.BARELY_REACHED: "⇤",
     Verdict.NOT_FINITE: "×",
     Verdict.DIVERGED: "↑",
@@ -35,6 +36,7 @@ _GRAVEST = (
     Verdict.NOT_FINITE,
     Verdict.DIVERGED,
     Verdict.EXPLODING,
+    Verdict.NO_GRADIENT_THROUGH_TIME,
     Verdict.BARELY_REACHED,
     Verdict.VANISHING,
     Verdict.NOT_OBSERVED,
@@ -146,7 +148,7 @@ def _card(layer: LayerSummary, keys: Sequence[Key]) -> str:
     kind = f" <span class=kind>{escape(layer.kind)}</span>" if layer.kind else ""
     return (
         f'<article class="card {word}"><p class=badge><span aria-hidden=true>{_SIGNS[layer.verdict]}</span> '
-        f"{layer.verdict.capitalize()}</p><h4>{place}{kind}</h4><p>{escape(layer.sentence)}</p>"
+        f"{layer.said.capitalize()}</p><h4>{place}{kind}</h4><p>{escape(layer.sentence)}</p>"
         f"<dl>{''.join(facts)}</dl></article>"
     )
 

@@ -30,12 +30,16 @@ class Key(NamedTuple):
 
 
 def group(profiles: Iterable[Record]) -> dict[Key, list[Record]]:
-    """The profiles of each gradient: modules in the order of their first profile, then layers, directions, states."""
+    """The profiles of each gradient: modules in the order of their first profile, then layers, directions, states.
+
+    Where no sequence has more than one timestep there is no time to be drawn.
+    """
     groups: dict[Key, list[Record]] = {}
     for record in profiles:
         key = Key(record["module"], record["layer"], record["direction"], record.get("state") or "h")
         groups.setdefault(key, []).append(record)
     modules = {module: place for place, module in enumerate(dict.fromkeys(key.module for key in groups))}
+    groups = {key: records for key, records in groups.items() if any(record["timesteps"] > 1 for record in records)}
     return {
         key: groups[key]
         for key in sorted(

@@ -73,9 +73,10 @@ class Evidence:
 
     @cached_property
     def lost(self) -> list[int]:
-        """Sampled steps that are not finite, were not skipped, and are followed by no finite one."""
+        """Sampled steps that are not finite and are followed by no finite one. A single one that was skipped spoilt nothing."""
         skipped = {event["step"] for event in self.everywhere if event["kind"] == EventKind.STEP_SKIPPED}
-        return [step for step in self.steps if step in self.spoilt - skipped and step > max(self.sound, default=-1)]
+        tail = [step for step in self.steps if step in self.spoilt and step > max(self.sound, default=-1)]
+        return [] if len(tail) == 1 and tail[0] in skipped else tail
 
     @cached_property
     def last(self) -> list[Record]:
@@ -120,6 +121,16 @@ class Evidence:
             rate for record in self.last if (rate := record.get("growth_rate")) is not None and math.isfinite(rate)
         ]
         return median(rates) if rates and not self.lost else None
+
+    @cached_property
+    def handed_over(self) -> bool:
+        """Whether in one of the last samples the state came in as a leaf whose gradient somebody may hand back by hand."""
+        return any(record.get("past") == "handed over" for record in self.last)
+
+    @cached_property
+    def cut_off(self) -> bool:
+        """Whether in most of the last samples' sequences the state came in cut off from its past."""
+        return 2 * sum(record.get("past") is not None for record in self.last) > len(self.last)
 
     @cached_property
     def exact(self) -> bool:

@@ -40,11 +40,11 @@ def _not_finite(found: Evidence) -> Said | None:
     first = min(named, key=lambda event: event["step"], default=None)
     what = ""
     if first is not None:
-        said = (first.get("message") or "").partition(". ")[0].rstrip(".")
+        said = (first.get("message") or "").rstrip(".")
         what = f" First came {first['kind']} at step {first['step']}: {said}."
     if len(found.lost) == 1:
-        return Verdict.NOT_FINITE, f"In the last sample, of step {found.lost[0]}, the gradient is not finite.{what}"
-    return Verdict.NOT_FINITE, f"From step {found.lost[0]} on the gradient is not finite.{what}"
+        return Verdict.NOT_FINITE, f"It was the last sample.{what}"
+    return Verdict.NOT_FINITE, f"No sample from then on is finite.{what}"
 
 
 def _diverged(found: Evidence) -> Said | None:
@@ -57,13 +57,18 @@ def _without_gradient(found: Evidence) -> Said | None:
     norms = [norm for record in found.last for norm in record["total"]]
     if any(norm > 0 for norm in norms):  # NaN stands where no sequence reached
         return None
-    return Verdict.NOT_OBSERVED, found.message(*_WHY_NOTHING) or "No gradient reached its hidden states."
+    return Verdict.NOT_OBSERVED, found.message(EventKind.NOT_OBSERVED) or "No gradient reached its hidden states."
 
 
 def _without_time(found: Evidence) -> Said | None:
     if found.timesteps > 1:
         return None
-    said = found.message(*_WHY_NOTHING)
+    severed = found.message(EventKind.NO_GRADIENT_THROUGH_TIME)
+    if severed:
+        return Verdict.NO_GRADIENT_THROUGH_TIME, severed
+    if found.handed_over:
+        return Verdict.UNDECIDED, HANDED_OVER
+    said = found.message(EventKind.NOT_OBSERVED)
     return Verdict.NOT_OBSERVED, said or "Its sequences have one timestep: nothing flows through time."
 
 
@@ -155,7 +160,10 @@ RULES: tuple[Rule, ...] = (
 )
 """The gravest come first; the last one applies to whatever is left."""
 
-_WHY_NOTHING = (EventKind.NOT_OBSERVED, EventKind.NO_GRADIENT_THROUGH_TIME)
+HANDED_OVER = (
+    "Each of its calls has one timestep, and the state that comes in is a leaf of its own: a gradient that is handed back by hand is in "
+    "the totals, but how far it reaches was not measured."
+)
 
 
 def _fall(found: Evidence) -> str:

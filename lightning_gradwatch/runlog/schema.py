@@ -58,6 +58,7 @@ class ProfileRecord(TypedDict, total=False):
     reachable: int
     with_gradient: int | None
     batch_first: bool | None
+    past: str | None
     total_by_sequence: list[list[float]]
 
 

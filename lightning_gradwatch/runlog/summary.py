@@ -13,6 +13,12 @@ __all__ = ["LAST_SAMPLES", "LayerSummary", "Verdict", "is_finite", "reach", "sum
 
 _Group = tuple[str, int, str]
 
+_UNSEEN = {
+    EventKind.NOT_OBSERVED: Verdict.NOT_OBSERVED,
+    EventKind.NO_GRADIENT_THROUGH_TIME: Verdict.NO_GRADIENT_THROUGH_TIME,
+}
+"""The verdict on a module without a profile, by the event that says why."""
+
 
 def summarise(profile_records: Iterable[Record], event_records: Iterable[Record]) -> list[LayerSummary]:
     """A verdict for each module, layer and direction that was profiled, and for each module that was not observed."""
@@ -30,7 +36,7 @@ def summarise(profile_records: Iterable[Record], event_records: Iterable[Record]
         for group in sorted(groups, key=lambda group: (seen.index(group[0]), *group[1:]))
     ]
     for module, of_module in events.items():
-        missed = [event for event in of_module if event["kind"] == EventKind.NOT_OBSERVED]
+        missed = [event for event in of_module if event["kind"] in _UNSEEN]
         if missed and module not in seen:
             found.append(_unseen(module, missed[-1], len(of_module)))
     return found
@@ -58,8 +64,9 @@ def _summary(
         samples=found.samples,
         events=len(here),
         verdict=verdict,
-        sentence=sentence + _sequences(found) + _doubt(found),
+        sentence=sentence + _sequences(found) + _segments(found) + _doubt(found),
         starves=found.starves,
+        since=found.lost[0] if found.lost else None,
     )
 
 
@@ -75,6 +82,17 @@ def _sequences(found: Evidence) -> str:
             f"{batch:,} is the number of timesteps, batch_first=True was forgotten."
         )
     return said
+
+
+def _segments(found: Evidence) -> str:
+    """That the gradient ends where a segment begins, as in truncated backpropagation through time."""
+    if not found.cut_off or found.timesteps <= 1 or found.horizon is None:
+        return ""
+    leaf = " A gradient handed back by hand is in the totals alone." if found.handed_over else ""
+    return (
+        f" The gradient flows within segments of {found.timesteps} timesteps and is cut between them: the state that comes in is "
+        f"detached from its past.{leaf}"
+    )
 
 
 def _doubt(found: Evidence) -> str:
@@ -98,6 +116,6 @@ def _unseen(module: str, event: Record, events: int) -> LayerSummary:
         exact=True,
         samples=0,
         events=events,
-        verdict=Verdict.NOT_OBSERVED,
+        verdict=_UNSEEN[event["kind"]],
         sentence=event.get("message") or "It was not observed.",
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from lightning_gradwatch.events import Severity
+
 
 class Verdict(StrEnum):
     """What is to be thought of one layer's gradient through time."""
@@ -13,11 +15,21 @@ class Verdict(StrEnum):
     VANISHING = "vanishing"
     SHORTENED = "shortened"
     EXPLODING = "exploding"
+    NO_GRADIENT_THROUGH_TIME = "nothing flows through time"
     BARELY_REACHED = "barely reached"
     NOT_FINITE = "not finite"
     DIVERGED = "diverged"
     UNDECIDED = "undecided"
     NOT_OBSERVED = "not observed"
+
+
+_SEVERITY = {
+    Verdict.NOT_FINITE: Severity.CRITICAL,
+    Verdict.DIVERGED: Severity.CRITICAL,
+    Verdict.EXPLODING: Severity.WARNING,
+    Verdict.VANISHING: Severity.WARNING,
+    Verdict.BARELY_REACHED: Severity.WARNING,
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class LayerSummary:
         exact: whether every one of the last samples was.
         samples: sampled steps in the whole run; ``events``: events that name this place.
         verdict: one word; ``sentence``: the same in a sentence, without the place.
+        since: the step from which on ``verdict`` holds, where that is known.
         starves: some timesteps get under 1 % of the largest total gradient. Where none does, vanishing is no more than a note.
     """
 
@@ -49,11 +62,22 @@ class LayerSummary:
     verdict: Verdict
     sentence: str
     starves: bool = False
+    since: int | None = None
 
     @property
     def line(self) -> str:
         """The whole verdict in one line of text."""
-        return f"{self.place}{f' ({self.kind})' if self.kind else ''}: {self.verdict}. {self.sentence}"
+        return f"{self.place}{f' ({self.kind})' if self.kind else ''}: {self.said}. {self.sentence}"
+
+    @property
+    def said(self) -> str:
+        """The verdict, and since when: ``not finite since step 12``."""
+        return self.verdict if self.since is None else f"{self.verdict} since step {self.since}"
+
+    @property
+    def severity(self) -> Severity | None:
+        """How grave the verdict is; None where nothing is wrong, or nothing is known."""
+        return Severity.INFO if self.is_note else _SEVERITY.get(self.verdict)
 
     @property
     def is_note(self) -> bool:

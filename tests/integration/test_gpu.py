@@ -135,7 +135,7 @@ def test_an_ordinary_step_never_waits_for_the_device() -> None:
             loss.backward()
             torch.cuda.set_sync_debug_mode("error" if number else "default")
             watch.after_backward(loss, step)
-            watch.end_step()
+            watch.end_step(step.moment)
             torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()
         watch.poll()

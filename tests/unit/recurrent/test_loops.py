@@ -21,6 +21,7 @@ from lightning_gradwatch.recurrent import (
     stitch,
     sweep,
 )
+from lightning_gradwatch.recurrent.severed import severed
 
 TIME, BATCH, WIDTH, HIDDEN = 7, 3, 4, 5
 
@@ -40,12 +41,12 @@ def run(module: nn.Module, forward, modules: dict[str, nn.Module] | None = None)
     for call in capture.calls:
         if isinstance(call, Loop):
             measure_lags(call, loss)
+    cut = severed(capture.calls)
     loss.backward()
-    severed = capture.loops.severed()
     calls = capture.take()
     expected = [g.detach().double().norm(dim=-1) for g in totals]
     by_lag = [torch.zeros(BATCH).double() if g is None else g.double().norm(dim=-1) for g in reversed(lags)]
-    result = calls, torch.stack(expected), torch.stack(by_lag), severed
+    result = calls, torch.stack(expected), torch.stack(by_lag), cut
     capture.detach()
     return result
 
@@ -75,13 +76,13 @@ CELLS = {"RNN": nn.RNNCell, "GRU": nn.GRUCell, "LSTM": nn.LSTMCell}
 def test_a_cell_in_a_loop(kind: str) -> None:
     """A cell called in a Python loop is one sequence, with total and lagged gradients of h as autograd has them."""
     torch.manual_seed(0)
-    (loop,), totals, lags, severed = run(cell := CELLS[kind](WIDTH, HIDDEN).double(), loop_over(cell))
+    (loop,), totals, lags, cut = run(cell := CELLS[kind](WIDTH, HIDDEN).double(), loop_over(cell))
     found = loop_profiles(loop, None)
     assert [p.state for p in found] == (["h", "c"] if kind == "LSTM" else ["h"])
     assert found[0].kind == kind
     assert np.allclose(found[0].total, totals.T.numpy(), rtol=1e-12)
     assert found[0].exact
-    assert not severed
+    assert not cut
     if kind != "LSTM":  # an LSTM's state is h and c together
         assert np.allclose(found[0].curves, (lags / lags[0]).T.numpy(), rtol=1e-12)
 
@@ -173,7 +174,7 @@ def test_two_cells_in_nested_loops_are_told_apart() -> None:
             states.append(slow)
         return (states[-1] ** 2).sum(), states
 
-    calls, totals, _, severed = run(outer, forward, {"outer": outer, "inner": inner})
+    calls, totals, _, cut = run(outer, forward, {"outer": outer, "inner": inner})
     assert [(c.module, c.index, len(c.h)) for c in calls] == [
         ("inner", 0, 4),
         ("outer", 0, 3),
@@ -181,7 +182,7 @@ def test_two_cells_in_nested_loops_are_told_apart() -> None:
         ("inner", 2, 4),
     ]
     assert np.allclose(loop_profiles(calls[1], None)[0].total, totals.T.numpy(), rtol=1e-12)
-    assert not severed
+    assert not cut
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
@@ -216,8 +217,8 @@ def test_a_fused_module_fed_piece_by_piece(kind: str, chunk: int) -> None:
 def test_a_state_severed_at_every_step_is_noticed(sever) -> None:
     """A state that is reset or detached at every step leaves no gradient through time, and is reported as such."""
     cell = nn.GRUCell(WIDTH, HIDDEN).double()
-    calls, _, _, severed = run(cell, loop_over(cell, between=sever))
-    assert severed == ["cell"]
+    calls, _, _, cut = run(cell, loop_over(cell, between=sever))
+    assert list(cut) == ["cell"]
     assert len(calls) == TIME
 
 
@@ -225,9 +226,9 @@ def test_truncation_is_not_severance() -> None:
     """A state detached every other step leaves sequences of two, which is truncated backpropagation and no fault."""
     cell = nn.GRUCell(WIDTH, HIDDEN).double()
     count = iter(range(100))
-    calls, _, _, severed = run(cell, loop_over(cell, between=lambda h: h.detach() if next(count) % 2 else h))
+    calls, _, _, cut = run(cell, loop_over(cell, between=lambda h: h.detach() if next(count) % 2 else h))
     assert [len(call.h) for call in calls] == [2, 2, 2, 1]
-    assert not severed
+    assert not cut
 
 
 def test_tap_marks_anybody_s_recurrence() -> None:
@@ -370,8 +371,8 @@ def test_a_cell_that_begins_by_itself() -> None:
             states.append(cell(states[-1]))
         return (states[-1] ** 2).sum(), states
 
-    (loop,), totals, lags, severed = run(cell, forward)
+    (loop,), totals, lags, cut = run(cell, forward)
     (found,) = loop_profiles(loop, None)
-    assert not severed
+    assert not cut
     assert np.allclose(found.total, totals.T.numpy(), rtol=1e-5)
     assert np.allclose(found.curves, (lags / lags[0]).T.numpy(), rtol=1e-5)

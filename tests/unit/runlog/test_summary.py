@@ -126,6 +126,15 @@ def test_one_bad_batch_is_no_verdict_on_the_run():
     assert judge(*sound, _spoilt(9)).verdict == Verdict.NOT_FINITE
 
 
+def test_steps_that_are_skipped_to_the_end_are_a_verdict():
+    """Skipping kept the weights as they were, and yet nothing more was learned: not finite, since the first of them."""
+    sound = [profile(step) for step in range(6)]
+    skipped = [Event(EventKind.STEP_SKIPPED, step, value=math.nan, action="skipped") for step in range(6, 30)]
+    found = judge(*sound, *map(_spoilt, range(6, 30)), events=skipped)
+    assert (found.verdict, found.since, found.severity) == (Verdict.NOT_FINITE, 6, "critical")
+    assert judge(*sound, *map(_spoilt, range(6, 30)), profile(30), events=skipped).verdict == Verdict.HEALTHY
+
+
 def test_a_run_that_ends_not_finite_says_since_when_and_how_it_began():
     """The first event since the last sound sample names it; earlier ones were survived. There is no horizon any more."""
     events = [
@@ -135,10 +144,9 @@ def test_a_run_that_ends_not_finite_says_since_when_and_how_it_began():
     ]
     found = judge(profile(0), _spoilt(2), profile(5), *map(_spoilt, range(9, 30)), events=events)
     assert (found.verdict, found.horizon, found.growth_rate) == (Verdict.NOT_FINITE, None, None)
-    assert found.sentence.startswith(
-        "From step 9 on the gradient is not finite. First came NONFINITE_LOSS at step 8: The loss"
-    )
-    assert judge(_spoilt(0)).sentence == "In the last sample, of step 0, the gradient is not finite."
+    assert found.sentence.startswith("No sample from then on is finite. First came NONFINITE_LOSS at step 8: The loss")
+    assert "not finite since step 9. No sample" in found.line
+    assert judge(_spoilt(0)).line.endswith("not finite since step 0. It was the last sample.")
 
 
 def test_a_missing_norm_is_not_one_that_is_not_finite():

@@ -1,0 +1,204 @@
+"""Judges of the closing lines, and of what is said of a gradient on its way back through time."""
+
+from __future__ import annotations
+
+import math
+from statistics import mean
+
+from benchmarks.campaigns.truth.oracle import Facts
+from benchmarks.campaigns.truth.sentences import SAID, VERDICT, Context, place_of
+from lightning_gradwatch.events import closes_episode
+
+FEW = 0.25
+"""Of a direction's timesteps. Fewer are few."""
+
+GROWN = 100.0
+"""Growth over this is an explosion, a fall under its inverse the end of the horizon."""
+
+RISEN = 10.0
+"""A loss so many times as large as any of the first ones is no healthy run's."""
+
+Words = dict[str, str]
+
+
+def of_late(c: Context) -> list[Facts]:
+    """What is true at the samples of the last half of the run, and at its last three."""
+    steps = c.steps()
+    late = [step for step in steps if step >= c.truth.steps / 2]
+    return c.facts(steps=late if len(late) >= 3 else steps[-3:])
+
+
+def _risen(c: Context) -> float:
+    first, last = c.truth.losses[:3], c.truth.losses[-3:]
+    return mean(last) / max(map(abs, first)) if all(map(math.isfinite, first + last)) and any(first) else math.nan
+
+
+def _healthy(c: Context, m: Words) -> None:
+    c.verdict(c.case.cause not in ("saturation", "severed"), f"it suffers from {c.case.cause}")
+    c.verdict(math.isfinite(c.truth.losses[-1]), "the loss is not finite")
+    c.verdict(c.case.cause == "outlier" or not _risen(c) > RISEN, f"the loss rose {_risen(c):.3g}-fold")
+    for one in of_late(c)[-1:]:
+        c.verdict(one.horizon[1] >= 0.5 * _due(one), f"the horizon is {one.horizon} of {one.timesteps}")
+        c.verdict(one.growth[0] <= GROWN, f"it grows {one.growth[0]:.3g}-fold")
+        c.verdict(
+            one.reached[1] > FEW * one.timesteps or one.timesteps <= 2,
+            f"{one.reached} of {one.timesteps} timesteps get a gradient",
+        )
+        c.verdict(bool(one.fed), "no gradient reaches it")
+
+
+def _due(one: Facts) -> int:
+    """The timesteps at or before the last one that the loss reaches."""
+    return one.reached[0] or one.timesteps
+
+
+def _vanishing(c: Context, m: Words) -> None:
+    late = of_late(c)
+    c.verdict(not late or any(one.horizon[0] < 0.5 * one.timesteps for one in late), "the horizon is long")
+    c.verdict(c.case.cause not in ("severed", "short reach"), f"it is {c.case.cause}")
+
+
+def _exploding(c: Context, m: Words) -> None:
+    late = of_late(c)
+    c.verdict(not late or any(one.growth[1] > GROWN for one in late), "it does not grow so")
+
+
+def _not_finite(c: Context, m: Words) -> None:
+    bad = [step for step in range(c.truth.steps) if not c.truth.finite(step)]
+    c.verdict(bool(bad), "everything is finite")
+
+
+def barely(c: Context, m: Words) -> None:
+    late = of_late(c)
+    few = any(one.reached[0] <= max(1, FEW * one.timesteps) for one in late)
+    c.verdict(not late or few or c.case.cause == "few sequences", "more than few are reached")
+
+
+def saturated(c: Context, m: Words) -> None:
+    late = of_late(c)
+    c.verdict(not late or any(one.gates is None or one.gates < 0.05 for one in late), "gradient reaches the gates")
+    c.verdict(c.case.cause == "saturation", "nothing is saturated")
+
+
+def _diverged(c: Context, m: Words) -> None:
+    c.verdict(c.case.cause in ("divergence", "outlier") and _peak(c) > 3, f"the loss rose {_peak(c):.3g}-fold at most")
+
+
+def _peak(c: Context) -> float:
+    losses = [abs(loss) for loss in c.truth.losses if math.isfinite(loss)]
+    return max(losses) / max(losses[0], 1e-30)
+
+
+def _severed(c: Context, m: Words) -> None:
+    late = of_late(c)
+    c.verdict(all(one.severed or one.timesteps == 1 for one in late), "something flows")
+
+
+def _unseen(c: Context, m: Words) -> None:
+    late = of_late(c)
+    seen = any(one.fed and one.timesteps > 1 for one in late)
+    c.verdict(c.case.cause == "unmeasured" or not seen, "it gets a gradient over more than one timestep")
+
+
+def _undecided(c: Context, m: Words) -> None:
+    """True of anything, if its reason is."""
+
+
+_VERDICTS = {
+    "healthy": _healthy,
+    "vanishing": _vanishing,
+    "shortened": _vanishing,
+    "exploding": _exploding,
+    "not finite": _not_finite,
+    "undecided": _undecided,
+    "not observed": _unseen,
+    "barely reached": barely,
+    "saturated": saturated,
+    "diverged": _diverged,
+    "nothing flows through time": _severed,
+}
+
+
+@SAID("<place:place> (<name>): <any:verdict>.", "<place:place>: <any:verdict>.")
+def _line(c: Context, m: Words) -> None:
+    c.place = place_of(m["place"])
+    c.line, _, since = m["verdict"].partition(" since step ")
+    c.since = int(since.replace(",", "")) if since else None
+    judge = _VERDICTS.get(c.line)
+    if judge is None:
+        c.wrong(VERDICT, "no such verdict is known")
+    else:
+        judge(c, m)
+
+
+@SAID("No sample from then on is finite.", "It was the last sample.")
+def _lost(c: Context, m: Words) -> None:
+    later = [step for step in c.told.sampled if c.since is not None and step >= c.since]
+    c.verdict(bool(later) and not any(map(c.truth.finite, later)), "some sample is finite")
+    c.verdict("last" not in c.sentence or len(later) == 1, f"there were {len(later)}")
+
+
+@SAID("GradWatch, step <int:step>: <kind:kind>.")
+def _at_once(c: Context, m: Words) -> None:
+    _of_event(c, m)
+    c.verdict(c.event is not None, "there is no such event")
+
+
+def _of_event(c: Context, m: Words) -> None:
+    """What follows is said of an event."""
+    step = int(m["step"].replace(",", ""))
+    c.event = next((e for e in c.told.events if e.kind == m["kind"] and e.step == step), None)
+    if c.event is not None and c.event.module is not None:
+        c.place = (c.event.module, c.event.layer or 0, c.event.direction or "forward")
+
+
+@SAID("GradWatch: how far the gradient reaches back through time", "gradwatch <name> <path>")
+def _plain(c: Context, m: Words) -> None:
+    """Says nothing of the network."""
+
+
+@SAID("No events.")
+def _no_events(c: Context, m: Words) -> None:
+    c.verdict(not _counted(c), f"there are {len(_counted(c))}")
+
+
+def _counted(c: Context) -> list[str]:
+    own = [e for e in c.told.events if e.kind not in ("STEP_SKIPPED", "GRADIENT_CLIPPED")]
+    return [str(e.severity) for e in own if not closes_episode(e.to_record())]
+
+
+_NOUNS = {"critical event": "critical", "warning": "warning", "note": "info"}
+
+
+def _count(c: Context, number: str, noun: str) -> None:
+    true = _counted(c).count(_NOUNS[noun.removesuffix("s")])
+    c.number(number, true, true, f"the number of {noun}")
+
+
+@SAID("<int:n> <any:noun>, the first at step <int:step>: <kind:kind>, <any:said>.")
+def _told(c: Context, m: Words) -> None:
+    _count(c, m["n"], m["noun"])
+    _quoted(c, m)
+
+
+@SAID("<int:n> notes.", "<int:n> note.", "Besides <int:n> note.", "Besides <int:n> notes.")
+def _notes(c: Context, m: Words) -> None:
+    _count(c, m["n"], "note")
+
+
+@SAID("Besides <int:n> warning.", "Besides <int:n> warnings.")
+def _warnings(c: Context, m: Words) -> None:
+    _count(c, m["n"], "warning")
+
+
+@SAID("Besides <int:n> warning«s» and <int:notes> note«s».")
+def _both(c: Context, m: Words) -> None:
+    _count(c, m["n"], "warning")
+    _count(c, m["notes"], "note")
+
+
+@SAID("First came <kind:kind> at step <int:step>: <any:said>.")
+def _quoted(c: Context, m: Words) -> None:
+    same = [e for e in c.told.events if e.kind == m["kind"] and e.step == int(m["step"].replace(",", ""))]
+    c.verdict(any(e.message.lower().startswith(m["said"].lower()) for e in same), "no event says so")
+    _of_event(c, m)

@@ -141,6 +141,7 @@ class Watch:
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
         self._before: Read | None = None
+        self._last_jump: Event | None = None
         self._nth = 0
         self._spoilt = WeightWatch()
         self._severed: dict[str, str] = {}
@@ -352,7 +353,7 @@ class Watch:
 
     def _look_for_divergence(self, moment: Moment) -> None:
         if self._diverged.is_suspicious():
-            self._tell(self._diverged(matrix_norms(self._model), moment))
+            self._tell(self._diverged(matrix_norms(self._model), moment, self._last_jump))
 
     def _is_jump(self, read: Read, pending: _Pending) -> bool:
         """Take in finite norms. Returns whether a jump begins with them."""
@@ -365,7 +366,10 @@ class Watch:
         detail = partial(self._told_of, read, before)
         event = self._jump(read.norms.of_recurrent, read.norms.whole, pending.nth, step.moment, detail)
         self._tell(event)
-        return event is not None and event.action is None
+        if event is None or event.action is not None:
+            return False
+        self._last_jump = event
+        return True
 
     def _told_of(self, read: Read, before: Read | None, recurrent: bool) -> str:
         """Whose norm it is, and which parameter's grew most."""

@@ -22,6 +22,12 @@ SOON = 256
 """Steps after the loss rose in which the weights must have grown: what comes later has other causes."""
 
 
+_AFTER_A_JUMP = (
+    "It began right after the gradient's jump at step {step} (batch {batch}): look at that batch first, and begin anew with AdaptiveClip(), "
+    "which holds such a step. If the batch is in order, lower the learning rate."
+)
+
+
 @dataclass(slots=True)
 class _Level:
     """How far the loss must have risen, and how much the weights must have grown with it.
@@ -31,7 +37,7 @@ class _Level:
         growth: times their norm at the start that half of the weight matrices have grown to; in a healthy training that takes thousands of
             steps.
         last_near: number of the last step whose loss was near the start.
-        far_since: number of the step from which on every loss has been far.
+        far_since: number of the step from which on every loss has been far; ``began``: the same in optimizer steps.
     """
 
     far: float
@@ -39,15 +45,16 @@ class _Level:
     growth: float
     last_near: int = 0
     far_since: int | None = None
+    began: int = 0
 
-    def see(self, risen: float, number: int) -> None:
+    def see(self, risen: float, number: int, step: int) -> None:
         """Take in one step's loss, in times its first value."""
         if risen <= self.near:
             self.last_near = number
         if risen <= self.far:
             self.far_since = None
         elif self.far_since is None:
-            self.far_since = number
+            self.far_since, self.began = number, step
 
     def is_suspicious(self, number: int) -> bool:
         """Whether the loss rose fast, and stayed."""
@@ -83,7 +90,7 @@ class DivergenceDetector:
         self._steps += 1
         self._last = loss, norm
         for level in self._levels:
-            level.see(self._risen(loss), self._steps)
+            level.see(self._risen(loss), self._steps, moment.step)
         lower = self._levels[-1]
         if self._told is None or lower.far_since is not None or self._risen(loss) > lower.near:
             self._back = 0
@@ -95,30 +102,33 @@ class DivergenceDetector:
         """Whether the loss is such that the weights are worth a look."""
         return self._told is None and any(level.is_suspicious(self._steps) for level in self._levels)
 
-    def __call__(self, weights: Mapping[int, float], moment: Moment) -> Event | None:
+    def __call__(self, weights: Mapping[int, float], moment: Moment, jump: Event | None = None) -> Event | None:
         """The event, if the weights have grown too.
 
         Args:
             weights: their norms now, by the keys of the start.
+            jump: the last jump of the gradient's norm that was told.
         """
         grown = [weights[key] / norm for key, norm in self._start.items() if key in weights]
         growth = median(grown) if grown else 0.0
         for level in self._levels:
             if level.is_suspicious(self._steps) and growth >= level.growth:
-                self._told = self._event(level, growth, moment)
+                self._told = self._event(level, growth, moment, jump)
                 return self._told
         return None
 
-    def _event(self, level: _Level, growth: float, moment: Moment) -> Event:
+    def _event(self, level: _Level, growth: float, moment: Moment, jump: Event | None) -> Event:
         assert self._first is not None
         assert level.far_since is not None
         (first, norm_then), (loss, norm) = self._first, self._last
         steps = self._steps - level.far_since + 1
+        jumped = jump is not None and 0 <= level.began - jump.step <= STAYS
         return moment.event(
             EventKind.DIVERGED,
             value=loss,
             threshold=first,
             severity=Severity.CRITICAL if self._risen(loss) >= CLEAR else None,
+            remedy=_AFTER_A_JUMP.format(step=jump.step, batch=jump.batch_idx) if jump is not None and jumped else "",
             detail=f"It has been more than {level.far:g} times as high for {steps} steps. Half of the weight matrices have grown to "
             f"{growth:.3g} times their norm or more; the gradient norm went from {norm_then:.3g} to {norm:.3g}.",
         )

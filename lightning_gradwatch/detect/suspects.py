@@ -109,7 +109,7 @@ def suspects(nodes: Iterable[Node]) -> list[Suspect]:
         made = _own_function(node)
         if made is not None:
             own.setdefault(made.name, made)
-        elif name in _SURE:
+        elif name in _SURE and not (name == "Pow" and _is_smooth(node)):
             sure.setdefault(_SURE[name].name, _SURE[name])
         elif name in _POSSIBLE and (name != "Div" or not _divides_by_constant(node) or _HIDING & possible.keys()):
             possible.setdefault(_POSSIBLE[name].name, _POSSIBLE[name])
@@ -134,6 +134,12 @@ def remedies(found: list[Suspect]) -> str:
 def _plain(name: str) -> str:
     plain = re.sub(r"(Ex)?Backward\w*$", "", re.sub(r"^(torch::autograd::)?_?(Linalg)?", "", name))
     return "ScaledDotProduct" if plain.startswith("ScaledDotProduct") else plain
+
+
+def _is_smooth(power: Node) -> bool:
+    """Whether its exponent, where that is a number, gives it a finite slope everywhere."""
+    exponent = getattr(power, "_saved_exponent", None)  # a number outlives the backward pass, a tensor does not
+    return isinstance(exponent, int | float) and (exponent >= 1 or exponent == 0)
 
 
 def _divides_by_constant(node: Node) -> bool:

@@ -36,6 +36,7 @@ class EventKind(StrEnum):
     EXPLODING_GRADIENT = "EXPLODING_GRADIENT"
     DIVERGED = "DIVERGED"
     VANISHING_HIDDEN_GRADIENT = "VANISHING_HIDDEN_GRADIENT"
+    SATURATED_GATES = "SATURATED_GATES"
     FEW_TIMESTEPS_REACHED = "FEW_TIMESTEPS_REACHED"
     NO_GRADIENT_THROUGH_TIME = "NO_GRADIENT_THROUGH_TIME"
     AMP_OVERFLOW = "AMP_OVERFLOW"
@@ -115,8 +116,15 @@ _TEXTS: dict[EventKind, _Text] = {
     EventKind.VANISHING_HIDDEN_GRADIENT: _Text(
         Severity.WARNING,
         "The gradient of {place} falls under 1 % after {value:.0f} timesteps.{detail}",
-        "What lies further back cannot be learned. Use a gated cell (nn.LSTM, nn.GRU), start an LSTM's forget-gate bias at 1 "
-        "(Jozefowicz et al. 2015), or initialise the recurrent weight orthogonally or as the identity (Le et al. 2015).",
+        "What lies further back cannot be learned. Use a gated cell (nn.LSTM, nn.GRU), start an LSTM's forget-gate bias at ln T for T "
+        "timesteps (Tallec and Ollivier 2018), or initialise the recurrent weight orthogonally or as the identity (Le et al. 2015).",
+    ),
+    EventKind.SATURATED_GATES: _Text(
+        Severity.WARNING,
+        "Hardly any gradient reaches the weights of {place}: {value:.2g} of what the loss sends to its hidden states "
+        "(bound {threshold:.2g}).{detail}",
+        "Standardise the inputs, or begin with smaller weights and a lower learning rate: a saturated gate has no slope that a gradient "
+        "could pass through.",
     ),
     EventKind.FEW_TIMESTEPS_REACHED: _Text(
         Severity.WARNING,

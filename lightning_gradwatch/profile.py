@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from lightning_gradwatch.forward import Saturation
+from lightning_gradwatch.padding import Ends
 
 Floats = npt.NDArray[np.float64]
 
@@ -74,6 +78,11 @@ class Profile:
         inexact_reason: None if the figures are exact.
         layers: of the module.
         truncated: whether a state came in whose past is cut off, as in truncated backpropagation through time.
+        ends: the runs of equal inputs at the sequences' ends.
+        gate_gradient: L1 norm of the gradient that reaches the gates' pre-activations, and thus the weights, over that of what the loss
+            sends to the states; None where it is not known.
+        saturation: a closer look at the gates, where ``gate_gradient`` is small.
+        fused: of a module that takes whole sequences, not of a loop.
         handed_over: whether that state is a leaf that asks for a gradient, which somebody may hand back by hand.
         with_gradient: to how many sequences of the whole batch the loss sends anything; None where it is not known.
         batch_first: of the module; None where there is no such order.
@@ -95,6 +104,10 @@ class Profile:
     inexact_reason: str | None = None
     layers: int = 1
     truncated: bool = False
+    ends: Ends = field(default_factory=Ends)
+    gate_gradient: float | None = None
+    saturation: Saturation | None = None
+    fused: bool = True
     handed_over: bool = False
     with_gradient: int | None = None
     batch_first: bool | None = None
@@ -104,6 +117,27 @@ class Profile:
     def place(self) -> tuple[str, int, str]:
         """Module, layer and direction."""
         return self.module, self.layer, self.direction
+
+    @property
+    def real_timesteps(self) -> int:
+        """Of the longest sequence, without padding that the loss does not ask the gradient to cross."""
+        return self.ends.timesteps(self.lengths, self.timesteps)
+
+    def starved(self) -> int:
+        """How many timesteps, from the sequence's far end on, get under 1 % of the largest total gradient; median over sequences.
+
+        The far end is where a direction's own first step is. Timesteps past the last one that the loss reaches are no part of it: no
+        gradient is due there. Nor is padding: nothing is to be learned from it.
+        """
+        counts: list[int] = []
+        for j, (row, length) in enumerate(zip(self.total, self.lengths, strict=True)):
+            own = row[:length] if self.direction == "forward" else row[:length][::-1]
+            first, last = self.ends.bounds(j, length)
+            largest = own[first:last].max(initial=0.0)
+            if 0 < largest < np.inf:
+                enough = np.flatnonzero(own[first:last] >= HORIZON_RATIO * largest)
+                counts.append(int(enough[0]))
+        return int(median(counts)) if counts else 0
 
     def scaled(self, factor: float) -> Profile:
         """The profile of a loss ``factor`` times as large. Ratios stay as they are."""
@@ -142,11 +176,12 @@ class Profile:
 
     def due(self) -> tuple[int, int]:
         """``(reached, timesteps)``, medians over the sequences that get a gradient: how many timesteps, counted from the direction's own
-        first one, lie at or before the last one that gets a gradient; and how many there are. Past it nothing has a loss.
+        first one, lie at or before the last one that gets a gradient; and how many there are, without padding that the loss leaves out.
+        Past it nothing has a loss.
         """
         pairs = [
-            (int(own[-1]) + 1, length)
-            for row, length in zip(self._finite_or_inf(self.total), self.lengths, strict=True)
+            (int(own[-1]) + 1, self.ends.bounds(j, length)[1])
+            for j, (row, length) in enumerate(zip(self._finite_or_inf(self.total), self.lengths, strict=True))
             if len(own := np.flatnonzero(row[:length] if self.direction == "forward" else row[:length][::-1]))
         ]
         return (int(np.median([due for due, _ in pairs])), int(np.median([n for _, n in pairs]))) if pairs else (0, 0)
@@ -183,6 +218,10 @@ class Profile:
             "horizon": horizon.lag,
             "horizon_censored": horizon.censored,
             "growth_rate": growth_rate(lagged),
+            "real_timesteps": self.real_timesteps,
+            "padded": self.ends.padded,
+            "starved": self.starved(),
+            "gate_gradient": self.gate_gradient,
             "reached": due,
             "reachable": of,
             "with_gradient": self.with_gradient,

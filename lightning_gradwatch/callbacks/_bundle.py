@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning_gradwatch.callbacks._bundle_start import Start
 from lightning_gradwatch.callbacks._compat import LightningModule, Trainer
 from lightning_gradwatch.callbacks.run_folder import versions
 from lightning_gradwatch.events import Event
+from lightning_gradwatch.plain import command, warn
 from lightning_gradwatch.runlog.bundles import BUNDLE_FOLDER, BUNDLE_KEY, BUNDLE_VERSION, args_to_give, write_bundle
 from lightning_gradwatch.runlog.portable import Portable, size
 
@@ -50,8 +50,8 @@ class Bundles:
         """How to repeat the first step that was written."""
         if not self.written:
             return []
-        words = ["  To repeat its step: gradwatch replay", str(self.written[0]), "--module", self._target, self._args]
-        return [" ".join(filter(None, words))]
+        words = command("gradwatch", "replay", str(self.written[0]), "--module", self._target)
+        return [" ".join(filter(None, ("  To repeat its step:", words, self._args)))]
 
     def begin_batch(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep what the step will change, as long as a bundle may still be written."""
@@ -150,7 +150,7 @@ class Bundles:
         if about not in self._warned:
             self._warned.add(about)
             lead = "No bundle was written" if whole else "A bundle cannot be replayed in full"
-            warnings.warn(f"{lead}: {what}. Training goes on.", stacklevel=2)
+            warn(f"{lead}: {what}. Training goes on.", stacklevel=2)
 
 
 def _weights(start: Start, module: LightningModule) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lightning_gradwatch.callbacks._clip_state import ClipState, OptimizerState,
 from lightning_gradwatch.clip import make_policy
 from lightning_gradwatch.clip.names import matches_any, unmatched
 from lightning_gradwatch.clip.policy import describe
+from lightning_gradwatch.plain import plain
 from lightning_gradwatch.recurrent.discover import plain_name
 
 
@@ -148,7 +149,7 @@ def _keys(patterns: Iterable[str]) -> dict[str, str]:
 
 def _require_matches(argument: str, patterns: Iterable[str], names: Sequence[str]) -> None:
     for pattern in unmatched(patterns, names):
-        shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        shown = plain(", ".join(names[:8])) + (", …" if len(names) > 8 else "")
         raise ValueError(
             f"{argument} must hold patterns that match the name of a parameter; found {pattern!r}, which matches none. "
             f"The names are: {shown}. For a whole submodule write 'head.*'."

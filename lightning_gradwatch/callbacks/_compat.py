@@ -8,12 +8,14 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.plain import plain, plain_lines
+
 if TYPE_CHECKING:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
     from lightning.pytorch.plugins import MixedPrecision
+    from lightning_utilities.core import rank_zero as _rank_zero
     from lightning_utilities.core import rank_zero as rank_zero_module
-    from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
     lightning_version: str
 else:
@@ -27,7 +29,9 @@ else:
         for name in names:
             try:
                 importlib.import_module(name)
-            except ModuleNotFoundError:
+            except ModuleNotFoundError as error:
+                if error.name not in (name, name.partition(".")[0]):  # it is there, and something that it needs is not
+                    raise
                 continue
             return name
         raise ModuleNotFoundError(
@@ -45,7 +49,6 @@ else:
     MixedPrecision = importlib.import_module(f"{_name}.plugins").MixedPrecision
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
     _rank_zero = importlib.import_module(f"{_name}.utilities.rank_zero")
-    rank_zero_info, rank_zero_warn = _rank_zero.rank_zero_info, _rank_zero.rank_zero_warn
     rank_zero_module = _rank_zero.rank_zero_module
 
     # Where a script has imported both names, a class that derives from both passes either one's checks.
@@ -68,6 +71,20 @@ __all__ = [
 ]
 
 
+_CALLER = 5
+"""Frames from ``warnings.warn`` to who calls :func:`rank_zero_warn`."""
+
+
+def rank_zero_info(message: str) -> None:
+    """Say something through Lightning's own logger, on rank 0."""
+    _rank_zero.rank_zero_info(plain_lines(message))
+
+
+def rank_zero_warn(message: str) -> None:
+    """Warn, on rank 0."""
+    _rank_zero.rank_zero_warn(plain(message), stacklevel=_CALLER)
+
+
 def say(text: str, *, urgent: bool = False, everywhere: bool = False) -> None:
     """Say something through the logger of Lightning's own ``rank_zero_info``.
 
@@ -76,7 +93,7 @@ def say(text: str, *, urgent: bool = False, everywhere: bool = False) -> None:
         everywhere: on this rank, whichever it is.
     """
     if everywhere or not getattr(rank_zero_module.rank_zero_only, "rank", 0):
-        rank_zero_module.log.log(logging.WARNING if urgent else logging.INFO, "%s", text)
+        rank_zero_module.log.log(logging.WARNING if urgent else logging.INFO, "%s", plain_lines(text))
 
 
 def accumulation(trainer: Trainer) -> int:

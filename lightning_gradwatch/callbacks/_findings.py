@@ -18,8 +18,8 @@ from lightning_gradwatch.callbacks.output.announcer import Announcer
 from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
+from lightning_gradwatch.plain import plain
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.runlog.plain import plain
 from lightning_gradwatch.runlog.summary import LAST_SAMPLES, is_finite, reach, summarise
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
@@ -54,6 +54,7 @@ class Findings:
         self.trainer: Trainer | None = None
         self._keep_sequences = keep_sequences
         self._recent: dict[tuple[Any, ...], deque[dict[str, Any]]] = {}
+        self._first: dict[tuple[Any, ...], dict[str, Any]] = {}  # its loss is what later ones are held against
         self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of the samples before the recent ones
         self._scalars = Scalars("GradWatch")
         self.figures: Figures | None = None
@@ -120,7 +121,11 @@ class Findings:
         Args:
             others: events that other callbacks wrote into the same run log, on which a verdict rests too.
         """
-        kept = [*self._furthest.values(), *(record for recent in self._recent.values() for record in recent)]
+        kept = [
+            *self._first.values(),
+            *self._furthest.values(),
+            *(record for recent in self._recent.values() for record in recent),
+        ]
         records = list({id(record): record for record in kept}.values())
         lines = ["GradWatch: how far the gradient reaches back through time"]
         events = [event.to_record() for event in self.events]
@@ -130,6 +135,7 @@ class Findings:
 
     def _remember(self, profile: Profile, record: dict[str, Any]) -> None:
         key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)
+        self._first.setdefault(key, record)
         recent = self._recent.setdefault(key, deque())
         if len(recent) > 1 and not any(map(is_finite, (record, recent[-1], recent[-2]))):
             recent.pop()  # of a run that is lost the first sample matters, and the last

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Generator
 from typing import Literal
 
@@ -20,6 +19,7 @@ from lightning_gradwatch.callbacks.anomaly.step_control import is_skipped, skip_
 from lightning_gradwatch.callbacks.output.announcer import ROLLED_BACK
 from lightning_gradwatch.detect import locate_nonfinite
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+from lightning_gradwatch.plain import plain, warn
 from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.monitor import gradient_norms
 
@@ -39,7 +39,7 @@ class AnomalyError(FloatingPointError):
         self.event = event
 
     def __str__(self) -> str:
-        return f"{_told(self.event)} {self.event.remedy}"
+        return plain(f"{_told(self.event)} {self.event.remedy}")
 
 
 class Responder:
@@ -123,7 +123,7 @@ class Responder:
             yield
         except Exception as error:  # of an optimizer whose state cannot be copied, say
             self._able, self._states = False, None
-            warnings.warn(
+            warn(
                 f'GradWatch(on_anomaly="rollback") cannot keep copies of the state ({type(error).__name__}: {error}); training goes '
                 "on, and is stopped at an anomaly.",
                 stacklevel=2,

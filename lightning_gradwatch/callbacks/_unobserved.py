@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 
 from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.discover import added, discover
 
@@ -64,7 +64,7 @@ class Unobserved:
                 raise
             reason = f"({type(error).__name__}: {error})"
             if module not in self._failed:
-                warnings.warn(
+                warn(
                     f"GradWatch could not measure {module} {reason} and goes on watching; the training is not affected. "
                     "Please report it.",
                     stacklevel=2,

@@ -19,6 +19,7 @@ from lightning_gradwatch.detect import (
     DivergenceDetector,
     ExplodingDetector,
     NormJumps,
+    SaturationDetector,
     ScaleSearch,
     ShortReachDetector,
     VanishingDetector,
@@ -137,6 +138,7 @@ class Watch:
         self._out_of_reach, self._on_hidden = out_of_reach, on_hidden
         self._jump = NormJumps()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
+        self._saturation = SaturationDetector()
         self._short_reach = ShortReachDetector()
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
@@ -233,7 +235,7 @@ class Watch:
         if not self._nonfinite:
             self._look_at_weights(AFTER_THE_LAST_STEP, moment)
             self._look_for_divergence(moment)
-        for detector in (self._jump, self._exploding, self._vanishing, self._short_reach):
+        for detector in (self._jump, self._exploding, self._saturation, self._vanishing, self._short_reach):
             for event in detector.finish(moment):
                 self._on_event(event)
 
@@ -314,10 +316,12 @@ class Watch:
             found = found if everything else self._measure(stitched, None)
         found = [profile.scaled(unscale) for profile in found]
         self._on_profiles(found, step)
+        loss = step.loss_value()
         for profile in found:
             self._tell(self._exploding(profile, step.moment))
+            self._tell(self._saturation(profile, step.moment, loss))
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
-                self._tell(self._vanishing(profile, step.moment))
+                self._tell(self._vanishing(profile, step.moment, loss))
                 self._tell(self._short_reach(profile, step.moment))
 
     def _judge(self, norms: Norms, pending: _Pending) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shlex
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +37,9 @@ from lightning_gradwatch.callbacks.output.announcer import Announcer
 from lightning_gradwatch.callbacks.run_folder import close_run_log, identity, open_run_log, run_id_of
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
+from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.discover import describe, discover
+from lightning_gradwatch.report._extra import commands
 
 P = ParamSpec("P")
 
@@ -57,7 +57,7 @@ def _harmless(hook: Callable[Concatenate[GradWatch, P], None]) -> Callable[Conca
             if self.raise_own_errors:
                 raise
             self._close()  # pyright: ignore[reportPrivateUsage]  # a decorator of this class
-            warnings.warn(
+            warn(
                 f"GradWatch failed ({type(error).__name__}: {error}) and watches no more; the training is not affected. "
                 "Please report it.",
                 stacklevel=2,
@@ -296,8 +296,7 @@ class GradWatch(Callback):
     def _say_findings(self, trainer: Trainer) -> None:
         lines = self._found.summary(self._told_by_others(trainer))
         if self.run_dir is not None:
-            folder = shlex.quote(str(self.run_dir.absolute()))
-            lines += [f"  gradwatch {command} {folder}" for command in ("report", "events")]
+            lines += [f"  {line}" for line in commands(self.run_dir)]
         say("\n".join([*lines, *self._reactions.hint()]), urgent=self._found.is_critical())
 
     def _told_by_others(self, trainer: Trainer) -> list[Event]:

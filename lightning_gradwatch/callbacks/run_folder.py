@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
-import uuid
-import warnings
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from lightning_gradwatch.callbacks._compat import Trainer
-from lightning_gradwatch.runlog.writer import RunLogWriter, choose_folder
+from lightning_gradwatch.plain import warn
+from lightning_gradwatch.runlog.writer import RunLogWriter, choose_folder, read_meta
 
 FOLDER = "gradwatch"
 
 _open: WeakKeyDictionary[Trainer, dict[str | None, tuple[RunLogWriter, set[int], str]]] = WeakKeyDictionary()
+
+_refused: WeakKeyDictionary[Trainer, set[Path]] = WeakKeyDictionary()
+"""Folders that cannot be written, as their users have been told."""
 
 
 def open_run_log(
@@ -64,7 +67,9 @@ def open_run_log(
         )
         if dirpath is not None:
             raise ValueError(message)
-        warnings.warn(f"No run log is written: {message}", stacklevel=2)
+        if base not in _refused.setdefault(trainer, set()):  # the callbacks of one Trainer ask one after the other
+            _refused[trainer].add(base)
+            warn(f"No run log is written: {message}", stacklevel=2)
     if offer.folder is None or offer.run_id is None:
         return None
     if held is not None and held[0].folder == offer.folder:
@@ -73,7 +78,7 @@ def open_run_log(
     about = {"run_id": offer.run_id, "versions": versions()}
     resumed = trainer.global_step if trainer.global_step > 0 else None
     writer = RunLogWriter(offer.folder, header=about, rank=trainer.global_rank, resumed_at_step=resumed)
-    writer.meta(about)
+    writer.meta({**about, "ended": None})
     logs[key] = (writer, {id(owner)}, offer.run_id)
     return writer
 
@@ -89,13 +94,12 @@ class _Offer(NamedTuple):
 def _choose(base: Path, run_id: str | None, last: Path | None) -> _Offer:
     try:
         folder = choose_folder(base, run_id=run_id, last=last)
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         return _Offer(None, str(error), None)
-    return _Offer(folder, None, run_id or uuid.uuid4().hex)
+    return _Offer(folder, None, (read_meta(folder) or {}).get("run_id") or run_id)
 
 
 def _key(dirpath: str | Path | None) -> str | None:
@@ -120,6 +124,7 @@ def close_run_log(trainer: Trainer, *, owner: object) -> None:
     for key, (writer, owners, _) in list(logs.items()):
         owners.discard(id(owner))
         if not owners:
+            writer.meta({"ended": time.time()})
             writer.close()
             del logs[key]
 

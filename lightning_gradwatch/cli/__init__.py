@@ -9,7 +9,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from io import TextIOWrapper
 from typing import NoReturn
+
+from lightning_gradwatch.plain import plain, say
 
 _SUBCOMMANDS = ("demo", "report", "events", "explain", "watch", "check", "replay")
 """In the order of the help; those whose file is there are offered. Only the chosen one may import what costs time."""
@@ -24,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 where a subcommand says so, 2 for a user's mistake (one line on standard error).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no "≥" must not end the command
     parser = _parser()
     try:
         args = parser.parse_args(argv)
@@ -36,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, ImportError) as error:
-        print(f"gradwatch: {_one_line(error)}", file=sys.stderr)
+        say(f"gradwatch: {_one_line(error)}", file=sys.stderr)
         return 2
 
 
@@ -44,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, where argparse would print its usage first."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {plain(' '.join(message.split()))}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from lightning_gradwatch.cli._load import load
+from lightning_gradwatch.cli._load import add_run, load
 from lightning_gradwatch.events import EventKind, Severity, closes_episode
-from lightning_gradwatch.runlog.plain import plain
+from lightning_gradwatch.plain import command, say
 from lightning_gradwatch.runlog.summary import summarise
 
 
@@ -23,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=__doc__,
         epilog="Exit code: 0 without a critical event or verdict, 1 with one, 2 where the run log cannot be read.",
     )
-    parser.add_argument("path", metavar="RUN", type=Path, help="folder of a run log")
+    add_run(parser)
     parser.add_argument(
         "--warnings", action="store_true", help="a warning, or a verdict as grave as one, fails the check too"
     )
@@ -39,14 +37,14 @@ def run(args: argparse.Namespace) -> int:
     grave = [e for e in found.event_records if e["severity"] in failing or _diverged(e)]
     layers = [layer for layer in summarise(found.profile_records, found.event_records) if layer.severity in failing]
     if not grave and not layers:
-        print(f"ok: {said}")
+        say(f"ok: {said}")
         return 0
     if grave:
         first = grave[0]
         what = f"the first at step {first['step']}: {first['kind']}, {first['message'] or 'no message'}"
     else:
         what = layers[0].line
-    print(f"failed: {said}; {plain(what)} (gradwatch events {shlex.quote(str(args.path))} says what to do)")
+    say(f"failed: {said}; {what} ({command('gradwatch', 'events', str(found.path))} says what to do)")
     return 1
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
-from lightning_gradwatch.cli._load import load
+from lightning_gradwatch.cli._load import add_run, load
 from lightning_gradwatch.events import EventKind, Severity
+from lightning_gradwatch.plain import command, say
 from lightning_gradwatch.runlog.schema import to_json
 
 _ORDER = [severity.value for severity in Severity]
@@ -20,7 +20,7 @@ _WORSE = {severity: _ORDER[place:] for place, severity in enumerate(_ORDER)}
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
     """Add the subcommand's arguments."""
     parser = subparsers.add_parser("events", help="list the events of a run", description=__doc__)
-    parser.add_argument("path", metavar="RUN", type=Path, help="folder of a run log")
+    add_run(parser)
     kinds = [kind.value for kind in EventKind]
     parser.add_argument("--kind", type=_kind, choices=kinds, metavar="KIND", help=f"only this kind: {', '.join(kinds)}")
     parser.add_argument("--severity", type=str.lower, choices=_ORDER, help="only events of this severity or worse")
@@ -35,19 +35,20 @@ def run(args: argparse.Namespace) -> int:
     chosen = [event for event in found.event_records if _fits(event, args)]
     if args.json:
         for event in chosen:
-            print(json.dumps(to_json(event)))
+            say(json.dumps(to_json(event)).replace("\x7f", "\\u007f"))
         return 0
     from lightning_gradwatch.report.console import print_events, print_summary
 
     every = len(found.event_records)
     if every and not chosen:
-        print(f"None of the {every:,} events matches." if every > 1 else "The one event does not match.")
+        say(f"None of the {every:,} events matches." if every > 1 else "The one event does not match.")
         return 0
     if len(chosen) == every:
         print_summary(found)
     print_events(chosen, fold=args.kind is None)
     for bundle in sorted(found.path.glob("bundles/*.pt")):
-        print(f"To repeat a step: gradwatch replay {bundle} --module {found.meta.get('model') or 'MODULE:CLASS'}")
+        model = str(found.meta.get("model") or "MODULE:CLASS")
+        say(f"To repeat a step: {command('gradwatch', 'replay', str(bundle), '--module', model)}")
     return 0
 
 

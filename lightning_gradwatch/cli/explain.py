@@ -6,6 +6,7 @@ import argparse
 import difflib
 
 from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.plain import say
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         hint = f"Did you mean {' or '.join(close[:3])}?" if wanted and close else "gradwatch explain lists them."
         raise ValueError(f"`KIND` must be a kind of event; found {args.kind!r}. {hint}")
     if args.example:
-        print(explain.example(kind))
+        say(*explain.example(kind).split("\n"))
     else:
         console.print_explanation(kind)
     return 0

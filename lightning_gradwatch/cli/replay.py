@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_gradwatch.cli._types import count
+from lightning_gradwatch.plain import say
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return build_module(target, bundle, arguments)
 
     module = make()  # what is wrong with it is said before anything else
-    print(_header(args.path, own))
+    say(*_header(args.path, own))
     for warm in (False, True):
         seen = [event.to_record() for event in watched_events(module, bundle, device=args.device, warm=warm)]
         distances = [differences(recorded, event) for event in seen]
@@ -74,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
     _say_outcome(recorded, seen, distances)
     origin = find_origin(module, bundle, device=args.device)
     if origin is not None:
-        print(f"It began here: {origin.told()}")
+        say(*f"It began here: {origin.told()}".split("\n"))
     elif seen:
-        print("Where it began could not be followed to one operation.")
+        say("Where it began could not be followed to one operation.")
     return 0 if [] in distances else 1
 
 
-def _header(path: Path, own: Mapping[str, Any]) -> str:
+def _header(path: Path, own: Mapping[str, Any]) -> list[str]:
     counts, versions = own["counts"], own["versions"]
     lines = [
         f"{path.name}: {own['module']}, optimizer step {counts['global_step']}, epoch {counts['epoch']}, "
@@ -92,14 +93,14 @@ def _header(path: Path, own: Mapping[str, Any]) -> str:
         lines.append(
             f"Note: the step changed these weights before it was written down; they are as it left them: {names}"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _say_outcome(recorded: Mapping[str, Any], seen: list[dict[str, Any]], distances: list[list[str]]) -> None:
     if [] in distances:
-        print("Replayed: the same event.")
+        say("Replayed: the same event.")
     elif not seen:
-        print(f"Replayed: no event. The step went through without {recorded['kind']}.")
+        say(f"Replayed: no event. The step went through without {recorded['kind']}.")
     else:
         event, distance = min(zip(seen, distances, strict=True), key=lambda pair: len(pair[1]))
-        print(f"Replayed: another event, {event['kind']}: {event['message']} ({'; '.join(distance)})")
+        say(f"Replayed: another event, {event['kind']}: {event['message']} ({'; '.join(distance)})")

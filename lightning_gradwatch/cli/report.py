@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lightning_gradwatch.cli._load import load
+from lightning_gradwatch.cli._load import RUN_HELP, load
+from lightning_gradwatch.plain import say
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
     """Add the subcommand's arguments."""
     parser = subparsers.add_parser("report", help="write a page about one or more runs", description=__doc__)
-    parser.add_argument("paths", metavar="RUN", nargs="+", type=Path, help="folders of run logs, shown side by side")
+    several = f"{RUN_HELP}; several are shown side by side"
+    parser.add_argument("paths", metavar="RUN", nargs="*", type=Path, default=[Path()], help=several)
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="where the page goes (default: report.html in the first run)"
     )
@@ -25,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     output = args.output or runs[0].path / "report.html"
     try:
-        print(write_report(runs, output))
+        say(str(write_report(runs, output)))
     except OSError as error:
         raise ValueError(
             f"`--output` must be a file that can be written; found {str(output)!r} ({error.strerror}). Name another one."

@@ -12,6 +12,7 @@ from lightning_gradwatch.demo.accuracy import Accuracy
 from lightning_gradwatch.demo.exploding import LEARNING_RATE, SPECTRAL_RADIUS, Explosion
 from lightning_gradwatch.demo.vanishing import Memory
 from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.plain import plain, plain_lines
 from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.runlog.summary import LayerSummary
 
@@ -86,7 +87,7 @@ def explosion(console: Any, found: Explosion) -> None:
 
 def text_begins(console: Any, options: TextOptions, data: TextData) -> None:
     """Say what is trained on what."""
-    source = ", ".join(options.files) or "the sources of Python's standard library"
+    source = plain(", ".join(options.files)) or "the sources of Python's standard library"
     console.rule("GradWatch on your own text" if options.files else "GradWatch on real text")
     console.print(
         f"{_NAMES[options.cell]}, {options.layers} × {options.hidden} hidden units, learns {len(data.training):,} characters of "
@@ -102,14 +103,14 @@ def own_text(console: Any, found: OwnText) -> None:
     console.print(f"• With AdaptiveClip(): {_clips(found.training)} {_fate(found.training, found)}", markup=False)
     if found.sample:
         console.print("What it writes after the beginning of the held-out text:")
-        console.print(found.sample, markup=False, style="italic")
+        console.print(plain_lines(found.sample), markup=False, style="italic")
 
 
 def artefacts(console: Any, folder: Path, picture: Path, report: Path, seconds: float) -> None:
     """Where everything lies."""
     console.rule()
     for what, where in (("run logs", folder), ("picture", picture), ("report", report)):
-        console.print(f"{what + ':':<10}{where}", markup=False, soft_wrap=True)
+        console.print(f"{what + ':':<10}{plain(str(where))}", markup=False, soft_wrap=True)
     console.print(f"{seconds:.0f} s in all. Each run log can be read with gradwatch events and gradwatch report.")
 
 

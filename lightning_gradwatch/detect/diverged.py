@@ -23,7 +23,7 @@ SOON = 256
 
 
 _AFTER_A_JUMP = (
-    "It began right after the gradient's jump at step {step} (batch {batch}): look at that batch first, and begin anew with AdaptiveClip(), "
+    "It began after the gradient's jump at step {step} (batch {batch}): look at that batch first, and begin anew with AdaptiveClip(), "
     "which holds such a step. If the batch is in order, lower the learning rate."
 )
 

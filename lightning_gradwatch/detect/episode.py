@@ -11,6 +11,7 @@ from lightning_gradwatch.events import ENDED, ONGOING, Event, EventKind, Moment,
 _WORDS = {
     EventKind.EXPLODING_GRADIENT: ("Explosion", "the gradient norm was largest, {:.3g},"),
     EventKind.EXPLODING_HIDDEN_GRADIENT: ("Explosion through time", "the growth was largest, {:.3g}-fold,"),
+    EventKind.SATURATED_GATES: ("Saturation", "the share that reached the gates was smallest, {:.2g},"),
     EventKind.VANISHING_HIDDEN_GRADIENT: ("Vanishing", "the horizon was shortest, {:.0f} timesteps,"),
 }
 """What goes on, and its peak, in the kind's unit."""

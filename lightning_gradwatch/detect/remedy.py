@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning_gradwatch.events import Moment
 from lightning_gradwatch.profile import Floats, Profile
 
 DEEP = 3
 """Layers from which on normalisation between them is worth a word."""
 
-_VANISHING = {
-    "RNN": "A plain recurrence multiplies the gradient by the same matrix at every step, with slopes under 1: use a gated cell, "
-    "nn.LSTM or nn.GRU (Hochreiter and Schmidhuber 1997; Cho et al. 2014), or begin with a recurrent weight that is orthogonal "
-    "(Henaff et al. 2016) or, with relu, the identity (Le et al. 2015).",
-    "LSTM": "Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin with a "
-    "forget-gate bias of 1 or more (Gers et al. 2000; Jozefowicz et al. 2015), chosen by the length to remember "
-    "(Tallec and Ollivier 2018).",
-    "GRU": "Its state is kept by the update gate, which PyTorch starts half closed: begin with an update-gate bias (b_iz + b_hz) of "
-    "1 or more, chosen by the length to remember (Tallec and Ollivier 2018).",
-}
+_LINES = "`gradwatch explain VANISHING_HIDDEN_GRADIENT` prints the lines that do it"
+
+_PLAIN = (
+    "A plain recurrence multiplies the gradient by the same matrix at every step, with slopes under 1: use a gated cell, nn.LSTM or nn.GRU "
+    "(Hochreiter and Schmidhuber 1997; Cho et al. 2014), or begin with a recurrent weight that is orthogonal (Henaff et al. 2016) or, with "
+    f"relu, the identity (Le et al. 2015); {_LINES}."
+)
 _OWN_CELL = (
     "What this cell passes on from step to step shrinks: give it an additive path through time, a gate that can stay open, as an LSTM has "
     "(Hochreiter and Schmidhuber 1997), or an orthogonal recurrent weight (Henaff et al. 2016)."
@@ -46,7 +45,7 @@ def jump_remedy(ordinary: float | None, moment: Moment) -> str:
 
 def vanishing_remedy(profile: Profile, lagged: Floats) -> str:
     """What helps a layer whose gradient horizon is short, the likeliest first."""
-    parts = [_VANISHING.get(profile.kind, _OWN_CELL)]
+    parts = [*_against_padding(profile), _of_cell(profile.kind, profile.real_timesteps)]
     if profile.layers >= DEEP:
         parts.append(
             f"With {profile.layers} layers on top of one another, normalise between them (layer normalisation, Ba et al. 2016), or add "
@@ -57,6 +56,43 @@ def vanishing_remedy(profile: Profile, lagged: Floats) -> str:
     else:
         parts.append("Clipping does not help; a shorter way from cause to effect (attention, skipping steps) does.")
     return " ".join(parts)
+
+
+def _of_cell(kind: str, timesteps: int) -> str:
+    """What the cell can be given, for sequences of so many timesteps."""
+    if kind not in ("LSTM", "GRU"):
+        return _PLAIN if kind == "RNN" else _OWN_CELL
+    bias = math.log(max(timesteps, math.e))
+    number = f"ln {timesteps} = {bias:.1f}"
+    if kind == "LSTM":
+        return (
+            f"Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin with a forget-gate "
+            f"bias of {number}, with which a third of the state outlasts {timesteps} timesteps (Jozefowicz et al. 2015; Tallec and "
+            "Ollivier 2018). "
+            "It is the second quarter of bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer and direction; "
+            f"{_LINES}."
+        )
+    return (
+        f"Its state is kept by the update gate, which PyTorch starts half closed (h = (1−z)·n + z·h): begin with an update-gate bias of "
+        f"+{number}, with which a third of the state outlasts {timesteps} timesteps (Tallec and Ollivier 2018). It is the second third of "
+        f"bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer and direction; {_LINES}."
+    )
+
+
+def _against_padding(profile: Profile) -> list[str]:
+    """What helps where the gradient has to cross padding, named first: nothing else does."""
+    if not profile.ends.padded:
+        return []
+    if not profile.fused:
+        way = "read each sequence's state at its last real step, or keep the state where a mask says padding"
+    elif profile.direction == "reverse":
+        way = "pad at the end instead of the begin, and pack the sequences (pack_padded_sequence(x, lengths, enforce_sorted=False))"
+    else:
+        way = (
+            "pack the sequences (torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False), with batch_first as in the "
+            "module), so that h_n is the state after each one's last real step; or read the output there"
+        )
+    return [f"If the equal inputs are padding, {way}. Only if they belong to the task:"]
 
 
 def exploding_remedy(profile: Profile, lagged: Floats, *, in_total: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ import numpy as np
 from lightning_gradwatch import arguments
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import vanishing_remedy
+from lightning_gradwatch.detect.saturation import is_cut_off
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
-from lightning_gradwatch.profile import HORIZON_RATIO, Profile, gradient_horizon, growth_rate
+from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
 
 SAMPLES = 3
 """Vanishing is judged from this many sampled steps in a row, never from one."""
@@ -40,6 +42,7 @@ class _Track:
     horizons: deque[int]
     starved: deque[int]
     furthest: int | None = None
+    first_loss: float | None = None
 
 
 class VanishingDetector:
@@ -50,7 +53,8 @@ class VanishingDetector:
 
     The event is a warning where timesteps *starve*: going back from the loss, the total gradient of the first timesteps stays under 1 %
     of the largest, so that nothing is learned from what is fed there. Where each timestep has a loss of its own close by (a language
-    model), or where the gradient reached further earlier in the run (what has been learned needs little gradient), it is a note.
+    model), where the gradient reached further earlier in the run (what has been learned needs little gradient), or where the loss is low
+    by now, it is a note. Of gates that are saturated another detector tells: what is said here would not help them.
 
     Args:
         samples: how many sampled steps in a row.
@@ -65,18 +69,20 @@ class VanishingDetector:
         self._episodes = Episodes(CALM_SAMPLES, falling=True)
         self._begun_by: dict[Hashable, int] = {}
 
-    def __call__(self, profile: Profile, moment: Moment) -> Event | None:
-        """Take in a profile of h. Returns the event of an episode that begins here, or the record of one that ends here."""
+    def __call__(self, profile: Profile, moment: Moment, loss: float | None = None) -> Event | None:
+        """Take in a profile of h, and the step's loss where it is known. Returns the event of an episode that begins here, or the record
+        of one that ends here.
+        """
         lagged = profile.lagged()
         if profile.state != "h" or len(lagged) < 2 or not np.isfinite(lagged).all():
             return None
         place = profile.place
         if self._episodes.is_open(place) and self._begun_by[place] != profile.call:
             return None  # one event for all calls of a place
-        track = self._tracks.setdefault((*place, profile.call), self._new_track())
+        track = self._tracks.setdefault((*place, profile.call), self._new_track(loss))
         horizon = gradient_horizon(lagged)
         reach = horizon.lag or 0
-        short = not horizon.censored and is_vanishing(reach, profile.timesteps)
+        short = not horizon.censored and is_vanishing(reach, profile.real_timesteps)
         if not short:
             track.horizons.clear()
             track.starved.clear()
@@ -86,31 +92,34 @@ class VanishingDetector:
         if not short:
             return None
         track.horizons.append(reach)
-        track.starved.append(starved(profile))
-        return self._begin(profile, track, growth_rate(lagged), moment)
+        track.starved.append(profile.starved())
+        return self._begin(profile, track, growth_rate(lagged), moment, loss)
 
     def finish(self, moment: Moment) -> list[Event]:
         """The records of what still goes on when training ends."""
         return self._episodes.finish(moment)
 
     def _go_on(self, profile: Profile, reach: int, censored: bool, moment: Moment) -> Event | None:
-        calm = censored or reach >= CALM_SHARE * profile.timesteps
+        calm = censored or reach >= CALM_SHARE * profile.real_timesteps
         ended = self._episodes.see(profile.place, float(reach), moment, calm=calm)
         if ended is None or not (censored and profile.truncated):
             return ended
         now = f"Now the gradient outlives the segments of {profile.timesteps} timesteps: their length is the limit."
         return replace(ended, message=f"{ended.message} {now}", detail="")
 
-    def _new_track(self) -> _Track:
-        return _Track(deque(maxlen=self.samples), deque(maxlen=self.samples))
+    def _new_track(self, loss: float | None) -> _Track:
+        return _Track(deque(maxlen=self.samples), deque(maxlen=self.samples), first_loss=loss)
 
-    def _begin(self, profile: Profile, track: _Track, rate: float | None, moment: Moment) -> Event | None:
+    def _begin(
+        self, profile: Profile, track: _Track, rate: float | None, moment: Moment, loss: float | None
+    ) -> Event | None:
         recent = track.horizons
-        if len(recent) < self.samples or not (rate is None or rate < 0):
+        if len(recent) < self.samples or not (rate is None or rate < 0) or is_cut_off(profile):
             return None
-        if not is_vanishing(recent[-1] ** 2 / max(recent[0], 1), profile.timesteps):  # by the same factor again
+        if not is_vanishing(recent[-1] ** 2 / max(recent[0], 1), profile.real_timesteps):  # by the same factor again
             return None
         reach, hungry = float(median(recent)), int(median(track.starved))
+        low = low_loss(loss, track.first_loss)
         self._begun_by[profile.place] = profile.call
         event = moment.event(
             EventKind.VANISHING_HIDDEN_GRADIENT,
@@ -119,17 +128,32 @@ class VanishingDetector:
             direction=profile.direction,
             state="h",
             value=reach,
-            threshold=VANISHING_SHARE * profile.timesteps,
-            severity=Severity.WARNING if hungry and track.furthest is None else Severity.INFO,
-            detail=_detail(profile, len(recent), rate, hungry, track.furthest),
-            remedy=vanishing_remedy(profile, profile.lagged()),
+            threshold=VANISHING_SHARE * profile.real_timesteps,
+            severity=Severity.WARNING if hungry and track.furthest is None and not low else Severity.INFO,
+            detail=_detail(profile, len(recent), rate, hungry, track.furthest, low),
+            remedy=("If the task needs a longer memory: " if low else "") + vanishing_remedy(profile, profile.lagged()),
         )
         return self._episodes.begin(profile.place, event, reach)
 
 
-def _detail(profile: Profile, samples: int, rate: float | None, hungry: int, furthest: int | None) -> str:
+LOW = 0.1
+"""A loss under this share of the first one is low: what the task needs is learned."""
+
+
+def low_loss(loss: float | None, first: float | None) -> str:
+    """That the loss is low by now, in words; nothing where it is not, or not known."""
+    if loss is None or first is None or not 0 <= loss < LOW * first < math.inf:
+        return ""
+    return f"The loss is down to {loss:.2g} from {first:.2g}: what the task needs may well be within reach."
+
+
+def _detail(profile: Profile, samples: int, rate: float | None, hungry: int, furthest: int | None, low: str) -> str:
     speed = "" if rate is None else f", growth rate {rate:+.3g} nats per timestep"
-    parts = [f"The sequences have {profile.timesteps}; so it was in {samples} samples in a row{speed}."]
+    parts = [low, *_crossed(profile)]
+    parts += [
+        f"The sequences have {profile.timesteps}; so it was in {samples} samples in a row{speed}.",
+        *_left_out(profile),
+    ]
     if profile.truncated:
         parts.append(
             "The state that comes in is cut off from its past, as in truncated backpropagation; the horizon is the limit here, not their "
@@ -137,7 +161,8 @@ def _detail(profile: Profile, samples: int, rate: float | None, hungry: int, fur
         )
     if hungry:
         parts.append(
-            f"The {hungry} timesteps furthest from the loss get under 1 % of the largest gradient: nothing is learned from them."
+            f"The {hungry} timesteps furthest from the loss get under 1 % of the largest gradient"
+            + ("." if low else ": nothing is learned from them.")
         )
     else:
         parts.append(
@@ -145,20 +170,23 @@ def _detail(profile: Profile, samples: int, rate: float | None, hungry: int, fur
         )
     if furthest is not None:
         parts.append(f"Earlier it reached {furthest}; if the loss is low by now, it was enough.")
-    return " ".join(parts)
+    return " ".join(filter(None, parts))
 
 
-def starved(profile: Profile) -> int:
-    """How many timesteps, from the sequence's far end on, get under 1 % of the largest total gradient; median over sequences.
+def _crossed(profile: Profile) -> list[str]:
+    """That the gradient has to cross what looks like padding."""
+    ends, side = profile.ends, "last" if profile.direction == "forward" else "first"
+    if ends.padded:
+        return [
+            f"In most sequences the {side} {ends.padded} timesteps (median) have equal inputs, as padding has, and the loss sits behind "
+            "them: the gradient has to cross them before it reaches any other input."
+        ]
+    return []
 
-    The far end is where a direction's own first step is. Timesteps past the last one that the loss reaches are no part of it: no
-    gradient is due there.
-    """
-    counts: list[int] = []
-    for row, length in zip(profile.total, profile.lengths, strict=True):
-        own = row[:length] if profile.direction == "forward" else row[:length][::-1]
-        largest = own.max(initial=0.0)
-        if 0 < largest < np.inf:
-            enough = np.flatnonzero(own >= HORIZON_RATIO * largest)
-            counts.append(int(enough[0]))
-    return int(median(counts)) if counts else 0
+
+def _left_out(profile: Profile) -> list[str]:
+    if profile.real_timesteps < max(profile.lengths, default=0):
+        return [
+            f"Only {profile.real_timesteps} of them count here: at the others the inputs are equal, as in padding, and nothing is lost."
+        ]
+    return []

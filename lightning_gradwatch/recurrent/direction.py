@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lightning_gradwatch.recurrent.adjoint import Adjoint, Carry, Ends
 from lightning_gradwatch.recurrent.anchors import Anchors, last_timestep, norm
+from lightning_gradwatch.recurrent.gates import GateCount
 from lightning_gradwatch.recurrent.layout import Layout
 from lightning_gradwatch.recurrent.limit import Limit
 
@@ -38,6 +40,8 @@ class DirectionSweep:
         first_bad_value: that number, of the earliest of them.
         first_bad_gate: own-order step, row of ``layout.sequences``, gate and value of the first pre-activation that is not finite, if there
             is one and it was asked for; of several at the same step the first sequence's, and of these the first gate's.
+        gate_gradient: Σ|δ|, what of the whole loss's gradient reaches the gates' pre-activations; ``sent``: Σ|d|, what the loss sends.
+        gate_count: what was counted at the gates, if it was asked for.
         replay_error: largest difference of recomputed and recorded outputs, relative to the largest output; 0 below the top.
         final_error: the same of recomputed and recorded final states.
     """
@@ -52,6 +56,7 @@ class DirectionSweep:
         keep: bool,
         limit: Limit | None = None,
         gates: bool = False,
+        saturation: bool = False,
     ) -> None:
         self.adjoint, self.layout, self.direction, self._limit = adjoint, layout, direction, limit
         shape, like = adjoint.shape, adjoint.weights.w_hh
@@ -82,6 +87,9 @@ class DirectionSweep:
         self.first_bad_state = layout.lengths.clone()
         self.first_bad_value = 0.0
         self.first_bad_gate: tuple[int, int, int, float] | None = None
+        self.gate_gradient = 0.0
+        self.sent = 0.0 if self._c_n is None else float(self._c_n[0].abs().sum())
+        self.gate_count = GateCount(adjoint) if saturation else None
         self.replay_error = self.final_error = 0.0
         self._recorded_ends = boundary.h_n, boundary.c_n
 
@@ -108,6 +116,8 @@ class DirectionSweep:
         if len(self._starts) == chunk + 1:
             self._starts.append((states[-1], None if cell is None else cell[-1]))
             self._note_states(start, stop, states)
+            if self.gate_count is not None:
+                self.gate_count.add(x, h_previous, cell, self.layout.valid(start, stop))
             self._compare_ends(start, stop, again, cell)
             if recorded is not None:
                 self._compare(start, stop, again, recorded)
@@ -137,7 +147,17 @@ class DirectionSweep:
         self.total[start:stop, :streams] = norm(hidden).cpu()
         if self.total_cell is not None and cell is not None:
             self.total_cell[start:stop, :streams] = norm(cell).cpu()
-        return self.adjoint.input_gradient(factors, hidden, cell) if with_input else None
+        self.sent += float(direct[:, 0].abs().sum())
+        if not with_input:  # the whole loss's stream alone
+            hidden, cell = hidden[:, :1], None if cell is None else cell[:, :1]
+        delta = self.adjoint.input_delta(factors, hidden, cell)
+        self.gate_gradient += float(delta[:, 0].abs().sum())
+        return delta.matmul(self.adjoint.weights.w_ih) if with_input else None
+
+    def gate_share(self) -> float | None:
+        """What share of the gradient that the loss sends to the states reaches the gates; None where it sends none."""
+        share = self.gate_gradient / self.sent if self.sent else math.nan
+        return share if math.isfinite(share) else None
 
     def _note_states(self, start: int, stop: int, states: Tensor) -> None:
         bad = ~states.isfinite().all(-1).cpu() & self.layout.valid(start, stop)

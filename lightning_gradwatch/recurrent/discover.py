@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_gradwatch.plain import plain
 from lightning_gradwatch.recurrent.loops import tensors
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -41,7 +42,7 @@ def discover(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[st
         matching = {name: module for name, module in found.items() if fnmatchcase(name, pattern)}
         matching = matching or ({pattern: named[pattern]} if pattern in named else {})
         if not matching:
-            names = ", ".join(found) or "none"
+            names = plain(", ".join(found)) or "none"
             raise ValueError(
                 f"`modules` must match a recurrent module; {pattern!r} matches none of those there are: {names}. "
                 'Use GradWatch(modules="auto") to watch them all.'

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.recurrent import equal_ends
 from lightning_gradwatch.recurrent.anchors import norm
 from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
@@ -120,6 +122,8 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     reached = _reached(loop, rows[0])
     sequences = pick_sequences(reached, max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
+    totals = _totals(loop, loop.h, sequences, lengths)
+    runs = equal_ends.of_loop(loop.inputs, sequences, lengths)
     reason = loop.doubt or _lost(loop) or loop.inexact_reason or (None if _rows_stay(loop, rows) else _ROWS_UNKNOWN)
     made = partial(
         Profile,
@@ -136,10 +140,12 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         curves=_curves(loop, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
         inexact_reason=reason,
         truncated=loop.cut_off(),
+        fused=False,
+        ends=find_ends(*runs, reverse=False, lengths=tuple(lengths), sent=totals, alone=loop.totals_are_lagged),
         handed_over=any(is_handed_over(state) for _, state in loop.given.get(0, ())),
         with_gradient=int(reached.sum()),
     )
-    found = [made(state="h", total=_totals(loop, loop.h, sequences, lengths))]
+    found = [made(state="h", total=totals)]
     if loop.c and loop.c_is_total:
         found.append(made(state="c", total=_totals(loop, loop.c, sequences, lengths)))
     return found

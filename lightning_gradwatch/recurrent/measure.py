@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.forward import Saturation
+from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import Floats, Profile
+from lightning_gradwatch.recurrent import equal_ends
 from lightning_gradwatch.recurrent.anchors import Anchors, lags
 from lightning_gradwatch.recurrent.call import RecurrentCall, is_handed_over
+from lightning_gradwatch.recurrent.cell_gates import look_at_gates
 from lightning_gradwatch.recurrent.chain import Chain, Norms, arrived, as_one, measure_ends, reached_by, without_ends
 from lightning_gradwatch.recurrent.direction import DirectionSweep
-from lightning_gradwatch.recurrent.layout import DIRECTIONS, Layout, pick_sequences
+from lightning_gradwatch.recurrent.gates import SUSPICIOUS
+from lightning_gradwatch.recurrent.layout import DIRECTIONS, REVERSE, Layout, pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop, loop_profiles
 from lightning_gradwatch.recurrent.sweep import CHUNK, Sweep, sweep
 
@@ -31,13 +37,19 @@ def measure_calls(
     found: list[Profile] = []
     for call in calls:
         if isinstance(call, Loop):
-            found += loop_profiles(call, max_sequences)
+            found += _with_gates(call, loop_profiles(call, max_sequences))
         elif isinstance(call, Chain):
             found += chain_profiles(call, max_sequences, anchors)
         else:
             chunk = _chunk(call, max_sequences)
-            found += profiles(call, sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk))
+            swept = sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk)
+            found += profiles(call, swept, _saturation(call, swept, chunk))
     return found
+
+
+def _with_gates(loop: Loop, found: list[Profile]) -> list[Profile]:
+    share, saturation = look_at_gates(loop, found[0].sequences)
+    return [replace(profile, gate_gradient=share, saturation=saturation) for profile in found]
 
 
 def _chunk(call: RecurrentCall, max_sequences: int | None) -> int:
@@ -46,16 +58,44 @@ def _chunk(call: RecurrentCall, max_sequences: int | None) -> int:
     return CHUNK if max_sequences is not None else max(CHUNK * 64 // max(batch, 64), 16)
 
 
-def profiles(call: RecurrentCall, swept: Sweep) -> list[Profile]:
+def learns(call: RecurrentCall) -> bool:
+    """Whether any of its weights is trained."""
+    return any(weight.requires_grad for weight in call.weights)
+
+
+Saturations = list[list[Saturation | None]]
+"""By layer and direction."""
+
+
+def _saturation(call: RecurrentCall, swept: Sweep, chunk: int) -> Saturations | None:
+    """A closer look at the gates, where hardly any gradient reaches them; None elsewhere."""
+    shares = [one.gate_share() for pair in swept.directions for one in pair]
+    if not learns(call) or not any(share is not None and share < SUSPICIOUS for share in shares):
+        return None
+    again = sweep(call, anchors=0, chunk=chunk, sequences=swept.layout.sequences, saturation=True)
+    return [[None if one.gate_count is None else one.gate_count.result() for one in pair] for pair in again.directions]
+
+
+def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None = None) -> list[Profile]:
     """The profiles of a swept call, lowest layer first; for an LSTM one of h and one of c, which share the lagged curves."""
     found: list[Profile] = []
     truncated = is_cut_off(call.h0) or is_cut_off(call.c0)
+    runs = equal_ends.of_call(call, swept.layout, CHUNK)
+    from_loss = [_by_time(_sent(one), swept.layout, d) for d, one in enumerate(swept.directions[-1])]
     for layer, pair in enumerate(swept.directions):
         for direction, one in enumerate(pair):
             states = [("h", one.total, one.direct)]
             if one.total_cell is not None and one.direct_cell is not None:
                 states.append(("c", one.total_cell, one.direct_cell))
             curves = _lag_curves(one, swept.layout, swept.anchors, direction)
+            top = layer == len(swept.directions) - 1
+            ends = find_ends(
+                *runs,
+                reverse=direction == REVERSE,
+                lengths=tuple(swept.layout.lengths.tolist()),
+                # To what lies below the top of a bidirectional stack, the loss comes by both directions.
+                sent=from_loss[direction] if top else sum(from_loss[1:], start=from_loss[0]),
+            )
             for state, total, direct in states:
                 found.append(
                     Profile(
@@ -75,12 +115,21 @@ def profiles(call: RecurrentCall, swept: Sweep) -> list[Profile]:
                         inexact_reason=swept.inexact_reason or call.apart,
                         layers=call.shape.num_layers,
                         truncated=truncated,
+                        ends=ends,
+                        gate_gradient=one.gate_share() if learns(call) else None,
+                        saturation=None if saturation is None else saturation[layer][direction],
+                        fused=not call.parts,
                         handed_over=_is_handed_over(call),
                         with_gradient=swept.with_gradient,
                         batch_first=_order(call),
                     )
                 )
     return found
+
+
+def _sent(one: DirectionSweep) -> Tensor:
+    """Norms of all that comes from outside the recurrence ``(time, sequence)``."""
+    return one.direct if one.direct_cell is None else one.direct + one.direct_cell
 
 
 def _order(call: RecurrentCall) -> bool | None:
@@ -101,10 +150,11 @@ def chain_profiles(chain: Chain, max_sequences: int | None, anchors: int) -> lis
     made = partial(_of_chain, chain, totals, sequences=sequences, with_gradient=int(reached.sum()))
     if chain.plain:
         joined = as_one(chain)
-        run = partial(sweep, anchors=anchors, chunk=_chunk(joined, max_sequences), sequences=sequences)
+        chunk = _chunk(joined, max_sequences)
+        run = partial(sweep, anchors=anchors, chunk=chunk, sequences=sequences)
         swept = run(joined)
         if totals.agrees(swept, joined.output.dtype):
-            return profiles(joined, swept)
+            return profiles(joined, swept, _saturation(joined, swept, chunk))
         swept = run(without_ends(chain, joined))
         curves = [_lag_curves(one, swept.layout, swept.anchors, 0) for (one,) in swept.directions]
         return made(curves, totals.inexact_reason)

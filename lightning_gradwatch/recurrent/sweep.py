@@ -48,6 +48,7 @@ def sweep(
     anchors: int = 4,
     chunk: int = CHUNK,
     gates: bool = False,
+    saturation: bool = False,
     sequences: list[int] | None = None,
 ) -> Sweep:
     """Run the adjoint of ``call`` over up to ``max_sequences`` of its sequences, exactly for those.
@@ -58,12 +59,13 @@ def sweep(
 
     Args:
         gates: look for the first pre-activation that is not finite as well.
+        saturation: count the saturated gates as well.
         sequences: the very ones to take.
     """
     reached = reached_sequences(call)
     layout = Layout(call, pick_sequences(reached, max_sequences) if sequences is None else sequences)
     chosen = choose_anchors(call, layout, anchors, chunk)
-    stack = _Stack(call, layout, chosen, chunk, gates)
+    stack = _Stack(call, layout, chosen, chunk, gates, saturation)
     with warnings.catch_warnings(), GradientSlot.paused():
         # The user's own forward gives these once where they are due.
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
@@ -78,13 +80,15 @@ def sweep(
 class _Stack:
     """All layers and directions of one call, with the order in which they are visited."""
 
-    def __init__(self, call: RecurrentCall, layout: Layout, anchors: Anchors, chunk: int, gates: bool) -> None:
+    def __init__(
+        self, call: RecurrentCall, layout: Layout, anchors: Anchors, chunk: int, gates: bool, saturation: bool
+    ) -> None:
         self.call, self.layout, self.anchors = call, layout, anchors
         shape = call.shape
         self.dtype = call.weights[0].dtype
         if self.dtype not in TOLERANCES:
             self.dtype = torch.float32
-        self.chunk, self._gates = chunk, gates
+        self.chunk, self._gates, self._saturation = chunk, gates, saturation
         self.chunks = self._chunks(chunk)
         self.masks = redraw_masks(call, layout)
         self.output_gradient = call.output_gradient.value()
@@ -110,7 +114,9 @@ class _Stack:
         )
         adjoint = ADJOINTS[call.shape.mode](weights, call.shape)
         keep = layout.timesteps <= self.chunk
-        return DirectionSweep(adjoint, layout, direction, self.anchors, boundary, keep, call.limit, self._gates)
+        return DirectionSweep(
+            adjoint, layout, direction, self.anchors, boundary, keep, call.limit, self._gates, self._saturation
+        )
 
     def _chunks(self, chunk: int) -> list[tuple[int, int]]:
         """At most ``chunk`` steps each; a new one begins behind each anchor, so that no stream is carried before it begins."""

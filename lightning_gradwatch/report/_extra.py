@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from lightning_gradwatch.plain import command
+
+INSTALL = "pip install 'lightning-gradwatch[report]'"
+
+_OF_A_PAGE = ("plotly", "markdown_it")
 
 
 def require(module: str) -> Any:
@@ -18,8 +26,25 @@ def require(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != library:  # it is there, and something that it needs is not
             raise
-        raise ImportError(
-            f"This needs {library}, which is not installed. "
-            "Install the extra: pip install 'lightning-gradwatch[report]'"
-        ) from error
+        raise ImportError(f"This needs {library}, which is not installed. Install the extra: {INSTALL}") from error
     return importlib.import_module(module)
+
+
+def installed(*libraries: str) -> bool:
+    """Whether they are there; none is imported, since that may take a second."""
+    return all(_is_there(library) for library in libraries)
+
+
+def commands(folder: Path) -> list[str]:
+    """The commands that show a run log in this environment, and what the others need."""
+    page, events = (command("gradwatch", name, str(folder.absolute())) for name in ("report", "events"))
+    if installed(*_OF_A_PAGE):
+        return [page, events]
+    return [events, f"(gradwatch report draws it as a page; it needs {INSTALL})"]
+
+
+def _is_there(library: str) -> bool:
+    try:
+        return find_spec(library) is not None
+    except ValueError:  # of a module that was put in by hand
+        return False

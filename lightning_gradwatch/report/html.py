@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -61,9 +62,22 @@ def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence
             "js": "\n".join(template.joinpath(name).read_text("utf-8") for name in _SCRIPTS),
         },
     )
-    path = Path(path)
-    path.write_text(page, encoding="utf-8", errors="replace")  # a lone surrogate in a name has no UTF-8
-    return path
+    _write(Path(path), page.encode("utf-8", "replace"))  # a lone surrogate in a name has no UTF-8
+    return Path(path)
+
+
+def _write(path: Path, page: bytes) -> None:
+    """In one move; a link is replaced, and what it leads to is left alone: a run log may have come from somebody else."""
+    if path.exists() and not path.is_symlink() and not path.is_file():
+        path.write_bytes(page)  # /dev/stdout, or a pipe
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(page)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _columns(panels: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_gradwatch.events import Severity, closes_episode
@@ -11,7 +11,7 @@ from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.report.live_heatmap import heatmap
 from lightning_gradwatch.report.live_norms import loss, norms
 from lightning_gradwatch.report.summary import LayerSummary, horizon_text
-from lightning_gradwatch.runlog.plain import plain
+from lightning_gradwatch.report.terminal import Part, rich_text
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.runlog.summary import Verdict, summarise
 
@@ -22,6 +22,7 @@ VERDICT_STYLES = {
     Verdict.VANISHING: "bold yellow",
     Verdict.BARELY_REACHED: "bold yellow",
     Verdict.EXPLODING: "bold red",
+    Verdict.SATURATED: "bold yellow",
     Verdict.NO_GRADIENT_THROUGH_TIME: "bold yellow",
     Verdict.NOT_FINITE: "bold red",
     Verdict.DIVERGED: "bold red",
@@ -68,17 +69,22 @@ def verdict_style(layer: LayerSummary) -> str:
 
 def waiting(path: str) -> Any:
     """The frame that stands while there is no run log."""
-    return _text(("GradWatch ", "bold"), f"waits for a run log in {plain(path)} (Ctrl-C ends)")
+    return _text(("GradWatch ", "bold"), f"waits for a run log in {path} (Ctrl-C ends)")
 
 
 def _title(run: Run, age: float | None) -> Any:
+    return _text(("GradWatch ", "bold"), state(run, age), (f"  {run.path}", "dim"))
+
+
+def state(run: Run, age: float | None) -> str:
+    """How far the run has come, and how long ago it wrote something."""
     steps = [record["step"] for records in (run.profile_records, run.step_records) for record in records]
     said = f"step {max(steps):,}" if steps else "nothing recorded yet"
     if age is not None:
         said += f", written {_ago(age)} ago"
     if run.skipped_lines:
         said += f", {run.skipped_lines:,} damaged line(s) passed over"
-    return _text(("GradWatch ", "bold"), said, (f"  {plain(str(run.path))}", "dim"))
+    return said
 
 
 def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
@@ -109,10 +115,10 @@ def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
 
 
 def _head(layer: LayerSummary) -> Any:
-    parts: list[Any] = [(plain(layer.place), "bold"), f" {plain(layer.kind)}  " if layer.kind else "  "]
+    parts: list[Part] = [(layer.place, "bold"), f" {layer.kind}  " if layer.kind else "  "]
     parts.append((layer.said, verdict_style(layer)))
     if layer.layer is None:
-        return _text(*parts, f"  {plain(layer.sentence)}")
+        return _text(*parts, f"  {layer.sentence}")
     parts.append(f"  horizon {horizon_text(layer)}")
     if layer.growth_rate is not None:
         parts.append(f"  growth {layer.growth_rate:+.2g} nats/timestep")
@@ -135,13 +141,18 @@ def _events(run: Run, counts: Mapping[str, int] | None, most: int) -> list[Any]:
     if counts is None:
         severities = [event.get("severity") or "" for event in run.event_records if not closes_episode(event)]
         counts = {severity: severities.count(severity) for severity in set(severities)}
-    said = ", ".join(f"{counts[severity]:,} {severity}" for severity in reversed(Severity) if counts.get(severity))
-    lines = [_text(("events ", "bold"), said or "none")]
+    lines = [_text(("events ", "bold"), counted(counts))]
     return lines + [_event(event) for event in run.event_records[-most:]]
 
 
+def counted(counts: Mapping[str, int]) -> str:
+    """How many events of each severity there are, the gravest first."""
+    said = ", ".join(f"{counts[severity]:,} {severity}" for severity in reversed(Severity) if counts.get(severity))
+    return said or "none"
+
+
 def _event(event: Mapping[str, Any]) -> Any:
-    kind, message = plain(event["kind"]), plain(event.get("message") or "")
+    kind, message = event["kind"], event.get("message") or ""
     return _text(f"{event['step']:>7} ", (kind, EVENT_STYLES.get(event.get("severity") or "", "")), f"  {message}")
 
 
@@ -151,9 +162,8 @@ def _ago(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
-def _text(*parts: str | Sequence[str]) -> Any:
-    text = require("rich.text").Text
-    whole = text.assemble(*parts)
+def _text(*parts: Part) -> Any:
+    whole = rich_text(*parts)
     whole.no_wrap, whole.overflow = True, "ellipsis"
     return whole
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.events import ENDED, EventKind
 
 LAST_SAMPLES = 10
 """A verdict rests on the median over the last so many sampled steps: it is about how training ended up."""
@@ -17,7 +17,7 @@ LAST_SAMPLES = 10
 LAST_SHARE = 1 / 3
 """… of those in this last share of the training, so that in a short run the begin is not counted to the end."""
 
-# The five numbers of the detectors, repeated here because those load numpy and a command must start at once.
+# Numbers of the detectors, repeated here because those load numpy and a command must start at once.
 SEVERAL = 3
 """Vanishing is never judged from fewer sampled steps than this."""
 
@@ -27,6 +27,14 @@ VANISHING_SHARE = 0.5
 STARVING_SHARE = 0.01
 """A timestep whose total gradient is under this share of the largest starves."""
 
+CUT_OFF = 0.01
+"""Where less than this share of the gradient that the loss sends reaches the gates, hardly anything is learned …"""
+
+SAMPLES_OF_GATES = 2
+"""… if it is so in this many sampled steps."""
+
+LOW = 0.1
+"""A loss under this share of the first one is low."""
 FEW_SHARE = 0.25
 """A direction that the loss reaches at no more than this share of its timesteps is barely reached."""
 
@@ -34,6 +42,8 @@ EXPLODING_FACTOR = 100.0
 """A gradient that grows more than so many times on its way back is exploding."""
 
 Record = Mapping[str, Any]
+
+_PLACE = ("module", "layer", "direction")
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,44 @@ class Evidence:
     def timesteps(self) -> int:
         """Of the longest sequence among the last samples."""
         return max(record["timesteps"] for record in self.last)
+
+    @cached_property
+    def real_timesteps(self) -> int:
+        """The same without padding that the loss does not ask the gradient to cross."""
+        return max(real_timesteps(record) for record in self.last)
+
+    @cached_property
+    def padded(self) -> int:
+        """Timesteps of equal inputs, as padding has, that the gradient has to cross first; median over the last samples."""
+        return int(median(record.get("padded") or 0 for record in self.last))
+
+    @cached_property
+    def gate_share(self) -> float | None:
+        """Of the gradient that the loss sends, how much reaches the gates; median over the last samples."""
+        shares = [share for record in self.last if (share := record.get("gate_gradient")) is not None]
+        return median(shares) if shares else None
+
+    @cached_property
+    def losses(self) -> tuple[float, float] | None:
+        """The first loss, and the median of the last samples'; None where they are not known."""
+        known = [loss for record in self.records if (loss := record.get("loss")) is not None]
+        last = [loss for record in self.last if (loss := record.get("loss")) is not None]
+        return (known[0], median(last)) if last else None
+
+    def ongoing(self, kind: EventKind) -> Record | None:
+        """The event of an episode of this kind that began here and did not end while training went on; None if there is none."""
+        begun = next((event for event in reversed(self.here) if event["kind"] == kind), None)
+        if begun is None:
+            return None
+        place = [begun.get(name) for name in _PLACE]
+        ended = any(
+            event["kind"] == kind
+            and event.get("action") == ENDED
+            and event["step"] >= begun["step"]
+            and [event.get(name) for name in _PLACE] == place
+            for event in self.everywhere
+        )
+        return None if ended else begun
 
     @cached_property
     def _horizon(self) -> tuple[int | None, bool]:
@@ -181,7 +229,13 @@ def reach(record: Record | None) -> float:
     if record is None or record.get("horizon") is None or not is_finite(record) or growth(record) > EXPLODING_FACTOR:
         return 0.0
     horizon, censored = record["horizon"], bool(record["horizon_censored"])
-    return horizon + 0.5 * censored if censored or horizon >= VANISHING_SHARE * record["timesteps"] else 0.0
+    return horizon + 0.5 * censored if censored or horizon >= VANISHING_SHARE * real_timesteps(record) else 0.0
+
+
+def real_timesteps(record: Record) -> int:
+    """Of the longest sequence, without padding that the loss does not ask the gradient to cross."""
+    real = record.get("real_timesteps")
+    return record["timesteps"] if real is None else real
 
 
 def is_finite(record: Record) -> bool:
@@ -196,6 +250,8 @@ def growth(record: Record) -> float:
 
 def starves(record: Record) -> bool:
     """Whether the end of the sequence that is furthest from the loss gets under 1 % of the largest total gradient."""
+    if record.get("starved") is not None:
+        return record["starved"] > 0
     total = [norm for norm in record["total"] if not math.isnan(norm)]
     if not total:
         return False

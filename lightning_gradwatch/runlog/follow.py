@@ -16,6 +16,7 @@ from lightning_gradwatch.runlog.reader import Run, RunLogError, locate
 from lightning_gradwatch.runlog.recent import RecentProfiles
 from lightning_gradwatch.runlog.records import Fields, Record
 from lightning_gradwatch.runlog.schema import EVENTS_FILE, PROFILES_FILE, STEPS_FILE
+from lightning_gradwatch.runlog.writer import read_meta
 
 _EVENTS = 100
 _STEPS = 400
@@ -106,6 +107,12 @@ class Follower:
     def found(self) -> bool:
         """Whether there is a run log by now."""
         return self._folder is not None
+
+    @property
+    def ended(self) -> float | None:
+        """When the fit ended, in seconds since the epoch; None while it goes on, and where it was killed."""
+        found = ((read_meta(self._folder) if self._folder is not None else None) or {}).get("ended")
+        return float(found) if isinstance(found, (int, float)) else None
 
     @property
     def written(self) -> float | None:

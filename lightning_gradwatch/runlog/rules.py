@@ -9,7 +9,10 @@ from statistics import median
 
 from lightning_gradwatch.events import EventKind, closes_episode
 from lightning_gradwatch.runlog.evidence import (
+    CUT_OFF,
     EXPLODING_FACTOR,
+    LOW,
+    SAMPLES_OF_GATES,
     SEVERAL,
     VANISHING_SHARE,
     Evidence,
@@ -80,6 +83,22 @@ def _exploding(found: Evidence) -> Said | None:
     return Verdict.EXPLODING, f"The gradient grows {grown} within {found.timesteps} timesteps{_speed(found)}."
 
 
+def _saturated(found: Evidence) -> Said | None:
+    event = found.ongoing(EventKind.SATURATED_GATES)
+    if event is None:
+        return None
+    said = (event.get("message") or "").partition(": ")[2] or "nearly all of its gates are saturated."
+    return Verdict.SATURATED, f"Hardly any gradient reaches its weights: {said}"
+
+
+def _perhaps_saturated(found: Evidence) -> Said | None:
+    share = found.gate_share
+    if share is None or share >= CUT_OFF or found.samples >= SAMPLES_OF_GATES:
+        return None
+    said = f"In the only sample {share:.2g} of what the loss sends to its hidden states reaches its weights"
+    return Verdict.UNDECIDED, f"{said}; one cannot tell whether it stays so."
+
+
 def _barely_reached(found: Evidence) -> Said | None:
     if found.dues and all(starmap(is_few, found.dues)):
         reached, timesteps = map(middle, zip(*found.dues, strict=True))
@@ -119,7 +138,7 @@ def _outlives(found: Evidence) -> Said | None:
 
 def _long(found: Evidence) -> Said | None:
     assert found.horizon is not None
-    return (Verdict.HEALTHY, f"{_fall(found)}.") if found.horizon >= VANISHING_SHARE * found.timesteps else None
+    return (Verdict.HEALTHY, f"{_fall(found)}.") if found.horizon >= VANISHING_SHARE * found.real_timesteps else None
 
 
 def _too_few(found: Evidence) -> Said | None:
@@ -138,6 +157,13 @@ def _shortened(found: Evidence) -> Said | None:
 
 
 def _vanishing(found: Evidence) -> Said:
+    if found.padded:
+        return Verdict.VANISHING, f"{_fall(found)}{_low(found)}: {_PADDED.format(found.padded)}"
+    if found.starves and _low(found):
+        return (
+            Verdict.VANISHING,
+            f"{_fall(found)}{_low(found)}: what lies further back teaches next to nothing, nor may it have to.",
+        )
     if found.starves:
         return Verdict.VANISHING, f"{_fall(found)}: what lies further back is not learned."
     enough = "every timestep has a loss near enough, so it matters only if the task needs a longer memory"
@@ -150,6 +176,8 @@ RULES: tuple[Rule, ...] = (
     _without_gradient,
     _without_time,
     _exploding,
+    _saturated,
+    _perhaps_saturated,
     _barely_reached,
     _without_lags,
     _outlives,
@@ -160,6 +188,11 @@ RULES: tuple[Rule, ...] = (
 )
 """The gravest come first; the last one applies to whatever is left."""
 
+_PADDED = (
+    "the {} timesteps before the loss have equal inputs, as padding has, and have to be crossed first. If they are padding, pack the "
+    "sequences, or read each one's last real step."
+)
+
 HANDED_OVER = (
     "Each of its calls has one timestep, and the state that comes in is a leaf of its own: a gradient that is handed back by hand is in "
     "the totals, but how far it reaches was not measured."
@@ -167,7 +200,17 @@ HANDED_OVER = (
 
 
 def _fall(found: Evidence) -> str:
-    return f"The gradient falls under 1 % after {found.horizon} of {found.timesteps} timesteps{_speed(found)}"
+    real = found.real_timesteps
+    rest = "" if real == found.timesteps else f" (at {found.timesteps - real} more the inputs are equal, as in padding)"
+    return f"The gradient falls under 1 % after {found.horizon} of {real} timesteps{rest}{_speed(found)}"
+
+
+def _low(found: Evidence) -> str:
+    """That the loss is low by now, where it is."""
+    if found.losses is None:
+        return ""
+    first, last = found.losses
+    return f", with the loss down to {last:.2g} from {first:.2g}" if 0 <= last < LOW * first < math.inf else ""
 
 
 def _speed(found: Evidence) -> str:

@@ -54,6 +54,10 @@ class ProfileRecord(TypedDict, total=False):
     horizon: int | None
     horizon_censored: bool
     growth_rate: float | None
+    real_timesteps: int
+    padded: int
+    starved: int
+    gate_gradient: float | None
     reached: int
     reachable: int
     with_gradient: int | None

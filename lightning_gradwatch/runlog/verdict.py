@@ -15,6 +15,7 @@ class Verdict(StrEnum):
     VANISHING = "vanishing"
     SHORTENED = "shortened"
     EXPLODING = "exploding"
+    SATURATED = "saturated"
     NO_GRADIENT_THROUGH_TIME = "nothing flows through time"
     BARELY_REACHED = "barely reached"
     NOT_FINITE = "not finite"
@@ -28,6 +29,7 @@ _SEVERITY = {
     Verdict.DIVERGED: Severity.CRITICAL,
     Verdict.EXPLODING: Severity.WARNING,
     Verdict.VANISHING: Severity.WARNING,
+    Verdict.SATURATED: Severity.WARNING,
     Verdict.BARELY_REACHED: Severity.WARNING,
 }
 

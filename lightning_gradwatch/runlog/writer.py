@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lightning_gradwatch.events import Event
+from lightning_gradwatch.plain import warn
 from lightning_gradwatch.runlog.schema import (
     FORMAT_VERSION,
     HEADER_KEY,
@@ -127,7 +128,7 @@ class RunLogWriter:
     def _fail(self, error: Exception) -> None:
         if not self.failed:
             self.failed = True
-            warnings.warn(
+            warn(
                 f"The run log in {str(self.folder)!r} cannot be written ({type(error).__name__}: {error}); "
                 "training goes on, and nothing more is logged there. Free the disk or name another folder.",
                 stacklevel=3,
@@ -141,15 +142,18 @@ class RunLogWriter:
 
 
 def choose_folder(base: Path, *, run_id: str | None, last: Path | None = None) -> Path:
-    """The folder that a run may write to: a free one, or the one that it wrote to before.
+    """The folder that a run may write to: a free one, which is then its own, or the one that it wrote to before.
+
+    A free one is claimed by its run.json, which of several processes only one can make: two that start at the same moment never
+    share a folder.
 
     Args:
         base: the folder wished for; where another run's records lie in it, ``base-1``, ``base-2`` … are tried.
-        run_id: of the run that is resumed; the folder whose run.json has it is continued.
+        run_id: of the run that is resumed; the folder whose run.json has it is continued. None is a new one.
         last: the folder that it wrote to, looked at first; another one's, or one that has gone, is passed over.
 
     Raises:
-        OSError: ``base`` is a file, or cannot be looked into.
+        OSError: ``base`` is a file, or cannot be looked into, or written to.
     """
     if last is not None and _is_of(last, run_id) and os.access(last, os.W_OK):
         return last
@@ -163,7 +167,7 @@ def choose_folder(base: Path, *, run_id: str | None, last: Path | None = None) -
             if _is_of(candidate, run_id):
                 return candidate
     number, candidate = 0, base
-    while not _is_free(candidate):
+    while not _claim(candidate, run_id or uuid.uuid4().hex):
         number += 1
         candidate = base.with_name(f"{base.name}-{number}")
     return candidate
@@ -184,6 +188,19 @@ def _is_of(folder: Path, run_id: str | None) -> bool:
 
 def _is_free(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _claim(folder: Path, run_id: str) -> bool:
+    """Take a folder that is absent or empty; false where another run has it, or was quicker."""
+    if not _is_free(folder):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder / RUN_FILE).open("xb") as file:
+            file.write(_encode({"format_version": FORMAT_VERSION, "run_id": run_id}, indent=2))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _literal(name: str) -> str:

@@ -529,3 +529,20 @@ class TestBadInput:
         assert watch.run_dir is None
         assert watch.lagged
         assert run.global_step == 6
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: [GradWatch(), AdaptiveClip()],
+            lambda: [AdaptiveClip(), GradWatch()],
+            lambda: [GradWatch(["rnn"]), GradWatch(["r*"])],
+        ],
+    )
+    def test_callbacks_of_one_trainer_say_it_once(self, tmp_path, make) -> None:
+        """Whichever comes first; each goes on without a log."""
+        (tmp_path / "gradwatch").write_text("not a folder")
+        callbacks = make()
+        with pytest.warns(UserWarning, match="No run log is written") as said:
+            fit(tmp_path, None, callbacks)
+        assert sum("No run log is written" in str(one.message) for one in said) == 1
+        assert [one.run_dir for one in callbacks] == [None, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_gradwatch.callbacks._compat import say
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
-from lightning_gradwatch.runlog.plain import plain
+from lightning_gradwatch.plain import plain
 
 ROLLED_BACK = "rolled back"
 """The ``action`` of a skipped step after which the training went back to an earlier state."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 from lightning_gradwatch.events import Event
+from lightning_gradwatch.plain import warn
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
 
@@ -44,7 +44,7 @@ class EventSink:
         except Exception as error:  # the user's own callable: its failure must not harm the run
             if not self._warned:
                 self._warned = True
-                warnings.warn(
+                warn(
                     f"`on_event` failed ({type(error).__name__}: {error}); the event is kept, and the training goes on.",
                     stacklevel=2,
                 )

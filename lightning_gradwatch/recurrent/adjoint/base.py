@@ -150,7 +150,3 @@ class Adjoint(ABC, Generic[F]):
     def projection_gradient(self, factors: F, hidden: Tensor) -> list[Tensor]:
         """∂L/∂W_hr, if there is one, of a single stream."""
         return []
-
-    def input_gradient(self, factors: F, hidden: Tensor, cell: Tensor | None) -> Tensor:
-        """∂L/∂x of every step: ``(time, stream, sequence, input)``."""
-        return self.input_delta(factors, hidden, cell).matmul(self.weights.w_ih)

@@ -1,0 +1,1 @@
+"""For each kind of event, its remedy applied to the case that provoked it."""

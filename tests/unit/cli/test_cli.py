@@ -58,7 +58,7 @@ def test_clipped_steps_are_one_row_unless_asked_for(tmp_path, capsys):
         return " ".join(capsys.readouterr().out.split())
 
     folded = shown()
-    assert "4 GRADIENT_CLIPPED 3 times, steps 4 to 225, norms up to 0.75." in folded
+    assert "4 GRADIENT_CLIPPED Clipped 3 times, steps 4 to 225, norms up to 0.75." in folded
     assert "230 GRADIENT_CLIPPED The gradient norm 0.5 was clipped" in folded
     assert shown("--kind", "gradient-clipped").count("was clipped to") == 4
 
@@ -108,7 +108,7 @@ def test_check_tells_by_its_exit_code(tmp_path, capsys):
     code, said = check("broken")
     assert code == 1
     assert said.startswith("failed: 1 critical event,")
-    assert "first at step 7: NONFINITE_LOSS, the loss [2J is NaN" in said
+    assert "first at step 7: NONFINITE_LOSS, the loss\\x1b[2J is NaN" in said
 
 
 def test_watch_prints_one_picture(tmp_path, capsys):
@@ -126,10 +126,10 @@ def test_watch_prints_one_picture(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["events", "{}/nowhere"], "found nothing at"),
-        (["report", "{}"], "found neither run.json nor"),
+        (["report", "{}/empty"], "found neither run.json nor"),
         (["report", "{}/run", "-o", "{}/no/such/folder.html"], "`--output` must be a file that can be written"),
         (["events", "{}/run", "--kind", "NONSENSE"], "invalid choice: 'NONSENSE'"),
-        (["events"], "required: RUN"),
+        (["events", "{}/run", "{}/run"], "unrecognized arguments"),
         (["check", "{}/nowhere"], "found nothing at"),
         (["watch", "{}/nowhere", "--once"], "found nothing at"),
         (["watch", "{}/run/run.json"], "found a file at"),
@@ -172,6 +172,7 @@ def test_watch_prints_one_picture(tmp_path, capsys):
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, words):
     """What was wrong and what to do, no usage block, no traceback."""
     write_run(tmp_path / "run", steps=3)
+    (tmp_path / "empty").mkdir()
     if "replay" in arguments:
         write_bundle(tmp_path / "bundle.pt", whole_bundle())
         (tmp_path / "raises.py").write_text("def make():\n    raise KeyError('my own')\n")

@@ -22,8 +22,8 @@ def shaped(rate: float, **fields):
     ("kind", "said", "not_said"),
     [
         ("RNN", "use a gated cell", "forget-gate bias"),
-        ("LSTM", "forget-gate bias of 1 or more", "use a gated cell"),
-        ("GRU", "update-gate bias", "use a gated cell"),
+        ("LSTM", "forget-gate bias of ln 40 = 3.7", "use a gated cell"),
+        ("GRU", "update-gate bias of +ln 40 = 3.7", "use a gated cell"),
         ("MyCell", "an additive path through time", "forget-gate bias"),
     ],
 )

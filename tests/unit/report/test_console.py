@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+from collections import Counter
 
 import pytest
 from rich.console import Console
@@ -55,18 +57,27 @@ def test_nothing_to_show_is_said(tmp_path, console):
     assert "No profile was recorded" in console.file.getvalue()
 
 
-def test_without_rich_the_error_names_the_extra(monkeypatch):
-    """One clear error."""
-    monkeypatch.delitem(sys.modules, "rich.console")
+def test_without_rich_the_table_is_plain(monkeypatch, tmp_path, capsys):
+    """Every word that rich would show is there, in columns, with nothing but line breaks to lay it out."""
+    run = load_run(write_run(tmp_path, explode_at=100, start=-0.5, end=-0.5))
+    console = Console(file=io.StringIO(), width=80)
+    print_summary(run, console=console)
+    print_events(run.event_records, console=console)
     monkeypatch.setitem(sys.modules, "rich", None)
-    with pytest.raises(ImportError, match=r"pip install 'lightning-gradwatch\[report\]'"):
-        print_events([])
+    monkeypatch.setenv("COLUMNS", "80")
+    print_summary(run)
+    print_events(run.event_records)
+    shown = capsys.readouterr().out
+    wanted = re.findall(r"[^\s─—]+", console.file.getvalue())
+    assert Counter(re.findall(r"\S+", shown.replace("-" * 3, ""))) >= Counter(word for word in wanted if len(word) > 12)
+    assert [line for line in shown.splitlines() if line.startswith("where ")]
+    assert "\x1b" not in shown
 
 
 def test_a_long_table_holds_the_last_events():
     """Of more events than anybody reads the last are shown, and it is said how many there are."""
     console = Console(file=io.StringIO(), width=100)
-    events = [{"kind": "STEP_SKIPPED", "step": step, "message": f"number {step}."} for step in range(5000)]
+    events = [{"kind": "NONFINITE_LOSS", "step": step, "message": f"number {step}."} for step in range(5000)]
     print_events(events, console=console)
     shown = console.file.getvalue()
     assert "number 4000." in shown

@@ -206,3 +206,21 @@ def test_a_remedy_is_followed_by_the_kind_s_page(tmp_path):
     assert "<th>remedy</th>" in shown
     assert "href" not in shown
     assert "<dt>OF_A_LATER_VERSION</dt><dd>Update.</dd>" in shown
+
+
+def test_a_link_in_the_place_of_the_page_is_replaced(tmp_path):
+    """What it leads to is left alone, be it there or not; a page of before is overwritten; nothing else stays behind."""
+    run = load_run(write_run(tmp_path / "run", steps=3))
+    page, mine = run.path / "report.html", tmp_path / "mine"
+    for target, text in ((mine, "mine"), (tmp_path / "nowhere", None), (page, "a page")):
+        if text is not None:
+            target.write_text(text)
+        if target != page:
+            page.unlink(missing_ok=True)
+            page.symlink_to(target)
+        write_report(run, page)
+        assert not page.is_symlink()
+        assert page.read_text().startswith("<!doctype html>")
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+    assert [path.name for path in run.path.iterdir() if "report" in path.name] == ["report.html"]

@@ -38,12 +38,14 @@ from lightning_gradwatch.recurrent import (
     measure_lags,
     stitch,
 )
-from lightning_gradwatch.recurrent.discover import Discovery, scripted
+from lightning_gradwatch.recurrent.discovery import Discovery
 from lightning_gradwatch.recurrent.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.first_look import FirstLook
 from lightning_gradwatch.recurrent.monitor import Norms, PendingNorms, gradient_norms, local, matrix_norms
+from lightning_gradwatch.recurrent.scripted import scripted_recurrences
 from lightning_gradwatch.recurrent.severed import severed
 from lightning_gradwatch.recurrent.severed_cells import SeveredCells
+from lightning_gradwatch.recurrent.slots import Slots
 
 __all__ = ["Call", "Step", "Watch"]
 
@@ -106,6 +108,7 @@ class Watch:
         out_of_reach: why a cell that was found cannot be measured; None where it can.
         on_hidden: told the cells that cannot be, with the reasons.
         patterns: of the names of the modules to watch; None are all.
+        clock: optimizer steps done so far.
         strict: let an error of our own about one loop through, instead of a warning.
 
     Attributes:
@@ -128,8 +131,9 @@ class Watch:
         on_hidden: Callable[[dict[str, str]], None] = lambda hidden: None,
         patterns: Sequence[str] | None = None,
         strict: bool = True,
+        clock: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.capture = Capture(modules)
+        self.capture = Capture(modules, clock)
         self.observed: set[str] = set()
         self.steps = 0
         self._unobserved = Unobserved(model, patterns=patterns, on_event=on_event, strict=strict)
@@ -149,12 +153,12 @@ class Watch:
         self._severed: dict[str, str] = {}
         self._pending: list[_Pending] = []
         if find_cells:
-            for name, kind in scripted(model).items():
+            for name, kind in scripted_recurrences(model).items():
                 self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), which takes no hooks"
         self.capture.attach()
         self._locator = Locator(model, self.capture)
-        self._discovery = Discovery(model, modules.values()) if find_cells else None
-        self._first = FirstLook(model, modules.values()) if find_cells else None
+        self._first: FirstLook | None = None
+        self._discovery = self._start_search(model, modules, everywhere=find_cells and patterns is None)
         self._severed_cells = SeveredCells(model, modules.values()) if find_cells else None
         self._list_parameters()
         self._diverged = DivergenceDetector(matrix_norms(model))
@@ -250,6 +254,16 @@ class Watch:
             if search is not None:
                 search.close()
 
+    def _start_search(self, model: nn.Module, modules: dict[str, nn.Module], *, everywhere: bool) -> Discovery | None:
+        """Look for cells, and for the states of those that are watched but are not PyTorch's own."""
+        own = {n for n, m in modules.items() if not isinstance(m, nn.RNNBase) and Slots.of(m) is None}
+        if not (everywhere or own):
+            return None
+        self.capture.loops.undecided = set(own)
+        known = [module for name, module in modules.items() if name not in own]
+        self._first = FirstLook(model, known)
+        return Discovery(model, known, None if everywhere else own)
+
     def _end_discovery(self) -> bool:
         discovery, self._discovery = self._discovery, None
         first, self._first = self._first, None
@@ -261,16 +275,18 @@ class Watch:
         if failure is not None:
             raise failure
         hidden: dict[str, str] = {}
-        for name, (module, position) in discovery.found.items():
+        self.capture.loops.undecided.clear()
+        found = discovery.found()
+        for name, (module, slots) in found.items():
             reason = self._out_of_reach(module)
             if reason is None:
-                self.capture.add(name, module, position)
+                self.capture.add(name, module, slots)
             else:
                 hidden[name] = reason
         if hidden:
             self._on_hidden(hidden)
         self._list_parameters()
-        return bool(discovery.found)
+        return bool(found)
 
     def _list_parameters(self) -> None:
         """Those of the watched modules, and those of the rest of the model: some come while training."""
@@ -285,8 +301,8 @@ class Watch:
         search.close()
         if search.failure is not None:
             raise search.failure
-        assert self._discovery is not None
-        self._report_severed({n: how for n, how in search.found().items() if n not in self._discovery.found}, moment)
+        cells = self._discovery.found() if self._discovery is not None else {}
+        self._report_severed({n: how for n, how in search.found().items() if n not in cells}, moment)
 
     def _report_severed(self, found: Mapping[str, str], moment: Moment) -> None:
         """Each once: module or tap → how its state is severed."""
@@ -300,7 +316,8 @@ class Watch:
         found: list[Profile] = []
         for call in calls:
             with self._unobserved.apart(call.module) if isinstance(call, Loop | Chain) else nullcontext():
-                found += measure_calls([call], max_sequences, self._anchors)
+                profiles = measure_calls([call], max_sequences, self._anchors)
+                found += [replace(profile, step=call.step) for profile in profiles]
         self._unobserved.measured.update(profile.module for profile in found)
         return found
 
@@ -318,11 +335,12 @@ class Watch:
         self._on_profiles(found, step)
         loss = step.loss_value()
         for profile in found:
-            self._tell(self._exploding(profile, step.moment))
-            self._tell(self._saturation(profile, step.moment, loss))
+            moment = step.moment if profile.step is None else replace(step.moment, step=profile.step)
+            self._tell(self._exploding(profile, moment))
+            self._tell(self._saturation(profile, moment, loss))
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
-                self._tell(self._vanishing(profile, step.moment, loss))
-                self._tell(self._short_reach(profile, step.moment))
+                self._tell(self._vanishing(profile, moment, loss))
+                self._tell(self._short_reach(profile, moment))
 
     def _judge(self, norms: Norms, pending: _Pending) -> None:
         """Judge a step by its norms. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""
@@ -387,7 +405,7 @@ class Watch:
         if self._nonfinite:
             return False
         step = pending.step
-        cells = () if self._discovery is None else self._discovery.found
+        cells = () if self._discovery is None else self._discovery.found()
         event = self._locator(
             pending.calls, step.moment, loss=pending.loss, batch=step.batch, first=self._first, cells=cells
         )

@@ -32,6 +32,7 @@ from lightning_gradwatch.callbacks._reactions import Options, Reactions
 from lightning_gradwatch.callbacks._responses import AnomalyError, Response
 from lightning_gradwatch.callbacks._sampling import Sampling
 from lightning_gradwatch.callbacks._sharding import out_of_reach
+from lightning_gradwatch.callbacks._steps import OptimizerSteps
 from lightning_gradwatch.callbacks._watch import Call, Step, Watch
 from lightning_gradwatch.callbacks.output.announcer import Announcer
 from lightning_gradwatch.callbacks.run_folder import close_run_log, identity, open_run_log, run_id_of
@@ -86,7 +87,8 @@ class GradWatch(Callback):
 
     Args:
         modules: ``"auto"``, or shell-style patterns of qualified names.
-        every_n_steps: optimizer steps from one sampled step to the next, ≥ 1.
+        every_n_steps: optimizer steps from one sampled step to the next, ≥ 1. Where a model makes several steps in a batch by hand, batches
+            count, and each part of a sampled batch is measured.
         max_sequences: of a batch that a sampled step measures, evenly spread, ≥ 1; None measures all.
         anchors: timesteps of each sequence whose loss is followed back through time, ≥ 1.
         keep_sequences: have the run log keep the total gradient of every measured sequence.
@@ -161,7 +163,7 @@ class GradWatch(Callback):
         self.on_anomaly: Response | None = on_anomaly
         self.max_responses, self.snapshot_every_n_steps = max_responses, snapshot_every_n_steps
         self.bundles, self.bundle_mib = bundles, bundle_mib
-        self._resumed: dict[str, str | None] = {}  # identity of the run that the next fit continues
+        self._resumed: dict[str, Any] = {}  # identity of the run that the next fit continues
         self._reset()
 
     def _options(self) -> Options:
@@ -177,7 +179,7 @@ class GradWatch(Callback):
         self._watch: Watch | None = None
         self._loss: Tensor | None = None
         self._batch: Any = None
-        self._moment = Moment(0)
+        self._moment, self._steps = Moment(0), OptimizerSteps()
         self._hidden = False
         self._sampling = Sampling(self.every_n_steps)
         self._reactions = Reactions(self._options())
@@ -209,6 +211,7 @@ class GradWatch(Callback):
         resumed, self._resumed = self._resumed, {}
         log = open_run_log(trainer, self.dirpath, owner=self, run_id=resumed.get("run_id"), last=resumed.get("run_dir"))
         self._found.trainer, self._found.sink.log = trainer, log
+        self._steps = OptimizerSteps(int(resumed.get("bare_steps") or 0))
         self._run_id = run_id_of(trainer, self.dirpath)
         self.run_dir = log.folder if log else None
         self._reactions.respond(trainer, modules, self._found.take_event)
@@ -218,6 +221,8 @@ class GradWatch(Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule, modules: Mapping[str, torch.nn.Module]) -> None:
         hidden = {name: reason for name, m in modules.items() if (reason := out_of_reach(trainer, m)) is not None}
         self._say_hidden(trainer, hidden)
+        self._steps.listen(trainer)
+        by_hand = not pl_module.automatic_optimization
         self._watch = Watch(
             pl_module,
             {name: module for name, module in modules.items() if name not in hidden},
@@ -230,6 +235,7 @@ class GradWatch(Callback):
             on_hidden=lambda hidden: self._say_hidden(trainer, hidden),
             patterns=None if self.modules == "auto" else self.modules,
             strict=self.raise_own_errors,
+            clock=lambda: self._steps.done(trainer) if by_hand else self._moment.step,
         )
         if self._found.log is not None:
             names = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")
@@ -272,6 +278,7 @@ class GradWatch(Callback):
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.close()
+            self._steps.close()
             if self._found.log is not None:
                 self._found.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
         if self._found.trainer is not None:
@@ -311,7 +318,8 @@ class GradWatch(Callback):
         """Begin to keep the calls of this step."""
         self._reactions.begin_batch(trainer, pl_module)
         self._begin_batch(trainer, pl_module, batch, batch_idx)
-        self._moment = Moment(trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank)
+        done = self._steps.done(trainer)
+        self._moment = Moment(done, trainer.current_epoch, batch_idx, trainer.global_rank)
 
     @_harmless
     def _begin_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -342,6 +350,7 @@ class GradWatch(Callback):
         """Look at what a raw ``loss.backward()`` left, while the weights are still those of its forward; respond."""
         if not pl_module.automatic_optimization:
             self._look_again(trainer, pl_module)
+        self._steps.announce(optimizer)
         self._reactions.before_step(trainer, pl_module, optimizer, self._moment)
 
     @_harmless
@@ -402,6 +411,8 @@ class GradWatch(Callback):
         modules = [call.module for call in calls]
         due = self._sampling.due(modules, self._now(trainer), again=not automatic)
         closer = not due and self._sampling.is_closer(modules, self._now(trainer))
+        if calls:  # a batch may make several steps
+            self._moment = replace(self._moment, step=max(call.step for call in calls))
         return Step(
             moment=self._moment,
             micro_batch=(self._moment.batch_idx or 0) % windows,
@@ -421,7 +432,8 @@ class GradWatch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The identity of the run log, so that a resumed run continues its own."""
-        return identity(self._run_id, self.run_dir)
+        bare = {"bare_steps": self._steps.bare} if self._steps.bare else {}
+        return {**identity(self._run_id, self.run_dir), **bare}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The run log that this run continues."""

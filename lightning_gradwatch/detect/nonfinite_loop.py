@@ -37,11 +37,11 @@ class LoopPlaces:
 
     def in_forward(self, moment: Moment) -> Event | None:
         """The first timestep where the state that it is given, its input or the state that it makes is not finite."""
-        for t in range(len(self.loop.h)):
+        for t in range(len(self.loop.steps)):
             event = self._in_given(t, moment)
             if event is not None:
                 return event
-            x = self.loop.inputs[t]
+            x = self.loop.steps[t].x
             if x is not None:
                 place = self._place(x)
                 if place is not None:
@@ -50,15 +50,15 @@ class LoopPlaces:
             if gate is not None:
                 return self._event(EventKind.NONFINITE_STATE, moment, timestep=t, **gate)
             # An infinite c may hide behind tanh: then its h is finite.
-            for name, states in (("h", self.loop.h), ("c", self.loop.c)):
-                place = self._place(states[t].tensor) if t < len(states) else None
+            for name, states in self.loop.series:
+                place = self._place(states[t].tensor)
                 if place is not None:
                     place |= self._made(t)
                     return self._event(EventKind.NONFINITE_STATE, moment, timestep=t, state=name, **place)
         return None
 
     def _in_given(self, t: int, moment: Moment) -> Event | None:
-        for name, state in self.loop.given.get(t, ()):
+        for name, state in self.loop.steps[t].given:
             place = self._place(state)
             if place is not None and t == 0:
                 place["detail"] = "It is the initial state that the first step was given."
@@ -70,7 +70,7 @@ class LoopPlaces:
 
     def _bad_gate(self, t: int) -> dict[str, Any] | None:
         """The first pre-activation that is not finite, of one of PyTorch's own cells; what another one computes inside is not known."""
-        x, state = self.loop.inputs[t], self._h_before(t)
+        x, state = self.loop.steps[t].x, self._h_before(t)
         weights = {name.rpartition(".")[2]: weight.detach() for name, weight in self.loop.weights}
         count, w_ih, w_hh = _GATES.get(self.loop.kind), weights.get("weight_ih"), weights.get("weight_hh")
         if x is None or count is None or w_ih is None or w_hh is None or self.changed():
@@ -101,26 +101,28 @@ class LoopPlaces:
         huge = before is not None and float(before.abs().max()) > math.sqrt(largest_number(before))
         if huge or self.loop.kind in (*_GATES, "tap"):
             return {}
-        given = [x for x in (self.loop.inputs[t], *(state for _, state in self.loop.given.get(t, ()))) if x is not None]
-        stops = {x.grad_fn for x in given if x.grad_fn is not None} | {state.edge.node for state in self.loop.h[:t]}
+        step = self.loop.steps[t]
+        given = [x for x in (step.x, *(state for _, state in step.given)) if x is not None]
+        stops = {x.grad_fn for x in given if x.grad_fn is not None}
+        stops |= {state.edge.node for before in self.loop.steps[:t] for state in before.states}
         return made_in_arithmetic(nodes_until([node], stops))
 
     def _h_before(self, t: int) -> Tensor | None:
         """The hidden state that went into a step; None if none was given, which PyTorch's cells take for zeros."""
-        given = dict(self.loop.given.get(t, ()))
+        given = dict(self.loop.steps[t].given)
         if "h" in given:
             return given["h"].detach()
-        return self.loop.h[t - 1].tensor.detach() if t else None
+        return self.loop.steps[t - 1].states[0].tensor.detach() if t else None
 
     def in_backward(self, moment: Moment, way: WayBack) -> Event | None:
         """The last timestep whose gradient is not finite."""
-        for t in range(len(self.loop.h) - 1, -1, -1):
-            for name, states in (("h", self.loop.h), ("c", self.loop.c)):
+        for t in range(len(self.loop.steps) - 1, -1, -1):
+            for name, states in self.loop.series:
                 place = self._gradient(states, t)
                 if place is not None:
                     place |= {"timestep": t, "state": name, **self._worded(states, t, place["sequence"], way)}
                     return hidden_gradient(moment, {**self._where(), **place}, self._cause())
-        given = [state.grad_fn for states in self.loop.given.values() for _, state in states]
+        given = [state.grad_fn for step in self.loop.steps for _, state in step.given]
         inputs = [x.grad_fn for x in self.loop.inputs if x is not None]
         way.passed(self.nodes(), [*given, *inputs])
         return None
@@ -134,8 +136,8 @@ class LoopPlaces:
         words = on_the_way(next(filter(None, reversed(sizes))), sizes[0], largest_number(states[t].tensor), t + 1)
         if words is not None:
             return words
-        past = [later.edge.node for one in (self.loop.h, self.loop.c) for later in one[t + 1 :]]
-        starts = [one[t + 1].edge.node for one in (self.loop.h, self.loop.c) if len(one) > t + 1]
+        past = [later.edge.node for step in self.loop.steps[t + 1 :] for later in step.states]
+        starts = [later.edge.node for later in self.loop.steps[t + 1].states]
         only = not way.is_direct(node, past)
         return in_arithmetic(sizes[0], t + 1, nodes_between(starts, [node]), only=only)
 
@@ -147,7 +149,7 @@ class LoopPlaces:
 
     def nodes(self) -> list[Node]:
         """Where its states stand in the graph."""
-        return [state.edge.node for state in (*self.loop.h, *self.loop.c)]
+        return [state.edge.node for state in self.loop.states]
 
     def sequences(self) -> int:
         """How many it was given."""
@@ -158,7 +160,7 @@ class LoopPlaces:
         return self.loop.weights_changed()
 
     def _gradient(self, states: list[LoopState], t: int) -> dict[str, Any] | None:
-        gradient = states[t].slot.value() if t < len(states) else None
+        gradient = states[t].slot.value()
         return None if gradient is None else self._place(gradient)
 
     def _place(self, tensor: Tensor) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,14 @@ class Anchors:
     """Timesteps as the caller counts them, ``(anchor, sequence)``, latest first, −1 where a sequence has fewer.
 
     ``scale`` has the same shape: 1/‖∂L_τ‖ of all that enters at τ. A sweep is linear, so each anchor's may start at norm 1,
-    whatever the size of the loss; the profile divides by the norm at lag 0 anyhow.
+    whatever the size of the loss; the profile divides by the norm at lag 0 anyhow. The whole loss's is multiplied by ``lift``, a power
+    of two, for the sweep, and its norms are divided by it again. ``smallest`` is the smallest ‖∂L_τ‖.
     """
 
     timestep: Tensor
     scale: Tensor
+    lift: float = 1.0
+    smallest: float = math.inf
 
     def __len__(self) -> int:
         return len(self.timestep)
@@ -79,17 +83,41 @@ def choose_anchors(call: RecurrentCall, layout: Layout, count: int, chunk: int) 
     reverse direction.
     """
     norms = direct_norms(call, layout, chunk)
+    dtype = torch.float64 if call.weights[0].dtype == torch.float64 else torch.float32
+    precise = norms >= smallest_normal(call)
     both = call.shape.num_directions == len(DIRECTIONS)
     count = max(count, 2) if both and count else count
     timestep = torch.full((count, len(layout.sequences)), -1, dtype=torch.long)
     scale = torch.ones(count, len(layout.sequences), dtype=torch.float64)
     for j in range(len(layout.sequences)):
-        reached = torch.nonzero(norms[:, j]).flatten().tolist()
+        reached = torch.nonzero(precise[:, j] if bool(precise[:, j].any()) else norms[:, j]).flatten().tolist()
         for i, rank in enumerate(reversed(_spread(len(reached), count, both))):
             timestep[i, j] = reached[rank]
             size = float(norms[reached[rank], j])
-            scale[i, j] = 1 / size if 0 < size < float("inf") else 1.0
-    return Anchors(timestep, scale)
+            scale[i, j] = 1 / max(size, torch.finfo(dtype).tiny) if size < math.inf else 1.0
+    largest = float(norms[norms.isfinite()].max()) if norms.numel() and bool(norms.isfinite().any()) else 0.0
+    lift = 1.0 if call.limit is not None else lift_of(largest, dtype)
+    chosen = norms.gather(0, timestep.clamp_min(0))[timestep >= 0]
+    return Anchors(timestep, scale, lift, float(chosen.min()) if len(chosen) else math.inf)
+
+
+LOW = 2.0**-30
+"""Gradients under this are lifted to it for a sweep: float32 holds nothing under 1e-45, and they are to fade by 1e-29 at least."""
+
+
+def lift_of(largest: float, dtype: torch.dtype) -> float:
+    """The power of two by which gradients are multiplied of which ``largest`` is the largest norm; 1 where they are large enough."""
+    if not 0 < largest < LOW or torch.finfo(dtype).bits < 32:
+        return 1.0
+    return min(
+        2.0 ** -math.floor(math.log2(largest) - math.log2(LOW)), 2.0**1000 if dtype == torch.float64 else 2.0**126
+    )
+
+
+def smallest_normal(call: RecurrentCall) -> float:
+    """Under this, the number format of the gradients that arrived holds fewer and fewer digits."""
+    arrived = (slot.value() for slot in call.slots())
+    return max((torch.finfo(gradient.dtype).tiny for gradient in arrived if gradient is not None), default=0.0)
 
 
 def _spread(available: int, count: int, both_ends: bool) -> list[int]:
@@ -106,3 +134,8 @@ def _spread(available: int, count: int, both_ends: bool) -> list[int]:
 def lags(timestep: int, length: int, direction: int) -> int:
     """How many lags an anchor has, lag 0 included: steps back in the direction's own order."""
     return length - timestep if direction == REVERSE else timestep + 1
+
+
+def too_small(normal: float) -> str:
+    """The reason why gradients under the smallest normal number of their format are not exact."""
+    return f"gradients are so small (under {normal:.2g}) that their number format no longer holds them precisely"

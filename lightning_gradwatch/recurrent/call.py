@@ -219,6 +219,8 @@ class RecurrentCall:
     """Why output and final states may not be what the operator made."""
     limit: Limit | None = None
     """What bounds its gradient as it flows back, if anything does."""
+    step: int = 0
+    """Optimizer steps done when the forward ran."""
     edges: Edges = field(init=False)
     trail: Trail | None = None
     """What the chain that it is part of sends back, once that is to be followed."""

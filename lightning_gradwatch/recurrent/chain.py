@@ -43,6 +43,11 @@ class Chain:
     def index(self, value: int) -> None:
         self.calls[0].index = value
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps done when the first call ran."""
+        return self.calls[0].step
+
     def lengths(self) -> list[int]:
         """Timesteps of each call."""
         return [call.timesteps() for call in self.calls]

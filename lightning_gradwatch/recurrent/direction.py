@@ -71,7 +71,8 @@ class DirectionSweep:
         ends = last_timestep(layout, direction)
         # Which streams a final state belongs to: all of the loss, and the anchors that stand at its own timestep.
         own = torch.where(anchors.timestep == ends, anchors.scale, 0.0)
-        share = torch.cat([torch.ones(1, sequences, dtype=torch.float64), own]).to(like)[..., None]
+        self._lift = anchors.lift
+        share = torch.cat([torch.full((1, sequences), anchors.lift, dtype=torch.float64), own]).to(like)[..., None]
         self._h_n = _shared(boundary.h_n_gradient, share)
         self._c_n = _shared(boundary.c_n_gradient, share)
 
@@ -143,10 +144,10 @@ class DirectionSweep:
         carry = self._carry.first(streams)
         hidden, cell = self.adjoint.sweep(factors, direct, carry, ends, self._limit)
         self._carry.replace(carry)
-        self.direct[start:stop] = norm(direct[:, 0]).cpu()
-        self.total[start:stop, :streams] = norm(hidden).cpu()
+        self.direct[start:stop] = norm(direct[:, 0]).cpu().double() / self._lift
+        self._note_norms(self.total[start:stop, :streams], hidden)
         if self.total_cell is not None and cell is not None:
-            self.total_cell[start:stop, :streams] = norm(cell).cpu()
+            self._note_norms(self.total_cell[start:stop, :streams], cell)
         self.sent += float(direct[:, 0].abs().sum())
         if not with_input:  # the whole loss's stream alone
             hidden, cell = hidden[:, :1], None if cell is None else cell[:, :1]
@@ -158,6 +159,10 @@ class DirectionSweep:
         """What share of the gradient that the loss sends to the states reaches the gates; None where it sends none."""
         share = self.gate_gradient / self.sent if self.sent else math.nan
         return share if math.isfinite(share) else None
+
+    def _note_norms(self, into: Tensor, gradients: Tensor) -> None:
+        into.copy_(norm(gradients))
+        into[:, 0] /= self._lift
 
     def _note_states(self, start: int, stop: int, states: Tensor) -> None:
         bad = ~states.isfinite().all(-1).cpu() & self.layout.valid(start, stop)

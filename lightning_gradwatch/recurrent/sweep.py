@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Weights
-from lightning_gradwatch.recurrent.anchors import Anchors, choose_anchors
+from lightning_gradwatch.recurrent.anchors import Anchors, choose_anchors, smallest_normal, too_small
 from lightning_gradwatch.recurrent.call import GradientSlot, RecurrentCall
 from lightning_gradwatch.recurrent.direction import Boundary, DirectionSweep
 from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
@@ -65,7 +66,15 @@ def sweep(
     reached = reached_sequences(call)
     layout = Layout(call, pick_sequences(reached, max_sequences) if sequences is None else sequences)
     chosen = choose_anchors(call, layout, anchors, chunk)
-    stack = _Stack(call, layout, chosen, chunk, gates, saturation)
+    run = partial(_run, call, layout, chunk=chunk, gates=gates, saturation=saturation)
+    stack = run(chosen)
+    if chosen.lift != 1 and not stack.is_finite():  # it may be so only because it was lifted
+        stack = run(replace(chosen, lift=1.0))
+    return Sweep(layout, chosen, stack.directions, stack.inexact_reason(), int(reached.sum()))
+
+
+def _run(call: RecurrentCall, layout: Layout, anchors: Anchors, *, chunk: int, gates: bool, saturation: bool) -> _Stack:
+    stack = _Stack(call, layout, anchors, chunk, gates, saturation)
     with warnings.catch_warnings(), GradientSlot.paused():
         # The user's own forward gives these once where they are due.
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
@@ -74,7 +83,7 @@ def sweep(
             stack.sweep_unidirectional()
         else:
             stack.sweep_bidirectional()
-    return Sweep(layout, chosen, stack.directions, stack.inexact_reason(), int(reached.sum()))
+    return stack
 
 
 class _Stack:
@@ -160,7 +169,7 @@ class _Stack:
             return direct
         columns = self.output_gradient[..., direction * width : (direction + 1) * width]
         whole = self.layout.read(columns, direction, start, stop).to(self.dtype)
-        direct[:, 0] = whole
+        direct[:, 0] = whole * self.anchors.lift
         times = self.layout.times(direction, start, stop)
         here = (times[:, None] == self.anchors.timestep[: streams - 1]) & self.layout.valid(start, stop)[:, None]
         t, a, s = torch.nonzero(here, as_tuple=True)
@@ -251,6 +260,21 @@ class _Stack:
         halves = [self._flip_streams(below[..., d * width : (d + 1) * width], d) for d in range(2)]
         return lambda direction, start, stop: halves[direction][start:stop]
 
+    def is_finite(self) -> bool:
+        """Whether all of the whole loss's gradients are."""
+        return all(bool(sweep.total[:, 0].isfinite().all()) for pair in self.directions for sweep in pair)
+
+    def _too_small(self) -> str | None:
+        """Whether gradients that arrived, and are not added to larger ones, lie where the number format holds fewer digits."""
+        normal = smallest_normal(self.call)
+        for one in self.directions[-1]:
+            for direct, total in ((one.direct, one.total), (one.direct_cell, one.total_cell)):
+                if direct is not None and total is not None:
+                    small = (direct > 0) & (direct < normal) & (total[:, 0] < normal)
+                    if self.anchors.smallest < normal or bool(small.any()):
+                        return too_small(normal)
+        return None
+
     def inexact_reason(self) -> str | None:
         """Why the figures are not exact; None if they are."""
         if self.call.doubt is not None:
@@ -261,6 +285,9 @@ class _Stack:
         missing = missing_masks(self.call)
         if missing is not None:
             return missing
+        small = self._too_small()
+        if small is not None:
+            return small
         recorded_dtype = self.call.output.dtype
         if recorded_dtype not in TOLERANCES:
             return f"computed in {str(recorded_dtype).removeprefix('torch.')}, replayed in float32"

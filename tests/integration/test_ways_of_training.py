@@ -151,6 +151,46 @@ class TestWhich:
             (0, 4, True), (0, 3, True), (2, 4, True), (2, 3, True),
         ]  # fmt: skip
 
+    @pytest.mark.parametrize("wrapped", [True, False])
+    @pytest.mark.parametrize("backward", ["lightning", "raw"])
+    def test_steps_within_a_batch_are_counted(self, tmp_path: Path, backward: str, wrapped: bool) -> None:
+        """Each part of a batch that makes several optimizer steps carries the number of steps done when its forward ran."""
+        model = lambda: Manual(backward=backward, wrapped=wrapped)  # noqa: E731
+        found = watch(tmp_path, model, every=1, data=sentences(24), max_steps=-1, max_epochs=1)
+        assert profiles(found, "step", "batch_idx", "timesteps") == [
+            (0, 0, 4), (1, 0, 3), (2, 1, 4), (3, 1, 3), (4, 2, 4), (5, 2, 3),
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("wrapped", [True, False])
+    def test_an_event_names_the_step_within_the_batch(self, tmp_path: Path, wrapped: bool) -> None:
+        """What goes wrong in the second part of the third batch happened after five optimizer steps."""
+
+        class Spoilt(Manual):
+            def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+                self.parts = 0
+                super().training_step(batch, batch_idx)
+
+            def manual_backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+                bad = self.current_epoch == 0 and self.parts == 1 and self.trainer.fit_loop.batch_idx == 2
+                self.parts += 1
+                super().manual_backward(loss * float("nan") if bad else loss, *args, **kwargs)
+
+        found = watch(tmp_path, lambda: Spoilt(wrapped=wrapped), data=sentences(32), max_steps=-1, max_epochs=1)
+        assert [event.step for event in found.events if event.kind == EventKind.NONFINITE_LOSS] == [5]
+
+    def test_bare_steps_are_counted_on_in_a_resumed_run(self, tmp_path: Path) -> None:
+        """Steps of which Lightning knows nothing are in the checkpoint, so that a resumed run counts on."""
+        options = {"data": sentences(16), "max_steps": -1}
+        model = lambda: Manual(wrapped=False)  # noqa: E731
+        watching = GradWatch(every_n_steps=1, dirpath=tmp_path / "first")
+        run = trainer(tmp_path, [watching], max_epochs=1, max_steps=-1)
+        run.fit(model(), options["data"])
+        run.save_checkpoint(tmp_path / "last.ckpt")
+        again = GradWatch(every_n_steps=1, dirpath=tmp_path / "first")
+        more = trainer(tmp_path, [again], max_epochs=2, max_steps=-1)
+        more.fit(model(), options["data"], ckpt_path=tmp_path / "last.ckpt")
+        assert profiles(again, "step") == list(range(8))
+
     def test_weights_stepped_before_we_could_look_are_said(self, tmp_path: Path) -> None:
         """A raw backward with a raw optimizer calls no hook: what is measured after it says that it is not exact."""
         found = watch(tmp_path, lambda: Manual(backward="raw", wrapped=False), max_steps=-1, max_epochs=1)
@@ -164,6 +204,25 @@ class TestWhich:
         assert profiles(found, "batch_idx", "exact", module="generator") == [(0, True)]
         # once while the generator is trained through it, and at its own two steps on real and on made sentences
         assert profiles(found, "batch_idx", "exact", module="discriminator") == [(0, True)] * 5
+        assert profiles(found, "step", module="discriminator") == [0, 1, 1, 2, 2]
+
+    @pytest.mark.parametrize("critic", [1, 3])
+    def test_a_forward_before_another_networks_step_keeps_its_number(self, tmp_path: Path, critic: int) -> None:
+        """Where a critic steps several times between the generator's forward and its backward, each profile has its forward's step."""
+
+        class CriticFirst(Adversarial):
+            def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+                words = batch[0]
+                for_generator, for_critic = self.optimizers()
+                fake = self.readout(self.generator(torch.randn(*words.shape, 4))[0]).softmax(-1)
+                for _ in range(critic):
+                    self._step(for_critic, self._judge(fake.detach(), 0.0))
+                self._step(for_generator, self._judge(fake, 1.0))
+
+        found = watch(tmp_path, CriticFirst, data=sentences(16), every=1, max_steps=-1, max_epochs=1)
+        batches = range(0, 2 * (critic + 1), critic + 1)
+        assert profiles(found, "step", module="generator") == list(batches)
+        assert profiles(found, "step", module="discriminator") == [n + k for n in batches for k in range(critic + 1)]
 
     def test_networks_in_turn_are_both_measured(self, tmp_path: Path) -> None:
         """Where a network trains at odd batches only and every second one is sampled, it is measured all the same."""

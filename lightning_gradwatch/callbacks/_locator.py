@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.detect import Context, LoopPlaces, Place, SweptCall, locate_nonfinite
 from lightning_gradwatch.events import Event, Moment
-from lightning_gradwatch.recurrent import Capture, Loop, RecurrentCall, sweep
+from lightning_gradwatch.recurrent import Capture, Chain, Loop, RecurrentCall, stitch, sweep
 from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.first_look import FirstLook
 from lightning_gradwatch.recurrent.monitor import Norms, numbers
@@ -53,7 +53,8 @@ class Locator:
         """
         context = Context(loss, batch, first and first.forward, first and first.backward, cells)
         value = None if loss is None else _worst(loss.detach().flatten())
-        return locate_nonfinite([self._place(call) for call in calls], value, self.named(), moment, context)
+        places = [self._place(call, start) for call, start in _with_starts(calls)]
+        return locate_nonfinite(places, value, self.named(), moment, context)
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
         """All parameters by their names, those of the watched modules first."""
@@ -80,12 +81,19 @@ class Locator:
         name = next((name for name, own in self.named() if own is parameter), "one")
         return f"That of {name} grew most: to {norm:.3g} from {then[id(parameter)]:.3g} at the step before."
 
-    def _place(self, call: Call) -> Place:
+    def _place(self, call: Call, start: int) -> Place:
         if isinstance(call, Loop):
             return LoopPlaces(call)
         module = self._capture.modules[call.module]
         names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
-        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names)
+        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)
+
+
+def _with_starts(calls: Sequence[Call]) -> list[tuple[Call, int]]:
+    """Each call with the timestep at which it begins in the sequence that it belongs to, where it was fed in parts."""
+    chains = [chain for chain in stitch(calls) if isinstance(chain, Chain)]
+    starts = {id(call): start for chain in chains for call, start in chain.starts()}
+    return [(call, starts.get(id(call), 0)) for call in calls]
 
 
 def _worst(loss: Tensor) -> float | None:

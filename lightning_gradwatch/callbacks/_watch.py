@@ -19,6 +19,7 @@ from lightning_gradwatch.detect import (
     DivergenceDetector,
     ExplodingDetector,
     NormJumps,
+    RecurrentWeights,
     SaturationDetector,
     ScaleSearch,
     ShortReachDetector,
@@ -33,6 +34,7 @@ from lightning_gradwatch.recurrent import (
     Capture,
     Chain,
     Loop,
+    RecurrentCall,
     follow,
     measure_calls,
     measure_lags,
@@ -42,6 +44,7 @@ from lightning_gradwatch.recurrent.discovery import Discovery
 from lightning_gradwatch.recurrent.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.first_look import FirstLook
 from lightning_gradwatch.recurrent.monitor import Norms, PendingNorms, gradient_norms, local, matrix_norms
+from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.scripted import scripted_recurrences
 from lightning_gradwatch.recurrent.severed import severed
 from lightning_gradwatch.recurrent.severed_cells import SeveredCells
@@ -110,6 +113,7 @@ class Watch:
         patterns: of the names of the modules to watch; None are all.
         clock: optimizer steps done so far.
         strict: let an error of our own about one loop through, instead of a warning.
+        is_over: asked by the hooks, for where nobody said that the fit is over.
 
     Attributes:
         suspicious: whether something out of the ordinary was seen, so that the next steps are worth a closer look; whoever samples
@@ -132,8 +136,9 @@ class Watch:
         patterns: Sequence[str] | None = None,
         strict: bool = True,
         clock: Callable[[], int] = lambda: 0,
+        is_over: FitIsOver | None = None,
     ) -> None:
-        self.capture = Capture(modules, clock)
+        self.capture = Capture(modules, clock, is_over)
         self.observed: set[str] = set()
         self.steps = 0
         self._unobserved = Unobserved(model, patterns=patterns, on_event=on_event, strict=strict)
@@ -149,7 +154,7 @@ class Watch:
         self._before: Read | None = None
         self._last_jump: Event | None = None
         self._nth = 0
-        self._spoilt = WeightWatch()
+        self._spoilt, self._recurrent_weights = WeightWatch(), RecurrentWeights()
         self._severed: dict[str, str] = {}
         self._pending: list[_Pending] = []
         if find_cells:
@@ -158,8 +163,8 @@ class Watch:
         self.capture.attach()
         self._locator = Locator(model, self.capture)
         self._first: FirstLook | None = None
-        self._discovery = self._start_search(model, modules, everywhere=find_cells and patterns is None)
-        self._severed_cells = SeveredCells(model, modules.values()) if find_cells else None
+        self._discovery = self._start_search(model, modules, is_over, everywhere=find_cells and patterns is None)
+        self._severed_cells = SeveredCells(model, modules.values(), is_over) if find_cells else None
         self._list_parameters()
         self._diverged = DivergenceDetector(matrix_norms(model))
 
@@ -254,15 +259,17 @@ class Watch:
             if search is not None:
                 search.close()
 
-    def _start_search(self, model: nn.Module, modules: dict[str, nn.Module], *, everywhere: bool) -> Discovery | None:
+    def _start_search(
+        self, model: nn.Module, modules: dict[str, nn.Module], is_over: FitIsOver | None, *, everywhere: bool
+    ) -> Discovery | None:
         """Look for cells, and for the states of those that are watched but are not PyTorch's own."""
         own = {n for n, m in modules.items() if not isinstance(m, nn.RNNBase) and Slots.of(m) is None}
         if not (everywhere or own):
             return None
         self.capture.loops.undecided = set(own)
         known = [module for name, module in modules.items() if name not in own]
-        self._first = FirstLook(model, known)
-        return Discovery(model, known, None if everywhere else own)
+        self._first = FirstLook(model, known, is_over)
+        return Discovery(model, known, None if everywhere else own, is_over)
 
     def _end_discovery(self) -> bool:
         discovery, self._discovery = self._discovery, None
@@ -333,6 +340,7 @@ class Watch:
             found = found if everything else self._measure(stitched, None)
         found = [profile.scaled(unscale) for profile in found]
         self._on_profiles(found, step)
+        self._look_at_recurrent_weights(calls, step.moment)
         loss = step.loss_value()
         for profile in found:
             moment = step.moment if profile.step is None else replace(step.moment, step=profile.step)
@@ -341,6 +349,14 @@ class Watch:
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
                 self._tell(self._vanishing(profile, moment, loss))
                 self._tell(self._short_reach(profile, moment))
+
+    def _look_at_recurrent_weights(self, calls: Sequence[Call], moment: Moment) -> None:
+        trained = {id(parameter) for parameter in self._model.parameters()}
+        for call in calls:
+            module = self.capture.modules.get(call.module)
+            if isinstance(call, RecurrentCall) and isinstance(module, nn.RNNBase):
+                for event in self._recurrent_weights(call, module, trained, moment):
+                    self._on_event(event)
 
     def _judge(self, norms: Norms, pending: _Pending) -> None:
         """Judge a step by its norms. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""

@@ -9,6 +9,7 @@ from lightning_gradwatch.detect.nonfinite import Place, locate_nonfinite
 from lightning_gradwatch.detect.nonfinite_call import SweptCall
 from lightning_gradwatch.detect.nonfinite_loop import LoopPlaces
 from lightning_gradwatch.detect.norm_jump import NormJumpDetector, NormJumps
+from lightning_gradwatch.detect.recurrent_weights import RecurrentWeights
 from lightning_gradwatch.detect.saturation import SaturationDetector
 from lightning_gradwatch.detect.scale_search import ScaleSearch
 from lightning_gradwatch.detect.short_reach import ShortReachDetector
@@ -25,6 +26,7 @@ __all__ = [
     "NormJumpDetector",
     "NormJumps",
     "Place",
+    "RecurrentWeights",
     "SaturationDetector",
     "ScaleSearch",
     "ShortReachDetector",

@@ -22,11 +22,16 @@ from lightning_gradwatch.recurrent.sweep import Sweep
 
 @dataclass(frozen=True, slots=True)
 class SweptCall:
-    """A recurrent call with its sweep over all sequences and the names of its weights."""
+    """A recurrent call with its sweep over all sequences and the names of its weights.
+
+    Args:
+        start: the timestep at which it begins, where it goes on from an earlier call.
+    """
 
     call: RecurrentCall
     sweep: Sweep
     names: Sequence[str]
+    start: int = 0
 
     def in_forward(self, moment: Moment) -> Event | None:
         """Its input and initial state, then gates and states in the order in which they are computed."""
@@ -35,7 +40,10 @@ class SweptCall:
             kind, place = EventKind.NONFINITE_STATE, _first_bad_state(self.sweep, self.call.shape.mode)
         if place is None:
             return None
-        return moment.event(kind, module=self.call.module, **{**place, **self._cause()})
+        if self.start and "timestep" not in place:  # an initial state of which the call before made a finite one
+            kind = EventKind.NONFINITE_STATE
+            place |= {"timestep": 0, "detail": "The call was given it so; the call before had made a finite one."}
+        return moment.event(kind, module=self.call.module, **{**self._in_time(place), **self._cause()})
 
     def in_backward(self, moment: Moment, way: WayBack) -> Event | None:
         """The place nearest to the loss where a hidden state's gradient is not finite: top layer first, last own step first."""
@@ -52,14 +60,18 @@ class SweptCall:
         if best is None:
             way.passed(self._outputs(), self._inputs())
             return None
-        return hidden_gradient(moment, {"module": self.call.module, **self._worded(best[1], way)}, self._cause())
+        fields = self._in_time(self._worded(best[1], way))
+        return hidden_gradient(moment, {"module": self.call.module, **fields}, self._cause())
 
     def _worded(self, fields: dict[str, Any], way: WayBack) -> dict[str, Any]:
         """The fields with what is known of how it came to be."""
         arrived, entered, before, step = (fields.pop(name) for name in ("arrived", "entered", "before", "step"))
         if arrived and fields["layer"] == self.call.shape.num_layers - 1:
-            return fields | way.outside(self._bad_outputs())
-        words = None if step is None else on_the_way(entered, before, largest_number(self.call.output), step)
+            targets = self._bad_outputs()
+            return fields | (way.outside(targets) if way.is_outside(targets) else way.from_later(targets))
+        words = (
+            None if step is None else on_the_way(entered, before, largest_number(self.call.output), step + self.start)
+        )
         return fields | (words or {})
 
     def _bad_outputs(self) -> list[Node]:
@@ -90,6 +102,10 @@ class SweptCall:
     def sequences(self) -> int:
         """How many it was given."""
         return self.sweep.layout.batch_size
+
+    def _in_time(self, place: dict[str, Any]) -> dict[str, Any]:
+        """With the timestep counted from the begin of the whole sequence."""
+        return place if place.get("timestep") is None else {**place, "timestep": place["timestep"] + self.start}
 
     def changed(self) -> bool:
         """Whether the module's weights are no longer those of the forward."""

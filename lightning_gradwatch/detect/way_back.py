@@ -60,6 +60,16 @@ class WayBack:
         roots = [*self._root(), *self._starts]
         return nodes_between(roots, set(targets), self._past - set(targets)) if targets else []
 
+    def is_outside(self, targets: Sequence[Node]) -> bool:
+        """Whether the loss sends a gradient there past the calls that were passed; true where it is not known."""
+        return not targets or any(self.is_direct(target, list(self._past - {target})) for target in targets)
+
+    def from_later(self, targets: Sequence[Node]) -> dict[str, str]:
+        """Message and remedy of a gradient that comes from later calls alone, whose own are finite."""
+        found = suspects(self.between(targets))
+        message = f"The gradient that comes back to {{place}} from a later call is {{value}}, though its own are finite. {told(found)}"
+        return {"message": message.rstrip(), "remedy": mend(found, "")}
+
     def is_direct(self, target: Node, past: Sequence[Node]) -> bool:
         """Whether the loss reaches a place without passing through ``past``; true where it is not known."""
         return self.loss is None or is_reached(self._root(), target, set(past))

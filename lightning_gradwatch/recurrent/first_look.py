@@ -15,6 +15,7 @@ from lightning_gradwatch.recurrent.call import GradientSlot
 from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.graph import nodes_until
 from lightning_gradwatch.recurrent.loops import tensors
+from lightning_gradwatch.recurrent.over import FitIsOver
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class FirstLook:
     Args:
         model: of whose modules; TorchScript takes no hooks.
         known: those that are watched anyway, with all inside.
+        is_over: asked by the hooks, for where nobody said that the fit is over.
 
     Attributes:
         forward: the first output that is not finite though the inputs are.
@@ -67,7 +69,8 @@ class FirstLook:
         failure: an error of our own in a hook, kept for whoever ends the look.
     """
 
-    def __init__(self, model: nn.Module, known: Collection[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, known: Collection[nn.Module], is_over: FitIsOver | None = None) -> None:
+        self._is_over = is_over or FitIsOver()
         self.forward: Made | None = None
         self.backward: Arrived | None = None
         self.failure: Exception | None = None
@@ -91,11 +94,25 @@ class FirstLook:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert, as a copy of a capture is."""
-        return {"forward": None, "backward": None, "failure": None, "_names": {}, "_handles": [], "_last": {}}
+        return {
+            "forward": None,
+            "backward": None,
+            "failure": None,
+            "_names": {},
+            "_handles": [],
+            "_last": {},
+            "_is_over": FitIsOver(),
+        }
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         # A compiled module would be recompiled for it.
-        if torch.compiler.is_compiling() or not self._handles or self.failure or not torch.is_grad_enabled():
+        if (
+            torch.compiler.is_compiling()
+            or not self._handles
+            or self.failure
+            or self._is_over()
+            or not torch.is_grad_enabled()
+        ):
             return
         try:
             self._look(self._names[module], tensors((*inputs, *kwargs.values())), tensors((outputs,)))

@@ -64,9 +64,9 @@ def _without_gradient(found: Evidence) -> Said | None:
 
 
 def _without_time(found: Evidence) -> Said | None:
-    if found.timesteps > 1:
-        return None
     severed = found.message(EventKind.NO_GRADIENT_THROUGH_TIME)
+    if found.timesteps > 1 and (not severed or any(any(record["lagged"][1:]) for record in found.last)):
+        return None
     if severed:
         return Verdict.NO_GRADIENT_THROUGH_TIME, severed
     if found.handed_over:

@@ -57,7 +57,7 @@ def _summary(
         layer=layer,
         direction=direction,
         timesteps=found.timesteps,
-        horizon=found.horizon,
+        horizon=None if verdict is Verdict.NO_GRADIENT_THROUGH_TIME else found.horizon,
         horizon_censored=found.censored,
         growth_rate=found.rate,
         exact=found.exact,

@@ -67,6 +67,7 @@ def _summary(
         sentence=sentence + _sequences(found) + _segments(found) + _doubt(found),
         starves=found.starves,
         since=found.lost[0] if found.lost else None,
+        inexact_reason=_reason(found),
     )
 
 
@@ -99,8 +100,13 @@ def _doubt(found: Evidence) -> str:
     """That, and why, the figures are not exact."""
     if found.exact:
         return ""
-    reason = next((record["inexact_reason"] for record in reversed(found.last) if record.get("inexact_reason")), "")
-    return " The measurement is not exact" + (f": {reason.rstrip('.')}." if reason else ".")
+    reason = _reason(found)
+    return " The measurement is not exact" + (f": {reason}." if reason else ".")
+
+
+def _reason(found: Evidence) -> str:
+    reasons = (record.get("inexact_reason") for record in reversed(found.last))
+    return next((reason.rstrip(".") for reason in reasons if reason), "")
 
 
 def _unseen(module: str, event: Record, events: int) -> LayerSummary:

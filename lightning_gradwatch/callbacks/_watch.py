@@ -153,7 +153,7 @@ class Watch:
         self._pending: list[_Pending] = []
         if find_cells:
             for name, kind in scripted_recurrences(model).items():
-                self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), which takes no hooks"
+                self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), and takes no hooks"
         self.capture.attach()
         self._weights = list(self.capture.parameters())
         self._discovery = self._start_search(model, modules, is_over, everywhere=find_cells and patterns is None)
@@ -212,9 +212,9 @@ class Watch:
         watched = self.capture.modules or self.observed or self._discovery
         return not (watched or self._severed or self._unobserved.reasons)
 
-    def unobserved(self) -> list[tuple[str, str]]:
+    def unobserved(self, moment: Moment) -> list[Event]:
         """Each module that was never observed, with the reason."""
-        return self._unobserved.found(self.capture, self.observed)
+        return self._unobserved.found(self.capture, self.observed, moment)
 
     def poll(self, *, wait: bool = False) -> None:
         """Judge the norms that have arrived; with ``wait``, all of them."""
@@ -371,7 +371,13 @@ class Watch:
             return False
         step = pending.step
         loss = None if pending.loss is None else _worst(pending.loss.detach().flatten())
-        places = [self._place(call) for call in pending.calls]
+        starts = {
+            id(call): start
+            for chain in stitch(pending.calls)
+            if isinstance(chain, Chain)
+            for call, start in chain.starts()
+        }
+        places = [self._place(call, starts.get(id(call), 0)) for call in pending.calls]
         event = locate_nonfinite(places, loss, self._named_parameters(), step.moment)
         if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
             self._tell(self._search.overflowed(event, float(step.scale), step.moment, complete=step.complete))
@@ -397,12 +403,12 @@ class Watch:
         if event is not None:
             self._on_event(event)
 
-    def _place(self, call: Call) -> Place:
+    def _place(self, call: Call, start: int) -> Place:
         if isinstance(call, Loop):
             return LoopPlaces(call)
         module = self.capture.modules[call.module]
         names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
-        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names)
+        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)
 
     def _wide_norm(self, step: Step) -> float:
         """The norm of the recurrent modules' gradients, in float64."""

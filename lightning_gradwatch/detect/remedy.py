@@ -29,6 +29,12 @@ SPOILT_WEIGHT = (
 )
 """Where a weight is the cause, whatever it spoilt first."""
 
+LOST_REMEDY = (
+    "Go back to a checkpoint from before, or begin anew, with a lower learning rate: the weights have left where the gradient reached "
+    "further."
+)
+"""Where a gradient that once reached far is short and the loss has risen meanwhile: nothing but the weights' way made it so."""
+
 
 def jump_remedy(ordinary: float | None, moment: Moment) -> str:
     """What helps against a norm that jumps at that moment; ``ordinary`` is the run's median norm, if it is known."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_gradwatch import arguments
 from lightning_gradwatch.detect.episode import Episodes
-from lightning_gradwatch.detect.remedy import vanishing_remedy
+from lightning_gradwatch.detect.remedy import LOST_REMEDY, vanishing_remedy
 from lightning_gradwatch.detect.saturation import is_cut_off
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
@@ -53,8 +53,9 @@ class VanishingDetector:
 
     The event is a warning where timesteps *starve*: going back from the loss, the total gradient of the first timesteps stays under 1 %
     of the largest, so that nothing is learned from what is fed there. Where each timestep has a loss of its own close by (a language
-    model), where the gradient reached further earlier in the run (what has been learned needs little gradient), or where the loss is low
-    by now, it is a note. Of gates that are saturated another detector tells: what is said here would not help them.
+    model), where the gradient reached further earlier in the run and the loss has not risen since (what has been learned needs little
+    gradient), or where the loss is low by now, it is a note. Of gates that are saturated another detector tells: what is said here would
+    not help them.
 
     Args:
         samples: how many sampled steps in a row.
@@ -119,7 +120,7 @@ class VanishingDetector:
         if not is_vanishing(recent[-1] ** 2 / max(recent[0], 1), profile.real_timesteps):  # by the same factor again
             return None
         reach, hungry = recent[-1], track.starved[-1]
-        low = low_loss(loss, track.first_loss)
+        low, lost = low_loss(loss, track.first_loss), _lost(loss, track)
         starves = hungry and median(track.starved)
         self._begun_by[profile.place] = profile.call
         event = moment.event(
@@ -130,15 +131,26 @@ class VanishingDetector:
             state=profile.state,
             value=float(reach),
             threshold=VANISHING_SHARE * profile.real_timesteps,
-            severity=Severity.WARNING if starves and track.furthest is None and not low else Severity.INFO,
-            detail=_detail(profile, list(recent), rate, hungry, track.furthest, low),
-            remedy=("If the task needs a longer memory: " if low else "") + vanishing_remedy(profile, profile.lagged()),
+            severity=Severity.INFO if low or not starves or (track.furthest and not lost) else Severity.WARNING,
+            detail=_detail(profile, list(recent), rate, hungry, track.furthest, low, lost),
+            remedy=LOST_REMEDY if lost else _remedy(profile, low),
         )
         return self._episodes.begin(profile.place, event, float(reach))
 
 
 LOW = 0.1
 """A loss under this share of the first one is low: what the task needs is learned."""
+
+RISEN = 2.0
+"""A loss over so many times the first one has risen."""
+
+
+def _lost(loss: float | None, track: _Track) -> str:
+    """That the loss has risen since the gradient reached further, in words; nothing where it has not, or is not known."""
+    first = track.first_loss
+    if track.furthest is None or loss is None or first is None or not loss > RISEN * first > 0:
+        return ""
+    return f"Earlier it reached {track.furthest}, and the loss has risen since, to {loss:.2g} from {first:.2g}."
 
 
 def low_loss(loss: float | None, first: float | None) -> str:
@@ -148,13 +160,17 @@ def low_loss(loss: float | None, first: float | None) -> str:
     return f"The loss is down to {loss:.2g} from {first:.2g}: what the task needs may well be within reach."
 
 
+def _remedy(profile: Profile, low: str) -> str:
+    return ("If the task needs a longer memory: " if low else "") + vanishing_remedy(profile, profile.lagged())
+
+
 def _detail(
-    profile: Profile, recent: list[int], rate: float | None, hungry: int, furthest: int | None, low: str
+    profile: Profile, recent: list[int], rate: float | None, hungry: int, furthest: int | None, low: str, lost: str
 ) -> str:
     speed = "" if rate is None else f", growth rate {rate:+.3g} nats per timestep"
     shortest, longest = min(recent), max(recent)
     before = "" if shortest == longest else f", after {shortest} to {longest}"
-    parts = [low, *_crossed(profile)]
+    parts = [low, lost, *_crossed(profile)]
     parts += [
         f"The sequences have {profile.timesteps}. It was so in {len(recent)} samples in a row{before}{speed}.",
         *_left_out(profile),
@@ -173,7 +189,7 @@ def _detail(
         parts.append(
             "Every timestep has a loss near enough to learn from; it matters if the task needs a longer memory."
         )
-    if furthest is not None:
+    if furthest is not None and not lost:
         parts.append(f"Earlier it reached {furthest}; if the loss is low by now, it was enough.")
     return " ".join(filter(None, parts))
 

@@ -36,6 +36,10 @@ SAMPLES_OF_GATES = 2
 
 LOW = 0.1
 """A loss under this share of the first one is low."""
+
+RISEN = 2.0
+"""A loss over so many times the first one has risen."""
+
 FEW_SHARE = 0.25
 """A direction that the loss reaches at no more than this share of its timesteps is barely reached."""
 

@@ -12,6 +12,7 @@ from lightning_gradwatch.runlog.evidence import (
     CUT_OFF,
     EXPLODING_FACTOR,
     LOW,
+    RISEN,
     SAMPLES_OF_GATES,
     SEVERAL,
     VANISHING_SHARE,
@@ -155,12 +156,16 @@ def _too_few(found: Evidence) -> Said | None:
 
 
 def _shortened(found: Evidence) -> Said | None:
-    """A gradient that once reached far has shown what is there to learn; what has been learned needs little of it."""
+    """A gradient that once reached far has shown what is there to learn; what has been learned needs little of it. Where the loss has
+    risen since, it was not learning that shortened it.
+    """
     reached = max(found.before, key=reach, default=None)
-    if reached is None or reach(reached) <= (found.horizon or 0):
+    first, last = found.losses or (math.nan, math.nan)
+    if reached is None or reach(reached) <= (found.horizon or 0) or last > RISEN * first > 0:
         return None
     earlier = f"at step {reached['step']} it reached {reached['horizon']}"
-    return Verdict.SHORTENED, f"{_fall(found)}; {earlier}. What has been learned needs little gradient."
+    why = " What has been learned needs little gradient." if last < first else ""
+    return Verdict.SHORTENED, f"{_fall(found)}; {earlier}.{why}"
 
 
 def _vanishing(found: Evidence) -> Said:

@@ -251,6 +251,14 @@ def _starving(c: Context, m: Words) -> None:
         c.number(m["hungry"], *found, "the number of starving timesteps")
 
 
+@SAID("Earlier it reached <int:before>, and the loss has risen since, to <n:loss> from <n:first>.")
+def _risen(c: Context, m: Words) -> None:
+    _earlier(c, m)
+    c.number(m["loss"], min(c.truth.losses), max(c.truth.losses), "the loss", slack=0.05)
+    c.number(m["first"], c.truth.losses[0], c.truth.losses[0], "the first loss", slack=0.05)
+    c.verdict(float(m["loss"]) > float(m["first"]), "it has not")
+
+
 @SAID("Earlier it reached <int:before>; if the loss is low by now, it was enough.")
 def _earlier(c: Context, m: Words) -> None:
     found = c.between(lambda one: (0, min(one.horizon[1], one.timesteps - 1)))

@@ -32,9 +32,9 @@ def _is_conditional(c: Context) -> bool:
 
 
 def _vanishes_all_the_same(c: Context) -> bool:
-    """Whether in a run in which nothing is wrong a horizon is short, as a note may say."""
+    """Whether in a run in which nothing is wrong, or no longer, a horizon is short, as a note may say."""
     found = c.facts(steps=[c.event.step]) if c.event is not None else []
-    return not c.case.cause and any(one.horizon[0] < 0.5 * one.timesteps for one in found)
+    return c.case.cause in ("", "explosion through time") and any(one.horizon[0] < 0.5 * one.timesteps for one in found)
 
 
 def holds(*patterns: str) -> Check:
@@ -331,3 +331,10 @@ def _have_grown(c: Context, m: Words) -> None:
     step = 0 if c.event is None else c.event.step
     grown = max(c.truth.largest_weights(step)) / max(c.truth.largest_weights(0))
     c.verdict(grown > 1.2, f"they have grown {grown:.3g}-fold")
+
+
+helps(
+    ("divergence", "outlier"),
+    "Go back to a checkpoint from before, or begin anew, with a lower learning rate: the weights have left where the gradient reached "
+    "further.",
+)

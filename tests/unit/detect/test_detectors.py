@@ -129,6 +129,18 @@ class TestVanishing:
         assert note.severity == "info"
         assert "Earlier it reached 39" in note.message
 
+    def test_what_reached_further_before_the_loss_rose_is_a_warning(self) -> None:
+        """A horizon that shrank while the loss rose was lost and not learned: the learning rate is the remedy, the cell is none."""
+        for loss, severity in ((1.5, "info"), (5.0, "warning")):
+            detector = VanishingDetector()
+            detector(decaying(-0.05), Moment(0), 1.0)
+            for step in range(1, 4):
+                event = detector(decaying(-1.0), Moment(step), loss)
+            assert event.severity == severity
+        assert "Earlier it reached 39, and the loss has risen since, to 5 from 1." in event.message
+        assert "lower learning rate" in event.remedy
+        assert "gated cell" not in event.remedy
+
     def test_calls_of_one_module_are_judged_apart(self) -> None:
         """Three calls in one step are not three samples, and what all of them show is one event."""
         detector = VanishingDetector()

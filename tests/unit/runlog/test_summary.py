@@ -27,6 +27,7 @@ def test_the_verdict_and_the_detectors_draw_the_same_lines():
     assert evidence.VANISHING_SHARE == vanishing.VANISHING_SHARE
     assert evidence.EXPLODING_FACTOR == exploding.EXPLODING_FACTOR
     assert evidence.FEW_SHARE == short_reach.FEW_SHARE
+    assert (evidence.LOW, evidence.RISEN) == (vanishing.LOW, vanishing.RISEN)
     assert evidence.STARVING_SHARE == HORIZON_RATIO
 
 

@@ -16,6 +16,7 @@ from lightning_gradwatch.detect import (
     LoopPlaces,
     NormJumpDetector,
     Place,
+    RecurrentWeights,
     SaturationDetector,
     ScaleSearch,
     ShortReachDetector,
@@ -147,7 +148,7 @@ class Watch:
         self._short_reach = ShortReachDetector()
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
-        self._spoilt = WeightWatch()
+        self._spoilt, self._recurrent_weights = WeightWatch(), RecurrentWeights()
         self._severed: dict[str, str] = {}
         self._pending: list[_Pending] = []
         if find_cells:
@@ -313,6 +314,7 @@ class Watch:
             found = found if everything else self._measure(stitched, None)
         found = [profile.scaled(unscale) for profile in found]
         self._on_profiles(found, step)
+        self._look_at_recurrent_weights(calls, step.moment)
         loss = step.loss_value()
         for profile in found:
             moment = step.moment if profile.step is None else replace(step.moment, step=profile.step)
@@ -321,6 +323,14 @@ class Watch:
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
                 self._tell(self._vanishing(profile, moment, loss))
                 self._tell(self._short_reach(profile, moment))
+
+    def _look_at_recurrent_weights(self, calls: Sequence[Call], moment: Moment) -> None:
+        trained = {id(parameter) for parameter in self._model.parameters()}
+        for call in calls:
+            module = self.capture.modules.get(call.module)
+            if isinstance(call, RecurrentCall) and isinstance(module, nn.RNNBase):
+                for event in self._recurrent_weights(call, module, trained, moment):
+                    self._on_event(event)
 
     def _judge(self, norm: float, pending: _Pending) -> None:
         """Judge a step by its norm. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""
@@ -361,7 +371,13 @@ class Watch:
             return False
         step = pending.step
         loss = None if pending.loss is None else _worst(pending.loss.detach().flatten())
-        places = [self._place(call) for call in pending.calls]
+        starts = {
+            id(call): start
+            for chain in stitch(pending.calls)
+            if isinstance(chain, Chain)
+            for call, start in chain.starts()
+        }
+        places = [self._place(call, starts.get(id(call), 0)) for call in pending.calls]
         event = locate_nonfinite(places, loss, self._named_parameters(), step.moment)
         if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
             self._tell(self._search.overflowed(event, float(step.scale), step.moment, complete=step.complete))
@@ -387,12 +403,12 @@ class Watch:
         if event is not None:
             self._on_event(event)
 
-    def _place(self, call: Call) -> Place:
+    def _place(self, call: Call, start: int) -> Place:
         if isinstance(call, Loop):
             return LoopPlaces(call)
         module = self.capture.modules[call.module]
         names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
-        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names)
+        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)
 
     def _wide_norm(self, step: Step) -> float:
         """The norm of the recurrent modules' gradients, in float64."""

@@ -60,7 +60,7 @@ class SeveredCells:
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any = None
     ) -> None:
         # Taken off by a hook before it, it is called once more, and without ``kwargs``.
-        if self._is_over() or self.failure is not None or not torch.is_grad_enabled():
+        if self._is_over() or self.failure is not None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
         try:
             self._compare(self._names[module], [*tensors(inputs), *tensors(kwargs.values())], tensors((outputs,)))

@@ -65,6 +65,8 @@ def _without_time(found: Evidence) -> Said | None:
         return Verdict.NO_GRADIENT_THROUGH_TIME, severed
     if found.handed_over:
         return Verdict.UNDECIDED, HANDED_OVER
+    if found.left_out:
+        return Verdict.UNDECIDED, LEFT_OUT
     said = found.message(EventKind.NOT_OBSERVED)
     return Verdict.NOT_OBSERVED, said or "Its sequences have one timestep: nothing flows through time."
 
@@ -190,6 +192,8 @@ _PADDED = (
     "the {} timesteps before the loss have equal inputs, as padding has, and have to be crossed first. If they are padding, pack the "
     "sequences, or read each one's last real step."
 )
+
+LEFT_OUT = "Each of its calls has one timestep, and how far the gradient reaches from call to call was not measured."
 
 HANDED_OVER = (
     "Each of its calls has one timestep, and the state that comes in is a leaf of its own: a gradient that is handed back by hand is in "

@@ -19,7 +19,8 @@ from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.plain import plain
-from lightning_gradwatch.profile import Profile, is_primary
+from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.runlog.schema import is_primary
 from lightning_gradwatch.runlog.summary import LAST_SAMPLES, is_finite, reach, summarise
 from lightning_gradwatch.runlog.verdict import LayerSummary
 from lightning_gradwatch.runlog.writer import RunLogWriter

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from lightning_gradwatch.events import ENDED, EventKind
-from lightning_gradwatch.profile import is_primary
+from lightning_gradwatch.runlog.schema import is_primary
 
 LAST_SAMPLES = 10
 """A verdict rests on the median over the last so many sampled steps: it is about how training ended up."""

@@ -125,7 +125,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     sequences = pick_sequences(reached, max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
     totals = _totals(loop, loop.h, sequences, lengths)
-    runs = equal_ends.of_loop(loop.inputs, sequences, lengths)
+    runs = equal_ends.of_steps(loop.inputs, sequences, lengths)
     reason = loop.doubt or _lost(loop) or loop.inexact_reason or _small(loop, totals)
     if reason is None and not _rows_stay(loop, rows):
         reason = _ROWS_UNKNOWN

@@ -127,8 +127,8 @@ _TEXTS: dict[EventKind, _Text] = {
     EventKind.NO_GRADIENT_THROUGH_TIME: _Text(
         Severity.WARNING,
         "No gradient flows through time in {place}.{detail}",
-        "Pass the state of one step on to the next without detach() and without a new initial state. If that is meant, leave the module "
-        "out with GradWatch(modules=[…]).",
+        "Pass the state of one step on to the next without detach() and without a new initial state. "
+        "If that is meant, there is nothing to do.",
     ),
     EventKind.AMP_OVERFLOW: _Text(
         Severity.INFO,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -79,6 +80,7 @@ class Profile:
         layers: of the module.
         step: optimizer steps done when the forward ran; None where that is known from elsewhere.
         truncated: whether a state came in whose past is cut off, as in truncated backpropagation through time.
+        primary: whether this state stands for its recurrence where one must; the others share its lagged gradients.
         ends: the runs of equal inputs at the sequences' ends.
         gate_gradient: L1 norm of the gradient that reaches the gates' pre-activations, and thus the weights, over that of what the loss
             sends to the states; None where it is not known.
@@ -105,6 +107,7 @@ class Profile:
     inexact_reason: str | None = None
     layers: int = 1
     truncated: bool = False
+    primary: bool = True
     step: int | None = None
     ends: Ends = field(default_factory=Ends)
     gate_gradient: float | None = None
@@ -206,6 +209,7 @@ class Profile:
             "layer": self.layer,
             "direction": self.direction,
             "state": self.state,
+            "primary": self.primary,
             "timesteps": self.timesteps,
             "sequences": len(self.sequences),
             "batch_size": self.batch_size,
@@ -235,6 +239,11 @@ class Profile:
                 row[:length].tolist() for row, length in zip(self.total, self.lengths, strict=True)
             ]
         return record
+
+
+def is_primary(record: Mapping[str, Any]) -> bool:
+    """Whether a record's state stands for its recurrence; in a run log that does not say, it is h."""
+    return bool(record.get("primary", (record.get("state") or "h") == "h"))
 
 
 def evenly(count: int) -> npt.NDArray[np.int64] | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_gradwatch.callbacks._compat import Trainer, logged_step
+from lightning_gradwatch.profile import is_primary
 
 _MOST = 16
 """Samples kept of each gradient: more curves than a figure shows."""
@@ -23,7 +24,7 @@ class Figures:
     def take(self, records: Sequence[Record]) -> None:
         """The records of a sampled step."""
         for record in records:
-            if record["state"] == "h" and not record["call"]:
+            if is_primary(record) and not record["call"]:
                 key = record["module"], record["layer"], record["direction"]
                 self._kept.setdefault(key, _Spread()).take(record)
                 self._drawn = False

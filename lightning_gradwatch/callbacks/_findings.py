@@ -19,7 +19,7 @@ from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.plain import plain
-from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.profile import Profile, is_primary
 from lightning_gradwatch.runlog.summary import LAST_SAMPLES, is_finite, reach, summarise
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
@@ -91,7 +91,7 @@ class Findings:
                 self.log.profile(cast("Any", record))
             self._remember(profile, record)
             records.append(record)
-            if profile.state == "h":
+            if profile.primary:
                 self._accumulate(profile)
                 scalars |= _scalars(profile, record)
         self.shortest = _shortest(records)
@@ -179,7 +179,7 @@ def _count(number: int, noun: str) -> str:
 
 def _shortest(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The record of the shortest horizon; one that the sequence cut off is longer than any."""
-    known = [record for record in records if record["state"] == "h" and record["horizon"] is not None]
+    known = [record for record in records if is_primary(record) and record["horizon"] is not None]
     return min(known, key=lambda record: (record["horizon_censored"], record["horizon"]), default=None)
 
 

@@ -38,11 +38,14 @@ from lightning_gradwatch.recurrent import (
     stitch,
     sweep,
 )
-from lightning_gradwatch.recurrent.discover import Discovery, plain_name, scripted
+from lightning_gradwatch.recurrent.discover import plain_name
+from lightning_gradwatch.recurrent.discovery import Discovery
 from lightning_gradwatch.recurrent.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
+from lightning_gradwatch.recurrent.scripted import scripted_recurrences
 from lightning_gradwatch.recurrent.severed import severed
 from lightning_gradwatch.recurrent.severed_cells import SeveredCells
+from lightning_gradwatch.recurrent.slots import Slots
 
 Call = RecurrentCall | Loop
 
@@ -145,11 +148,11 @@ class Watch:
         self._severed: dict[str, str] = {}
         self._pending: list[_Pending] = []
         if find_cells:
-            for name, kind in scripted(model).items():
+            for name, kind in scripted_recurrences(model).items():
                 self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), which takes no hooks"
         self.capture.attach()
         self._weights = list(self.capture.parameters())
-        self._discovery = Discovery(model, modules.values()) if find_cells else None
+        self._discovery = self._start_search(model, modules, everywhere=find_cells and patterns is None)
         self._severed_cells = SeveredCells(model, modules.values()) if find_cells else None
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
@@ -236,6 +239,15 @@ class Watch:
             if search is not None:
                 search.close()
 
+    def _start_search(self, model: nn.Module, modules: dict[str, nn.Module], *, everywhere: bool) -> Discovery | None:
+        """Look for cells, and for the states of those that are watched but are not PyTorch's own."""
+        own = {n for n, m in modules.items() if not isinstance(m, nn.RNNBase) and Slots.of(m) is None}
+        if not (everywhere or own):
+            return None
+        self.capture.loops.undecided = set(own)
+        known = [module for name, module in modules.items() if name not in own]
+        return Discovery(model, known, None if everywhere else own)
+
     def _end_discovery(self) -> bool:
         discovery, self._discovery = self._discovery, None
         if discovery is None:
@@ -244,16 +256,18 @@ class Watch:
         if discovery.failure is not None:
             raise discovery.failure
         hidden: dict[str, str] = {}
-        for name, (module, position) in discovery.found.items():
+        self.capture.loops.undecided.clear()
+        found = discovery.found()
+        for name, (module, slots) in found.items():
             reason = self._out_of_reach(module)
             if reason is None:
-                self.capture.add(name, module, position)
+                self.capture.add(name, module, slots)
             else:
                 hidden[name] = reason
         if hidden:
             self._on_hidden(hidden)
         self._weights = list(self.capture.parameters())
-        return bool(discovery.found)
+        return bool(found)
 
     def _end_search_for_severed(self, moment: Moment) -> None:
         search, self._severed_cells = self._severed_cells, None
@@ -262,8 +276,8 @@ class Watch:
         search.close()
         if search.failure is not None:
             raise search.failure
-        assert self._discovery is not None
-        self._report_severed({n: how for n, how in search.found().items() if n not in self._discovery.found}, moment)
+        cells = self._discovery.found() if self._discovery is not None else {}
+        self._report_severed({n: how for n, how in search.found().items() if n not in cells}, moment)
 
     def _report_severed(self, found: Mapping[str, str], moment: Moment) -> None:
         """Each once: module or tap → how its state is severed."""

@@ -111,7 +111,7 @@ def _baseline() -> Baseline:
 def _growth(profile: Profile) -> float:
     """The largest lagged gradient; 0 where there is nothing to judge: another state, no lags, or numbers that are not finite."""
     lagged = profile.lagged()
-    if profile.state != "h" or not len(lagged) or not np.isfinite(lagged).all():
+    if not profile.primary or not len(lagged) or not np.isfinite(lagged).all():
         return 0.0
     return float(lagged.max())
 
@@ -129,7 +129,7 @@ def _event(profile: Profile, growth: float, bound: float, moment: Moment) -> Eve
         module=profile.module,
         layer=profile.layer,
         direction=profile.direction,
-        state="h",
+        state=profile.state,
         timestep=None if place is None else place[0],
         sequence=None if place is None else place[1],
         value=growth,

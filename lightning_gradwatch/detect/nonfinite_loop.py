@@ -25,11 +25,11 @@ class LoopPlaces:
 
     def in_forward(self, moment: Moment) -> Event | None:
         """The first timestep where the state that it is given, its input or the state that it makes is not finite."""
-        for t in range(len(self.loop.h)):
+        for t in range(len(self.loop.steps)):
             event = self._in_given(t, moment)
             if event is not None:
                 return event
-            x = self.loop.inputs[t]
+            x = self.loop.steps[t].x
             if x is not None:
                 place = self._place(x)
                 if place is not None:
@@ -38,14 +38,14 @@ class LoopPlaces:
             if gate is not None:
                 return self._event(EventKind.NONFINITE_STATE, moment, timestep=t, **gate)
             # An infinite c may hide behind tanh: then its h is finite.
-            for name, states in (("h", self.loop.h), ("c", self.loop.c)):
-                place = self._place(states[t].tensor) if t < len(states) else None
+            for name, states in self.loop.series:
+                place = self._place(states[t].tensor)
                 if place is not None:
                     return self._event(EventKind.NONFINITE_STATE, moment, timestep=t, state=name, **place)
         return None
 
     def _in_given(self, t: int, moment: Moment) -> Event | None:
-        for name, state in self.loop.given.get(t, ()):
+        for name, state in self.loop.steps[t].given:
             place = self._place(state)
             if place is not None and t == 0:
                 place["detail"] = "It is the initial state that the first step was given."
@@ -57,7 +57,7 @@ class LoopPlaces:
 
     def _bad_gate(self, t: int) -> dict[str, Any] | None:
         """The first pre-activation that is not finite, of one of PyTorch's own cells; what another one computes inside is not known."""
-        x, state = self.loop.inputs[t], self._h_before(t)
+        x, state = self.loop.steps[t].x, self._h_before(t)
         weights = {name.rpartition(".")[2]: weight.detach() for name, weight in self.loop.weights}
         count, w_ih, w_hh = _GATES.get(self.loop.kind), weights.get("weight_ih"), weights.get("weight_hh")
         if x is None or count is None or w_ih is None or w_hh is None or self.changed():
@@ -84,15 +84,15 @@ class LoopPlaces:
 
     def _h_before(self, t: int) -> Tensor | None:
         """The hidden state that went into a step; None if none was given, which PyTorch's cells take for zeros."""
-        given = dict(self.loop.given.get(t, ()))
+        given = dict(self.loop.steps[t].given)
         if "h" in given:
             return given["h"].detach()
-        return self.loop.h[t - 1].tensor.detach() if t else None
+        return self.loop.steps[t - 1].states[0].tensor.detach() if t else None
 
     def in_backward(self, moment: Moment) -> Event | None:
         """The last timestep whose gradient is not finite."""
-        for t in range(len(self.loop.h) - 1, -1, -1):
-            for name, states in (("h", self.loop.h), ("c", self.loop.c)):
+        for t in range(len(self.loop.steps) - 1, -1, -1):
+            for name, states in self.loop.series:
                 place = self._gradient(states, t)
                 if place is not None:
                     return self._event(EventKind.NONFINITE_HIDDEN_GRADIENT, moment, timestep=t, state=name, **place)
@@ -103,7 +103,7 @@ class LoopPlaces:
         return self.loop.weights_changed()
 
     def _gradient(self, states: list[LoopState], t: int) -> dict[str, Any] | None:
-        gradient = states[t].slot.value() if t < len(states) else None
+        gradient = states[t].slot.value()
         return None if gradient is None else self._place(gradient)
 
     def _place(self, tensor: Tensor) -> dict[str, Any] | None:

@@ -47,7 +47,7 @@ class ShortReachDetector:
     def __call__(self, profile: Profile, moment: Moment) -> Event | None:
         """Take in a profile of h."""
         reached, timesteps = profile.due()
-        if profile.state != "h" or not reached:
+        if not profile.primary or not reached:
             return None
         track = self._tracks.setdefault((*profile.place, profile.call), _Track())
         if not is_few(reached, timesteps):
@@ -76,7 +76,7 @@ class ShortReachDetector:
             module=profile.module,
             layer=profile.layer,
             direction=profile.direction,
-            state="h",
+            state=profile.state,
             value=float(reached),
             threshold=max(1.0, FEW_SHARE * timesteps),
             detail=_detail(profile, reached, timesteps, samples),

@@ -74,7 +74,7 @@ class VanishingDetector:
         of one that ends here.
         """
         lagged = profile.lagged()
-        if profile.state != "h" or len(lagged) < 2 or not np.isfinite(lagged).all():
+        if not profile.primary or len(lagged) < 2 or not np.isfinite(lagged).all():
             return None
         place = profile.place
         if self._episodes.is_open(place) and self._begun_by[place] != profile.call:
@@ -126,7 +126,7 @@ class VanishingDetector:
             module=profile.module,
             layer=profile.layer,
             direction=profile.direction,
-            state="h",
+            state=profile.state,
             value=reach,
             threshold=VANISHING_SHARE * profile.real_timesteps,
             severity=Severity.WARNING if hungry and track.furthest is None and not low else Severity.INFO,

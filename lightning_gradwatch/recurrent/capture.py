@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.call import RecurrentCall, read_call
+from lightning_gradwatch.recurrent.direct import hear_direct_calls
 from lightning_gradwatch.recurrent.hook_order import FirstHooks
 from lightning_gradwatch.recurrent.inner import InnerCalls, has_own_forward
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.loops import Loops
+from lightning_gradwatch.recurrent.slots import Slots
 from lightning_gradwatch.recurrent.tap import listen
 
 
@@ -44,18 +47,19 @@ class Capture:
         self._inner: dict[nn.Module, InnerCalls] = {}
         self._first = FirstHooks()
         self._handles: list[RemovableHandle] = []
-        self._end_listening: Callable[[], None] | None = None
+        self._endings: list[Callable[[], None]] = []
 
     def attach(self) -> None:
         """Put the hooks on."""
-        self._end_listening = listen(self._after_tap)
+        self._endings.append(listen(self._after_tap))
         for module in self.modules.values():
             self.attach_to(module)
 
     def attach_to(self, module: nn.Module) -> None:
-        """Put the hooks on one module."""
+        """Put the hooks on one module, and listen to calls of its forward that go around them."""
         if not isinstance(module, nn.RNNBase):
             self._first.add(module, self._after_cell)
+            self._endings.append(hear_direct_calls(module, partial(self._after_cell, doubt=None)))
             return
         if has_own_forward(module):
             self._handles.append(module.register_forward_pre_hook(self._before_own_forward))
@@ -64,21 +68,25 @@ class Capture:
         if module.dropout and module.num_layers > 1:
             self._first.add_before(module, self._before_forward)
         self._first.add(module, self._after_forward)
+        self._endings.append(hear_direct_calls(module, self._after_direct))
 
-    def add(self, name: str, module: nn.Module, position: int = 0) -> None:
-        """Watch one more module, found while training, whose state is the ``position``-th tensor that it returns."""
-        self.modules[name], self._names[module] = module, name
-        self.loops.positions[name] = position
-        self.attach_to(module)
+    def add(self, name: str, module: nn.Module, slots: Slots | None) -> None:
+        """Watch a module found while training, or what was found out of its states."""
+        if slots is not None:
+            self.loops.slots[name] = slots
+        if name not in self.modules:
+            self.modules[name], self._names[module] = module, name
+            self.attach_to(module)
 
     def detach(self) -> None:
         """Take the hooks off and let go of everything. Calling it again does nothing."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for end in self._endings:
+            end()
+        self._endings.clear()
         self._first.remove()
-        if self._end_listening is not None:
-            self._end_listening()
         self._active = False
         self.clear()
 
@@ -140,6 +148,10 @@ class Capture:
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
     ) -> None:
         self._guarded(lambda: self._keep(module, inputs, kwargs, outputs, doubt))
+
+    def _after_direct(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        self._rng_state = None  # what a hook before the forward would have saved
+        self._after_forward(module, inputs, kwargs, outputs, None)
 
     def _keep(
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None

@@ -59,7 +59,7 @@ def look_at_gates(loop: Loop, sequences: Sequence[int]) -> Gates:
 def _steps(loop: Loop, sequences: Sequence[int]) -> _Steps | None:
     """None where the steps do not have inputs and states of one shape."""
     inputs = [x for x in loop.inputs if x is not None]
-    states = [state.tensor for state in (*loop.h, *loop.c)]
+    states = [state.tensor for state in loop.states]
     if (
         loop.kind not in _MODES
         or len(inputs) != len(loop.h)
@@ -90,7 +90,7 @@ def _before(loop: Loop, name: str, states: list[LoopState]) -> Iterator[Tensor]:
     """The states that went into each step; zeros where none was given."""
     before = torch.zeros_like(states[0].tensor)
     for t, state in enumerate(states):
-        yield dict(loop.given.get(t, ())).get(name, before)
+        yield dict(loop.steps[t].given).get(name, before)
         before = state.tensor
 
 

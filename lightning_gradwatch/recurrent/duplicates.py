@@ -39,7 +39,7 @@ def _is_tap(call: RecurrentCall | Loop) -> bool:
 def _nodes(call: RecurrentCall | Loop) -> Iterable[Node]:
     if isinstance(call, RecurrentCall):
         return [edge[0] for edge in call.edges.made if edge is not None]
-    return [state.edge.node for state in (*call.h, *call.c)]
+    return [state.edge.node for state in call.states]
 
 
 def _source(start: Node, others: dict[Node, RecurrentCall | Loop]) -> RecurrentCall | Loop | None:

@@ -21,7 +21,8 @@ class FirstHooks:
     """PyTorch calls global forward hooks first, then a module's own in their order, each with what the one before made of the result.
 
     Before each training step :meth:`settle` goes to the front again: of a module's hooks, and of the global ones while there are
-    any. Only hooks that change how the gradient flows back (``holds_gradient``, of a :class:`ThroughTime`) stay before it.
+    any but those that only look (``only_looks``). Only hooks that change how the gradient flows back (``holds_gradient``, of a
+    :class:`ThroughTime`) stay before it.
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class FirstHooks:
             _put_last(cast("Any", module)._forward_pre_hooks, handle)
         everywhere = _global_hooks()
         own = None if self._global is None else self._global.id
-        if not any(number != own for number in everywhere):
+        if not any(number != own and not _only_looks(hook) for number, hook in everywhere.items()):
             self._leave_global()
             return
         if self._global is None or self._global.id not in everywhere:
@@ -76,7 +77,7 @@ class FirstHooks:
         if own is None or (self._global is not None and not _holds(module)):
             return  # the global hook has seen it
         handle, hook = own
-        surely = _is_first(_hooks(module), handle) and not _global_hooks()
+        surely = _is_first(_hooks(module), handle) and all(map(_only_looks, _global_hooks().values()))
         hook(module, inputs, kwargs, outputs, None if surely else DOUBT)
 
     def _after_any(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
@@ -104,6 +105,10 @@ def _hooks(module: nn.Module) -> OrderedDict[int, Any]:
 
 def _holds_gradient(hook: Any) -> bool:
     return getattr(hook, "holds_gradient", False)
+
+
+def _only_looks(hook: Any) -> bool:
+    return getattr(hook, "only_looks", False)
 
 
 def _holds(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_gradwatch.recurrent.call import RecurrentCall, Shape
+from lightning_gradwatch.recurrent.direct import own_forward
 
 _OPERATORS = {getattr(torch._VF, name): name for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}  # type: ignore[attr-defined]
 
@@ -19,7 +20,7 @@ _RNN_FILE = nn.RNNBase.__init__.__code__.co_filename
 
 def has_own_forward(module: nn.RNNBase) -> bool:
     """Whether a subclass changed ``forward``, so that what goes in and comes out need not be what PyTorch's own takes."""
-    if "forward" in vars(module):
+    if own_forward(module) is not None:
         return True
     code = getattr(
         type(module).forward, "__code__", None

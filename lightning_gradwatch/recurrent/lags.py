@@ -10,10 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
+from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.anchors import lift_of, norm
 from lightning_gradwatch.recurrent.call import Edge, GradientSlot
-from lightning_gradwatch.recurrent.loop import Loop, LoopState
+from lightning_gradwatch.recurrent.loop import Loop
 
 PURE = ("torch._functorch", "torch._dynamo", "torch.autograd.graph", "lightning_gradwatch")
 """Whose Python code in the graph may run twice: compiled functions, ``save_on_cpu``, and our own, which rests meanwhile."""
@@ -22,49 +23,81 @@ PURE = ("torch._functorch", "torch._dynamo", "torch.autograd.graph", "lightning_
 def measure_lags(loop: Loop, loss: Tensor) -> None:
     """Have the coming backward pass of ``loss`` measure the loop's lagged gradients.
 
-    d_T = ∂loss/∂h_T, where direct and total are the same thing; then ∂(d_T·h_T)/∂h_{T−k} for all k at once. That holds for any
-    recurrence. Where the loss reaches the states through the last one alone, these are the total gradients. Otherwise, when the
-    backward pass has come to h_T, what lies between the states is run through once more; nothing outside of them is, and nothing
+    What the loss sends to the states of the last timestep, where direct and total are the same thing, is followed back to all states
+    before: with one state h, d_T = ∂loss/∂h_T and then ∂(d_T·h_T)/∂h_{T−k} for all k at once. That holds for any recurrence. Where the
+    loss reaches the states through the last ones alone, these are the total gradients. Otherwise, when the backward pass has come
+    to the last states, what lies between the states is run through once more; nothing outside of them is, and nothing
     accumulates in a parameter, since no parameter is asked for. Code in the graph that may not run twice leaves the lags out.
     """
     loop.forget_lags()
     loop.inexact_reason = None
-    if loss.grad_fn is None:
+    if loss.grad_fn is None or len(loop.steps) < 2:
         return
     if _through_last_alone(loop, loss):
         loop.totals_are_lagged = True
         return
-    states = _states(loop)
-    edges = {_pair(state.edge) for state in states}
-    loop.inexact_reason = obstacle([state.tensor for state in states], [_pair(loop.h[-1].edge)], edges)
+    loop.inexact_reason = obstacle([state.tensor for state in loop.states], _last(loop), _edges(loop))
     if loop.inexact_reason is not None:
         return
-    edge, reference = loop.h[-1].edge, weakref.ref(loop)
+    # A bound on the gradient is no part of the lags; beyond the leading state, what it left cannot be told from what was sent.
+    followed = 1 if _is_bounded(loop) else len(loop.names)
+    for number in range(followed):
+        loop.awaits.append(_wait(loop, number))
+
+
+def _wait(loop: Loop, number: int) -> RemovableHandle:
+    """A hook on the last of the states of one name, which follows what arrives there."""
+    edge, reference = loop.steps[-1].states[number].edge, weakref.ref(loop)
 
     def follow(gradients: tuple[Tensor | None, ...]) -> None:
         loop, sent = reference(), gradients[edge.output_nr]
         if loop is not None and sent is not None and not GradientSlot.is_paused():
-            _follow(loop, sent)
+            _follow(loop, number, sent)
 
-    loop.awaits = edge.node.register_prehook(cast("Any", follow))
+    return edge.node.register_prehook(cast("Any", follow))
 
 
-def _follow(loop: Loop, sent: Tensor) -> None:
-    """Within the backward pass: the loop's own graph is still there, and all that the loss sends to its last state has arrived."""
-    loop.forget_lags()
-    edges = [state.edge for state in _states(loop)]
+def _follow(loop: Loop, number: int, sent: Tensor) -> None:
+    """Within the backward pass: the loop's own graph is still there, and all that is sent to this last state has arrived.
+
+    What came to it from a last state that was followed before (h of an LSTM hangs on c) is in the sums already.
+    """
+    states, before = loop.states, loop.lagged
+    own = number * len(loop.steps) + len(loop.steps) - 1
     try:
+        known = None if before is None else before[own]
+        if before is None:
+            loop.lift = lift_of(float(norm(sent.flatten())), sent.dtype)  # ratios are what is measured
+        sent = sent * loop.lift
+        direct = sent if known is None else sent - known
+        if known is not None and not bool(direct.any()):
+            return
+        edges = [state.edge for state in states]
         with GradientSlot.paused():
-            sent = sent * lift_of(float(norm(sent.flatten())), sent.dtype)  # ratios are what is measured
-            found = torch.autograd.grad(edges[len(loop.h) - 1], edges, sent, retain_graph=True, allow_unused=True)
-        loop.lagged = list(found)
+            found = torch.autograd.grad(edges[own], edges, direct, retain_graph=True, allow_unused=True)
+        loop.lagged = list(found) if before is None else [_sum(a, b) for a, b in zip(before, found, strict=True)]
     except Exception as error:  # whatever it is, it must not reach the training's own backward pass
         reason = str(error).strip().partition("\n")[0]
+        loop.forget_lags()
         loop.inexact_reason = f"a second pass through it failed ({reason}); no lags were measured"
 
 
-def _states(loop: Loop) -> list[LoopState]:
-    return [*loop.h, *loop.c]
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _is_bounded(loop: Loop) -> bool:
+    """Whether a :class:`Limit` acts on the states' gradients."""
+    return any(_is_pure(hook) for state in loop.states for hook in _hooks(state.tensor))
+
+
+def _edges(loop: Loop) -> set[Edge]:
+    return {_pair(state.edge) for state in loop.states}
+
+
+def _last(loop: Loop) -> set[Edge]:
+    """Where the states of the last timestep were made."""
+    return {_pair(state.edge) for state in loop.steps[-1].states}
 
 
 def _pair(edge: GradientEdge) -> Edge:
@@ -103,12 +136,13 @@ def first_met(loss: Tensor, edges: set[Edge]) -> set[Edge]:
 
 
 def _through_last_alone(loop: Loop, loss: Tensor) -> bool:
-    """Whether all that the loss sends to the states comes to h_T first. What bounds their gradients (a :class:`Limit`) is no part
-    of the lagged ones.
+    """Whether all that the loss sends to the states comes to those of the last timestep first. What bounds their gradients (a
+    :class:`Limit`) is no part of the lagged ones.
     """
-    if any(hook for state in _states(loop) for hook in _hooks(state.tensor) if _is_pure(hook)):
+    if _is_bounded(loop):
         return False
-    return first_met(loss, {_pair(state.edge) for state in _states(loop)}) == {_pair(loop.h[-1].edge)}
+    met = first_met(loss, _edges(loop))
+    return bool(met) and met <= _last(loop)
 
 
 def obstacle(tensors: Iterable[Tensor], roots: Iterable[Edge], edges: set[Edge]) -> str | None:

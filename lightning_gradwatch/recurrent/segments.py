@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lightning_gradwatch.recurrent.latest import Latest
 from lightning_gradwatch.recurrent.loop import Loop
 
@@ -21,6 +23,7 @@ def _pairs(starts: list[int], end: int) -> list[tuple[int, int]]:
 
 
 def _piece(loop: Loop, number: int, start: int, end: int) -> Loop:
-    states = loop.h[start:end]
-    given = {0: (("h", loop.h[start - 1].tensor.detach()),)} if start else {}  # whatever was done to it on the way
-    return Loop(loop.module, loop.index + number, loop.kind, [None] * len(states), states, given=given)
+    piece = Loop(loop.module, loop.index + number, loop.kind, batch_dim=loop.batch_dim, steps=loop.steps[start:end])
+    if start:  # whatever was done to it on the way
+        piece.steps[0] = replace(piece.steps[0], given=(("h", loop.h[start - 1].tensor.detach()),))
+    return piece

@@ -7,7 +7,7 @@ the timesteps of one tensor, each beginning anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,11 +89,11 @@ def _uses(call: RecurrentCall | Loop) -> list[Use]:
     if call.kind == "tap":
         edges = [(state.edge.node, state.edge.output_nr) for state in call.h]
         return [Use(1, None, (), (s.tensor,), (edge,), (edge,)) for s, edge in zip(call.h, edges, strict=True)]
-    x, given = call.inputs[0], tuple(state for _, state in call.given.get(0, ()))
-    states = [*call.h[:1], *call.c[:1]]
+    first = call.steps[0]
+    x, given, states = first.x, tuple(state for _, state in first.given), first.states
     edges = tuple((state.edge.node, state.edge.output_nr) for state in states)
     hangs_on = (edge_of(x), *map(edge_of, given))
-    return [Use(len(call.h), x, given, tuple(state.tensor for state in states), hangs_on, edges)]
+    return [Use(len(call.steps), x, given, tuple(state.tensor for state in states), hangs_on, edges)]
 
 
 def _come_detached(uses: Sequence[Use]) -> bool:
@@ -128,12 +128,12 @@ def comes_from(state: Tensor, before: Tensor) -> bool:
 
 
 def _begin_alike(uses: Sequence[Use]) -> bool:
-    """Whether all calls were given the same states, or none."""
-    first = uses[0].given
+    """Whether all calls were given the same states. None at all is as good as zeros."""
+    starts = [() if not any(bool(state.any()) for state in use.given) else use.given for use in uses]
     return all(
-        len(use.given) == len(first)
-        and all(a.shape == b.shape and bool(torch.equal(a, b)) for a, b in zip(use.given, first, strict=True))
-        for use in uses
+        len(start) == len(starts[0])
+        and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(start, starts[0], strict=True))
+        for start in starts
     )
 
 
@@ -148,8 +148,8 @@ def _sequences(use: Use) -> int:
     return state.shape[-2] if state.dim() > 1 else 1
 
 
-def _with_what(uses: Iterable[Use]) -> str:
-    given = next(iter(uses)).given
+def _with_what(uses: Sequence[Use]) -> str:
+    given = uses[-1].given
     if not given:
         return "with no state given"
     if any(state.requires_grad for state in given):

@@ -12,9 +12,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.bounded_backward import Rule, rehang
 from lightning_gradwatch.recurrent.call import read_call
-from lightning_gradwatch.recurrent.discover import plain_name, scripted
+from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.inner import has_own_forward
 from lightning_gradwatch.recurrent.loops import tensors
+from lightning_gradwatch.recurrent.scripted import scripted
 from lightning_gradwatch.recurrent.tap import listen
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradwatch.profile import is_primary
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -77,7 +79,7 @@ def _figures(records: Sequence[Record]) -> Iterable[tuple[str, Figure]]:
     except ImportError:
         return
     for key, found in series.group(records).items():
-        if key.state != "h":
+        if not is_primary(found[0]):
             continue
         figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=100)
         by_timestep, by_lag = figure.subplots(1, 2)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from lightning_gradwatch.profile import is_primary
+
 Record = Mapping[str, Any]
 
 
@@ -38,12 +40,13 @@ def group(profiles: Iterable[Record]) -> dict[Key, list[Record]]:
     for record in profiles:
         key = Key(record["module"], record["layer"], record["direction"], record.get("state") or "h")
         groups.setdefault(key, []).append(record)
+    leading = {key for key, found in groups.items() if is_primary(found[0])}
     modules = {module: place for place, module in enumerate(dict.fromkeys(key.module for key in groups))}
     groups = {key: records for key, records in groups.items() if any(record["timesteps"] > 1 for record in records)}
     return {
         key: groups[key]
         for key in sorted(
-            groups, key=lambda key: (modules[key.module], key.layer, key.direction, key.state != "h", key.state)
+            groups, key=lambda key: (modules[key.module], key.layer, key.direction, key not in leading, key.state)
         )
     }
 

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from lightning_gradwatch.events import ENDED, EventKind
+from lightning_gradwatch.profile import is_primary
 
 LAST_SAMPLES = 10
 """A verdict rests on the median over the last so many sampled steps: it is about how training ended up."""
@@ -62,9 +63,8 @@ class Evidence:
 
     @cached_property
     def chosen(self) -> list[Record]:
-        """The profiles of h, or of what else was recorded where there are none."""
-        states = {record.get("state") for record in self.records}
-        return [record for record in self.records if "h" not in states or record.get("state") == "h"]
+        """The profiles of the leading state, or of what else was recorded where there are none."""
+        return list(filter(is_primary, self.records)) or list(self.records)
 
     @cached_property
     def steps(self) -> list[int]:

@@ -40,6 +40,7 @@ class ProfileRecord(TypedDict, total=False):
     layer: int
     direction: str
     state: str
+    primary: bool
     timesteps: int
     sequences: int
     batch_size: int

@@ -203,11 +203,11 @@ def in_place(cell: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(states[1:], 1)
 
 
-def tapped(mix: nn.Module, x: Tensor) -> Tensor:
+def tapped(mix: nn.Module, x: Tensor, pass_on: Callable[[Tensor], Tensor] = lambda h: h) -> Tensor:
     h, outputs = start(x), []
     for t in range(x.shape[1]):
-        h = tap(torch.tanh(mix(torch.cat([x[:, t], h], -1))), "mine")
-        outputs.append(h)
+        outputs.append(torch.tanh(mix(torch.cat([x[:, t], h], -1))))
+        h = pass_on(tap(outputs[-1], "mine"))
     return torch.stack(outputs, 1)
 
 
@@ -250,6 +250,11 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Ten
     "a cell of one's own, found by itself": (lambda: OwnCell(6, 8), over_cell, EXACT),
     "a cell of one's own that returns output and state": (lambda: OwnCellWithOutput(6, 8), with_output, EXACT),
     "states marked with tap": (lambda: nn.Linear(14, 8), tapped, EXACT),
+    "nn.GRUCell in a loop, its states marked with tap as well": (
+        lambda: nn.GRUCell(6, 8),
+        lambda cell, x: over_cell(cell, x, lambda c, y, s: tap(c(y, s), "mine")),
+        EXACT,
+    ),
     "a fused module fed one timestep at a time": (lstm, teacher_forced, EXACT),
     "a fused module fed one timestep at a time, its state masked": (lstm, changed_between(of_episodes), EXACT),
     "a fused module fed one timestep at a time, h alone normalised": (
@@ -300,7 +305,7 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Ten
     "cell.forward called directly": (
         lambda: nn.GRUCell(6, 8),
         lambda cell, x: over_cell(cell, x, lambda c, y, s: c.forward(y, s)),
-        NOT_OBSERVED,
+        EXACT,
     ),
     "a scripted loop": (lambda: torch.jit.script(ScriptedLoop(6, 8)), lambda loop, x: loop(x), NOT_OBSERVED),
     "a state reset at every step": (
@@ -313,6 +318,22 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Ten
         lambda cell, x: over_cell(cell, x, lambda c, y, s: c(y, s.detach())),
         NO_TIME,
     ),
+    "a cell of one's own, its state detached at every step": (
+        lambda: OwnCell(6, 8),
+        lambda cell, x: over_cell(cell, x, lambda c, y, s: c(y, s.detach())),
+        NO_TIME,
+    ),
+    "a fused module fed one timestep at a time, its state detached": (
+        lstm,
+        changed_between(lambda h, c: (h.detach(), c.detach())),
+        NO_TIME,
+    ),
+    "a fused module fed one timestep at a time, its state never passed on": (
+        lstm,
+        lambda rnn, x: torch.cat([rnn(x[:, t : t + 1])[0] for t in range(x.shape[1])], 1),
+        NO_TIME,
+    ),
+    "states marked with tap, detached": (lambda: nn.Linear(14, 8), lambda mix, x: tapped(mix, x, torch.detach), NO_TIME),
 }  # fmt: skip
 
 

@@ -181,15 +181,19 @@ class Profile:
 
     def due(self) -> tuple[int, int]:
         """``(reached, timesteps)``, medians over the sequences that get a gradient: how many timesteps, counted from the direction's own
-        first one, lie at or before the last one that gets a gradient; and how many there are, without padding that the loss leaves out.
-        Past it nothing has a loss.
+        first one, lie at or before the last one that gets a gradient; and how many there are. Past it nothing has a loss. Padding is left
+        out of both, unless the gradient reaches nothing else.
         """
-        pairs = [
-            (int(own[-1]) + 1, self.ends.bounds(j, length)[1])
-            for j, (row, length) in enumerate(zip(self._finite_or_inf(self.total), self.lengths, strict=True))
-            if len(own := np.flatnonzero(row[:length] if self.direction == "forward" else row[:length][::-1]))
-        ]
+        rows = zip(self._finite_or_inf(self.total), self.lengths, strict=True)
+        pairs = [pair for j, (row, length) in enumerate(rows) if (pair := self._due(j, row[:length])) is not None]
         return (int(np.median([due for due, _ in pairs])), int(np.median([n for _, n in pairs]))) if pairs else (0, 0)
+
+    def _due(self, sequence: int, row: Floats) -> tuple[int, int] | None:
+        reached = np.flatnonzero(row if self.direction == "forward" else row[::-1])
+        if not len(reached):
+            return None
+        (first, last), until = self.ends.bounds(sequence, len(row)), int(reached[-1]) + 1
+        return (min(until, last) - first, last - first) if until > first else (until, len(row))
 
     def _finite_or_inf(self, norms: Floats) -> Floats:
         """NaN within a sequence counts as larger than anything, so that only what lies past its end is left out."""

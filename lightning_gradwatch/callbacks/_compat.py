@@ -68,6 +68,7 @@ __all__ = [
     "say",
     "seed_everything",
     "show_in_progress_bar",
+    "was_stopped",
 ]
 
 
@@ -107,6 +108,11 @@ def accumulation(trainer: Trainer) -> int:
 def show_in_progress_bar(trainer: Trainer, texts: Mapping[str, str]) -> None:
     """Show texts behind the progress bar, past ``self.log``: no logger, no ``callback_metrics``, no checkpoint sees them."""
     trainer._logger_connector._progress_bar_metrics.update(texts)  # pyright: ignore[reportPrivateUsage, reportCallIssue, reportArgumentType]
+
+
+def was_stopped(trainer: Trainer) -> bool:
+    """Whether the fit is over, be it that it ended or that it was broken off: Lightning notes this before it calls any callback."""
+    return trainer.state.status.stopped
 
 
 def logged_step(trainer: Trainer) -> int:

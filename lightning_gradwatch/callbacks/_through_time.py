@@ -7,11 +7,12 @@ from typing import Any
 
 from lightning_gradwatch import arguments
 from lightning_gradwatch.callbacks._amp import loss_scale
-from lightning_gradwatch.callbacks._compat import LightningModule, Trainer, accumulation, rank_zero_warn
+from lightning_gradwatch.callbacks._compat import LightningModule, Trainer, accumulation, rank_zero_warn, was_stopped
 from lightning_gradwatch.callbacks._sharding import out_of_reach
 from lightning_gradwatch.recurrent.bounded_backward import Rule
 from lightning_gradwatch.recurrent.limit import Limit
 from lightning_gradwatch.recurrent.omega import Omega
+from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.through_time import ThroughTime
 
 
@@ -53,8 +54,15 @@ class HeldThroughTime:
             if reason is not None:
                 raise ValueError(f"`clip_through_time` and `omega` cannot hold the gradient of {name!r}: {reason}.")
         omega = None if self.omega is None else Omega(self.omega, self._limit)
-        self._hooks = ThroughTime(Rule(None if self.bound is None else self._limit, omega))
+        rule = Rule(None if self.bound is None else self._limit, omega)
+        self._hooks = ThroughTime(rule, FitIsOver(lambda: self._is_over(trainer)))
         self._hooks.attach(module)
+
+    def _is_over(self, trainer: Trainer) -> bool:
+        """Whether the fit was broken off without a word to us; then the hooks come off."""
+        if was_stopped(trainer):
+            self.end()
+        return self._hooks is None
 
     def begin_batch(self) -> None:
         """Until Lightning says what it did to the loss, nothing was done to it."""

@@ -16,6 +16,7 @@ from lightning_gradwatch.detect import (
     LoopPlaces,
     NormJumpDetector,
     Place,
+    RecurrentWeights,
     SaturationDetector,
     ScaleSearch,
     ShortReachDetector,
@@ -42,6 +43,7 @@ from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.discovery import Discovery
 from lightning_gradwatch.recurrent.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
+from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.scripted import scripted_recurrences
 from lightning_gradwatch.recurrent.severed import severed
 from lightning_gradwatch.recurrent.severed_cells import SeveredCells
@@ -108,6 +110,7 @@ class Watch:
         patterns: of the names of the modules to watch; None are all.
         clock: optimizer steps done so far.
         strict: let an error of our own about one loop through, instead of a warning.
+        is_over: asked by the hooks, for where nobody said that the fit is over.
 
     Attributes:
         suspicious: whether something out of the ordinary was seen, so that the next steps are worth a closer look; whoever samples
@@ -130,8 +133,9 @@ class Watch:
         patterns: Sequence[str] | None = None,
         strict: bool = True,
         clock: Callable[[], int] = lambda: 0,
+        is_over: FitIsOver | None = None,
     ) -> None:
-        self.capture = Capture(modules, clock)
+        self.capture = Capture(modules, clock, is_over)
         self.observed: set[str] = set()
         self.steps = 0
         self._unobserved = Unobserved(model, patterns=patterns, on_event=on_event, strict=strict)
@@ -144,7 +148,7 @@ class Watch:
         self._short_reach = ShortReachDetector()
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
-        self._spoilt = WeightWatch()
+        self._spoilt, self._recurrent_weights = WeightWatch(), RecurrentWeights()
         self._severed: dict[str, str] = {}
         self._pending: list[_Pending] = []
         if find_cells:
@@ -152,8 +156,8 @@ class Watch:
                 self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), which takes no hooks"
         self.capture.attach()
         self._weights = list(self.capture.parameters())
-        self._discovery = self._start_search(model, modules, everywhere=find_cells and patterns is None)
-        self._severed_cells = SeveredCells(model, modules.values()) if find_cells else None
+        self._discovery = self._start_search(model, modules, is_over, everywhere=find_cells and patterns is None)
+        self._severed_cells = SeveredCells(model, modules.values(), is_over) if find_cells else None
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
@@ -239,14 +243,16 @@ class Watch:
             if search is not None:
                 search.close()
 
-    def _start_search(self, model: nn.Module, modules: dict[str, nn.Module], *, everywhere: bool) -> Discovery | None:
+    def _start_search(
+        self, model: nn.Module, modules: dict[str, nn.Module], is_over: FitIsOver | None, *, everywhere: bool
+    ) -> Discovery | None:
         """Look for cells, and for the states of those that are watched but are not PyTorch's own."""
         own = {n for n, m in modules.items() if not isinstance(m, nn.RNNBase) and Slots.of(m) is None}
         if not (everywhere or own):
             return None
         self.capture.loops.undecided = set(own)
         known = [module for name, module in modules.items() if name not in own]
-        return Discovery(model, known, None if everywhere else own)
+        return Discovery(model, known, None if everywhere else own, is_over)
 
     def _end_discovery(self) -> bool:
         discovery, self._discovery = self._discovery, None
@@ -308,6 +314,7 @@ class Watch:
             found = found if everything else self._measure(stitched, None)
         found = [profile.scaled(unscale) for profile in found]
         self._on_profiles(found, step)
+        self._look_at_recurrent_weights(calls, step.moment)
         loss = step.loss_value()
         for profile in found:
             moment = step.moment if profile.step is None else replace(step.moment, step=profile.step)
@@ -316,6 +323,14 @@ class Watch:
             if not step.closer:  # a vanishing gradient is judged over time, and these samples lie side by side
                 self._tell(self._vanishing(profile, moment, loss))
                 self._tell(self._short_reach(profile, moment))
+
+    def _look_at_recurrent_weights(self, calls: Sequence[Call], moment: Moment) -> None:
+        trained = {id(parameter) for parameter in self._model.parameters()}
+        for call in calls:
+            module = self.capture.modules.get(call.module)
+            if isinstance(call, RecurrentCall) and isinstance(module, nn.RNNBase):
+                for event in self._recurrent_weights(call, module, trained, moment):
+                    self._on_event(event)
 
     def _judge(self, norm: float, pending: _Pending) -> None:
         """Judge a step by its norm. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""
@@ -356,7 +371,13 @@ class Watch:
             return False
         step = pending.step
         loss = None if pending.loss is None else _worst(pending.loss.detach().flatten())
-        places = [self._place(call) for call in pending.calls]
+        starts = {
+            id(call): start
+            for chain in stitch(pending.calls)
+            if isinstance(chain, Chain)
+            for call, start in chain.starts()
+        }
+        places = [self._place(call, starts.get(id(call), 0)) for call in pending.calls]
         event = locate_nonfinite(places, loss, self._named_parameters(), step.moment)
         if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
             self._tell(self._search.overflowed(event, float(step.scale), step.moment, complete=step.complete))
@@ -382,12 +403,12 @@ class Watch:
         if event is not None:
             self._on_event(event)
 
-    def _place(self, call: Call) -> Place:
+    def _place(self, call: Call, start: int) -> Place:
         if isinstance(call, Loop):
             return LoopPlaces(call)
         module = self.capture.modules[call.module]
         names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
-        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names)
+        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)
 
     def _wide_norm(self, step: Step) -> float:
         """The norm of the recurrent modules' gradients, in float64."""

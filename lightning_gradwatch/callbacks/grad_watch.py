@@ -25,6 +25,7 @@ from lightning_gradwatch.callbacks._compat import (
     rank_zero_warn,
     say,
     show_in_progress_bar,
+    was_stopped,
 )
 from lightning_gradwatch.callbacks._figures import Figures
 from lightning_gradwatch.callbacks._findings import Findings
@@ -40,6 +41,7 @@ from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.discover import describe, discover
+from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.report._extra import commands
 
 P = ParamSpec("P")
@@ -186,6 +188,7 @@ class GradWatch(Callback):
     @property
     def events(self) -> list[Event]:
         """The events of the present fit, or of the last one."""
+        self._is_over()
         return self._found.events
 
     @property
@@ -235,6 +238,7 @@ class GradWatch(Callback):
             patterns=None if self.modules == "auto" else self.modules,
             strict=self.raise_own_errors,
             clock=lambda: self._steps.done(trainer) if by_hand else self._moment.step,
+            is_over=FitIsOver(self._is_over),
         )
         if self._found.log is not None:
             names = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")
@@ -267,6 +271,16 @@ class GradWatch(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the hooks off if nothing before did."""
         self._leave()
+
+    def _is_over(self) -> bool:
+        """Whether the fit was broken off without a word to us, as where the ``on_exception`` of a callback before us raised.
+
+        Then there is nothing to be done but to leave, which whoever asks has us do.
+        """
+        if self._found.trainer is None or not was_stopped(self._found.trainer):
+            return self._watch is None
+        self._leave()
+        return True
 
     def _leave(self) -> None:
         self._close()
@@ -428,6 +442,7 @@ class GradWatch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The identity of the run log, so that a resumed run continues its own."""
+        self._is_over()
         bare = {"bare_steps": self._steps.bare} if self._steps.bare else {}
         return {**identity(self._run_id, self.run_dir), **bare}
 
@@ -444,6 +459,7 @@ class GradWatch(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that a copy holds no model and no trainer."""
+        self._is_over()
         state = self.__dict__.copy()
         state.update(_watch=None, _loss=None)
         for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks

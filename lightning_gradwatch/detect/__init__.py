@@ -7,6 +7,7 @@ from lightning_gradwatch.detect.nonfinite import Place, locate_nonfinite
 from lightning_gradwatch.detect.nonfinite_call import SweptCall
 from lightning_gradwatch.detect.nonfinite_loop import LoopPlaces
 from lightning_gradwatch.detect.norm_jump import NormJumpDetector
+from lightning_gradwatch.detect.recurrent_weights import RecurrentWeights
 from lightning_gradwatch.detect.saturation import SaturationDetector
 from lightning_gradwatch.detect.scale_search import ScaleSearch
 from lightning_gradwatch.detect.short_reach import ShortReachDetector
@@ -20,6 +21,7 @@ __all__ = [
     "LoopPlaces",
     "NormJumpDetector",
     "Place",
+    "RecurrentWeights",
     "SaturationDetector",
     "ScaleSearch",
     "ShortReachDetector",

@@ -20,11 +20,16 @@ from lightning_gradwatch.recurrent.sweep import Sweep
 
 @dataclass(frozen=True, slots=True)
 class SweptCall:
-    """A recurrent call with its sweep over all sequences and the names of its weights."""
+    """A recurrent call with its sweep over all sequences and the names of its weights.
+
+    Args:
+        start: the timestep at which it begins, where it goes on from an earlier call.
+    """
 
     call: RecurrentCall
     sweep: Sweep
     names: Sequence[str]
+    start: int = 0
 
     def in_forward(self, moment: Moment) -> Event | None:
         """Its input and initial state, then gates and states in the order in which they are computed."""
@@ -33,7 +38,10 @@ class SweptCall:
             kind, place = EventKind.NONFINITE_STATE, _first_bad_state(self.sweep, self.call.shape.mode)
         if place is None:
             return None
-        return moment.event(kind, module=self.call.module, **{**place, **self._cause()})
+        if self.start and "timestep" not in place:  # an initial state of which the call before made a finite one
+            kind = EventKind.NONFINITE_STATE
+            place |= {"timestep": 0, "detail": "The call was given it so; the call before had made a finite one."}
+        return moment.event(kind, module=self.call.module, **{**self._in_time(place), **self._cause()})
 
     def in_backward(self, moment: Moment) -> Event | None:
         """The place nearest to the loss where a hidden state's gradient is not finite: top layer first, last own step first."""
@@ -49,8 +57,12 @@ class SweptCall:
                     best = order, place
         if best is None:
             return None
-        fields = {**best[1], **self._cause()}
+        fields = {**self._in_time(best[1]), **self._cause()}
         return moment.event(EventKind.NONFINITE_HIDDEN_GRADIENT, module=self.call.module, **fields)
+
+    def _in_time(self, place: dict[str, Any]) -> dict[str, Any]:
+        """With the timestep counted from the begin of the whole sequence."""
+        return place if place.get("timestep") is None else {**place, "timestep": place["timestep"] + self.start}
 
     def changed(self) -> bool:
         """Whether the module's weights are no longer those of the forward."""

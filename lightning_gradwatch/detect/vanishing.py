@@ -118,8 +118,9 @@ class VanishingDetector:
             return None
         if not is_vanishing(recent[-1] ** 2 / max(recent[0], 1), profile.real_timesteps):  # by the same factor again
             return None
-        reach, hungry = float(median(recent)), int(median(track.starved))
+        reach, hungry = recent[-1], track.starved[-1]
         low = low_loss(loss, track.first_loss)
+        starves = hungry and median(track.starved)
         self._begun_by[profile.place] = profile.call
         event = moment.event(
             EventKind.VANISHING_HIDDEN_GRADIENT,
@@ -127,13 +128,13 @@ class VanishingDetector:
             layer=profile.layer,
             direction=profile.direction,
             state=profile.state,
-            value=reach,
+            value=float(reach),
             threshold=VANISHING_SHARE * profile.real_timesteps,
-            severity=Severity.WARNING if hungry and track.furthest is None and not low else Severity.INFO,
-            detail=_detail(profile, len(recent), rate, hungry, track.furthest, low),
+            severity=Severity.WARNING if starves and track.furthest is None and not low else Severity.INFO,
+            detail=_detail(profile, list(recent), rate, hungry, track.furthest, low),
             remedy=("If the task needs a longer memory: " if low else "") + vanishing_remedy(profile, profile.lagged()),
         )
-        return self._episodes.begin(profile.place, event, reach)
+        return self._episodes.begin(profile.place, event, float(reach))
 
 
 LOW = 0.1
@@ -147,11 +148,15 @@ def low_loss(loss: float | None, first: float | None) -> str:
     return f"The loss is down to {loss:.2g} from {first:.2g}: what the task needs may well be within reach."
 
 
-def _detail(profile: Profile, samples: int, rate: float | None, hungry: int, furthest: int | None, low: str) -> str:
+def _detail(
+    profile: Profile, recent: list[int], rate: float | None, hungry: int, furthest: int | None, low: str
+) -> str:
     speed = "" if rate is None else f", growth rate {rate:+.3g} nats per timestep"
+    shortest, longest = min(recent), max(recent)
+    before = "" if shortest == longest else f", after {shortest} to {longest}"
     parts = [low, *_crossed(profile)]
     parts += [
-        f"The sequences have {profile.timesteps}; so it was in {samples} samples in a row{speed}.",
+        f"The sequences have {profile.timesteps}. It was so in {len(recent)} samples in a row{before}{speed}.",
         *_left_out(profile),
     ]
     if profile.truncated:

@@ -17,6 +17,7 @@ from lightning_gradwatch.recurrent.hook_order import FirstHooks
 from lightning_gradwatch.recurrent.inner import InnerCalls, has_own_forward
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.loops import Loops
+from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.slots import Slots
 from lightning_gradwatch.recurrent.tap import listen
 
@@ -27,6 +28,7 @@ class Capture:
     Args:
         modules: qualified name → ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or any module that is called once a timestep.
         clock: optimizer steps done so far, of which each call keeps the number.
+        is_over: asked by each hook, for where nobody said that the fit is over.
 
     Attributes:
         calls: of the present step, in order of their first forward.
@@ -34,8 +36,10 @@ class Capture:
         failure: an error of our own in a hook, kept for the next look instead of breaking the forward.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], clock: Callable[[], int] = lambda: 0) -> None:
-        self.modules, self._clock = modules, clock
+    def __init__(
+        self, modules: dict[str, nn.Module], clock: Callable[[], int] = lambda: 0, is_over: FitIsOver | None = None
+    ) -> None:
+        self.modules, self._clock, self._is_over = modules, clock, is_over or FitIsOver()
         self.calls: list[RecurrentCall | Loop] = []
         self.unseen: dict[str, str] = {}
         self.failure: Exception | None = None
@@ -129,7 +133,7 @@ class Capture:
     # ------------------------------------------------------------------ hooks: nothing in them may reach the user's forward
 
     def _guarded(self, keep: Callable[[], None]) -> None:
-        if not (self._active and torch.is_grad_enabled()):
+        if self._is_over() or not (self._active and torch.is_grad_enabled()):
             return
         try:
             keep()

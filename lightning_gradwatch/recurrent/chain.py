@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import cast
 
 import numpy as np
@@ -47,6 +48,10 @@ class Chain:
     def step(self) -> int:
         """Optimizer steps done when the first call ran."""
         return self.calls[0].step
+
+    def starts(self) -> list[tuple[RecurrentCall, int]]:
+        """Each call with the timestep at which it begins."""
+        return list(zip(self.calls, accumulate(self.lengths(), initial=0), strict=False))
 
     def lengths(self) -> list[int]:
         """Timesteps of each call."""

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.direct import hear_direct_calls
 from lightning_gradwatch.recurrent.discover import plain_name
+from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.slots import Slots, arguments, parameters, results
 from lightning_gradwatch.recurrent.trace import HEAVY, MOVING, above
 
@@ -51,12 +52,20 @@ class Discovery:
     Args:
         known: recurrent modules that are watched already.
         candidates: of the names of the modules to look at; None are all.
+        is_over: asked by the hooks, for where nobody said that the fit is over.
 
     Attributes:
         failure: an error of our own in a hook, kept for whoever ends the search instead of breaking the forward.
     """
 
-    def __init__(self, model: nn.Module, known: Iterable[nn.Module], candidates: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        known: Iterable[nn.Module],
+        candidates: Collection[str] | None = None,
+        is_over: FitIsOver | None = None,
+    ) -> None:
+        self._is_over = is_over or FitIsOver()
         self.failure: Exception | None = None
         self._closed = False
         self._model, self._returns = model, dict[nn.Module, _Returns]()
@@ -126,6 +135,7 @@ class Discovery:
         return {
             "failure": None,
             "_closed": True,
+            "_is_over": FitIsOver(),
             "_everywhere": None,
             "_names": {},
             "_returns": {},
@@ -133,14 +143,17 @@ class Discovery:
             "_endings": [],
         }
 
-    def _after_any(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        if not torch.compiler.is_compiling() and module not in self._known:
+    def _after_any(
+        self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None
+    ) -> None:
+        if not torch.compiler.is_compiling() and not self._closed and module not in self._known:
             self._after(module, inputs, kwargs, outputs)
 
     cast("Any", _after_any).only_looks = True  # for who has to know what comes before a hook
 
-    def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        if torch.compiler.is_compiling() or self._closed:
+    def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None) -> None:
+        # Taken off by a hook before it, it is called once more, and without ``kwargs``.
+        if torch.compiler.is_compiling() or self._closed or self._is_over():
             return
         if self.failure is not None or not torch.is_grad_enabled() or isinstance(module, torch.jit.ScriptModule):
             return

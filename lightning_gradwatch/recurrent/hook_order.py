@@ -72,7 +72,8 @@ class FirstHooks:
             cast("Any", torch_module)._global_forward_hooks_with_kwargs.pop(self._global.id, None)
             self._global = None
 
-    def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+    def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None) -> None:
+        # Taken off by a hook before it, it is called once more, and without ``kwargs``.
         own = self._own.get(module)
         if own is None or (self._global is not None and not _holds(module)):
             return  # the global hook has seen it

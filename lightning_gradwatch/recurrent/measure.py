@@ -22,6 +22,7 @@ from lightning_gradwatch.recurrent.direction import DirectionSweep
 from lightning_gradwatch.recurrent.gates import SUSPICIOUS
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, REVERSE, Layout, pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop, loop_profiles
+from lightning_gradwatch.recurrent.rows import MIXED
 from lightning_gradwatch.recurrent.sweep import CHUNK, Sweep, sweep
 
 
@@ -173,7 +174,8 @@ def _followed(chain: Chain, totals: Norms, sequences: list[int]) -> tuple[list[F
         lagged = measure_ends(chain, trail.gradients, sequences)
     if lagged is None:
         return [np.zeros((0, 0)) for _ in layers], chain.unfollowed if trail is None else trail.inexact_reason
-    return [_over_first(lagged.both(layer)) for layer in layers], lagged.inexact_reason
+    mixed = MIXED if trail is not None and trail.mixed else None
+    return [_over_first(lagged.both(layer)) for layer in layers], lagged.inexact_reason or mixed
 
 
 def _over_first(norms: Tensor) -> Floats:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.loops import tensors
+from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.severed import FEW, comes_from
 
 
@@ -22,7 +23,8 @@ class SeveredCells:
         failure: an error of our own in a hook, kept for whoever ends the search instead of breaking the forward.
     """
 
-    def __init__(self, model: nn.Module, known: Iterable[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, known: Iterable[nn.Module], is_over: FitIsOver | None = None) -> None:
+        self._is_over = is_over or FitIsOver()
         self.failure: Exception | None = None
         self._calls: Counter[str] = Counter()
         self._detached: Counter[str] = Counter()
@@ -54,8 +56,11 @@ class SeveredCells:
         self._handles.clear()
         self._last.clear()
 
-    def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> None:
-        if self.failure is not None or not torch.is_grad_enabled():
+    def _after(
+        self, module: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any = None
+    ) -> None:
+        # Taken off by a hook before it, it is called once more, and without ``kwargs``.
+        if self._is_over() or self.failure is not None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
         try:
             self._compare(self._names[module], [*tensors(inputs), *tensors(kwargs.values())], tensors((outputs,)))

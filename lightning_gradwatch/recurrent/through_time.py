@@ -15,6 +15,7 @@ from lightning_gradwatch.recurrent.call import read_call
 from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.inner import has_own_forward
 from lightning_gradwatch.recurrent.loops import tensors
+from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.scripted import scripted
 from lightning_gradwatch.recurrent.tap import listen
 
@@ -29,8 +30,9 @@ class ThroughTime:
         seen: whether any hidden state was held since :meth:`attach`.
     """
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: Rule, is_over: FitIsOver | None = None) -> None:
         self.rule = rule
+        self._is_over = is_over or FitIsOver()
         self.seen = False
         self._attached = False
         self._handles: list[RemovableHandle] = []
@@ -91,7 +93,7 @@ class ThroughTime:
 
     @property
     def _inert(self) -> bool:
-        return not (self._attached and torch.is_grad_enabled())
+        return self._is_over() or not (self._attached and torch.is_grad_enabled())
 
     def _before_fused(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if module.training and not self._inert:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.call import Edge, GradientSlot, RecurrentCall
 from lightning_gradwatch.recurrent.lags import first_met, obstacle
+from lightning_gradwatch.recurrent.rows import rows_are_mixed
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of a call's output, h_n and c_n."""
@@ -25,12 +26,14 @@ class Trail:
         totals_are_lagged: whether the loss reaches the chain through its last timestep alone.
         gradients: ∂L_τ/∂(output, h_n, c_n) of every call, τ being the last timestep that the loss reaches.
         inexact_reason: why there are none.
+        mixed: whether a row of the state is not that of one sequence throughout.
     """
 
     def __init__(self, made: list[tuple[Edge | None, ...]]) -> None:
         self.totals_are_lagged = False
         self.gradients: list[Gradients] | None = None
         self.inexact_reason: str | None = None
+        self.mixed = False
         self._made = made
         self._handles: list[RemovableHandle] = []
 
@@ -113,6 +116,7 @@ def follow(calls: Sequence[RecurrentCall], loss: Tensor) -> None:
     if any(call.finals_changed() and call.h_n._is_view() for call in calls):
         trail.inexact_reason = "a final state that is a view was changed in place; no lags were measured"
         return
+    trail.mixed = rows_are_mixed(calls[: last + 1]) if last else False
     single = end.timesteps() == 1
     if all(places[edge] == last for edge in met) and (single or output not in met):
         trail.totals_are_lagged = True

@@ -116,7 +116,7 @@ def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
 def _head(layer: LayerSummary) -> Any:
     parts: list[Part] = [(layer.place, "bold"), f" {layer.kind}  " if layer.kind else "  "]
     parts.append((layer.said, verdict_style(layer)))
-    if layer.layer is None:
+    if layer.layer is None or layer.horizon is None:
         return _text(*parts, f"  {layer.sentence}")
     parts.append(f"  horizon {horizon_text(layer)}")
     if layer.growth_rate is not None:

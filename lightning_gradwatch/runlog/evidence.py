@@ -39,12 +39,28 @@ LOW = 0.1
 FEW_SHARE = 0.25
 """A direction that the loss reaches at no more than this share of its timesteps is barely reached."""
 
+MUCH, SOME = 1.5, 3
+"""A horizon that varies by this factor and by so many timesteps is told with its range."""
+
 EXPLODING_FACTOR = 100.0
 """A gradient that grows more than so many times on its way back is exploding."""
 
 Record = Mapping[str, Any]
 
 _PLACE = ("module", "layer", "direction")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Horizons between ``shortest`` and ``longest`` timesteps in so many samples; ``cut``: the sequence cut the longest one off."""
+
+    shortest: int
+    longest: int
+    cut: bool
+    samples: int
+
+    def __str__(self) -> str:
+        return f"{self.shortest} to {'over ' if self.cut else ''}{self.longest}"
 
 
 @dataclass(frozen=True)
@@ -168,6 +184,18 @@ class Evidence:
         return self._horizon[1]
 
     @cached_property
+    def spread(self) -> Spread | None:
+        """From where to where the horizon moved in the last samples; None where it hardly did, or there is none."""
+        steps = sorted({record["step"] for record in self.last})
+        each = [median_horizon([record for record in self.last if record["step"] == step]) for step in steps]
+        found = sorted((horizon, censored) for horizon, censored in each if horizon is not None)
+        if self.horizon is None or not found:
+            return None
+        (shortest, _), (longest, cut) = found[0], max(found, key=lambda one: (one[1], one[0]))
+        much = longest >= MUCH * max(shortest, 1) and longest - shortest >= SOME
+        return Spread(shortest, longest, cut, len(steps)) if much else None
+
+    @cached_property
     def rate(self) -> float | None:
         """Nats per timestep, median over the last samples."""
         rates = [
@@ -213,6 +241,12 @@ class Evidence:
             if record.get("with_gradient") and record.get("batch_size")
         ]
         return (middle([some for some, _ in known]), middle([batch for _, batch in known])) if known else None
+
+    @cached_property
+    def unfollowed(self) -> str | None:
+        """Why there are no lagged gradients, where a profile of the last samples says so."""
+        missing = [record.get("inexact_reason") for record in reversed(self.last) if not record.get("lagged")]
+        return next((reason.rstrip(".") for reason in missing if reason), None)
 
     @property
     def time_first(self) -> bool:

@@ -57,9 +57,9 @@ def _without_gradient(found: Evidence) -> Said | None:
 
 
 def _without_time(found: Evidence) -> Said | None:
-    if found.timesteps > 1:
-        return None
     severed = found.message(EventKind.NO_GRADIENT_THROUGH_TIME)
+    if found.timesteps > 1 and (not severed or any(any(record["lagged"][1:]) for record in found.last)):
+        return None
     if severed:
         return Verdict.NO_GRADIENT_THROUGH_TIME, severed
     if found.handed_over:
@@ -116,7 +116,12 @@ def order_in_doubt(found: Evidence) -> bool:
 def _without_lags(found: Evidence) -> Said | None:
     if found.horizon is not None:
         return None
-    return Verdict.UNDECIDED, "The loss sends no gradient from which the horizon could be measured."
+    if found.unfollowed is not None:
+        return Verdict.UNDECIDED, f"The horizon is not known: {found.unfollowed}."
+    return (
+        Verdict.UNDECIDED,
+        "The horizon is not known: no gradient was followed back from the loss of a single timestep.",
+    )
 
 
 def _outlives(found: Evidence) -> Said | None:
@@ -145,8 +150,8 @@ def _shortened(found: Evidence) -> Said | None:
     reached = max(found.before, key=reach, default=None)
     if reached is None or reach(reached) <= (found.horizon or 0):
         return None
-    earlier = f"at step {reached['step']} it reached {reached['horizon']}, as learning may leave it"
-    return Verdict.SHORTENED, f"{_fall(found)}; {earlier}."
+    earlier = f"at step {reached['step']} it reached {reached['horizon']}"
+    return Verdict.SHORTENED, f"{_fall(found)}; {earlier}. What has been learned needs little gradient."
 
 
 def _vanishing(found: Evidence) -> Said:
@@ -159,7 +164,7 @@ def _vanishing(found: Evidence) -> Said:
         )
     if found.starves:
         return Verdict.VANISHING, f"{_fall(found)}: what lies further back is not learned."
-    enough = "every timestep has a loss near enough, so it matters only if the task needs a longer memory"
+    enough = "yet every timestep gets 1 % of the largest gradient or more, so it matters only if the task needs a longer memory"
     return Verdict.VANISHING, f"{_fall(found)}; {enough}."
 
 
@@ -206,7 +211,31 @@ def _low(found: Evidence) -> str:
 
 
 def _speed(found: Evidence) -> str:
-    return "" if found.rate is None else f" (growth rate {found.rate:+.3g} nats per timestep)"
+    """In brackets, how far the horizon moved and how fast the gradient fades or grows."""
+    parts: list[str] = []
+    if found.spread is not None:
+        parts.append(f"{found.spread} in the last {found.spread.samples} samples")
+    if found.rate is not None:
+        parts.append(f"growth rate {found.rate:+.3g} nats per timestep: {_in_words(found.rate)}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _in_words(rate: float) -> str:
+    """What a growth rate makes of the gradient with each timestep back."""
+    if abs(rate) < KEEPS:
+        return "it keeps its size"
+    if rate < 0:
+        left = 100 * math.exp(rate)
+        return f"it fades, to {left:.0f} % with each" if left >= 1 else "it fades, to under 1 % with each"
+    return (
+        f"it grows, by {100 * math.expm1(rate):.2g} % with each"
+        if rate < math.log(2)
+        else f"it grows, {math.exp(rate):.3g}-fold with each"
+    )
+
+
+KEEPS = 0.005
+"""A growth rate under this, in nats per timestep, is no growth that anybody would notice."""
 
 
 def _count(number: int, noun: str) -> str:

@@ -57,7 +57,7 @@ def _summary(
         layer=layer,
         direction=direction,
         timesteps=found.timesteps,
-        horizon=found.horizon,
+        horizon=None if verdict is Verdict.NO_GRADIENT_THROUGH_TIME else found.horizon,
         horizon_censored=found.censored,
         growth_rate=found.rate,
         exact=found.exact,
@@ -66,6 +66,7 @@ def _summary(
         verdict=verdict,
         sentence=sentence + _sequences(found) + _segments(found) + _doubt(found),
         starves=found.starves and not found.low,
+        horizon_range=None if found.spread is None else str(found.spread),
         since=found.lost[0] if found.lost else None,
     )
 
@@ -97,7 +98,7 @@ def _segments(found: Evidence) -> str:
 
 def _doubt(found: Evidence) -> str:
     """That, and why, the figures are not exact."""
-    if found.exact:
+    if found.exact or (found.horizon is None and found.unfollowed is not None):  # then the sentence itself says why
         return ""
     reason = next((record["inexact_reason"] for record in reversed(found.last) if record.get("inexact_reason")), "")
     return " The measurement is not exact" + (f": {reason.rstrip('.')}." if reason else ".")

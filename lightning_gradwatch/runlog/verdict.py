@@ -44,6 +44,7 @@ class LayerSummary:
         exact: whether every one of the last samples was.
         samples: sampled steps in the whole run; ``events``: events that name this place.
         verdict: one word; ``sentence``: the same in a sentence, without the place.
+        horizon_range: from where to where the horizon moved in the last samples, in words; None where it hardly did.
         since: the step from which on ``verdict`` holds, where that is known.
         starves: some timesteps get under 1 % of the largest total gradient. Where none does, vanishing is no more than a note.
     """
@@ -62,6 +63,7 @@ class LayerSummary:
     verdict: Verdict
     sentence: str
     starves: bool = False
+    horizon_range: str | None = None
     since: int | None = None
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -10,9 +12,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradwatch import EventKind, GradWatch, load_run
+from lightning_gradwatch.cli import main
+from lightning_gradwatch.report.html import write_report
 from lightning_gradwatch.runlog import summarise
 from lightning_gradwatch.runlog.summary import Verdict
 from tests.models import trainer
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
 
 
 class Reads(pl.LightningModule):
@@ -188,6 +197,26 @@ def test_packed_sequences_read_at_their_last_timestep_are_told_too(tmp_path):
     assert found[0, "reverse"].verdict == Verdict.BARELY_REACHED
 
 
+def _tagger(rnn, x, padded):
+    lengths = torch.arange(len(x)) % 9 + 12
+    padding = torch.arange(x.shape[1]) >= lengths[:, None]
+    if padded == "before":
+        padding = padding.flip(1)
+    output = rnn(x.masked_fill(padding[..., None], 0.5))[0]
+    return output[~padding].square().mean()
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("padded", ["behind", "before"])
+def test_padding_of_a_tagger_starves_without_harm(tmp_path, kind, padded):
+    """Both directions, not packed, a loss at each real timestep: what little reaches the padding is no warning and no short reach."""
+    rnn = getattr(nn, kind)(3, 8, batch_first=True, bidirectional=True)
+    watch, found = fit(tmp_path, rnn, lambda rnn, x: _tagger(rnn, x, padded), timesteps=40)
+    assert all(event.severity == "info" for event in watch.events)
+    assert not few(watch)
+    assert not any(layer.starves for layer in found.values())
+
+
 def test_timesteps_drawn_anew_at_each_step_are_not_judged_by_a_few_samples(tmp_path):
     """Early timesteps in three samples of a run that reads late ones too are no alarm."""
     drawn = iter([19, 1, 1, 1, 1, 1, 1, 1, 1, 12, 19, 15])
@@ -273,3 +302,79 @@ def test_choosing_sequences_leaves_training_and_random_numbers_alone(tmp_path):
 
     watched = end([GradWatch(every_n_steps=1, max_sequences=2, dirpath=tmp_path / "run")])
     assert all(map(torch.equal, watched, end([])))
+
+
+# ---------------------------------------------------------------- numbers and reasons
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_the_number_of_an_event_is_that_of_its_step(tmp_path, kind):
+    """Horizon and starving timesteps are those of the profile of the same step, not of an average over several."""
+    rnn = getattr(nn, kind)(3, 8, batch_first=True)
+    watch, _ = fit(tmp_path, rnn, lambda rnn, x: rnn(x * torch.rand(()) * 5)[0][:, -1].square().mean(), timesteps=60)
+    (event,) = [e for e in watch.events if e.kind == EventKind.VANISHING_HIDDEN_GRADIENT and e.action is None]
+    records = load_run(watch.run_dir).profile_records
+    (record,) = [r for r in records if r["step"] == event.step and r["state"] == "h"]
+    assert event.value == record["horizon"]
+    (starving,) = map(int, re.findall(r"The (\d+) timesteps furthest", event.message))
+    dark = next(place for place, norm in enumerate(record["total"]) if norm >= 0.01 * max(record["total"]))
+    assert abs(starving - dark) <= 1  # the one is a median over sequences, the other is of the median's curve
+
+
+class Twice(torch.autograd.Function):
+    """A user's own operation, whose backward must run once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Obstructed(nn.Module):
+    """A cell in a loop with an ``obstacle`` between the states, and a loss at each of them."""
+
+    def __init__(self, obstacle) -> None:
+        super().__init__()
+        self.cell, self.obstacle = nn.GRUCell(3, 8), obstacle
+
+    def forward(self, x):
+        h, loss = torch.zeros(len(x), 8), 0.0
+        for t in range(x.shape[1]):
+            h = self.obstacle(self.cell(x[:, t], h))
+            loss = loss + h.square().mean()
+        return loss
+
+
+def _hooked(h):
+    h.register_hook(lambda gradient: None)
+    return h
+
+
+def _retained(h):
+    h.retain_grad()
+    return h
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "reason"),
+    [
+        (Twice.apply, "the backward of Twice in it would run twice"),
+        (_hooked, "a hook on its states would be called twice"),
+        (_retained, "its states retain their gradients"),
+    ],
+)
+def test_lags_that_cannot_be_taken_are_a_reason_everywhere(tmp_path, capsys, obstacle, reason):
+    """In the verdict, the table, the live picture and the page."""
+    watch, found = fit(tmp_path, Obstructed(obstacle), lambda rnn, x: rnn(x), timesteps=6)
+    layer = found[0, "forward"]
+    assert layer.verdict == Verdict.UNDECIDED
+    assert layer.sentence.count(reason) == 1
+    assert "sends no gradient" not in layer.sentence
+    run = load_run(watch.run_dir)
+    for command in (["events", str(run.path)], ["watch", "--once", str(run.path)]):
+        assert main(command) == 0
+        assert reason in " ".join(capsys.readouterr().out.split())
+    assert reason in write_report(run, tmp_path / "page.html").read_text("utf-8")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch import EventKind, GradWatch, load_run, tap
+from lightning_gradwatch.report import write_report
 from lightning_gradwatch.runlog.summary import Verdict, summarise
 from tests.integration.recurrences import (
     HIDDEN,
@@ -302,3 +303,36 @@ def test_a_recurrence_found_and_tapped_is_measured_once(make: Any, run: Run, nam
     assert {(r["module"], r["timesteps"]) for r in records} == {(name, 12)}
     assert sorted({r["step"] for r in records}) == [0, 1, 2, 3]
     assert not [event for event in watch.events if event.kind == EventKind.NOT_OBSERVED]
+
+
+@pytest.mark.parametrize("place", ["input", "state"])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_nan_in_a_module_fed_piece_by_piece(place: str, pieces: int, tmp_path: Path) -> None:
+    """Its timestep is counted from the begin of the whole sequence."""
+
+    def run(net: nn.Module, x: Tensor) -> Tensor:
+        spoilt = x.clone()
+        if place == "input":
+            spoilt[2, 7] = torch.nan
+        state, total = None, 0
+        for t, piece in enumerate(spoilt.split(pieces, 1)):
+            output, state = net(piece, state)
+            spoil = place == "state" and (t + 1) * pieces == 6
+            state = state * torch.tensor([1.0, 1, torch.nan if spoil else 1, 1, 1, 1, 1, 1])[:, None]
+            total = total + output.square().mean()
+        return total
+
+    event = fit(gru(), run, tmp_path, steps=1).events[0]
+    kind, timestep = (EventKind.NONFINITE_INPUT, 7) if place == "input" else (EventKind.NONFINITE_STATE, 6)
+    assert (event.kind, event.timestep, event.sequence) == (kind, timestep, 2)
+
+
+def test_the_report_has_a_headline_and_no_empty_picture(tmp_path: Path) -> None:
+    """The page says first that nothing flows through time, in a card of the colour of a warning, and offers no heatmap of it."""
+    fit(gru(), fused(detached), tmp_path)
+    page = write_report(load_run(tmp_path / "run"), tmp_path / "report.html").read_text()
+    assert "<p class=headline><b>nothing flows through time</b> in net, layer 0.</p>" in page
+    assert page.count('<article class="card nothing-flows-through-time">') == 1
+    assert '"keys":[]' in page
+    assert "<dt>horizon</dt>" not in page
+    assert "Not observed" not in page

@@ -335,6 +335,22 @@ def test_what_cannot_be_joined_says_so() -> None:
     assert all("bidirectional" in (profile.inexact_reason or "") for profile in found)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mix", ["a new order", "a norm over the batch", "a mean"])
+def test_rows_that_are_mixed(kind: str, mix: str) -> None:
+    """Where a row of the state comes from other sequences the totals are right, and the figures say that a row is not one sequence."""
+    mixes: dict[str, Callable[[Tensor, int], Tensor]] = {
+        "a new order": lambda h, t: h[:, [1, 2, 0]],
+        "a norm over the batch": lambda h, t: (h - h.mean(1, keepdim=True)) / (1e-3 + h.std(1, keepdim=True)),
+        "a mean": lambda h, t: h + h.mean(1, keepdim=True),
+    }
+    made = ByCells(make(kind, 1))
+    totals, _, _ = truth(made, stepped(mixes[mix])(made))
+    _, (profile, *_) = watched(make(kind, 1), stepped(mixes[mix]))
+    assert "comes from other rows" in (profile.inexact_reason or "")
+    assert np.allclose(profile.total, totals[0].T.numpy(), rtol=1e-10)
+
+
 def test_without_a_word_before_the_backward_pass() -> None:
     """Totals are exact all the same where the lags were not followed."""
     forward = stepped(CHANGES["a mask"])

@@ -10,6 +10,7 @@ import pytest
 from lightning_gradwatch.detect import exploding, short_reach, vanishing
 from lightning_gradwatch.events import ENDED, ONGOING, Event, EventKind
 from lightning_gradwatch.profile import HORIZON_RATIO
+from lightning_gradwatch.report.summary import horizon_text
 from lightning_gradwatch.runlog import evidence, summarise
 from lightning_gradwatch.runlog.summary import Verdict
 from tests.runlogs import profile
@@ -203,3 +204,53 @@ def test_an_inexact_measurement_says_so():
     found = judge({**profile(), "exact": False, "inexact_reason": "cuDNN keeps its dropout mask"})
     assert not found.exact
     assert found.sentence.endswith("The measurement is not exact: cuDNN keeps its dropout mask.")
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (-0.5, "it fades, to 61 % with each"),
+        (-6.0, "it fades, to under 1 % with each"),
+        (-0.001, "it keeps its size"),
+        (0.05, "it grows, by 5.1 % with each"),
+        (1.5, "it grows, 4.48-fold with each"),
+    ],
+)
+def test_a_growth_rate_is_said_in_words_too(rate, words):
+    """What it makes of the gradient with each timestep back."""
+    timesteps = 10 if rate > 1 else 40
+    assert words in judge(*[profile(step, rate=rate, timesteps=timesteps) for step in range(5)]).sentence
+
+
+def test_a_horizon_that_jumps_is_told_with_its_range():
+    """On a plateau near 1 % a little makes much of a horizon: the median, and from where to where it went."""
+    jumps = [{**profile(step, rate=-0.5), "horizon": horizon} for step, horizon in enumerate([4, 4, 4, 17, 4])]
+    found = judge(*jumps)
+    assert (found.horizon, found.horizon_range) == (4, "4 to 17")
+    assert "after 4 of 40 timesteps (4 to 17 in the last 3 samples; growth rate" in found.sentence
+    assert horizon_text(found) == "4 of 40 (4 to 17)"
+
+
+def test_a_horizon_that_was_cut_off_in_some_samples_ranges_to_over_that():
+    """The longest one is longer than it could be seen."""
+    mixed = [profile(step, rate=-0.5) for step in range(3)] + [profile(step, rate=-0.01) for step in (3, 4)]
+    assert judge(*mixed).horizon_range == "10 to over 39"
+
+
+def test_an_even_horizon_has_no_range():
+    """Nor has one of several calls of a step that differ from one another, as an encoder's and a decoder's do."""
+    assert judge(*[profile(step, rate=-0.5 + 0.01 * step) for step in range(5)]).horizon_range is None
+    calls = [
+        {**profile(step, rate=rate), "call": call} for step in range(5) for call, rate in enumerate((-0.5, -0.2, -0.5))
+    ]
+    assert judge(*calls).horizon_range is None
+
+
+def test_lags_that_were_not_taken_leave_the_verdict_open_with_their_reason():
+    """Once, as a sentence; without a reason, what is known."""
+    unknown = {"lagged": [], "horizon": None, "horizon_censored": True, "growth_rate": None}
+    reason = "a hook on its states would be called twice; no lags were measured"
+    told = judge(*[{**profile(step), **unknown, "exact": False, "inexact_reason": reason} for step in range(5)])
+    assert (told.verdict, told.sentence) == (Verdict.UNDECIDED, f"The horizon is not known: {reason}.")
+    untold = judge(*[{**profile(step), **unknown} for step in range(5)])
+    assert "no gradient was followed back from the loss of a single timestep" in untold.sentence

@@ -17,6 +17,8 @@ _ADDED_REMEDY = (
     "Make it in __init__ or configure_model, or train on in a fit of its own: each fit looks for the modules anew."
 )
 
+_SCRIPTED_REMEDY = "Leave it unscripted while it trains, and script it afterwards: the weights are the same."
+
 
 class Unobserved:
     """Gathers reasons during one fit.
@@ -28,7 +30,7 @@ class Unobserved:
         strict: let an error of our own through instead of making it a reason.
 
     Attributes:
-        reasons: qualified name → why it cannot be observed, whatever happens.
+        reasons: qualified name of what TorchScript holds → why it cannot be observed, whatever happens.
         measured: the modules that were.
     """
 
@@ -79,8 +81,8 @@ class Unobserved:
             if name not in observed and any(p.grad is not None for p in module.parameters()):
                 self._called_around.add(name)
 
-    def found(self, capture: Capture, observed: Collection[str]) -> list[tuple[str, str]]:
-        """Each module that was never observed, with the reason as a sentence."""
+    def found(self, capture: Capture, observed: Collection[str], moment: Moment) -> list[Event]:
+        """Each module that was never observed, with the reason."""
         reasons = self.reasons | {name: why for name, why in self._failed.items() if name not in self.measured}
         for name in capture.modules:
             if name in observed:
@@ -93,4 +95,10 @@ class Unobserved:
                 )
             else:
                 reasons[name] = "its forward was not called in a training step, or no loss reached its output"
-        return [(name, f"{reason[0].upper()}{reason[1:]}.") for name, reason in reasons.items()]
+        return [self._event(moment, name, reason) for name, reason in reasons.items()]
+
+    def _event(self, moment: Moment, name: str, reason: str) -> Event:
+        fields = {"module": name, "detail": f"{reason[0].upper()}{reason[1:]}."}
+        if name in self.reasons:
+            fields["remedy"] = _SCRIPTED_REMEDY
+        return moment.event(EventKind.NOT_OBSERVED, **fields)

@@ -153,7 +153,7 @@ class Watch:
         self._pending: list[_Pending] = []
         if find_cells:
             for name, kind in scripted_recurrences(model).items():
-                self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), which takes no hooks"
+                self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), and takes no hooks"
         self.capture.attach()
         self._weights = list(self.capture.parameters())
         self._discovery = self._start_search(model, modules, is_over, everywhere=find_cells and patterns is None)
@@ -212,9 +212,9 @@ class Watch:
         watched = self.capture.modules or self.observed or self._discovery
         return not (watched or self._severed or self._unobserved.reasons)
 
-    def unobserved(self) -> list[tuple[str, str]]:
+    def unobserved(self, moment: Moment) -> list[Event]:
         """Each module that was never observed, with the reason."""
-        return self._unobserved.found(self.capture, self.observed)
+        return self._unobserved.found(self.capture, self.observed, moment)
 
     def poll(self, *, wait: bool = False) -> None:
         """Judge the norms that have arrived; with ``wait``, all of them."""

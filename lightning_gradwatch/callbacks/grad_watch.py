@@ -181,7 +181,7 @@ class GradWatch(Callback):
         self._watch: Watch | None = None
         self._loss: Tensor | None = None
         self._moment, self._steps = Moment(0), OptimizerSteps()
-        self._hidden = False
+        self._hidden = self._nothing_said = False
         self._sampling = Sampling(self.every_n_steps)
         self._reactions = Reactions(self._options())
 
@@ -308,9 +308,10 @@ class GradWatch(Callback):
         with contextlib.suppress(Exception) if broken_off else contextlib.nullcontext():
             watch.finish(self._moment)
         if watch.steps or not broken_off:
-            for name, reason in watch.unobserved():
-                self._found.take_event(self._moment.event(EventKind.NOT_OBSERVED, module=name, detail=reason))
-        if self.summary and (watch.steps or self.events or not broken_off):
+            for event in watch.unobserved(self._moment):
+                self._found.take_event(event)
+        nothing = watch.has_nothing() and not self._hidden
+        if self.summary and (self.events or not nothing) and (watch.steps or self.events or not broken_off):
             self._say_findings(trainer)
 
     def _say_findings(self, trainer: Trainer) -> None:
@@ -386,11 +387,11 @@ class GradWatch(Callback):
         if self.progress_bar and shortest is not None:
             cut = "≥" if shortest["horizon_censored"] else ""
             show_in_progress_bar(trainer, {"horizon": f"{cut}{shortest['horizon']}/{shortest['timesteps']}"})
-        if self._watch.has_nothing() and not self._hidden:
-            self._close()
+        if self._watch.has_nothing() and not self._hidden and not self._nothing_said:
+            self._nothing_said = True
             rank_zero_warn(
                 "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the "
-                "model and watches nothing. Take it out, or mark the hidden states with tap().",
+                "model: it only looks for NaN and inf from now on. Take it out, or mark the hidden states with tap().",
             )
 
     @_harmless

@@ -146,11 +146,10 @@ class Loops:
 
     def _join_starts(self, loop: Loop, count: int) -> None:
         """The cell is called ``1 + count`` times in a timestep: so are those sequences of one timestep that began as this one did."""
-        start = loop.start()
         for other in list(self._of_module[loop.module]):
             if len(loop.besides.get(0, ())) >= count:
                 return
-            if other is not loop and len(other.steps) == 1 and start and other.start() == start:
+            if other is not loop and len(other.steps) == 1 and other.begins_as(loop):
                 self._absorb(loop, other)
 
     def _absorb(self, loop: Loop, other: Loop) -> None:
@@ -175,7 +174,7 @@ class Loops:
                 continue
             if place[0] is first[0] and place[1] == first[1]:
                 first[0].mixed = True
-            elif len(place[0].steps) == len(first[0].steps) == 1 and place[0].start() == first[0].start():
+            elif len(place[0].steps) == len(first[0].steps) == 1 and place[0].begins_as(first[0]):
                 self._absorb(first[0], place[0])
                 first[0].mixed = True
         return first

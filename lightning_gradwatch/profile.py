@@ -87,6 +87,7 @@ class Profile:
         saturation: a closer look at the gates, where ``gate_gradient`` is small.
         fused: of a module that takes whole sequences, not of a loop.
         handed_over: whether that state is a leaf that asks for a gradient, which somebody may hand back by hand.
+        apart: whether it is measured by itself although its state goes on from call to call.
         with_gradient: to how many sequences of the whole batch the loss sends anything; None where it is not known.
         batch_first: of the module; None where there is no such order.
     """
@@ -114,6 +115,7 @@ class Profile:
     saturation: Saturation | None = None
     fused: bool = True
     handed_over: bool = False
+    apart: bool = False
     with_gradient: int | None = None
     batch_first: bool | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
@@ -200,6 +202,12 @@ class Profile:
         within = np.arange(self.timesteps)[None, :] < np.asarray(self.lengths)[:, None]
         return np.where(within & np.isnan(norms), np.inf, norms)
 
+    def _past(self) -> str | None:
+        """What is not as it should be with the state that came in."""
+        return (
+            "left out" if self.apart else "handed over" if self.handed_over else "cut off" if self.truncated else None
+        )
+
     def to_record(self, *, keep_sequences: bool = False) -> dict[str, Any]:
         """The profile as a record of the run log, without the fields that place it in the training."""
         lagged = self.lagged()
@@ -236,7 +244,7 @@ class Profile:
             "reachable": of,
             "with_gradient": self.with_gradient,
             "batch_first": self.batch_first,
-            "past": "handed over" if self.handed_over else "cut off" if self.truncated else None,
+            "past": self._past(),
         }
         if keep_sequences:
             record["total_by_sequence"] = [

@@ -122,6 +122,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         saturation=None if saturation is None else saturation[layer][direction],
                         fused=not call.parts,
                         handed_over=_is_handed_over(call),
+                        apart=call.apart is not None,
                         with_gradient=swept.with_gradient,
                         batch_first=_order(call),
                     )

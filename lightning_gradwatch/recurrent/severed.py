@@ -152,6 +152,4 @@ def _with_what(uses: Sequence[Use]) -> str:
     given = uses[-1].given
     if not given:
         return "with no state given"
-    if any(state.requires_grad for state in given):
-        return "with the same trained state"
     return "with the same state" if any(bool(state.any()) for state in given) else "with a state of zeros"

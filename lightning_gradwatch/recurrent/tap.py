@@ -19,7 +19,7 @@ def tap(h: T, name: str = "tap") -> T:
     sequence; without one, nothing happens.
 
     Args:
-        h: ``(batch, hidden)`` or ``(hidden,)``.
+        h: ``(batch, hidden)`` or ``(hidden,)``; of more dimensions, the batch first, or ``(1, batch, hidden)``.
         name: under which the recurrence is reported.
 
     Raises:

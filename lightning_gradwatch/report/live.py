@@ -25,6 +25,7 @@ VERDICT_STYLES = {
     Verdict.SATURATED: "bold yellow",
     Verdict.NO_GRADIENT_THROUGH_TIME: "bold yellow",
     Verdict.NOT_FINITE: "bold red",
+    Verdict.DIVERGED: "bold red",
 }
 _CALM = (Verdict.HEALTHY, Verdict.SHORTENED)
 _MOST_ROWS = 8
@@ -96,14 +97,17 @@ def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
     else:
         # What is not well comes first where there is no room for all.
         ranked = sorted(found, key=lambda layer: layer.is_note or layer.verdict in _CALM)
-        able = max(1, room // (_FEWEST_ROWS + 3))
+        able = max(1, room // (_FEWEST_ROWS + 3 + any(layer.inexact_reason for layer in found)))
         chosen = {id(layer) for layer in ranked[:able]}
         shown = [layer for layer in found if id(layer) in chosen]
         spare = room - (1 if len(shown) < len(found) else 0)
-        rows = min(_MOST_ROWS, max(_FEWEST_ROWS, spare // len(shown) - 3))
+        reasons = any(layer.inexact_reason for layer in shown)
+        rows = min(_MOST_ROWS, max(_FEWEST_ROWS, spare // len(shown) - 3 - reasons))
     lines: list[Any] = []
     for layer in shown:
         lines.append(_head(layer))
+        if layer.inexact_reason:
+            lines.append(_text((f"  not exact: {layer.inexact_reason}", "yellow")))
         records = _records_of(groups, layer)
         if records:
             lines += heatmap(records, width=width, rows=rows)

@@ -83,6 +83,9 @@ def _figures(records: Sequence[Record]) -> Iterable[tuple[str, Figure]]:
             continue
         figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=100)
         by_timestep, by_lag = figure.subplots(1, 2)
+        if found[-1].get("exact") is False:
+            reason = found[-1].get("inexact_reason")
+            figure.supxlabel(f"not exact{f': {reason}' if reason else ''}", fontsize="small", parse_math=False)
         try:
             plot_profile(found, ax=by_timestep)
             plot_lag(found, ax=by_lag)

@@ -209,9 +209,14 @@ class Evidence:
         return any(record.get("past") == "handed over" for record in self.last)
 
     @cached_property
+    def left_out(self) -> bool:
+        """Whether calls between which the state goes on were measured each by itself."""
+        return any(record.get("past") == "left out" for record in self.last)
+
+    @cached_property
     def cut_off(self) -> bool:
         """Whether in most of the last samples' sequences the state came in cut off from its past."""
-        return 2 * sum(record.get("past") is not None for record in self.last) > len(self.last)
+        return 2 * sum(record.get("past") in ("cut off", "handed over") for record in self.last) > len(self.last)
 
     @cached_property
     def exact(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import starmap
 from statistics import median
 
-from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.events import EventKind, closes_episode
 from lightning_gradwatch.runlog.evidence import (
     CUT_OFF,
     EXPLODING_FACTOR,
@@ -49,6 +49,12 @@ def _not_finite(found: Evidence) -> Said | None:
     return Verdict.NOT_FINITE, f"No sample from then on is finite.{what}"
 
 
+def _diverged(found: Evidence) -> Said | None:
+    """Of the whole training: a layer's horizon says little where the loss has run away."""
+    told = [event for event in found.everywhere if event["kind"] == EventKind.DIVERGED]
+    return (Verdict.DIVERGED, told[-1]["message"] or "") if told and not closes_episode(told[-1]) else None
+
+
 def _without_gradient(found: Evidence) -> Said | None:
     norms = [norm for record in found.last for norm in record["total"]]
     if any(norm > 0 for norm in norms):  # NaN stands where no sequence reached
@@ -64,6 +70,8 @@ def _without_time(found: Evidence) -> Said | None:
         return Verdict.NO_GRADIENT_THROUGH_TIME, severed
     if found.handed_over:
         return Verdict.UNDECIDED, HANDED_OVER
+    if found.left_out:
+        return Verdict.UNDECIDED, LEFT_OUT
     said = found.message(EventKind.NOT_OBSERVED)
     return Verdict.NOT_OBSERVED, said or "Its sequences have one timestep: nothing flows through time."
 
@@ -170,6 +178,7 @@ def _vanishing(found: Evidence) -> Said:
 
 RULES: tuple[Rule, ...] = (
     _not_finite,
+    _diverged,
     _without_gradient,
     _without_time,
     _exploding,
@@ -189,6 +198,8 @@ _PADDED = (
     "the {} timesteps before the loss have equal inputs, as padding has, and have to be crossed first. If they are padding, pack the "
     "sequences, or read each one's last real step."
 )
+
+LEFT_OUT = "Each of its calls has one timestep, and how far the gradient reaches from call to call was not measured."
 
 HANDED_OVER = (
     "Each of its calls has one timestep, and the state that comes in is a leaf of its own: a gradient that is handed back by hand is in "

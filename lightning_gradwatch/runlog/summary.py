@@ -68,6 +68,7 @@ def _summary(
         starves=found.starves and not found.low,
         horizon_range=None if found.spread is None else str(found.spread),
         since=found.lost[0] if found.lost else None,
+        inexact_reason=_reason(found),
     )
 
 
@@ -100,8 +101,13 @@ def _doubt(found: Evidence) -> str:
     """That, and why, the figures are not exact."""
     if found.exact or (found.horizon is None and found.unfollowed is not None):  # then the sentence itself says why
         return ""
-    reason = next((record["inexact_reason"] for record in reversed(found.last) if record.get("inexact_reason")), "")
-    return " The measurement is not exact" + (f": {reason.rstrip('.')}." if reason else ".")
+    reason = _reason(found)
+    return " The measurement is not exact" + (f": {reason}." if reason else ".")
+
+
+def _reason(found: Evidence) -> str:
+    reasons = (record.get("inexact_reason") for record in reversed(found.last))
+    return next((reason.rstrip(".") for reason in reasons if reason), "")
 
 
 def _unseen(module: str, event: Record, events: int) -> LayerSummary:

@@ -19,12 +19,14 @@ class Verdict(StrEnum):
     NO_GRADIENT_THROUGH_TIME = "nothing flows through time"
     BARELY_REACHED = "barely reached"
     NOT_FINITE = "not finite"
+    DIVERGED = "diverged"
     UNDECIDED = "undecided"
     NOT_OBSERVED = "not observed"
 
 
 _SEVERITY = {
     Verdict.NOT_FINITE: Severity.CRITICAL,
+    Verdict.DIVERGED: Severity.CRITICAL,
     Verdict.EXPLODING: Severity.WARNING,
     Verdict.VANISHING: Severity.WARNING,
     Verdict.SATURATED: Severity.WARNING,
@@ -44,6 +46,7 @@ class LayerSummary:
         exact: whether every one of the last samples was.
         samples: sampled steps in the whole run; ``events``: events that name this place.
         verdict: one word; ``sentence``: the same in a sentence, without the place.
+        inexact_reason: why the last sample that is not exact is not.
         horizon_range: from where to where the horizon moved in the last samples, in words; None where it hardly did.
         since: the step from which on ``verdict`` holds, where that is known.
         starves: some timesteps get under 1 % of the largest total gradient. Where none does, vanishing is no more than a note.
@@ -65,6 +68,7 @@ class LayerSummary:
     starves: bool = False
     horizon_range: str | None = None
     since: int | None = None
+    inexact_reason: str = ""
 
     @property
     def line(self) -> str:

@@ -25,7 +25,7 @@ from lightning.pytorch.tuner import Tuner
 
 from lightning_gradwatch import GradWatch, load_run
 from tests.asserts import assert_identical
-from tests.integration.ways import Adversarial, CellLoop, Fails, Fused, Manual, SkipsBatches, scaled
+from tests.integration.ways import Adversarial, AnyCell, CellLoop, Fails, Fused, Manual, SkipsBatches, scaled
 from tests.models import TinyLanguageModel, sentences, trainer
 
 
@@ -148,6 +148,22 @@ LOOPS = [
     *(
         _way(f"cell loop, {step} step, every loss", {"step": step, "every": True}, kind=CellLoop, exact=False)
         for step in ("checkpointed", "counting", "hooked")
+    ),
+    # A cell of one's own is found in the first batch, and measured from the second one on.
+    *(
+        _way(f"cell of one's own, {way or 'called'}", {"way": way}, kind=AnyCell, first_batch=1)
+        for way in ("", "forward", "stacked", "listed", "twice")
+    ),
+    *(
+        _way(
+            f"cell of one's own, an error in {hook}",
+            {"way": "forward"},
+            kind=AnyCell,
+            callbacks=lambda hook=hook: [Fails(hook)],
+            fails=True,
+            first_batch=1,
+        )
+        for hook in ("on_before_backward", "on_train_batch_end")
     ),
 ]
 CONFIGURATIONS = [*MODELS, *WAYS, *LOOPS]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_gradwatch import EventKind, GradWatch, load_run, tap
 from lightning_gradwatch.report import write_report
@@ -336,3 +337,43 @@ def test_the_report_has_a_headline_and_no_empty_picture(tmp_path: Path) -> None:
     assert '"keys":[]' in page
     assert "<dt>horizon</dt>" not in page
     assert "Not observed" not in page
+
+
+def shrinks(net: nn.Module, x: Tensor) -> Tensor:
+    state, total = None, 0
+    for t in range(6):
+        output, state = net(x[: 8 - t, t : t + 1], None if state is None else state[:, : 8 - t])
+        total = total + output.square().mean()
+    return total
+
+
+def both_stepped(net: nn.Module, x: Tensor) -> Tensor:
+    return fused(lambda h: h * 0.9)(net, x)
+
+
+def checkpointed(net: nn.Module, x: Tensor) -> Tensor:
+    state, total = torch.zeros(1, len(x), HIDDEN, requires_grad=True), 0
+    for t in range(6):
+        step = lambda x, h: net(x, h * 0.9)  # noqa: E731
+        output, state = checkpoint(step, x[:, t : t + 1], state, use_reentrant=False)
+        total = total + output.square().mean()
+    return total
+
+
+@pytest.mark.parametrize(
+    ("make", "run", "why"),
+    [
+        (gru, shrinks, "batches of different sizes"),
+        (lambda: nn.GRU(WIDTH, HIDDEN, batch_first=True, bidirectional=True), both_stepped, "bidirectional"),
+        (gru, checkpointed, "activation checkpointing"),
+    ],
+    ids=["a batch that shrinks", "a bidirectional module", "a checkpoint around each step"],
+)
+def test_what_could_not_be_measured_is_not_called_nothing(make: Any, run: Run, why: str, tmp_path: Path) -> None:
+    """Where the state goes on and how far the gradient reaches is not known, that and the reason are said, and nothing else."""
+    watch = fit(make(), run, tmp_path)
+    for layer in summarise(load_run(tmp_path / "run").profile_records, [e.to_record() for e in watch.events]):
+        assert layer.verdict is Verdict.UNDECIDED
+        assert why in layer.sentence
+        assert "nothing flows" not in layer.line
+    assert not told(watch)

@@ -112,6 +112,48 @@ class CellLoop(TinyLanguageModel):
         return torch.stack(made).mean()
 
 
+class Memory(nn.Module):
+    """A cell of one's own with two states, whose dropout draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.drop = nn.Linear(14, 16), nn.Dropout(0.2)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        f, z = self.mix(torch.cat([x, self.drop(h)], -1)).chunk(2, -1)
+        c = f.sigmoid() * c + z.tanh()
+        return c.tanh(), c
+
+
+class AnyCell(TinyLanguageModel):
+    """A cell of one's own in a loop.
+
+    Args:
+        way: ``forward``, called directly; ``stacked`` states, taken apart; ``listed``, held in a plain list; ``twice``, called again with
+            each state; otherwise as usual.
+    """
+
+    def __init__(self, way: str = "") -> None:
+        super().__init__("GRU")
+        self.way, self.rnn = way, Memory()
+        self.cells = [self.rnn]
+        if way == "listed":
+            del self.rnn
+
+    def loss(self, words: Tensor, batch_idx: int) -> Tensor:
+        h = c = torch.zeros(len(words), 8)
+        cell = self.cells[0]
+        run = cell.forward if self.way == "forward" else cell
+        beside = torch.zeros(())
+        for x in self.embedding(words[:, :-1]).unbind(1):
+            if self.way == "twice":
+                beside = beside + run(x, h, c)[0].square().mean()
+            h, c = run(x, h, c)
+            if self.way == "stacked":
+                h, c = torch.stack([h, c]).unbind()
+        return nn.functional.cross_entropy(self.head(h), words[:, -1]) + beside
+
+
 class InTurn(TinyLanguageModel):
     """Trains one recurrent layer at even batches, another at odd ones."""
 

@@ -21,7 +21,7 @@ from lightning_gradwatch.detect import locate_nonfinite
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.plain import plain, warn
 from lightning_gradwatch.recurrent.discover import plain_name
-from lightning_gradwatch.recurrent.monitor import gradient_norm
+from lightning_gradwatch.recurrent.monitor import gradient_norms
 
 Response = Literal["warn", "skip", "stop", "raise", "rollback"]
 RESPONSES: tuple[Response, ...] = ("warn", "skip", "stop", "raise", "rollback")
@@ -219,8 +219,8 @@ def _told(event: Event) -> str:
 def _in_gradients(trainer: Trainer, module: LightningModule, parameters: list[Tensor], moment: Moment) -> Event | None:
     if active_scaler(trainer) is not None:
         return None  # it looks at every gradient itself, and skips
-    norm = gradient_norm(parameters)
-    if norm is None or math.isfinite(norm.value()):
+    norms = gradient_norms(parameters)
+    if norms is None or math.isfinite(norms.read().whole):
         return None
     stepping = set(map(id, parameters))
     named = ((plain_name(name), own) for name, own in module.named_parameters() if id(own) in stepping)
@@ -229,5 +229,5 @@ def _in_gradients(trainer: Trainer, module: LightningModule, parameters: list[Te
 
 @torch.no_grad()
 def _norm(parameters: list[Tensor]) -> float:
-    norm = gradient_norm(parameters)
-    return math.nan if norm is None else norm.value()
+    norms = gradient_norms(parameters)
+    return math.nan if norms is None else norms.read().whole

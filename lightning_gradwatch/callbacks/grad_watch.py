@@ -182,6 +182,7 @@ class GradWatch(Callback):
         self._found.figures = Figures() if self.figures else None
         self._watch: Watch | None = None
         self._loss: Tensor | None = None
+        self._batch: Any = None
         self._moment, self._steps = Moment(0), OptimizerSteps()
         self._hidden = self._nothing_said = False
         self._sampling = Sampling(self.every_n_steps)
@@ -303,7 +304,7 @@ class GradWatch(Callback):
                 self._found.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
         if self._found.trainer is not None:
             close_run_log(self._found.trainer, owner=self)
-        self._found.sink.log = self._found.trainer = self._loss = None
+        self._found.sink.log = self._found.trainer = self._loss = self._batch = None
         self._reactions.end_watching()
 
     @_harmless
@@ -348,6 +349,7 @@ class GradWatch(Callback):
             return
         self._watch.poll()
         self._watch.capture.begin()
+        self._batch = batch
         self._reactions.keep_start(trainer, pl_module, batch, batch_idx)
 
     @_harmless
@@ -389,6 +391,7 @@ class GradWatch(Callback):
         if self._watch is None:
             return
         self._look(trainer, pl_module)
+        self._batch = None
         self._watch.end_step(self._moment)
         shortest = self._found.shortest
         if self.progress_bar and shortest is not None:
@@ -441,6 +444,7 @@ class GradWatch(Callback):
             complete=not (automatic and trainer.fit_loop._should_accumulate()),  # pyright: ignore[reportPrivateUsage]
             scaled=not raw and active_scaler(trainer) is not None,
             closer=closer,
+            batch=self._batch,
         )
 
     def _now(self, trainer: Trainer) -> tuple[int, int | None]:
@@ -477,7 +481,7 @@ class GradWatch(Callback):
         """Without what belongs to a running fit, so that a copy holds no model and no trainer."""
         self._is_over()
         state = self.__dict__.copy()
-        state.update(_watch=None, _loss=None)
+        state.update(_watch=None, _loss=None, _batch=None)
         for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks
             state.pop(bound, None)
         return state

@@ -221,7 +221,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     sequences = pick_sequences(reached, max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
     series = [(name, states) for name, states in loop.series if [len(loop.rows(s.tensor)) for s in states] == rows]
-    runs = equal_ends.of_loop(
+    runs = equal_ends.of_steps(
         [None if x is None or x.dim() < 2 else loop.rows(x) for x in loop.inputs], sequences, lengths
     )
     totals = [_totals(loop, states, sequences, lengths) for _, states in series]

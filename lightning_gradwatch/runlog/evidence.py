@@ -149,6 +149,11 @@ class Evidence:
         last = [loss for record in self.last if (loss := record.get("loss")) is not None]
         return (known[0], median(last)) if last else None
 
+    @property
+    def low(self) -> bool:
+        """Whether the loss is low by now: what the task needs is learned."""
+        return self.losses is not None and 0 <= self.losses[1] < LOW * self.losses[0] < math.inf
+
     def ongoing(self, kind: EventKind) -> Record | None:
         """The event of an episode of this kind that began here and did not end while training went on; None if there is none."""
         begun = next((event for event in reversed(self.here) if event["kind"] == kind), None)

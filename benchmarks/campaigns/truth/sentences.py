@@ -84,8 +84,8 @@ Check = Callable[[Context, dict[str, str]], None]
 _PARTS = {
     "n": r"[-+]?(?:\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?|inf|nan)",
     "int": r"\d[\d,]*",
-    "place": r"[\w.]+(?:\[[^\]]*\])?(?: outside of the model)?(?: #\d+)?(?:, layer \d+)?(?: \(reverse\))?(?:, cell state)?(?:, gate \w|, gate)?"
-    r"(?:, timestep \d+)?(?:, sequence \d+)?(?:, parameter [\w.]+)?",
+    "place": r"[\w.]+(?:\[[^\]]*\])?(?: outside of the model)?(?: #\d+)?(?:, layer \d+)?(?: \(reverse\))?(?:, cell state)?"
+    r"(?:, gate \w|, gate)?(?:, timestep \d+)?(?:, sequence \d+)?(?:, parameter [\w.]+)?",
     "name": r"[\w.]+",
     "verdict": r"(?:healthy|vanishing|shortened|exploding|not finite|undecided|not observed|barely reached|saturated|diverged"
     r"|nothing flows through time)(?: since step [\d,]+)?",

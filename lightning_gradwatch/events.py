@@ -34,6 +34,7 @@ class EventKind(StrEnum):
     NONFINITE_GRADIENT = "NONFINITE_GRADIENT"
     EXPLODING_HIDDEN_GRADIENT = "EXPLODING_HIDDEN_GRADIENT"
     EXPLODING_GRADIENT = "EXPLODING_GRADIENT"
+    DIVERGED = "DIVERGED"
     VANISHING_HIDDEN_GRADIENT = "VANISHING_HIDDEN_GRADIENT"
     SATURATED_GATES = "SATURATED_GATES"
     FEW_TIMESTEPS_REACHED = "FEW_TIMESTEPS_REACHED"
@@ -85,9 +86,10 @@ _TEXTS: dict[EventKind, _Text] = {
     ),
     EventKind.NONFINITE_HIDDEN_GRADIENT: _Text(
         Severity.CRITICAL,
-        "Flowing back through time, the gradient of {place} became {value}; nearer to the loss it is finite.{detail}",
-        "The backward recurrence overflowed: use AdaptiveClip(), lower the learning rate, shorten the sequences "
-        "(truncated BPTT), or initialise the recurrent weight orthogonally (Pascanu et al. 2013).",
+        "On its way back from the loss, the gradient of {place} became {value}.{detail}",
+        "Where it arrives so from outside, or begins in the cell's own arithmetic, look for an operation with an infinite slope: a root, a "
+        "logarithm or a division at 0. Where it grew until it overflowed, use AdaptiveClip(), lower the learning rate, or shorten the "
+        "sequences (Pascanu et al. 2013). The event says which.",
     ),
     EventKind.NONFINITE_GRADIENT: _Text(
         Severity.CRITICAL,
@@ -104,6 +106,12 @@ _TEXTS: dict[EventKind, _Text] = {
         Severity.WARNING,
         "The gradient norm of {place} jumped to {value:.3g}; an ordinary step stays under {threshold:.3g}.{detail}",
         "Use AdaptiveClip(), which brings such a step back to its ordinary size; lower the learning rate if it happens often.",
+    ),
+    EventKind.DIVERGED: _Text(
+        Severity.WARNING,
+        "The training has diverged: the loss is {value:.4g}, and was {threshold:.4g} at the start.{detail}",
+        "Begin anew with a learning rate ten times lower, or let it rise slowly (warm-up). Clipping alone does not shorten the steps of "
+        "Adam and its like, which rescale the gradient.",
     ),
     EventKind.VANISHING_HIDDEN_GRADIENT: _Text(
         Severity.WARNING,

@@ -41,7 +41,7 @@ def truth_of(subject: Subject, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Truth
 
     input → gate → state → loss → hidden gradient, as seen from the loss → parameter's gradient. A stack goes layer by layer within
     a step, a bidirectional stack and one of cells step by step within a layer; on the way back the same in reverse. An event is
-    due if the norm of the recurrent part's gradients is not finite; on a sampled step also if one of its parameters is not. Under a
+    due if the norm of the gradients is not finite, or the loss; on a sampled step also if a recurrent parameter is not. Under a
     loss scale, what begins on the way back is the scaler's search.
     """
     fault = subject.fault
@@ -55,14 +55,18 @@ def truth_of(subject: Subject, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Truth
     if found is None and not bool(loss.isfinite()):
         found = Truth("NONFINITE_LOSS")
     found = found or _backward(fault, layers)
-    own = [parameter.grad for name, parameter in subject.named_parameters() if not name.startswith("head")]
-    norm = torch.stack([gradient.norm() for gradient in own if gradient is not None]).norm()
+    gradients = [parameter.grad for parameter in subject.parameters() if parameter.grad is not None]
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
     bad = [name for name, parameter in subject.named_parameters() if not _finite(parameter.grad)]
     causes = [name for name, weight in subject.named_parameters() if not _finite(weight)]
     if bool(norm.isfinite()):
         own = [name for name in causes if not name.startswith("head")]
         if fault.sampled and own:  # a sampled step looks at the weights themselves
             return Truth("NONFINITE_STATE", parameter=own[0]), True
+        if found == Truth(
+            "NONFINITE_LOSS"
+        ):  # a constant that was added to it, say: the gradient is that of the finite rest
+            return Truth("NONFINITE_LOSS"), True
         return Truth(), bool(found or bad or causes)
     if found is None and not bad:
         return Truth(), False  # the sum of the squares overflows, and nothing else

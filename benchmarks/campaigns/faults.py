@@ -5,10 +5,10 @@
 Each injection is a few training steps of a small model under ``Watch``, the last of them with a fault drawn at random. The
 truth is the model unrolled with PyTorch's own cells, and autograd. Columns of the table:
 
-- ``due``: the norm of the recurrent part's gradients is not finite in its number format, or, on a sampled step, one of its weights is
-  not, so an event is due; ``found``: there was one;
+- ``due``: the norm of the gradients is not finite in its number format, or, on a sampled step, a weight of the recurrent part is
+  not, or the loss, so an event is due; ``found``: there was one;
   ``exact``: its kind, module, layer, direction, state, timestep, sequence and parameter are all those of the truth.
-- ``hidden``: something is not finite, but no gradient of the recurrent part's parameters; ``finite``: nothing is (of 1e30);
+- ``hidden``: something is not finite, but no parameter's gradient; ``finite``: nothing is (of 1e30);
   ``silent``: of both together, no event was reported.
 
 What one step does not tell apart, or not at all, and the truth therefore counts as hidden or as the same:
@@ -18,9 +18,6 @@ What one step does not tell apart, or not at all, and the truth therefore counts
 - under a loss scale, gradients that are not finite behind finite states and a finite loss: on one step they are what a scaler's search
   looks like, and are noted as that (``AMP_OVERFLOW``); they become an alarm, with the place, if they go on;
 - an infinite or NaN gradient that arrives at an inactive unit of a relu, which passes on 0: no parameter ever sees it;
-- a loss with a constant added that is not finite: its gradient is that of the finite rest;
-- a gradient of a parameter outside the recurrent part that alone is not finite: it shows on the next step, in what that
-  parameter spoils, with the parameter named as the cause;
 - several sequences spoilt at the same timestep (by a weight, say): the one of the lowest index is named, and their number
   where it is known; of the two directions of one layer at the same step the forward one;
 - several weights that are not finite: the first in the model's order is named as the cause.

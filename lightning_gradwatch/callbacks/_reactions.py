@@ -96,7 +96,7 @@ class Reactions:
                 continue
             if self._responder is not None:
                 self._responder.note(event)
-            if self._bundles is not None:
+            if self._bundles is not None and event.kind != EventKind.DIVERGED:  # no single step did it
                 self._bundles.write(event, trainer, module)
 
     def before_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer, moment: Moment) -> None:

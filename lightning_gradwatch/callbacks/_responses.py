@@ -21,10 +21,17 @@ from lightning_gradwatch.detect import locate_nonfinite
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.plain import plain, warn
 from lightning_gradwatch.recurrent.discover import plain_name
-from lightning_gradwatch.recurrent.monitor import gradient_norm
+from lightning_gradwatch.recurrent.monitor import gradient_norms
 
 Response = Literal["warn", "skip", "stop", "raise", "rollback"]
 RESPONSES: tuple[Response, ...] = ("warn", "skip", "stop", "raise", "rollback")
+
+
+_AFTER_ROLLBACK = (
+    "What the optimizer did since the last good state is undone, and the batches of those steps are not seen again. A single time is "
+    "harmless; if it goes on, the events before it name the place where it began."
+)
+"""What is to be said of a skipped step where the weights are not as they were before it."""
 
 
 class AnomalyError(FloatingPointError):
@@ -198,7 +205,9 @@ class Responder:
         if stops:
             stop_training(trainer)
         severity = Severity.CRITICAL if exhausted else Severity.WARNING
-        self._report(moment.event(EventKind.STEP_SKIPPED, value=norm, action=action, detail=detail, severity=severity))
+        fields = {"value": norm, "action": action, "detail": detail, "severity": severity}
+        remedy = "" if self._back is None else _AFTER_ROLLBACK
+        self._report(moment.event(EventKind.STEP_SKIPPED, remedy=remedy, **fields))
 
 
 def _told(event: Event) -> str:
@@ -210,8 +219,8 @@ def _told(event: Event) -> str:
 def _in_gradients(trainer: Trainer, module: LightningModule, parameters: list[Tensor], moment: Moment) -> Event | None:
     if active_scaler(trainer) is not None:
         return None  # it looks at every gradient itself, and skips
-    norm = gradient_norm(parameters)
-    if norm is None or math.isfinite(norm.value()):
+    norms = gradient_norms(parameters)
+    if norms is None or math.isfinite(norms.read().whole):
         return None
     stepping = set(map(id, parameters))
     named = ((plain_name(name), own) for name, own in module.named_parameters() if id(own) in stepping)
@@ -220,5 +229,5 @@ def _in_gradients(trainer: Trainer, module: LightningModule, parameters: list[Te
 
 @torch.no_grad()
 def _norm(parameters: list[Tensor]) -> float:
-    norm = gradient_norm(parameters)
-    return math.nan if norm is None else norm.value()
+    norms = gradient_norms(parameters)
+    return math.nan if norms is None else norms.read().whole

@@ -6,24 +6,26 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_gradwatch.callbacks._locator import Call, Locator, Read, wide_norm
 from lightning_gradwatch.callbacks._unobserved import Unobserved
 from lightning_gradwatch.detect import (
+    Context,
+    DivergenceDetector,
     ExplodingDetector,
-    LoopPlaces,
-    NormJumpDetector,
-    Place,
+    NormJumps,
     RecurrentWeights,
     SaturationDetector,
     ScaleSearch,
     ShortReachDetector,
-    SweptCall,
     VanishingDetector,
     WeightWatch,
-    locate_nonfinite,
+    bad_loss,
 )
 from lightning_gradwatch.detect.weights import AFTER_THE_LAST_STEP, SATURATED
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
@@ -37,19 +39,18 @@ from lightning_gradwatch.recurrent import (
     measure_calls,
     measure_lags,
     stitch,
-    sweep,
 )
-from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.discovery import Discovery
 from lightning_gradwatch.recurrent.duplicates import without_duplicates
-from lightning_gradwatch.recurrent.monitor import PendingNorm, gradient_norm, local
+from lightning_gradwatch.recurrent.first_look import FirstLook
+from lightning_gradwatch.recurrent.monitor import Norms, PendingNorms, gradient_norms, local, matrix_norms
 from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.scripted import scripted_recurrences
 from lightning_gradwatch.recurrent.severed import severed
 from lightning_gradwatch.recurrent.severed_cells import SeveredCells
 from lightning_gradwatch.recurrent.slots import Slots
 
-Call = RecurrentCall | Loop
+__all__ = ["Call", "Step", "Watch"]
 
 UNANNOUNCED = "its backward pass went past Lightning (use self.manual_backward(loss)); no lags were measured"
 
@@ -60,7 +61,7 @@ class Step:
 
     ``windows``: by how much the loss was divided for gradient accumulation; ``scale``: by how much a gradient scaler multiplied it.
     ``complete``: whether the parameters' gradients are those of the whole optimizer step. ``scaled``: whether a gradient
-    scaler is at work. ``closer``: whether it is sampled only to look closer after an anomaly.
+    scaler is at work. ``closer``: whether it is sampled only to look closer after an anomaly. ``batch``: what the training step was given.
     """
 
     moment: Moment
@@ -72,6 +73,7 @@ class Step:
     scaled: bool
     loss: Tensor | None = None
     closer: bool = False
+    batch: Any = None
 
     def unscale(self) -> float:
         """By what hidden-state gradients are multiplied to undo both. A host sync where a scaler is at work."""
@@ -86,12 +88,13 @@ class Step:
 
 @dataclass(slots=True)
 class _Pending:
-    """A step whose norm is still on its way from the device."""
+    """A step whose norms are still on their way from the device. ``nth``: which backward pass of its batch it is."""
 
-    norm: PendingNorm
+    norms: PendingNorms
     calls: list[Call]
     loss: Tensor | None
     step: Step
+    nth: int
 
 
 class Watch:
@@ -142,12 +145,15 @@ class Watch:
         self._model, self._max_sequences, self._anchors = model, max_sequences, anchors
         self._on_profiles, self._on_event = on_profiles, on_event
         self._out_of_reach, self._on_hidden = out_of_reach, on_hidden
-        self._jump = NormJumpDetector()
+        self._jump = NormJumps()
         self._exploding, self._vanishing = ExplodingDetector(), VanishingDetector()
         self._saturation = SaturationDetector()
         self._short_reach = ShortReachDetector()
         self._search = ScaleSearch()
         self.suspicious = self._nonfinite = self._bad_loss = False
+        self._before: Read | None = None
+        self._last_jump: Event | None = None
+        self._nth = 0
         self._spoilt, self._recurrent_weights = WeightWatch(), RecurrentWeights()
         self._severed: dict[str, str] = {}
         self._pending: list[_Pending] = []
@@ -155,9 +161,12 @@ class Watch:
             for name, kind in scripted_recurrences(model).items():
                 self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), and takes no hooks"
         self.capture.attach()
-        self._weights = list(self.capture.parameters())
+        self._locator = Locator(model, self.capture)
+        self._first: FirstLook | None = None
         self._discovery = self._start_search(model, modules, is_over, everywhere=find_cells and patterns is None)
         self._severed_cells = SeveredCells(model, modules.values(), is_over) if find_cells else None
+        self._list_parameters()
+        self._diverged = DivergenceDetector(matrix_norms(model))
 
     def before_backward(self, loss: Tensor, step: Step) -> None:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
@@ -184,14 +193,18 @@ class Watch:
         if step.sampled and loss is None:  # nothing was said before this backward pass
             self._report_severed(severed(without_duplicates(self.capture.calls)), step.moment)
         calls = self.capture.take()
-        if not calls:
+        if not calls and loss is None:
             return
         self.observed.update(call.module for call in calls)
-        norm = gradient_norm(self._weights, step.scale)
-        if norm is not None:
-            self._pending.append(_Pending(norm, calls, loss, step))
-        self.poll(wait=step.sampled)  # to sample is to wait for the device anyhow
-        if norm is None:
+        if step.sampled:
+            self._list_parameters()
+        norms = gradient_norms(self._weights, self._others, loss=loss, scale=step.scale, windows=step.windows)
+        if norms is not None:
+            self._pending.append(_Pending(norms, calls, loss, step, self._nth))
+            self._nth += 1
+        # To sample is to wait for the device anyhow; what the first look saw is gone when the step ends.
+        self.poll(wait=step.sampled or self._first is not None)
+        if norms is None:
             if step.sampled:
                 self._sample(calls, step)
             _release(calls)
@@ -203,6 +216,7 @@ class Watch:
         self._unobserved.end_step(capture, self.observed)
         capture.end()
         capture.clear()
+        self._nth = 0
         self._end_search_for_severed(moment)
         self.steps += 1
         return self._end_discovery()
@@ -218,9 +232,9 @@ class Watch:
 
     def poll(self, *, wait: bool = False) -> None:
         """Judge the norms that have arrived; with ``wait``, all of them."""
-        while self._pending and (wait or self._pending[0].norm.ready()):
+        while self._pending and (wait or self._pending[0].norms.ready()):
             pending = self._pending.pop(0)
-            self._judge(pending.norm.value(), pending)
+            self._judge(pending.norms.read(), pending)
             _release(pending.calls)
 
     def finish(self, moment: Moment) -> None:
@@ -229,6 +243,7 @@ class Watch:
         self.poll(wait=True)
         if not self._nonfinite:
             self._look_at_weights(AFTER_THE_LAST_STEP, moment)
+            self._look_for_divergence(moment)
         for detector in (self._jump, self._exploding, self._saturation, self._vanishing, self._short_reach):
             for event in detector.finish(moment):
                 self._on_event(event)
@@ -239,7 +254,8 @@ class Watch:
             _release(pending.calls)
         self._pending.clear()
         self.capture.detach()
-        for search in (self._discovery, self._severed_cells):
+        self._before = None
+        for search in (self._discovery, self._first, self._severed_cells):
             if search is not None:
                 search.close()
 
@@ -252,15 +268,19 @@ class Watch:
             return None
         self.capture.loops.undecided = set(own)
         known = [module for name, module in modules.items() if name not in own]
+        self._first = FirstLook(model, known, is_over)
         return Discovery(model, known, None if everywhere else own, is_over)
 
     def _end_discovery(self) -> bool:
         discovery, self._discovery = self._discovery, None
-        if discovery is None:
+        first, self._first = self._first, None
+        if discovery is None or first is None:
             return False
         discovery.close()
-        if discovery.failure is not None:
-            raise discovery.failure
+        first.close()
+        failure = discovery.failure or first.failure
+        if failure is not None:
+            raise failure
         hidden: dict[str, str] = {}
         self.capture.loops.undecided.clear()
         found = discovery.found()
@@ -272,8 +292,14 @@ class Watch:
                 hidden[name] = reason
         if hidden:
             self._on_hidden(hidden)
-        self._weights = list(self.capture.parameters())
+        self._list_parameters()
         return bool(found)
+
+    def _list_parameters(self) -> None:
+        """Those of the watched modules, and those of the rest of the model: some come while training."""
+        self._weights: list[Tensor] = list(self.capture.parameters())
+        own = set(map(id, self._weights))
+        self._others: list[Tensor] = [weight for weight in self._model.parameters() if id(weight) not in own]
 
     def _end_search_for_severed(self, moment: Moment) -> None:
         search, self._severed_cells = self._severed_cells, None
@@ -332,59 +358,81 @@ class Watch:
                 for event in self._recurrent_weights(call, module, trained, moment):
                     self._on_event(event)
 
-    def _judge(self, norm: float, pending: _Pending) -> None:
-        """Judge a step by its norm. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""
-        step = pending.step
-        finite = math.isfinite(norm)
-        begins = self._is_jump(norm, step) if finite else self._find_nonfinite(pending)
+    def _judge(self, norms: Norms, pending: _Pending) -> None:
+        """Judge a step by its norms. One that begins an anomaly is swept in full; a sampled one as far as it was asked for."""
+        step, read = pending.step, Read(pending.norms.parameters, norms)
+        finite = math.isfinite(norms.whole)
+        begins = self._is_jump(read, pending) if finite else self._find_nonfinite(pending)
         self.suspicious |= begins
         if step.sampled or begins:
             self._sample(pending.calls, step, everything=begins)
         if step.sampled and finite:
             self._look_at_weights(SATURATED, step.moment)
-            self._look_at_loss(step)
+        if finite:
+            self._look_at_loss(norms, pending)
 
-    def _look_at_loss(self, step: Step) -> None:
-        """Tell a loss that is not finite though its gradient is; once, until a sampled step has a finite one again."""
-        loss = step.loss_value()
-        bad = loss is not None and not math.isfinite(loss)
+    def _look_at_loss(self, norms: Norms, pending: _Pending) -> None:
+        """Tell a loss that is not finite though its gradient is, once, until it is finite again; and one that runs away."""
+        step, loss = pending.step, norms.loss
+        if loss is None and step.sampled:
+            loss = step.loss_value()
+        if loss is None:
+            return
+        if step.complete and pending.nth == 0:
+            self._tell(self._diverged.see(loss, norms.whole, step.moment))
+        if step.sampled:
+            self._look_for_divergence(step.moment)
+        bad = not math.isfinite(loss)
         if bad and not self._bad_loss:
-            detail = "Its gradients are finite all the same, so it spoils no weight."
-            self._tell(
-                step.moment.event(EventKind.NONFINITE_LOSS, value=loss, severity=Severity.WARNING, detail=detail)
-            )
+            event = bad_loss(loss, step.moment, Context(pending.loss, step.batch), sizes=(), states=())
+            message = f"{event.message} Its gradients are finite all the same, so it spoils no weight."
+            self._tell(replace(event, severity=Severity.WARNING, message=message))
         self._bad_loss = bad
 
-    def _is_jump(self, norm: float, step: Step) -> bool:
-        """Take in a finite norm. Returns whether a jump begins with it."""
+    def _look_for_divergence(self, moment: Moment) -> None:
+        if self._diverged.is_suspicious():
+            self._tell(self._diverged(matrix_norms(self._model), moment, self._last_jump))
+
+    def _is_jump(self, read: Read, pending: _Pending) -> bool:
+        """Take in finite norms. Returns whether a jump begins with them."""
+        step, before = pending.step, self._before
         if not step.complete:  # the micro-batches to come may still spoil it
             return False
         self._nonfinite = False
         self._search.ended()
-        event = self._jump(norm, step.moment)
+        self._before = read
+        detail = partial(self._told_of, read, before)
+        event = self._jump(read.norms.of_recurrent, read.norms.whole, pending.nth, step.moment, detail)
         self._tell(event)
-        return event is not None and event.action is None
+        if event is None or event.action is not None:
+            return False
+        self._last_jump = event
+        return True
+
+    def _told_of(self, read: Read, before: Read | None, recurrent: bool) -> str:
+        """Whose norm it is, and which parameter's grew most."""
+        whose = "all parameters of the recurrent modules" if recurrent else "all parameters of the model"
+        grown = self._locator.grown_most(read, before, recurrent=recurrent)
+        share = any(local(weight) is not weight for weight in read.parameters)
+        return f"It is that of {whose}{', of this process alone' if share else ''}. {grown}".rstrip()
 
     def _find_nonfinite(self, pending: _Pending) -> bool:
         """Look for where it began; once an episode, which a finite step ends. Returns whether one begins."""
         if self._nonfinite:
             return False
         step = pending.step
-        loss = None if pending.loss is None else _worst(pending.loss.detach().flatten())
-        starts = {
-            id(call): start
-            for chain in stitch(pending.calls)
-            if isinstance(chain, Chain)
-            for call, start in chain.starts()
-        }
-        places = [self._place(call, starts.get(id(call), 0)) for call in pending.calls]
-        event = locate_nonfinite(places, loss, self._named_parameters(), step.moment)
+        cells = () if self._discovery is None else self._discovery.found()
+        event = self._locator(
+            pending.calls, step.moment, loss=pending.loss, batch=step.batch, first=self._first, cells=cells
+        )
         if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
             self._tell(self._search.overflowed(event, float(step.scale), step.moment, complete=step.complete))
             return False
         if event is None:  # every entry is finite: only the sum of their squares left float32
             limit = math.sqrt(torch.finfo(torch.float32).max) / float(step.scale)
-            event = self._jump.overflowed(self._wide_norm(step), limit, step.moment)
+            norm = wide_norm(pending.norms.parameters, step.scale)
+            detail = "It is that of all parameters of the model."
+            event = self._jump.overflowed(norm, limit, pending.nth, step.moment, detail)
         else:
             self._nonfinite = True
             if event.kind != EventKind.NONFINITE_INPUT:
@@ -396,42 +444,16 @@ class Watch:
     def _look_at_weights(self, message: str, moment: Moment) -> None:
         """Tell a recurrent module's weight that is not finite."""
         own = {id(weight) for weight in self._weights if weight.requires_grad}
-        weights = ((name, local(weight)) for name, weight in self._named_parameters() if id(weight) in own)
+        weights = ((name, local(weight)) for name, weight in self._locator.named() if id(weight) in own)
         self._tell(self._spoilt(weights, message, moment))
 
     def _tell(self, event: Event | None) -> None:
         if event is not None:
             self._on_event(event)
 
-    def _place(self, call: Call, start: int) -> Place:
-        if isinstance(call, Loop):
-            return LoopPlaces(call)
-        module = self.capture.modules[call.module]
-        names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
-        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)
-
-    def _wide_norm(self, step: Step) -> float:
-        """The norm of the recurrent modules' gradients, in float64."""
-        norms = [local(weight.grad).double().norm() for weight in self._weights if weight.grad is not None]
-        return float(torch.stack(norms).norm() / step.scale)
-
-    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        watched = [
-            (f"{name}.{own}", parameter)
-            for name, module in self.capture.modules.items()
-            for own, parameter in module.named_parameters()
-        ]
-        return watched + [(plain_name(name), parameter) for name, parameter in self._model.named_parameters()]
-
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
 """Under a loss scale, gradients that overflow behind a finite loss and finite states are the scaler's search."""
-
-
-def _worst(loss: Tensor) -> float | None:
-    """The first entry that is not finite of a loss, which may be a vector; the first at all, where all are finite."""
-    bad = loss[~loss.isfinite()]
-    return next(map(float, (*bad[:1], *loss[:1])), None)
 
 
 def _release(calls: list[Call]) -> None:

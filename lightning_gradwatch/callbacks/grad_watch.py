@@ -43,6 +43,8 @@ from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.discover import describe, discover
 from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.report._extra import commands
+from lightning_gradwatch.runlog.notebook import verdict_table
+from lightning_gradwatch.runlog.verdict import LayerSummary
 
 P = ParamSpec("P")
 
@@ -180,6 +182,7 @@ class GradWatch(Callback):
         self._found.figures = Figures() if self.figures else None
         self._watch: Watch | None = None
         self._loss: Tensor | None = None
+        self._batch: Any = None
         self._moment, self._steps = Moment(0), OptimizerSteps()
         self._hidden = self._nothing_said = False
         self._sampling = Sampling(self.every_n_steps)
@@ -195,6 +198,11 @@ class GradWatch(Callback):
     def lagged(self) -> dict[tuple[str, int, str], LaggedGradient]:
         """The lagged gradients accumulated over the fit, by module, layer and direction."""
         return self._found.lagged
+
+    @property
+    def verdicts(self) -> list[LayerSummary]:
+        """What is to be thought of each module, layer and direction, from what was measured so far in the present fit, or in the last."""
+        return self._found.verdicts()
 
     @property
     def totals(self) -> dict[tuple[str, int, str], TotalGradient]:
@@ -296,7 +304,7 @@ class GradWatch(Callback):
                 self._found.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
         if self._found.trainer is not None:
             close_run_log(self._found.trainer, owner=self)
-        self._found.sink.log = self._found.trainer = self._loss = None
+        self._found.sink.log = self._found.trainer = self._loss = self._batch = None
         self._reactions.end_watching()
 
     @_harmless
@@ -341,6 +349,7 @@ class GradWatch(Callback):
             return
         self._watch.poll()
         self._watch.capture.begin()
+        self._batch = batch
         self._reactions.keep_start(trainer, pl_module, batch, batch_idx)
 
     @_harmless
@@ -382,6 +391,7 @@ class GradWatch(Callback):
         if self._watch is None:
             return
         self._look(trainer, pl_module)
+        self._batch = None
         self._watch.end_step(self._moment)
         shortest = self._found.shortest
         if self.progress_bar and shortest is not None:
@@ -434,6 +444,7 @@ class GradWatch(Callback):
             complete=not (automatic and trainer.fit_loop._should_accumulate()),  # pyright: ignore[reportPrivateUsage]
             scaled=not raw and active_scaler(trainer) is not None,
             closer=closer,
+            batch=self._batch,
         )
 
     def _now(self, trainer: Trainer) -> tuple[int, int | None]:
@@ -458,11 +469,19 @@ class GradWatch(Callback):
             modules=self.modules, dirpath=None if self.dirpath is None else str(self.dirpath)
         )
 
+    def __repr__(self) -> str:
+        where = "no run log" if self.run_dir is None else f"run log in {str(self.run_dir)!r}"
+        events = f"{len(self.events):,} event{'' if len(self.events) == 1 else 's'}"
+        return f"<GradWatch, every {self.every_n_steps:,} steps: {len(self.verdicts)} verdicts, {events}, {where}>"
+
+    def _repr_html_(self) -> str:
+        return verdict_table("GradWatch", self.verdicts, [event.severity for event in self.events])
+
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that a copy holds no model and no trainer."""
         self._is_over()
         state = self.__dict__.copy()
-        state.update(_watch=None, _loss=None)
+        state.update(_watch=None, _loss=None, _batch=None)
         for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks
             state.pop(bound, None)
         return state

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from lightning_gradwatch.cli._load import add_run, load
-from lightning_gradwatch.events import Severity
+from lightning_gradwatch.events import EventKind, Severity, closes_episode
 from lightning_gradwatch.plain import command, say
 from lightning_gradwatch.runlog.summary import summarise
 
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     failing = (Severity.CRITICAL, Severity.WARNING) if args.warnings else (Severity.CRITICAL,)
     counts = Counter(event["severity"] for event in found.event_records)
     said = ", ".join(_count(counts[severity], severity) for severity in (Severity.CRITICAL, Severity.WARNING))
-    grave = [event for event in found.event_records if event["severity"] in failing]
+    grave = [e for e in found.event_records if e["severity"] in failing or _diverged(e)]
     layers = [layer for layer in summarise(found.profile_records, found.event_records) if layer.severity in failing]
     if not grave and not layers:
         say(f"ok: {said}")
@@ -48,3 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _count(number: int, severity: Severity) -> str:
     return f"{number:,} {severity} event{'' if number == 1 else 's'}"
+
+
+def _diverged(event: Mapping[str, Any]) -> bool:
+    """Whether it says that the training diverged, and not that it came back: no check may pass that, whatever its severity."""
+    return event["kind"] == EventKind.DIVERGED and not closes_episode(event)

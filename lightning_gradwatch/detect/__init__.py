@@ -1,12 +1,14 @@
 """Detectors: a profile or a norm in, an event out."""
 
 from lightning_gradwatch.detect.baseline import Baseline
+from lightning_gradwatch.detect.context import Context, bad_loss
+from lightning_gradwatch.detect.diverged import DivergenceDetector
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.exploding import ExplodingDetector
 from lightning_gradwatch.detect.nonfinite import Place, locate_nonfinite
 from lightning_gradwatch.detect.nonfinite_call import SweptCall
 from lightning_gradwatch.detect.nonfinite_loop import LoopPlaces
-from lightning_gradwatch.detect.norm_jump import NormJumpDetector
+from lightning_gradwatch.detect.norm_jump import NormJumpDetector, NormJumps
 from lightning_gradwatch.detect.recurrent_weights import RecurrentWeights
 from lightning_gradwatch.detect.saturation import SaturationDetector
 from lightning_gradwatch.detect.scale_search import ScaleSearch
@@ -16,10 +18,13 @@ from lightning_gradwatch.detect.weights import WeightWatch
 
 __all__ = [
     "Baseline",
+    "Context",
+    "DivergenceDetector",
     "Episodes",
     "ExplodingDetector",
     "LoopPlaces",
     "NormJumpDetector",
+    "NormJumps",
     "Place",
     "RecurrentWeights",
     "SaturationDetector",
@@ -28,6 +33,7 @@ __all__ = [
     "SweptCall",
     "VanishingDetector",
     "WeightWatch",
+    "bad_loss",
     "is_vanishing",
     "locate_nonfinite",
 ]

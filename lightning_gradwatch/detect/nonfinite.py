@@ -9,8 +9,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
+from lightning_gradwatch.detect.context import Context, arrived_at_cell, bad_loss, made_by_cell, with_source
 from lightning_gradwatch.detect.remedy import SPOILT_WEIGHT
+from lightning_gradwatch.detect.way_back import WayBack, bad_gradient
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.monitor import local
 
@@ -22,8 +25,16 @@ class Place(Protocol):
         """The first number of its forward that is not finite."""
         ...
 
-    def in_backward(self, moment: Moment) -> Event | None:
-        """The first on the way back, as seen from the loss."""
+    def in_backward(self, moment: Moment, way: WayBack) -> Event | None:
+        """The first on the way back, as seen from the loss; ``way`` knows what lies between."""
+        ...
+
+    def nodes(self) -> list[Node]:
+        """Where its states stand in the graph."""
+        ...
+
+    def sequences(self) -> int:
+        """How many it was given."""
         ...
 
     def changed(self) -> bool:
@@ -36,6 +47,7 @@ def locate_nonfinite(
     loss: float | None,
     parameters: Iterable[tuple[str, nn.Parameter]],
     moment: Moment,
+    context: Context | None = None,
 ) -> Event | None:
     """The one event that says where non-finite numbers began on this step; None if there are none.
 
@@ -44,9 +56,10 @@ def locate_nonfinite(
         loss: its value; None if it is not known.
         parameters: whose gradients to look through when nothing was found before them. One that is not finite itself is
             named as the cause of whatever was found, in whichever module it sits.
+        context: what else is at hand of the step.
     """
     named = list(parameters)
-    found = _first(places, loss, named, moment)
+    found = _first(places, loss, named, moment, context or Context())
     if found is None or found.parameter is not None or any(place.changed() for place in places):
         return found
     cause = bad_parameter((name, local(parameter)) for name, parameter in named)
@@ -54,23 +67,51 @@ def locate_nonfinite(
 
 
 def _first(
-    places: Sequence[Place], loss: float | None, parameters: Iterable[tuple[str, nn.Parameter]], moment: Moment
+    places: Sequence[Place],
+    loss: float | None,
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    moment: Moment,
+    context: Context,
 ) -> Event | None:
-    for place in places:
-        found = place.in_forward(moment)
-        if found is not None:
-            return found
+    found = next(filter(None, (place.in_forward(moment) for place in places)), None)
+    fed = found is not None and found.kind == EventKind.NONFINITE_INPUT
+    own = made_by_cell(context, moment) if found is None or fed else None
+    if own is not None:
+        return own
+    sizes = {place.sequences() for place in places}
+    if found is not None:
+        return with_source(found, context, sizes) if fed else found
     if loss is not None and not math.isfinite(loss):
-        return moment.event(EventKind.NONFINITE_LOSS, value=loss)
+        states = {node for place in places for node in place.nodes()}
+        return bad_loss(loss, moment, context, sizes, states)
+    return _on_the_way_back(places, parameters, moment, context, WayBack(context.loss, loss))
+
+
+def _on_the_way_back(
+    places: Sequence[Place],
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    moment: Moment,
+    context: Context,
+    way: WayBack,
+) -> Event | None:
     for place in reversed(places):
-        found = place.in_backward(moment)
+        found = place.in_backward(moment, way)
         if found is not None:
             return found
+    found = arrived_at_cell(context, moment, way)
+    if found is not None:
+        return found
     for name, parameter in parameters:
         gradient = None if parameter.grad is None else local(parameter.grad)
-        if gradient is not None and not bool(gradient.isfinite().all()):
-            return moment.event(EventKind.NONFINITE_GRADIENT, parameter=name, value=bad_value(gradient))
+        if gradient is not None and not bool(_numbers(gradient).isfinite().all()):
+            value = bad_value(_numbers(gradient))
+            texts = bad_gradient(name, parameter, value, way, seen=bool(places))
+            return moment.event(EventKind.NONFINITE_GRADIENT, parameter=name, value=value, **texts)
     return None
+
+
+def _numbers(gradient: Tensor) -> Tensor:
+    return gradient._values() if gradient.is_sparse else gradient
 
 
 def bad_parameter(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:

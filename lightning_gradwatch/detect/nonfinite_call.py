@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from lightning_gradwatch.detect.nonfinite import bad_parameter, bad_value, gate_name, other_places
+from lightning_gradwatch.detect.way_back import WayBack, hidden_gradient, largest_number, on_the_way
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.direction import DirectionSweep
@@ -43,7 +45,7 @@ class SweptCall:
             place |= {"timestep": 0, "detail": "The call was given it so; the call before had made a finite one."}
         return moment.event(kind, module=self.call.module, **{**self._in_time(place), **self._cause()})
 
-    def in_backward(self, moment: Moment) -> Event | None:
+    def in_backward(self, moment: Moment, way: WayBack) -> Event | None:
         """The place nearest to the loss where a hidden state's gradient is not finite: top layer first, last own step first."""
         best: tuple[tuple[int, ...], dict[str, Any]] | None = None
         for layer, pair in enumerate(self.sweep.directions):
@@ -56,9 +58,50 @@ class SweptCall:
                 if best is None or order < best[0]:
                     best = order, place
         if best is None:
+            way.passed(self._outputs(), self._inputs())
             return None
-        fields = {**self._in_time(best[1]), **self._cause()}
-        return moment.event(EventKind.NONFINITE_HIDDEN_GRADIENT, module=self.call.module, **fields)
+        fields = self._in_time(self._worded(best[1], way))
+        return hidden_gradient(moment, {"module": self.call.module, **fields}, self._cause())
+
+    def _worded(self, fields: dict[str, Any], way: WayBack) -> dict[str, Any]:
+        """The fields with what is known of how it came to be."""
+        arrived, entered, before, step = (fields.pop(name) for name in ("arrived", "entered", "before", "step"))
+        if arrived and fields["layer"] == self.call.shape.num_layers - 1:
+            targets = self._bad_outputs()
+            return fields | (way.outside(targets) if way.is_outside(targets) else way.from_later(targets))
+        words = (
+            None if step is None else on_the_way(entered, before, largest_number(self.call.output), step + self.start)
+        )
+        return fields | (words or {})
+
+    def _bad_outputs(self) -> list[Node]:
+        """Where a gradient that is not finite arrived."""
+        call = self.call
+        pairs = (
+            (call.output, call.output_gradient),
+            (call.h_n, call.h_n_gradient),
+            (call.c_n, call.c_n_gradient),
+        )
+        arrived = [(tensor, slot.value()) for tensor, slot in pairs if tensor is not None]
+        return [
+            tensor.grad_fn
+            for tensor, gradient in arrived
+            if tensor.grad_fn is not None and gradient is not None and not bool(gradient.isfinite().all())
+        ]
+
+    def _outputs(self) -> list[Node | None]:
+        return [tensor.grad_fn for tensor in (self.call.output, self.call.h_n, self.call.c_n) if tensor is not None]
+
+    def _inputs(self) -> list[Node | None]:
+        return [tensor.grad_fn for tensor in (self.call.input, self.call.h0, self.call.c0) if tensor is not None]
+
+    def nodes(self) -> list[Node]:
+        """Where its outputs stand in the graph."""
+        return [node for node in self._outputs() if node is not None]
+
+    def sequences(self) -> int:
+        """How many it was given."""
+        return self.sweep.layout.batch_size
 
     def _in_time(self, place: dict[str, Any]) -> dict[str, Any]:
         """With the timestep counted from the begin of the whole sequence."""
@@ -160,7 +203,8 @@ def _latest_bad_gradient(
         if own <= (-1 if best is None else best[0]):
             continue
         sequence = int(torch.nonzero(bad[own]).flatten()[0])
-        from_outside = not math.isfinite(float(direct[own, sequence]))
+        later = total[own + 1 :, 0, sequence]
+        later = later[later > 0].tolist()  # 0 behind a sequence's end, and where nothing came in yet
         best = (
             own,
             {
@@ -170,7 +214,10 @@ def _latest_bad_gradient(
                 "timestep": _caller_time(layout, direction, own, sequence),
                 "sequence": layout.sequences[sequence],
                 "value": float(total[own, 0, sequence]),
-                "detail": "It arrives there from outside the recurrence." if from_outside else "",
+                "arrived": not math.isfinite(float(direct[own, sequence])),
+                "entered": later[-1] if later else 0.0,
+                "before": later[0] if later else 0.0,
+                "step": _caller_time(layout, direction, own + 1, sequence) if later else None,
             },
         )
     return best

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn import functional
 
 from lightning_gradwatch.detect.nonfinite import bad_parameter, bad_value, gate_name
+from lightning_gradwatch.detect.way_back import (
+    WayBack,
+    hidden_gradient,
+    in_arithmetic,
+    largest_number,
+    made_in_arithmetic,
+    on_the_way,
+)
 from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.recurrent.anchors import norm
+from lightning_gradwatch.recurrent.graph import nodes_between, nodes_until
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
 
 _GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
@@ -41,6 +53,7 @@ class LoopPlaces:
             for name, states in self.loop.series:
                 place = self._place(states[t].tensor)
                 if place is not None:
+                    place |= self._made(t)
                     return self._event(EventKind.NONFINITE_STATE, moment, timestep=t, state=name, **place)
         return None
 
@@ -82,6 +95,18 @@ class LoopPlaces:
             "value": bad_value(gates[sequence, gate]),
         }
 
+    def _made(self, t: int) -> dict[str, str]:
+        """What is known of how step ``t`` made a state that is not finite of finite ones: PyTorch's cells can only overflow."""
+        node, before = self.loop.h[t].edge.node, self._h_before(t)
+        huge = before is not None and float(before.abs().max()) > math.sqrt(largest_number(before))
+        if huge or self.loop.kind in (*_GATES, "tap"):
+            return {}
+        step = self.loop.steps[t]
+        given = [x for x in (step.x, *(state for _, state in step.given)) if x is not None]
+        stops = {x.grad_fn for x in given if x.grad_fn is not None}
+        stops |= {state.edge.node for before in self.loop.steps[:t] for state in before.states}
+        return made_in_arithmetic(nodes_until([node], stops))
+
     def _h_before(self, t: int) -> Tensor | None:
         """The hidden state that went into a step; None if none was given, which PyTorch's cells take for zeros."""
         given = dict(self.loop.steps[t].given)
@@ -89,14 +114,46 @@ class LoopPlaces:
             return given["h"].detach()
         return self.loop.steps[t - 1].states[0].tensor.detach() if t else None
 
-    def in_backward(self, moment: Moment) -> Event | None:
+    def in_backward(self, moment: Moment, way: WayBack) -> Event | None:
         """The last timestep whose gradient is not finite."""
         for t in range(len(self.loop.steps) - 1, -1, -1):
             for name, states in self.loop.series:
                 place = self._gradient(states, t)
                 if place is not None:
-                    return self._event(EventKind.NONFINITE_HIDDEN_GRADIENT, moment, timestep=t, state=name, **place)
+                    place |= {"timestep": t, "state": name, **self._worded(states, t, place["sequence"], way)}
+                    return hidden_gradient(moment, {**self._where(), **place}, self._cause())
+        given = [state.grad_fn for step in self.loop.steps for _, state in step.given]
+        inputs = [x.grad_fn for x in self.loop.inputs if x is not None]
+        way.passed(self.nodes(), [*given, *inputs])
         return None
+
+    def _worded(self, states: list[LoopState], t: int, sequence: int, way: WayBack) -> dict[str, str]:
+        """What is known of how the gradient of step ``t`` came to be not finite, where that of the steps after it is finite."""
+        node = states[t].edge.node
+        sizes = [self._size(later, sequence) for later in states[t + 1 :]]
+        if not sizes or not sizes[0]:
+            return way.outside([node])
+        words = on_the_way(next(filter(None, reversed(sizes))), sizes[0], largest_number(states[t].tensor), t + 1)
+        if words is not None:
+            return words
+        past = [later.edge.node for step in self.loop.steps[t + 1 :] for later in step.states]
+        starts = [later.edge.node for later in self.loop.steps[t + 1].states]
+        only = not way.is_direct(node, past)
+        return in_arithmetic(sizes[0], t + 1, nodes_between(starts, [node]), only=only)
+
+    def _size(self, state: LoopState, sequence: int) -> float:
+        """The norm of a state's gradient in one sequence; 0 where there is none."""
+        gradient = state.slot.value()
+        rows = None if gradient is None else self.loop.rows(gradient)
+        return 0.0 if rows is None or sequence >= len(rows) else float(norm(rows[sequence : sequence + 1]))
+
+    def nodes(self) -> list[Node]:
+        """Where its states stand in the graph."""
+        return [state.edge.node for state in self.loop.states]
+
+    def sequences(self) -> int:
+        """How many it was given."""
+        return len(self.loop.rows(self.loop.h[0].tensor))
 
     def changed(self) -> bool:
         """Whether the cell's weights are no longer those of the forward."""
@@ -112,6 +169,10 @@ class LoopPlaces:
         return {"sequence": int(bad[0]), "value": bad_value(rows[bad[0]])} if len(bad) else None
 
     def _event(self, kind: EventKind, moment: Moment, **fields: Any) -> Event:
-        cause = {} if self.changed() else bad_parameter(self.loop.weights)
-        place = {"layer": 0, "direction": "forward", **fields, **cause}
-        return moment.event(kind, module=self.loop.module, **place)
+        return moment.event(kind, **self._where(), **{**fields, **self._cause()})
+
+    def _where(self) -> dict[str, Any]:
+        return {"module": self.loop.module, "layer": 0, "direction": "forward"}
+
+    def _cause(self) -> dict[str, Any]:
+        return {} if self.changed() else bad_parameter(self.loop.weights)

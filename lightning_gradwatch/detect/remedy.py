@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from lightning_gradwatch.events import Moment
 from lightning_gradwatch.profile import Floats, Profile
 
 DEEP = 3
@@ -29,11 +30,14 @@ SPOILT_WEIGHT = (
 """Where a weight is the cause, whatever it spoilt first."""
 
 
-def jump_remedy(ordinary: float | None) -> str:
-    """What helps against a norm that jumps; ``ordinary`` is the run's median norm, if it is known."""
+def jump_remedy(ordinary: float | None, moment: Moment) -> str:
+    """What helps against a norm that jumps at that moment; ``ordinary`` is the run's median norm, if it is known."""
+    batch = (
+        "" if moment.batch_idx is None else f"Look at batch {moment.batch_idx} of epoch {moment.epoch} for an outlier. "
+    )
     level = f", here about {ordinary:.2g}" if ordinary else ""
     return (
-        f"Use AdaptiveClip(), which brings such a step back to its ordinary size{level}; a fixed clipping level between half "
+        f"{batch}Use AdaptiveClip(), which brings such a step back to its ordinary size{level}; a fixed clipping level between half "
         "and ten times the average norm does too (Pascanu et al. 2013). Lower the learning rate, or let it rise more slowly, "
         "if it happens again."
     )

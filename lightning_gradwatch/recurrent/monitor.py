@@ -1,35 +1,90 @@
-"""The one small reduction of an ordinary step: the norm of the recurrent modules' gradients, read without blocking."""
+"""The one small reduction of an ordinary step: the norm of each parameter's gradient, read without blocking."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 
-class PendingNorm:
-    """A norm on its way from the device. On the CPU it is there at once."""
+class PendingValues:
+    """A vector on its way from the device. On the CPU it is there at once."""
 
-    __slots__ = ("_arrived", "_value")
+    __slots__ = ("_arrived", "_values")
 
-    def __init__(self, norm: Tensor) -> None:
-        if norm.device.type == "cuda":
+    def __init__(self, values: Tensor) -> None:
+        if values.device.type == "cuda":
             # A pinned target and an event: reading a device tensor directly would wait for all work queued before it.
-            self._value = torch.empty((), dtype=norm.dtype, pin_memory=True)
-            self._value.copy_(norm, non_blocking=True)
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
             self._arrived: torch.cuda.Event | None = torch.cuda.Event()
             self._arrived.record()
         else:
-            self._value, self._arrived = norm, None
+            self._values, self._arrived = values, None
 
     def ready(self) -> bool:
-        """Whether :meth:`value` can be read without waiting."""
+        """Whether :meth:`values` can be read without waiting."""
         return self._arrived is None or self._arrived.query()
 
-    def value(self) -> float:
-        """The norm; NaN or inf where an entry is so, or where its square overflowed."""
-        return float(self._value)
+    def values(self) -> list[float]:
+        """The numbers; NaN or inf where an entry is so, or where its square overflowed."""
+        return self._values.tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """The gradients of one backward pass, read.
+
+    Args:
+        by_parameter: the norm of each parameter that has a gradient, those of the recurrent modules first.
+        recurrent: how many those are.
+        loss: beside them; None where it was not a scalar on their device.
+    """
+
+    by_parameter: list[float]
+    recurrent: int
+    loss: float | None
+
+    @property
+    def whole(self) -> float:
+        """Of all parameters."""
+        return total(self.by_parameter)
+
+    @property
+    def of_recurrent(self) -> float:
+        """Of the recurrent modules' parameters; 0 where none has a gradient."""
+        return total(self.by_parameter[: self.recurrent])
+
+
+class PendingNorms:
+    """The norms of one backward pass, and its loss, on their way from the device.
+
+    Attributes:
+        parameters: those with a gradient, in the order of :attr:`Norms.by_parameter`.
+    """
+
+    __slots__ = ("_has_loss", "_pending", "_recurrent", "_scale", "_windows", "parameters")
+
+    def __init__(
+        self, parameters: list[Tensor], recurrent: int, values: Tensor, has_loss: bool, scale: float, windows: int
+    ) -> None:
+        self.parameters = parameters
+        self._pending = PendingValues(values)
+        self._recurrent, self._has_loss, self._scale, self._windows = recurrent, has_loss, scale, windows
+
+    def ready(self) -> bool:
+        """Whether :meth:`read` need not wait."""
+        return self._pending.ready()
+
+    def read(self) -> Norms:
+        """What arrived."""
+        values = [value / self._scale for value in self._pending.values()]
+        loss = values.pop() * self._windows if self._has_loss else None
+        return Norms(values, self._recurrent, loss)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -37,12 +92,59 @@ def local(tensor: Tensor) -> Tensor:
     return getattr(tensor, "_local_tensor", tensor)
 
 
+def total(norms: Sequence[float]) -> float:
+    """The norm over parts: NaN if one is, else inf if one is."""
+    return math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)  # hypot would say inf beside an inf
+
+
 @torch.no_grad()
-def gradient_norm(weights: Sequence[Tensor], scale: Tensor | float = 1.0) -> PendingNorm | None:
-    """The L2 norm over the gradients of ``weights``, divided by the loss ``scale``; None if none has one."""
-    gradients = [local(weight.grad) for weight in weights if weight.grad is not None]
-    if not gradients:
+def gradient_norms(
+    recurrent: Sequence[Tensor],
+    others: Sequence[Tensor] = (),
+    *,
+    loss: Tensor | None = None,
+    scale: Tensor | float = 1.0,
+    windows: int = 1,
+) -> PendingNorms | None:
+    """The L2 norm of each gradient, divided by the loss ``scale``; None if there is none.
+
+    Args:
+        recurrent, others: parameters, in the order of their norms.
+        loss: to be read beside them, if it is a scalar on their device.
+        windows: the loss was divided by so many.
+    """
+    of_recurrent = [weight for weight in recurrent if weight.grad is not None]
+    parameters = of_recurrent + [weight for weight in others if weight.grad is not None]
+    if not parameters:
         return None
-    norms = torch._foreach_norm(gradients)  # type: ignore[attr-defined]  # what clip_grad_norm_ uses
-    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    return PendingNorm(norm / scale if isinstance(scale, Tensor) else norm)
+    norms = _norms([numbers(weight.grad) for weight in parameters if weight.grad is not None])
+    rides = loss is not None and loss.numel() == 1 and loss.device == norms[0].device
+    if rides and loss is not None:
+        norms.append(loss.detach().squeeze() if loss.dim() else loss.detach())
+    values = torch.stack(norms)
+    if isinstance(scale, Tensor):  # read now it would be a host sync
+        values, scale = values / scale.to(values.device), 1.0
+    return PendingNorms(parameters, len(of_recurrent), values, rides, float(scale), windows)
+
+
+def _norms(gradients: list[Tensor]) -> list[Tensor]:
+    """One scalar each, all on the first one's device."""
+    device = gradients[0].device
+    if all(gradient.device == device for gradient in gradients):
+        return list(torch._foreach_norm(gradients))  # type: ignore[attr-defined]  # what clip_grad_norm_ uses
+    return [torch.linalg.vector_norm(gradient).to(device, non_blocking=True) for gradient in gradients]
+
+
+def numbers(gradient: Tensor) -> Tensor:
+    """The numbers of a gradient, which may be sharded, or sparse: there rows that came twice stand twice."""
+    own = local(gradient)
+    return own._values() if own.is_sparse else own
+
+
+@torch.no_grad()
+def matrix_norms(model: nn.Module) -> dict[int, float]:
+    """The norm of each weight matrix, by the identity of its parameter; one host sync. Those not made yet are left out."""
+    weights = [p for p in model.parameters() if not isinstance(p, UninitializedParameter) and p.dim() > 1]
+    weights = [p for p in weights if p.is_floating_point() and numbers(p).numel()]
+    norms = torch.stack(_norms([numbers(p) for p in weights])).tolist() if weights else []
+    return dict(zip(map(id, weights), norms, strict=True))

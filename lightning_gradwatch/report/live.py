@@ -25,6 +25,7 @@ VERDICT_STYLES = {
     Verdict.SATURATED: "bold yellow",
     Verdict.NO_GRADIENT_THROUGH_TIME: "bold yellow",
     Verdict.NOT_FINITE: "bold red",
+    Verdict.DIVERGED: "bold red",
 }
 _CALM = (Verdict.HEALTHY, Verdict.SHORTENED)
 _MOST_ROWS = 8

@@ -28,12 +28,14 @@ _SIGNS = {  # told apart without colour
     Verdict.NO_GRADIENT_THROUGH_TIME: "⊣",
     Verdict.BARELY_REACHED: "⇤",
     Verdict.NOT_FINITE: "×",
+    Verdict.DIVERGED: "↑",
     Verdict.UNDECIDED: "?",
     Verdict.NOT_OBSERVED: "∅",
 }
 _A_NOTE = "vanishing, as a note"
 _GRAVEST = (
     Verdict.NOT_FINITE,
+    Verdict.DIVERGED,
     Verdict.EXPLODING,
     Verdict.SATURATED,
     Verdict.NO_GRADIENT_THROUGH_TIME,

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from itertools import starmap
 from statistics import median
 
-from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.events import EventKind, closes_episode
 from lightning_gradwatch.runlog.evidence import (
     CUT_OFF,
     EXPLODING_FACTOR,
-    LOW,
     SAMPLES_OF_GATES,
     SEVERAL,
     VANISHING_SHARE,
@@ -48,6 +47,12 @@ def _not_finite(found: Evidence) -> Said | None:
     if len(found.lost) == 1:
         return Verdict.NOT_FINITE, f"It was the last sample.{what}"
     return Verdict.NOT_FINITE, f"No sample from then on is finite.{what}"
+
+
+def _diverged(found: Evidence) -> Said | None:
+    """Of the whole training: a layer's horizon says little where the loss has run away."""
+    told = [event for event in found.everywhere if event["kind"] == EventKind.DIVERGED]
+    return (Verdict.DIVERGED, told[-1]["message"] or "") if told and not closes_episode(told[-1]) else None
 
 
 def _without_gradient(found: Evidence) -> Said | None:
@@ -160,7 +165,7 @@ def _shortened(found: Evidence) -> Said | None:
 def _vanishing(found: Evidence) -> Said:
     if found.padded:
         return Verdict.VANISHING, f"{_fall(found)}{_low(found)}: {_PADDED.format(found.padded)}"
-    if found.starves and _low(found):
+    if found.starves and found.low:
         return (
             Verdict.VANISHING,
             f"{_fall(found)}{_low(found)}: what lies further back teaches next to nothing, nor may it have to.",
@@ -173,6 +178,7 @@ def _vanishing(found: Evidence) -> Said:
 
 RULES: tuple[Rule, ...] = (
     _not_finite,
+    _diverged,
     _without_gradient,
     _without_time,
     _exploding,
@@ -209,10 +215,10 @@ def _fall(found: Evidence) -> str:
 
 def _low(found: Evidence) -> str:
     """That the loss is low by now, where it is."""
-    if found.losses is None:
+    if not found.low or found.losses is None:
         return ""
     first, last = found.losses
-    return f", with the loss down to {last:.2g} from {first:.2g}" if 0 <= last < LOW * first < math.inf else ""
+    return f", with the loss down to {last:.2g} from {first:.2g}"
 
 
 def _speed(found: Evidence) -> str:

@@ -19,12 +19,14 @@ class Verdict(StrEnum):
     NO_GRADIENT_THROUGH_TIME = "nothing flows through time"
     BARELY_REACHED = "barely reached"
     NOT_FINITE = "not finite"
+    DIVERGED = "diverged"
     UNDECIDED = "undecided"
     NOT_OBSERVED = "not observed"
 
 
 _SEVERITY = {
     Verdict.NOT_FINITE: Severity.CRITICAL,
+    Verdict.DIVERGED: Severity.CRITICAL,
     Verdict.EXPLODING: Severity.WARNING,
     Verdict.VANISHING: Severity.WARNING,
     Verdict.SATURATED: Severity.WARNING,

@@ -1,0 +1,151 @@
+"""A training that has diverged: the loss far above where the run began, and staying there, while the weights outgrew theirs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from lightning_gradwatch.events import ENDED, Event, EventKind, Moment, Severity
+
+CLEAR = 1000.0
+"""Times its first value, from which on a loss leaves nothing to doubt."""
+
+STAYS = 8
+"""Steps in a row, and no fewer, that a loss must be far above the start; or near it, to have come back."""
+
+FAST = 64
+"""Steps in which a diverging loss gets from near to far: schedules, returns and annealed terms rise more slowly."""
+
+SOON = 256
+"""Steps after the loss rose in which the weights must have grown: what comes later has other causes."""
+
+
+_AFTER_A_JUMP = (
+    "It began after the gradient's jump at step {step} (batch {batch}): look at that batch first, and begin anew with AdaptiveClip(), "
+    "which holds such a step. If the batch is in order, lower the learning rate."
+)
+
+
+@dataclass(slots=True)
+class _Level:
+    """How far the loss must have risen, and how much the weights must have grown with it.
+
+    Args:
+        far: times its first value, from which on a loss is far above the start; up to ``near`` times it is near.
+        growth: times their norm at the start that half of the weight matrices have grown to; in a healthy training that takes thousands of
+            steps.
+        last_near: number of the last step whose loss was near the start.
+        far_since: number of the step from which on every loss has been far; ``began``: the same in optimizer steps.
+    """
+
+    far: float
+    near: float
+    growth: float
+    last_near: int = 0
+    far_since: int | None = None
+    began: int = 0
+
+    def see(self, risen: float, number: int, step: int) -> None:
+        """Take in one step's loss, in times its first value."""
+        if risen <= self.near:
+            self.last_near = number
+        if risen <= self.far:
+            self.far_since = None
+        elif self.far_since is None:
+            self.far_since, self.began = number, step
+
+    def is_suspicious(self, number: int) -> bool:
+        """Whether the loss rose fast, and stayed."""
+        since = self.far_since
+        return since is not None and since - self.last_near <= FAST and STAYS <= number - since + 1 <= SOON
+
+
+class DivergenceDetector:
+    """Takes the loss of every step, and the weights' norms of a few; one event until the loss has come back.
+
+    Neither alone would do. A loss may rise by its own nature (returns in reinforcement learning, an annealed term, an opponent that gets
+    better), weights grow while they learn. A step that is too long does both at once, and soon.
+
+    Args:
+        weights: norm of each weight matrix before training, by a key that stays.
+    """
+
+    def __init__(self, weights: Mapping[int, float]) -> None:
+        self._start = {key: norm for key, norm in weights.items() if 0 < norm < math.inf}
+        self._levels = (_Level(far=10.0, near=3.0, growth=5.0), _Level(far=3.0, near=2.0, growth=10.0))
+        self._first: tuple[float, float] | None = None  # loss and gradient norm
+        self._last = (0.0, 0.0)
+        self._steps = self._back = 0
+        self._told: Event | None = None
+
+    def see(self, loss: float, norm: float, moment: Moment) -> Event | None:
+        """Take in one step's loss and gradient norm. Returns the record of a divergence that has ended."""
+        if not math.isfinite(loss):
+            return None
+        if self._first is None:
+            self._first = (loss, norm) if loss else None
+            return None
+        self._steps += 1
+        self._last = loss, norm
+        for level in self._levels:
+            level.see(self._risen(loss), self._steps, moment.step)
+        lower = self._levels[-1]
+        if self._told is None or lower.far_since is not None or self._risen(loss) > lower.near:
+            self._back = 0
+            return None
+        self._back += 1
+        return self._ended(loss, moment) if self._back == STAYS else None
+
+    def is_suspicious(self) -> bool:
+        """Whether the loss is such that the weights are worth a look."""
+        return self._told is None and any(level.is_suspicious(self._steps) for level in self._levels)
+
+    def __call__(self, weights: Mapping[int, float], moment: Moment, jump: Event | None = None) -> Event | None:
+        """The event, if the weights have grown too.
+
+        Args:
+            weights: their norms now, by the keys of the start.
+            jump: the last jump of the gradient's norm that was told.
+        """
+        grown = [weights[key] / norm for key, norm in self._start.items() if key in weights]
+        growth = median(grown) if grown else 0.0
+        for level in self._levels:
+            if level.is_suspicious(self._steps) and growth >= level.growth:
+                self._told = self._event(level, growth, moment, jump)
+                return self._told
+        return None
+
+    def _event(self, level: _Level, growth: float, moment: Moment, jump: Event | None) -> Event:
+        assert self._first is not None
+        assert level.far_since is not None
+        (first, norm_then), (loss, norm) = self._first, self._last
+        steps = self._steps - level.far_since + 1
+        jumped = jump is not None and 0 <= level.began - jump.step <= STAYS
+        return moment.event(
+            EventKind.DIVERGED,
+            value=loss,
+            threshold=first,
+            severity=Severity.CRITICAL if self._risen(loss) >= CLEAR else None,
+            remedy=_AFTER_A_JUMP.format(step=jump.step, batch=jump.batch_idx) if jump is not None and jumped else "",
+            detail=f"It has been more than {level.far:g} times as high for {steps} steps. Half of the weight matrices have grown to "
+            f"{growth:.3g} times their norm or more; the gradient norm went from {norm_then:.3g} to {norm:.3g}.",
+        )
+
+    def _ended(self, loss: float, moment: Moment) -> Event:
+        assert self._told is not None
+        since, self._told = self._told.step, None
+        return moment.event(
+            EventKind.DIVERGED,
+            value=loss,
+            severity=Severity.INFO,
+            action=ENDED,
+            message=f"The loss, far above its start at step {since}, has come back to {loss:.4g} by step {moment.step}.",
+        )
+
+    def _risen(self, loss: float) -> float:
+        """How high it is, in times its first value; of a negative one, by how many times its size it has risen."""
+        assert self._first is not None
+        first = self._first[0]
+        return loss / first if first > 0 else (loss - first) / -first

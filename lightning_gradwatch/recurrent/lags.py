@@ -20,6 +20,10 @@ PURE = ("torch._functorch", "torch._dynamo", "torch.autograd.graph", "lightning_
 """Whose Python code in the graph may run twice: compiled functions, ``save_on_cpu``, and our own, which rests meanwhile."""
 
 
+TELLS_HOOKS = hasattr(cast("Any", torch)._C._autograd.SavedTensor, "unpack_hook")
+"""Whether PyTorch shows the hooks on what an operation saved for its backward pass."""
+
+
 def measure_lags(loop: Loop, loss: Tensor) -> None:
     """Have the coming backward pass of ``loss`` measure the loop's lagged gradients.
 
@@ -168,6 +172,8 @@ def _obstacle(tensors: Iterable[Tensor], roots: list[Node], edges: set[Edge]) ->
         function = getattr(type(node), "_forward_cls", None)
         if function is not None and not _is_pure(function):
             return f"the backward of {function.__name__} in it would run twice"
+        if not TELLS_HOOKS and _saved_by(type(node)):
+            return "PyTorch before 2.10 cannot tell whether code of the model's own, as in activation checkpointing, would run twice"
         for hook in _unpack_hooks(node):
             if hook.__module__ == "torch.utils.checkpoint":
                 return (

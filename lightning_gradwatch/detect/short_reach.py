@@ -126,4 +126,4 @@ def _index(profile: Profile, place: int) -> str:
     """How the output is read there; nothing where there is no telling."""
     if profile.batch_first is None:
         return ""
-    return f", output[:, {place}]," if profile.batch_first else f", output[{place}],"
+    return f" (output[:, {place}])" if profile.batch_first else f" (output[{place}])"

@@ -211,7 +211,10 @@ def _from_outside(c: Context, m: Words) -> None:
     c.verdict(c.case.cause == "operation outside", f"it is {c.case.cause}")
 
 
-@SAID("The gradient of parameter <name> is <n> although the recurrent states and their gradients are finite.")
+@SAID(
+    "The gradient of parameter <name> is <n> although the recurrent states and their gradients are finite.",
+    "The gradient of parameter <name> is <n>, although the loss is finite.",
+)
 def _parameter(c: Context, m: Words) -> None:
     _where(c)
     c.verdict(not c.truth.finite(_step(c)), "it is finite")

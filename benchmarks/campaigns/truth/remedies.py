@@ -159,9 +159,9 @@ def _truncate(c: Context, m: Words) -> None:
 helps(
     ("short reach", "padding, rightly read"),
     "The output at the last timestep holds the reverse direction's first step, which has seen that timestep alone.",
-    "The output at the last timestep, output[:, -1], holds the reverse direction's first step, which has seen "
+    "The output at the last timestep (output[:, -1]) holds the reverse direction's first step, which has seen "
     "that timestep alone.",
-    "The output at the last timestep, output[-1], holds the reverse direction's first step, which has seen "
+    "The output at the last timestep (output[-1]) holds the reverse direction's first step, which has seen "
     "that timestep alone.",
     "Read each direction where it ends: torch.cat([h_n[-2], h_n[-1]], -1), the top layer's two final states, "
     "or the output at all timesteps.",
@@ -169,8 +169,8 @@ helps(
     "Where the whole sequence matters, read its final state, h_n[-1], which has seen all of it; otherwise one "
     "direction is enough.",
     "The loss reads the first timestep alone, where the state has seen nothing but that timestep.",
-    "The loss reads the first timestep alone, output[:, 0], where the state has seen nothing but that timestep.",
-    "The loss reads the first timestep alone, output[0], where the state has seen nothing but that timestep.",
+    "The loss reads the first timestep alone (output[:, 0]), where the state has seen nothing but that timestep.",
+    "The loss reads the first timestep alone (output[0]), where the state has seen nothing but that timestep.",
     "Read h_n[-1] (of a bidirectional module h_n[-2] and h_n[-1]) or the output at all timesteps.",
     "Read the last state or the output at all timesteps.",
     "What comes after the last timestep with a loss gets no gradient, and none is due if nothing there belongs "
@@ -338,3 +338,18 @@ helps(
     "Go back to a checkpoint from before, or begin anew, with a lower learning rate: the weights have left where the gradient reached "
     "further.",
 )
+
+
+@SAID(
+    "It began after the gradient's jump at step <int:step> (batch <int:batch>): look at that batch first, and begin anew with "
+    "AdaptiveClip(), which holds such a step."
+)
+def _after_the_jump(c: Context, m: Words) -> None:
+    if c.case.cause not in ("divergence", "outlier"):
+        c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")
+    step = int(m["step"].replace(",", ""))
+    before = [c.truth.norm(earlier) for earlier in range(step)]
+    c.verdict(bool(before) and c.truth.norm(step) > max(before), "the norm did not jump there")
+
+
+helps(("divergence", "outlier"), "If the batch is in order, lower the learning rate.")

@@ -7,7 +7,7 @@ from statistics import mean
 
 from benchmarks.campaigns.truth.oracle import Facts
 from benchmarks.campaigns.truth.sentences import SAID, Context, place_of
-from lightning_gradwatch.events import closes_episode
+from lightning_gradwatch.events import EventKind, closes_episode
 
 FEW = 0.25
 """Of a direction's timesteps. Fewer are few."""
@@ -131,6 +131,8 @@ def _line(c: Context, m: Words) -> None:
     c.line, _, since = m["verdict"].partition(" since step ")
     c.since = int(since.replace(",", "")) if since else None
     _VERDICTS[c.line](c, m)
+    if c.line == "diverged":  # what follows are the event's own words
+        c.event = next((e for e in reversed(c.told.events) if e.kind == EventKind.DIVERGED and not e.action), None)
 
 
 @SAID("No sample from then on is finite.", "It was the last sample.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -251,11 +250,6 @@ class Profile:
                 row[:length].tolist() for row, length in zip(self.total, self.lengths, strict=True)
             ]
         return record
-
-
-def is_primary(record: Mapping[str, Any]) -> bool:
-    """Whether a record's state stands for its recurrence; in a run log that does not say, it is h."""
-    return bool(record.get("primary", (record.get("state") or "h") == "h"))
 
 
 def evenly(count: int) -> npt.NDArray[np.int64] | None:

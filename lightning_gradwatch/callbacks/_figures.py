@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_gradwatch.callbacks._compat import Trainer, logged_step
-from lightning_gradwatch.profile import is_primary
+from lightning_gradwatch.runlog.schema import is_primary
 
 _MOST = 16
 """Samples kept of each gradient: more curves than a figure shows."""

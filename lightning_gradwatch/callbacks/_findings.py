@@ -19,8 +19,10 @@ from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.plain import plain
-from lightning_gradwatch.profile import Profile, is_primary
+from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.runlog.schema import is_primary
 from lightning_gradwatch.runlog.summary import LAST_SAMPLES, is_finite, reach, summarise
+from lightning_gradwatch.runlog.verdict import LayerSummary
 from lightning_gradwatch.runlog.writer import RunLogWriter
 
 _COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW, EventKind.STEP_SKIPPED)
@@ -54,6 +56,7 @@ class Findings:
         self.trainer: Trainer | None = None
         self._keep_sequences = keep_sequences
         self._recent: dict[tuple[Any, ...], deque[dict[str, Any]]] = {}
+        self._others: list[Event] = []
         self._first: dict[tuple[Any, ...], dict[str, Any]] = {}  # its loss is what later ones are held against
         self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of the samples before the recent ones
         self._scalars = Scalars("GradWatch")
@@ -121,17 +124,22 @@ class Findings:
         Args:
             others: events that other callbacks wrote into the same run log, on which a verdict rests too.
         """
+        self._others = list(others)
+        lines = ["GradWatch: how far the gradient reaches back through time"]
+        lines += [f"  {plain(layer.line)}" for layer in self.verdicts()]
+        events = [event.to_record() for event in self.events]
+        return [*lines, f"  {plain(_told([event for event in events if not closes_episode(event)]))}"]
+
+    def verdicts(self) -> list[LayerSummary]:
+        """On each module, layer and direction."""
         kept = [
             *self._first.values(),
             *self._furthest.values(),
             *(record for recent in self._recent.values() for record in recent),
         ]
         records = list({id(record): record for record in kept}.values())
-        lines = ["GradWatch: how far the gradient reaches back through time"]
-        events = [event.to_record() for event in self.events]
-        every = sorted([*events, *(event.to_record() for event in others)], key=lambda event: event["step"])
-        lines += [f"  {plain(layer.line)}" for layer in summarise(records, every)]
-        return [*lines, f"  {plain(_told([event for event in events if not closes_episode(event)]))}"]
+        events = [event.to_record() for event in (*self.events, *self._others)]
+        return summarise(records, sorted(events, key=lambda event: event["step"]))
 
     def _remember(self, profile: Profile, record: dict[str, Any]) -> None:
         key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)

@@ -27,6 +27,13 @@ Response = Literal["warn", "skip", "stop", "raise", "rollback"]
 RESPONSES: tuple[Response, ...] = ("warn", "skip", "stop", "raise", "rollback")
 
 
+_AFTER_ROLLBACK = (
+    "What the optimizer did since the last good state is undone, and the batches of those steps are not seen again. A single time is "
+    "harmless; if it goes on, the events before it name the place where it began."
+)
+"""What is to be said of a skipped step where the weights are not as they were before it."""
+
+
 class AnomalyError(FloatingPointError):
     """Raised by ``GradWatch(on_anomaly="raise")``, on every rank.
 
@@ -198,7 +205,9 @@ class Responder:
         if stops:
             stop_training(trainer)
         severity = Severity.CRITICAL if exhausted else Severity.WARNING
-        self._report(moment.event(EventKind.STEP_SKIPPED, value=norm, action=action, detail=detail, severity=severity))
+        fields = {"value": norm, "action": action, "detail": detail, "severity": severity}
+        remedy = "" if self._back is None else _AFTER_ROLLBACK
+        self._report(moment.event(EventKind.STEP_SKIPPED, remedy=remedy, **fields))
 
 
 def _told(event: Event) -> str:

@@ -43,6 +43,8 @@ from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.discover import describe, discover
 from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.report._extra import commands
+from lightning_gradwatch.runlog.notebook import verdict_table
+from lightning_gradwatch.runlog.verdict import LayerSummary
 
 P = ParamSpec("P")
 
@@ -196,6 +198,11 @@ class GradWatch(Callback):
     def lagged(self) -> dict[tuple[str, int, str], LaggedGradient]:
         """The lagged gradients accumulated over the fit, by module, layer and direction."""
         return self._found.lagged
+
+    @property
+    def verdicts(self) -> list[LayerSummary]:
+        """What is to be thought of each module, layer and direction, from what was measured so far in the present fit, or in the last."""
+        return self._found.verdicts()
 
     @property
     def totals(self) -> dict[tuple[str, int, str], TotalGradient]:
@@ -461,6 +468,14 @@ class GradWatch(Callback):
         return self._generate_state_key(
             modules=self.modules, dirpath=None if self.dirpath is None else str(self.dirpath)
         )
+
+    def __repr__(self) -> str:
+        where = "no run log" if self.run_dir is None else f"run log in {str(self.run_dir)!r}"
+        events = f"{len(self.events):,} event{'' if len(self.events) == 1 else 's'}"
+        return f"<GradWatch, every {self.every_n_steps:,} steps: {len(self.verdicts)} verdicts, {events}, {where}>"
+
+    def _repr_html_(self) -> str:
+        return verdict_table("GradWatch", self.verdicts, [event.severity for event in self.events])
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that a copy holds no model and no trainer."""

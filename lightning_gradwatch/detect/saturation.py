@@ -67,7 +67,7 @@ class SaturationDetector:
     def __call__(self, profile: Profile, moment: Moment, loss: float | None = None) -> Event | None:
         """Take in a profile of h, and the step's loss where it is known. Returns the event of an episode that begins or ends here."""
         place, share = profile.place, profile.gate_gradient
-        if not profile.primary or share is None or not np.isfinite(profile.total_max()).all():
+        if not profile.primary or share is None or np.isinf(profile.total_max()).any():
             return None
         if self._episodes.is_open(place):
             if self._begun_by[place] != profile.call:

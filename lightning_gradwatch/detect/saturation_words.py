@@ -39,7 +39,7 @@ def cause_of(found: Saturation) -> Cause:
 def details(found: Saturation | None) -> str:
     """Which gates, on what share of units and timesteps, and by what."""
     if found is None:
-        return "What they enter is saturated or multiplied by 0; a cell of one's own is not looked into any further."
+        return "What they enter is saturated or multiplied by 0; the gates themselves could not be looked at."
     return f"{_gates(found)} {_reason(found)}"
 
 

@@ -151,6 +151,11 @@ def _sent(adjoint: Adjoint[Any], factors: Any, steps: _Steps, to_h: Tensor, delt
 
 def _weights_get_nothing(loop: Loop) -> bool:
     """Whether all gradients of the weights are next to 0 while the states get some."""
-    gradients = [local(weight.grad) for _, weight in loop.weights if weight.grad is not None]
     largest = max(float(_gradient(state).abs().max()) for state in loop.h)
+    return get_nothing([weight for _, weight in loop.weights], largest)
+
+
+def get_nothing(weights: Iterable[Tensor], largest: float) -> bool:
+    """Whether weights have gradients, all of them next to 0 beside the largest one of a state."""
+    gradients = [local(weight.grad) for weight in weights if weight.is_leaf and weight.grad is not None]
     return bool(gradients) and max(float(g.abs().max()) for g in gradients) < _NOTHING * largest < math.inf

@@ -29,10 +29,10 @@ def of_call(call: RecurrentCall, layout: Layout, chunk: int) -> Runs:
 
 
 @torch.no_grad()
-def of_loop(given: Sequence[Tensor | None], sequences: Sequence[int], lengths: Sequence[int]) -> Runs:
-    """Those of a loop over a cell, from the inputs ``given`` to its steps; not known where there are none or their shape changes."""
+def of_steps(given: Sequence[Tensor | None], sequences: Sequence[int], lengths: Sequence[int]) -> Runs:
+    """Those of a loop, from the inputs ``given`` to its steps; not known where there are none or their shape changes."""
     inputs = [x for x in given if x is not None]
-    if len(inputs) != len(given) or len({x.shape for x in inputs}) != 1 or inputs[0].dim() < 2:
+    if not inputs or len(inputs) != len(given) or len({x.shape for x in inputs}) != 1 or inputs[0].dim() < 2:
         return NONE
     chosen = torch.tensor(sequences, device=inputs[0].device)
     rows = [x.detach().flatten(1)[chosen] for x in inputs]

@@ -20,20 +20,25 @@ PURE = ("torch._functorch", "torch._dynamo", "torch.autograd.graph", "lightning_
 """Whose Python code in the graph may run twice: compiled functions, ``save_on_cpu``, and our own, which rests meanwhile."""
 
 
+TELLS_HOOKS = hasattr(cast("Any", torch)._C._autograd.SavedTensor, "unpack_hook")
+"""Whether PyTorch shows the hooks on what an operation saved for its backward pass."""
+
+
 def measure_lags(loop: Loop, loss: Tensor) -> None:
     """Have the coming backward pass of ``loss`` measure the loop's lagged gradients.
 
-    What the loss sends to the states of the last timestep, where direct and total are the same thing, is followed back to all states
-    before: with one state h, d_T = ∂loss/∂h_T and then ∂(d_T·h_T)/∂h_{T−k} for all k at once. That holds for any recurrence. Where the
-    loss reaches the states through the last ones alone, these are the total gradients. Otherwise, when the backward pass has come
-    to the last states, what lies between the states is run through once more; nothing outside of them is, and nothing
+    What the loss sends to the states of the last timestep that it reaches, where direct and total are the same thing, is followed back
+    to all states before: with one state h, d_T = ∂loss/∂h_T and then ∂(d_T·h_T)/∂h_{T−k} for all k at once. That holds for any
+    recurrence. Where the loss reaches the states through those of one timestep alone, these are the total gradients. Otherwise, when
+    the backward pass has come there, what lies between the states is run through once more; nothing outside of them is, and nothing
     accumulates in a parameter, since no parameter is asked for. Code in the graph that may not run twice leaves the lags out.
     """
     loop.forget_lags()
     loop.inexact_reason = None
     if loss.grad_fn is None or len(loop.steps) < 2:
         return
-    if _through_last_alone(loop, loss):
+    loop.anchor = _reached_alone(loop, loss)
+    if loop.anchor is not None:
         loop.totals_are_lagged = True
         return
     loop.inexact_reason = obstacle([state.tensor for state in loop.states], _last(loop), _edges(loop))
@@ -41,29 +46,34 @@ def measure_lags(loop: Loop, loss: Tensor) -> None:
         return
     # A bound on the gradient is no part of the lags; beyond the leading state, what it left cannot be told from what was sent.
     followed = 1 if _is_bounded(loop) else len(loop.names)
-    for number in range(followed):
-        loop.awaits.append(_wait(loop, number))
+    for step in range(len(loop.steps)):
+        for number in range(followed):
+            loop.awaits.append(_wait(loop, step, number))
 
 
-def _wait(loop: Loop, number: int) -> RemovableHandle:
-    """A hook on the last of the states of one name, which follows what arrives there."""
-    edge, reference = loop.steps[-1].states[number].edge, weakref.ref(loop)
+def _wait(loop: Loop, step: int, number: int) -> RemovableHandle:
+    """A hook on one of the states of a timestep, which follows what arrives there if nothing has arrived at a later one."""
+    edge, reference = loop.steps[step].states[number].edge, weakref.ref(loop)
 
     def follow(gradients: tuple[Tensor | None, ...]) -> None:
         loop, sent = reference(), gradients[edge.output_nr]
-        if loop is not None and sent is not None and not GradientSlot.is_paused():
-            _follow(loop, number, sent)
+        if loop is None or sent is None or GradientSlot.is_paused() or loop.anchor not in (None, step):
+            return
+        if loop.anchor is None and bool(sent.any()):
+            loop.anchor = step
+        if loop.anchor == step:
+            _follow(loop, step, number, sent)
 
     return edge.node.register_prehook(cast("Any", follow))
 
 
-def _follow(loop: Loop, number: int, sent: Tensor) -> None:
-    """Within the backward pass: the loop's own graph is still there, and all that is sent to this last state has arrived.
+def _follow(loop: Loop, step: int, number: int, sent: Tensor) -> None:
+    """Within the backward pass: the loop's own graph is still there, and all that is sent to this state has arrived.
 
-    What came to it from a last state that was followed before (h of an LSTM hangs on c) is in the sums already.
+    What came to it from another state of the timestep that was followed before (h of an LSTM hangs on c) is in the sums already.
     """
     states, before = loop.states, loop.lagged
-    own = number * len(loop.steps) + len(loop.steps) - 1
+    own = number * len(loop.steps) + step
     try:
         known = None if before is None else before[own]
         if before is None:
@@ -135,14 +145,15 @@ def first_met(loss: Tensor, edges: set[Edge]) -> set[Edge]:
     return met
 
 
-def _through_last_alone(loop: Loop, loss: Tensor) -> bool:
-    """Whether all that the loss sends to the states comes to those of the last timestep first. What bounds their gradients (a
-    :class:`Limit`) is no part of the lagged ones.
+def _reached_alone(loop: Loop, loss: Tensor) -> int | None:
+    """The timestep to whose states all comes first that the loss sends to any; None where there are several. What bounds their gradients
+    (a :class:`Limit`) is no part of the lagged ones.
     """
     if _is_bounded(loop):
-        return False
+        return None
     met = first_met(loss, _edges(loop))
-    return bool(met) and met <= _last(loop)
+    steps = [step for step, made in enumerate(loop.steps) if any(_pair(state.edge) in met for state in made.states)]
+    return steps[0] if len(steps) == 1 else None
 
 
 def obstacle(tensors: Iterable[Tensor], roots: Iterable[Edge], edges: set[Edge]) -> str | None:
@@ -161,6 +172,8 @@ def _obstacle(tensors: Iterable[Tensor], roots: list[Node], edges: set[Edge]) ->
         function = getattr(type(node), "_forward_cls", None)
         if function is not None and not _is_pure(function):
             return f"the backward of {function.__name__} in it would run twice"
+        if not TELLS_HOOKS and _saved_by(type(node)):
+            return "PyTorch before 2.10 cannot tell whether code of the model's own, as in activation checkpointing, would run twice"
         for hook in _unpack_hooks(node):
             if hook.__module__ == "torch.utils.checkpoint":
                 return (

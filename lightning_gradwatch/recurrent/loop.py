@@ -83,7 +83,9 @@ class Loop:
     lagged: list[Tensor | None] | None = None
     """∂(what the loss sends to the last timestep)/∂s of all states of one name, then of the next, once a backward pass has measured it."""
     totals_are_lagged: bool = False
-    """Whether the loss reaches the states through those of the last timestep alone."""
+    """Whether the loss reaches the states through those of one timestep alone."""
+    anchor: int | None = None
+    """The timestep from which the lags are followed: the last one that the loss reaches."""
     awaits: list[RemovableHandle] = field(default_factory=list[RemovableHandle])
     """The hooks that wait for a backward pass to measure ``lagged``."""
     mixed: bool = False
@@ -181,7 +183,7 @@ class Loop:
         """Measure no lagged gradients, and let go of those that were measured."""
         for handle in self.awaits:
             handle.remove()
-        self.lagged, self.totals_are_lagged, self.awaits = None, False, []
+        self.lagged, self.totals_are_lagged, self.awaits, self.anchor = None, False, [], None
 
     def rows(self, tensor: Tensor) -> Tensor:
         """A state or its gradient as ``(sequence, width)``: the width is over all but the batch."""
@@ -219,7 +221,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
     sequences = pick_sequences(reached, max_sequences)
     lengths = [next((t for t, count in enumerate(rows) if count <= j), len(rows)) for j in sequences]
     series = [(name, states) for name, states in loop.series if [len(loop.rows(s.tensor)) for s in states] == rows]
-    runs = equal_ends.of_loop(
+    runs = equal_ends.of_steps(
         [None if x is None or x.dim() < 2 else loop.rows(x) for x in loop.inputs], sequences, lengths
     )
     totals = [_totals(loop, states, sequences, lengths) for _, states in series]
@@ -235,7 +237,9 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         sequences=tuple(sequences),
         lengths=tuple(lengths),
         direct=None,
-        curves=_curves(loop, series, [j for j, length in zip(sequences, lengths, strict=True) if length == len(rows)]),
+        curves=_curves(
+            loop, series, [j for j, length in zip(sequences, lengths, strict=True) if length > _anchor(loop)]
+        ),
         inexact_reason=_inexact(loop, rows, series, totals[0]),
         truncated=loop.cut_off(),
         fused=False,
@@ -328,20 +332,26 @@ def _norms(loop: Loop, state: LoopState, gradient: Tensor | None) -> Tensor:
 
 
 def _curves(loop: Loop, series: Series, sequences: list[int]) -> Any:
-    """``(curve, lag)`` of those of the chosen sequences that the last step's loss reached, of all states together."""
-    joint = torch.zeros(len(loop.steps), len(sequences), dtype=torch.float64)
+    """``(curve, lag)`` of those of the chosen sequences that the loss reached at the anchor, of all states together."""
+    until = _anchor(loop) + 1
+    joint = torch.zeros(until, len(sequences), dtype=torch.float64)
     for i, name in enumerate(loop.names):
         states = dict(series).get(name)
         gradients = None if states is None else _lagged(loop, states, i)
         if states is None or gradients is None:
             continue
-        pairs = zip(states, gradients, strict=True)
+        pairs = zip(states[:until], gradients[:until], strict=True)
         joint = torch.hypot(joint, torch.stack([_norms(loop, state, gradient)[sequences] for state, gradient in pairs]))
     curves = joint.flip(0).T
     reached = curves[curves[:, 0] != 0]
     if not len(reached):
         return np.zeros((0, 0))
     return np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)
+
+
+def _anchor(loop: Loop) -> int:
+    """The timestep from which the lags are followed; the last one, where it is not known."""
+    return len(loop.steps) - 1 if loop.anchor is None else loop.anchor
 
 
 def _lagged(loop: Loop, states: list[LoopState], number: int) -> list[Tensor | None] | None:

@@ -16,7 +16,7 @@ from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent import equal_ends
 from lightning_gradwatch.recurrent.anchors import Anchors, lags
 from lightning_gradwatch.recurrent.call import RecurrentCall, is_handed_over
-from lightning_gradwatch.recurrent.cell_gates import look_at_gates
+from lightning_gradwatch.recurrent.cell_gates import get_nothing, look_at_gates
 from lightning_gradwatch.recurrent.chain import Chain, Norms, arrived, as_one, measure_ends, reached_by, without_ends
 from lightning_gradwatch.recurrent.direction import DirectionSweep
 from lightning_gradwatch.recurrent.gates import SUSPICIOUS
@@ -106,6 +106,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         layer=layer,
                         direction=DIRECTIONS[direction],
                         state=state,
+                        primary=state == "h",
                         timesteps=swept.layout.timesteps,
                         batch_size=swept.layout.batch_size,
                         sequences=tuple(swept.layout.sequences),
@@ -195,6 +196,12 @@ def _of_chain(
     with_gradient: int,
 ) -> list[Profile]:
     first, timesteps = chain.calls[0], sum(chain.lengths())
+    lengths, trail = (timesteps,) * len(sequences), chain.calls[-1].trail
+    sent = totals.h[-1].T.contiguous().numpy()
+    runs = equal_ends.of_steps(_steps(chain), sequences, lengths)
+    alone = trail is not None and trail.totals_are_lagged
+    ends = find_ends(*runs, reverse=False, lengths=lengths, sent=sent, alone=alone)
+    starving = bool(sent.any()) and get_nothing(first.weights, float(np.nanmax(sent)))
     return [
         Profile(
             module=first.module,
@@ -203,10 +210,11 @@ def _of_chain(
             layer=layer,
             direction=DIRECTIONS[0],
             state=state,
+            primary=state == "h",
             timesteps=timesteps,
             batch_size=first.batch_size(),
             sequences=tuple(sequences),
-            lengths=(timesteps,) * len(sequences),
+            lengths=lengths,
             total=norms[layer].T.contiguous().numpy(),
             direct=None,
             curves=curves[layer],
@@ -214,6 +222,9 @@ def _of_chain(
             layers=first.shape.num_layers,
             truncated=is_cut_off(first.h0) or is_cut_off(first.c0),
             handed_over=_is_handed_over(first),
+            ends=ends,
+            fused=False,
+            gate_gradient=0.0 if starving else None,
             with_gradient=with_gradient,
             batch_first=_order(first),
         )
@@ -221,6 +232,13 @@ def _of_chain(
         for state, norms in (("h", totals.h), ("c", totals.c))
         if norms
     ]
+
+
+def _steps(chain: Chain) -> list[Tensor | None]:
+    """The inputs of all timesteps, ``(batch, input)`` each; none where there is no batch."""
+    if chain.calls[0].input.dim() < 3:
+        return []
+    return [x for call in chain.calls for x in call.input.unbind(call.time_dim())]
 
 
 def is_cut_off(state: Tensor | None) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.profile import is_primary
+from lightning_gradwatch.runlog.schema import is_primary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

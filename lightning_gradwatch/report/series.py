@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lightning_gradwatch.profile import is_primary
+from lightning_gradwatch.runlog.schema import is_primary
 
 Record = Mapping[str, Any]
 

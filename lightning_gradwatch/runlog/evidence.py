@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from lightning_gradwatch.events import ENDED, EventKind
-from lightning_gradwatch.profile import is_primary
+from lightning_gradwatch.runlog.schema import is_primary
 
 LAST_SAMPLES = 10
 """A verdict rests on the median over the last so many sampled steps: it is about how training ended up."""
@@ -148,6 +148,11 @@ class Evidence:
         known = [loss for record in self.records if (loss := record.get("loss")) is not None]
         last = [loss for record in self.last if (loss := record.get("loss")) is not None]
         return (known[0], median(last)) if last else None
+
+    @property
+    def low(self) -> bool:
+        """Whether the loss is low by now: what the task needs is learned."""
+        return self.losses is not None and 0 <= self.losses[1] < LOW * self.losses[0] < math.inf
 
     def ongoing(self, kind: EventKind) -> Record | None:
         """The event of an episode of this kind that began here and did not end while training went on; None if there is none."""

@@ -63,6 +63,17 @@ class Run:
         """One row per optimizer step that AdaptiveClip saw. Needs the extra ``pandas``."""
         return self._frame(self.step_records, records.STEP)
 
+    def __repr__(self) -> str:
+        counts = ((self.profile_records, "profiles"), (self.event_records, "events"), (self.step_records, "steps"))
+        return f"<Run {str(self.path)!r}: {', '.join(f'{len(records):,} {name}' for records, name in counts)}>"
+
+    def _repr_html_(self) -> str:
+        from lightning_gradwatch.runlog.notebook import verdict_table
+        from lightning_gradwatch.runlog.summary import summarise
+
+        found = summarise(self.profile_records, self.event_records)
+        return verdict_table(self.name, found, [event["severity"] for event in self.event_records])
+
     def _frame(self, rows: list[Record], fields: tuple[Fields, Fields]) -> pd.DataFrame:
         from lightning_gradwatch.runlog.frames import to_frame
 

@@ -11,7 +11,6 @@ from lightning_gradwatch.events import EventKind, closes_episode
 from lightning_gradwatch.runlog.evidence import (
     CUT_OFF,
     EXPLODING_FACTOR,
-    LOW,
     SAMPLES_OF_GATES,
     SEVERAL,
     VANISHING_SHARE,
@@ -166,7 +165,7 @@ def _shortened(found: Evidence) -> Said | None:
 def _vanishing(found: Evidence) -> Said:
     if found.padded:
         return Verdict.VANISHING, f"{_fall(found)}{_low(found)}: {_PADDED.format(found.padded)}"
-    if found.starves and _low(found):
+    if found.starves and found.low:
         return (
             Verdict.VANISHING,
             f"{_fall(found)}{_low(found)}: what lies further back teaches next to nothing, nor may it have to.",
@@ -216,10 +215,10 @@ def _fall(found: Evidence) -> str:
 
 def _low(found: Evidence) -> str:
     """That the loss is low by now, where it is."""
-    if found.losses is None:
+    if not found.low or found.losses is None:
         return ""
     first, last = found.losses
-    return f", with the loss down to {last:.2g} from {first:.2g}" if 0 <= last < LOW * first < math.inf else ""
+    return f", with the loss down to {last:.2g} from {first:.2g}"
 
 
 def _speed(found: Evidence) -> str:

@@ -80,6 +80,11 @@ class StepRecord(TypedDict, total=False):
     skipped: bool
 
 
+def is_primary(record: Mapping[str, Any]) -> bool:
+    """Whether a record's state stands for its recurrence; in a run log that does not say, it is h."""
+    return bool(record.get("primary", (record.get("state") or "h") == "h"))
+
+
 def to_json(value: Any) -> Any:
     """``value`` as strict JSON: numbers that JSON lacks become ``"nan"``, ``"inf"`` and ``"-inf"``."""
     if isinstance(value, float):

@@ -65,7 +65,7 @@ def _summary(
         events=len(here),
         verdict=verdict,
         sentence=sentence + _sequences(found) + _segments(found) + _doubt(found),
-        starves=found.starves,
+        starves=found.starves and not found.low,
         horizon_range=None if found.spread is None else str(found.spread),
         since=found.lost[0] if found.lost else None,
         inexact_reason=_reason(found),

@@ -31,6 +31,7 @@ _SEVERITY = {
     Verdict.VANISHING: Severity.WARNING,
     Verdict.SATURATED: Severity.WARNING,
     Verdict.BARELY_REACHED: Severity.WARNING,
+    Verdict.NO_GRADIENT_THROUGH_TIME: Severity.WARNING,
 }
 
 

@@ -158,3 +158,19 @@ def test_a_pooled_output_crosses_nothing(tmp_path) -> None:
 
     told = fit(tmp_path, network(), pooled, words(), every=4)
     assert "pack" not in "".join(event.remedy for event in told.watch.events)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_module_fed_step_by_step_crosses_it_too(tmp_path, masked) -> None:
+    """Also where something is done to the state in between; packing is no remedy there."""
+
+    def stepped(net, batch):
+        words, _, y = batch
+        x, h = net[0](words), torch.zeros(1, len(words), 12)
+        for t in range(T):
+            _, h = net[1](x[:, t : t + 1], h * 1.0 if masked else h)
+        return functional.cross_entropy(net[2](h[0]), y)
+
+    (event,) = fit(tmp_path, network("GRU"), stepped, words(), every=4).begun(VANISHING)
+    assert "equal inputs, as padding has" in event.message
+    assert event.remedy.startswith("If the equal inputs are padding, read each sequence's state at its last real step")

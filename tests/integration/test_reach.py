@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import lightning.pytorch as pl
@@ -378,3 +379,48 @@ def test_lags_that_cannot_be_taken_are_a_reason_everywhere(tmp_path, capsys, obs
         assert main(command) == 0
         assert reason in " ".join(capsys.readouterr().out.split())
     assert reason in write_report(run, tmp_path / "page.html").read_text("utf-8")
+
+
+class TwoLayers(nn.Module):
+    """Two cells, one on the other; ``early`` has the upper one stop so many timesteps before the lower one does."""
+
+    def __init__(self, kind: str, early: int, sliced: bool) -> None:
+        super().__init__()
+        self.lower, self.upper = getattr(nn, kind)(3, 8), getattr(nn, kind)(8, 8)
+        self.early, self.sliced = early, sliced
+
+    def forward(self, x):
+        low = high = None
+        states, self.lows = [], []
+        for t in range(x.shape[1]):
+            low = self.lower(x[:, t], low)
+            h = low[0] if isinstance(low, tuple) else low
+            self.lows.append(h)
+            if self.sliced or t < x.shape[1] - self.early:
+                high = self.upper(h, high)
+                states.append(high[0] if isinstance(high, tuple) else high)
+        output = torch.stack(states, 1)
+        return output[:, : x.shape[1] - self.early].square().mean()
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("early", [1, 3])
+@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_lags_start_at_the_last_state_that_the_loss_reaches(tmp_path, kind, early, sliced):
+    """Also where the last states of a layer serve no loss; the curve is that of autograd on the same cells."""
+    net = TwoLayers(kind, early, sliced)
+    before = copy.deepcopy(net)
+    batches = []
+    watch, _ = fit(tmp_path, net, lambda net, x: batches.append(x) or net(x), timesteps=12, steps=1, max_sequences=None)
+    records = load_run(watch.run_dir).profile_records
+    (lower,) = [r for r in records if r["state"] == "h" and r["module"] == "rnn.lower"]
+    assert lower["exact"]
+    assert lower["horizon"] is not None
+    assert len(lower["lagged"]) == 12 - early
+    if kind != "LSTMCell":  # whose lags are of h and c together
+        loss, last = before(batches[0]), 11 - early
+        (sent,) = torch.autograd.grad(loss, before.lows[last], retain_graph=True)
+        back = torch.autograd.grad(before.lows[last], before.lows[: last + 1], sent)
+        norms = torch.stack([gradient.double().norm(dim=1) for gradient in reversed(back)])
+        expected = (norms / norms[0]).quantile(0.5, dim=1)
+        assert torch.allclose(torch.tensor(lower["lagged"], dtype=torch.float64), expected, rtol=1e-4)

@@ -164,6 +164,8 @@ def test_rollback_undoes_what_led_there(tmp_path, optimizer) -> None:
     without = fit(tmp_path, SkipsBatches(without_loss=(2, 3, 4, 5), optimizer=optimizer))
     assert actions(watch) == [(5, "rolled back")]
     assert "those after step 2" in watch.events[1].message
+    assert "is undone" in watch.events[1].remedy
+    assert "as they were" not in watch.events[1].remedy
     assert acted.global_step == 10
     assert_identical(end(acted), end(without))
 
@@ -304,6 +306,7 @@ def test_rollback_gives_up_after_so_many(tmp_path) -> None:
     with pytest.warns(UserWarning, match="acted 2 times in succession"):
         run = fit(tmp_path, TinyLanguageModel(before_rnn=poison(4, 5, 6)), watch)
     assert actions(watch) == [(4, "rolled back"), (5, "stopped")]
+    assert all("is undone" in event.remedy for event in watch.events if event.action in ("rolled back", "stopped"))
     assert_identical(end(run), end(fit(tmp_path, TinyLanguageModel(), max_epochs=-1, max_steps=3)))
 
 

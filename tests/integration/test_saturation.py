@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from lightning_gradwatch import EventKind
+from lightning_gradwatch.detect import SaturationDetector
+from lightning_gradwatch.events import Moment
+from lightning_gradwatch.forward import Gate, Saturation
 from tests.integration.remedies.fits import fit
+from tests.unit.test_profile import profile
 
+SHUT = Saturation((Gate("output gate", 1.0, 0.0, True),), (0.0, 0.1, 0.9), 1.0, 3.0, None, 20.0, 16)
 SATURATED = EventKind.SATURATED_GATES
 
 
@@ -173,3 +180,63 @@ def test_of_a_stack_the_saturated_layer_is_told(tmp_path) -> None:
     assert [event.layer for event in told.begun(SATURATED)] == [0]
     assert told.verdicts()[0] == "saturated"
     assert told.verdicts()[1] != "saturated"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_module_fed_step_by_step_is_told(tmp_path, masked) -> None:
+    """Also where something is done to the state in between, and the gates are not looked at: its weights get nothing at all."""
+
+    def stepped(net, batch):
+        x, y = batch
+        state = (torch.zeros(1, len(x), 16), torch.zeros(1, len(x), 16))
+        for t in range(x.shape[1]):
+            _, (h, c) = net[0](x[:, t : t + 1], state)
+            state = (h * 1.0, c) if masked else (h, c)
+        return nn.functional.mse_loss(net[1](state[0][0])[:, 0], y)
+
+    told = fit(tmp_path, net("LSTM"), stepped, data(lambda x: 1e7 * (x.sign() + x)))
+    assert len(told.begun(SATURATED)) == 1
+    assert told.verdicts() == ["saturated"]
+
+
+def test_packed_sequences_and_two_directions_are_told(tmp_path) -> None:
+    """Each direction by itself."""
+
+    def both(net, batch):
+        x, y = batch
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, torch.arange(len(x)) % 12 + 3, batch_first=True, enforce_sorted=False
+        )
+        return nn.functional.mse_loss(net[0](packed)[1][0].sum((0, 2)), y)
+
+    told = fit(tmp_path, net("LSTM", bidirectional=True), both, data(LARGE["numbers of 1e6"]))
+    assert [event.direction for event in told.begun(SATURATED)] == ["forward", "reverse"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_the_precision_does_not_matter(tmp_path, precision) -> None:
+    """Large inputs are told in each, ordinary ones in none."""
+    for scale in (1.0, 1e6):
+        told = fit(tmp_path / str(scale), net("GRU"), loss, data(lambda x: scale * x), precision=precision)  # noqa: B023
+        assert len(told.begun(SATURATED)) == (scale > 1)
+
+
+def test_gates_that_close_while_the_loss_falls_are_learned(tmp_path) -> None:
+    """A detector fed with a share that sinks: no event where the loss has halved since, one where it has not."""
+    shares = [0.3, 0.3, 0.001, 0.001, 0.001]
+    for losses, events in (([1.0, 0.8, 0.3, 0.2, 0.1], 0), ([1.0, 0.9, 1.0, 1.1, 1.0], 1)):
+        detector = SaturationDetector()
+        found = [
+            detector(
+                dataclasses.replace(profile([[1.0, 1.0]]), gate_gradient=share, saturation=SHUT), Moment(step), value
+            )
+            for step, (share, value) in enumerate(zip(shares, losses, strict=True))
+        ]
+        assert sum(event is not None for event in found) == events
+
+
+def test_one_sample_alone_is_undecided(tmp_path) -> None:
+    """It is no event yet, and no "healthy" either."""
+    told = fit(tmp_path, net("LSTM"), loss, data(LARGE["numbers of 1e6"]), steps=2, every=50)
+    assert not told.begun(SATURATED)
+    assert told.verdicts() == ["undecided"]

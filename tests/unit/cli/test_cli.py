@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -249,3 +250,70 @@ def test_events_lead_to_their_pages(tmp_path, capsys):
     write_run(tmp_path, explode_at=100)
     main(["events", str(tmp_path)])
     assert "gradwatch explain step-skipped" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("kind", [EventKind.STEP_SKIPPED, EventKind.GRADIENT_CLIPPED])
+@pytest.mark.parametrize("times", [2, 18])
+def test_successive_steps_of_one_kind_are_one_row(tmp_path, capsys, kind, times):
+    """Skipped ones as clipped ones; those that were dealt with in another way, or are graver, stand apart."""
+    writer = RunLogWriter(tmp_path, header={})
+    for step in range(times):
+        writer.event(Event(kind, step, value=math.nan, threshold=1.0, action="skipped"))
+    for step in range(times, 2 * times):
+        writer.event(Event(kind, step, value=2.0, threshold=1.0, action="rolled back"))
+    writer.event(Event(kind, 2 * times, value=math.nan, threshold=1.0, action="stopped", severity=Severity.CRITICAL))
+    writer.close()
+    assert main(["events", str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Skipped {times} times, steps 0 to {times - 1}. --kind" in shown
+    assert f"Rolled back {times} times, steps {times} to {2 * times - 1}," in shown
+    assert shown.count(f"{kind} ") - shown.count(f"--kind {kind} ") == 3
+
+
+def test_the_newest_run_below_a_folder_is_taken(tmp_path, capsys, monkeypatch):
+    """Named by a folder above it, or not at all; standard error says which it is, and which others there are."""
+    runs = [write_run(tmp_path / f"version_{n}" / "gradwatch", steps=3) for n in range(8)]
+    for age, run in zip((9, 1, 2, 3, 4, 5, 6, 7), runs, strict=True):
+        for file in run.iterdir():
+            os.utime(file, (1e9 - age, 1e9 - age))
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["events"], ["check", str(tmp_path)], ["watch", "--once"], ["report"]):
+        assert main(arguments) == 0
+        shown = capsys.readouterr()
+        assert "version_1/gradwatch', the newest of 8 runs; the others are" in shown.err
+        assert shown.err.count("gradwatch'") + shown.err.count("gradwatch,") >= 1
+        assert "2 more" in shown.err
+    assert (runs[1] / "report.html").is_file()
+    assert main(["events", "--json", str(runs[4].parent)]) == 0
+    assert capsys.readouterr().err == ""  # it was named
+
+
+@pytest.mark.parametrize("there", [[], ["notes.txt"], ["lightning_logs/version_0/metrics.csv"]])
+def test_where_there_is_no_run_that_is_said(tmp_path, capsys, monkeypatch, there):
+    """Whatever else lies in the folder, which is named."""
+    for name in there:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["events"], ["check", str(tmp_path)], ["watch", "--once"], ["report"]):
+        assert main(arguments) == 2
+        assert "found neither run.json nor profiles.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("meta", [{"ended": 1e9}, {"ended": 5}, {"ended": None}, {"ended": "soon"}, {}])
+def test_watch_says_that_a_run_has_ended(tmp_path, capsys, meta):
+    """And only where the fit ended: one that was killed says nothing of its end."""
+    folder = write_run(tmp_path, steps=3)
+    RunLogWriter(folder, header={}).meta(meta)
+    assert main(["watch", str(folder)]) == 0
+    assert ("This run has ended" in capsys.readouterr().out) is isinstance(meta.get("ended"), (int, float))
+
+
+def test_a_terminal_of_few_letters_is_served(tmp_path):
+    """What it lacks is replaced."""
+    write_run(tmp_path, steps=30, start=-0.01, end=-0.01)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "lightning_gradwatch", "events", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "? 39 of 40" in done.stdout

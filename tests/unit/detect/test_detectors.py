@@ -99,6 +99,17 @@ class TestVanishing:
         assert severities == ["warning", "info"]
         assert "Every timestep has a loss near enough" in events[2].message
 
+    @pytest.mark.parametrize(
+        ("losses", "low"), [((0.69, 0.1, 0.004), True), ((0.69, 0.6, 0.5), False), ((None, 0.6, 0.004), False)]
+    )
+    def test_a_loss_that_is_low_is_said_first(self, losses, low: bool) -> None:
+        """Under a tenth of the first one it is a note that begins with the loss, and does not say that nothing is learned."""
+        detector = VanishingDetector()
+        event = [detector(decaying(-1.0), Moment(step), loss) for step, loss in enumerate(losses)][2]
+        assert (event.severity == "info") == low
+        assert event.message.partition("timesteps. ")[2].startswith("The loss is down to 0.004 from 0.69") == low
+        assert ("nothing is learned from them" in event.message) != low
+
     @pytest.mark.parametrize("direction", ["forward", "reverse"])
     def test_it_counts_the_timesteps_that_starve(self, direction: str) -> None:
         """e^(−lag) is under 1 % from lag 5 on: 35 of 40 timesteps get nothing, whichever way the recurrence runs."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.recurrent import Capture, loop_profiles, measure_lags
+from lightning_gradwatch.recurrent import Capture, lags, loop_profiles, measure_lags
 from lightning_gradwatch.recurrent.call import GradientSlot
 
 TIME, BATCH, WIDTH = 6, 3, 5
@@ -153,6 +153,20 @@ def test_code_of_the_users_in_the_loop_runs_back_once(code: str) -> None:
     assert reason in found.inexact_reason
     assert not found.curves.size
     assert (found.total > 0).all()
+
+
+@pytest.mark.parametrize("code", [None, *CODE])
+def test_a_pytorch_that_does_not_show_hooks_leaves_the_lags_out(code: str | None, monkeypatch) -> None:
+    """Before PyTorch 2.10 it cannot be told what would run twice: nothing does, and the reason is given."""
+    monkeypatch.setattr(lags, "TELLS_HOOKS", False)
+    monkeypatch.setattr(lags, "_unpack_hooks", lambda node: iter(()))
+    model = Model(True, CODE[code][0] if code else None)
+    model.loss()[0].backward()
+    expected, Counts.runs = Counts.runs, 0
+    found = measured(model)
+    assert Counts.runs == expected
+    assert "no lags were measured" in str(found.inexact_reason)
+    assert not found.curves.size
 
 
 @pytest.mark.parametrize("code", CODE)

@@ -31,10 +31,12 @@ from lightning_gradwatch.callbacks._conflict import other_clipping, unsupported_
 from lightning_gradwatch.callbacks._line_search import LineSearch
 from lightning_gradwatch.callbacks._through_time import HeldThroughTime
 from lightning_gradwatch.callbacks.run_folder import identity
-from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
-from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.clip import ClipPolicy, Spike, TensorPolicy
+from lightning_gradwatch.events import Event, EventKind, Severity
 
 _MOST_CLIP_EVENTS = 100  # a policy's; one that clips by habit would flood the log
+
+_HABIT, _HABIT_STEPS = 0.8, 50  # a share of so many steps or more that is clipped is a habit
 
 __all__ = ["AdaptiveClip", "NonFiniteGradientError"]
 
@@ -73,7 +75,8 @@ class AdaptiveClip(Callback):
     All are written in ``on_train_batch_end``, from what ``on_before_optimizer_step`` saw. The run log holds every step.
 
     Events: ``GRADIENT_CLIPPED`` at the first step of each episode of successive clipped steps, for a policy's first 100
-    episodes; ``STEP_SKIPPED`` at each skip; ``AMP_OVERFLOW`` where the gradient scaler skips.
+    episodes, and once as a warning where ``Spike``
+    clips nearly every step; ``STEP_SKIPPED`` at each skip; ``AMP_OVERFLOW`` where the gradient scaler skips.
 
     A skipped step leaves the weights and the optimizer's state as they were, weight decay and momentum included. The
     Trainer's ``global_step`` and the learning-rate schedule go on all the same. Of an LBFGS with ``line_search_fn`` only a
@@ -134,6 +137,7 @@ class AdaptiveClip(Callback):
         self._report = ClipReport(on_event, log, progress_bar, figures)
         self._through_time = HeldThroughTime(clip_through_time, omega)
         self._states: dict[int, OptimizerState] = {}
+        self._habits: set[tuple[int, str | None]] = set()
         self._restored: list[dict[str, Any]] | None = None
         self._loss: Tensor | None = None
         self._search = LineSearch()
@@ -183,7 +187,7 @@ class AdaptiveClip(Callback):
         restored, self._restored = self._restored, None
         if restored is None:
             self._report.run_id = None
-        self._states, self._search = {}, LineSearch()
+        self._states, self._search, self._habits = {}, LineSearch(), set[tuple[int, str | None]]()
         for index in range(len(trainer.optimizers)):
             state = self._state_of(index)
             if restored is not None and index < len(restored):
@@ -316,6 +320,7 @@ class AdaptiveClip(Callback):
         for part, outcome in zip(parts, outcomes, strict=True):
             if part.state.count(outcome.decision) and part.state.episodes <= _MOST_CLIP_EVENTS:
                 self._say_clipped(trainer, index, part, outcome)
+            self._say_habit(trainer, index, part, outcome)
             if part.state is not rest:
                 self._report.part(trainer, index, part.key, outcome, part.state)
         if parts[0].state is rest:
@@ -326,12 +331,36 @@ class AdaptiveClip(Callback):
             rest.count(headline.decision)
         self._report.step(trainer, index, headline, rest)
 
+    def _say_habit(self, trainer: Trainer, index: int, part: Part, outcome: Outcome) -> None:
+        """Say once that a policy made to clip explosions alone clips nearly every step: then it sets the length of the steps."""
+        state, key = part.state, (index, part.pattern)
+        often = state.steps >= _HABIT_STEPS and state.clip_rate >= _HABIT
+        if key in self._habits or not often or not outcome.decision.clipped or not isinstance(state.policy, Spike):
+            return
+        self._habits.add(key)
+        level = f"{outcome.clipped_norm:.2g}"
+        self._report.event(
+            trainer,
+            EventKind.GRADIENT_CLIPPED,
+            index,
+            value=outcome.norm,
+            threshold=outcome.clipped_norm,
+            action="clipped",
+            severity=Severity.WARNING,
+            message=f"AdaptiveClip has clipped {state.clipped} of {state.steps} steps: clipping has become the rule, and the run does not "
+            "come to rest between explosions.",
+            remedy=f"Lower the learning rate, by ten times at first. Else clip to a fixed norm: AdaptiveClip(policy=Norm({level})) "
+            "brings every step down to what this one was brought to.",
+        )
+
     def _say_clipped(self, trainer: Trainer, index: int, part: Part, outcome: Outcome) -> None:
         threshold, details = outcome.decision.threshold, list[str]()
         if part.pattern:
             details.append(f"It is that of {part.pattern}.")
         if threshold is not None and not math.isclose(threshold, outcome.clipped_norm, rel_tol=1e-3):
-            details.append(f"An ordinary step stays under {threshold:.4g}.")
+            bound = f"An ordinary step stays under {threshold:.4g}."
+            first = f"It is the first step: {threshold:.4g} is a bound that follows from the parameters' size alone."
+            details.append(first if part.state.steps == 1 else bound)
         if part.state.episodes == _MOST_CLIP_EVENTS:
             details.append("Further ones are counted in gradwatch/clip_rate only.")
         self._report.event(

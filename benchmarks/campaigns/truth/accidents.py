@@ -26,7 +26,7 @@ def _where(c: Context) -> None:
         c.number(event.step, c.truth.first_bad, c.truth.steps, "the first step that is not finite")
 
 
-@SAID("The loss is <n:value> although every recurrent input and state is finite.")
+@SAID("The loss is <n:value> although every recurrent input and state is finite.", "The loss is <n:value>.")
 def _loss(c: Context, m: Words) -> None:
     _where(c)
     loss = c.truth.losses[_step(c)]
@@ -234,8 +234,8 @@ def norm(c: Context, said: str, step: int) -> None:
 def _jump(c: Context, m: Words) -> None:
     _where(c)
     norm(c, m["norm"], _step(c))
-    before = [c.truth.norm(step) for step in range(_step(c))]
-    c.verdict(bool(before) and float(m["norm"]) > max(before[-16:]), "norms were as large before")
+    found = [[c.truth.norm(step, recurrent) for step in range(_step(c))] for recurrent in (False, True)]
+    c.verdict(any(before and float(m["norm"]) > max(before[-16:]) for before in found), "norms were as large before")
 
 
 @SAID("That of <name:parameter> grew most: to <n:norm> from <n:before> at the step before.")

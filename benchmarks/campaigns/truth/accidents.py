@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from benchmarks.campaigns.truth.sentences import SAID, Context
+from benchmarks.campaigns.truth.sentences import REMEDY, SAID, Context
 from benchmarks.campaigns.truth.verdicts import Words
 from lightning_gradwatch import EventKind
 
@@ -160,6 +160,27 @@ def _weights_grew(c: Context, m: Words) -> None:
     norm(c, m["now"], _step(c))
     grown = c.truth.growth_of_weights(_step(c))
     c.number(m["growth"], 0.9 * min(grown), max(grown), "their growth", slack=0.02)
+
+
+@SAID("The training had diverged before, at step <int:step>.")
+def _had_diverged(c: Context, m: Words) -> None:
+    c.verdict(_diverged_before(c) == int(m["step"].replace(",", "")), "it had not been told then")
+
+
+def _diverged_before(c: Context) -> int | None:
+    found = [e.step for e in c.told.events if e.kind == EventKind.DIVERGED and not e.action and e.step <= _step(c)]
+    return max(found, default=None)
+
+
+@SAID(
+    "Look at what stands between the recurrent output and the loss: a log or a division of 0, an overflowing exp, a target out of range."
+)
+def _between(c: Context, m: Words) -> None:
+    fits = c.case.cause in ("operation outside", "bad target") or (
+        c.case.cause == "divergence" and _diverged_before(c) is None
+    )
+    if not fits:
+        c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")
 
 
 @SAID("The loss, far above its start at step <int:begin>, has come back to <n:loss> by step <int:step>.")

@@ -449,7 +449,7 @@ class Watch:
 
     def _tell(self, event: Event | None) -> None:
         if event is not None:
-            self._on_event(event)
+            self._on_event(self._diverged.explain(event))
 
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)

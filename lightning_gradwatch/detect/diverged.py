@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from lightning_gradwatch.events import ENDED, Event, EventKind, Moment, Severity
@@ -116,6 +116,15 @@ class DivergenceDetector:
                 self._told = self._event(level, growth, moment, jump)
                 return self._told
         return None
+
+    def explain(self, event: Event) -> Event:
+        """A loss that is not finite, and of which no more is known, with the divergence before it as its cause; others as they are."""
+        told, plain = self._told, EventKind.NONFINITE_LOSS.remedy
+        if told is None or event.kind != EventKind.NONFINITE_LOSS or event.remedy != plain:
+            return event
+        return replace(
+            event, message=f"{event.message} The training had diverged before, at step {told.step}.", remedy=told.remedy
+        )
 
     def _event(self, level: _Level, growth: float, moment: Moment, jump: Event | None) -> Event:
         assert self._first is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from benchmarks.campaigns.truth.sentences import SAID, Context
+from benchmarks.campaigns.truth.sentences import REMEDY, SAID, Context
 from benchmarks.campaigns.truth.verdicts import Words
 from lightning_gradwatch import EventKind
 
@@ -26,7 +26,7 @@ def _where(c: Context) -> None:
         c.number(event.step, c.truth.first_bad, c.truth.steps, "the first step that is not finite")
 
 
-@SAID("The loss is <n:value> although every recurrent input and state is finite.")
+@SAID("The loss is <n:value> although every recurrent input and state is finite.", "The loss is <n:value>.")
 def _loss(c: Context, m: Words) -> None:
     _where(c)
     loss = c.truth.losses[_step(c)]
@@ -162,6 +162,27 @@ def _weights_grew(c: Context, m: Words) -> None:
     c.number(m["growth"], 0.9 * min(grown), max(grown), "their growth", slack=0.02)
 
 
+@SAID("The training had diverged before, at step <int:step>.")
+def _had_diverged(c: Context, m: Words) -> None:
+    c.verdict(_diverged_before(c) == int(m["step"].replace(",", "")), "it had not been told then")
+
+
+def _diverged_before(c: Context) -> int | None:
+    found = [e.step for e in c.told.events if e.kind == EventKind.DIVERGED and not e.action and e.step <= _step(c)]
+    return max(found, default=None)
+
+
+@SAID(
+    "Look at what stands between the recurrent output and the loss: a log or a division of 0, an overflowing exp, a target out of range."
+)
+def _between(c: Context, m: Words) -> None:
+    fits = c.case.cause in ("operation outside", "bad target") or (
+        c.case.cause == "divergence" and _diverged_before(c) is None
+    )
+    if not fits:
+        c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")
+
+
 @SAID("The loss, far above its start at step <int:begin>, has come back to <n:loss> by step <int:step>.")
 def _came_back(c: Context, m: Words) -> None:
     loss = c.truth.losses[int(m["step"])]
@@ -234,8 +255,8 @@ def norm(c: Context, said: str, step: int) -> None:
 def _jump(c: Context, m: Words) -> None:
     _where(c)
     norm(c, m["norm"], _step(c))
-    before = [c.truth.norm(step) for step in range(_step(c))]
-    c.verdict(bool(before) and float(m["norm"]) > max(before[-16:]), "norms were as large before")
+    found = [[c.truth.norm(step, recurrent) for step in range(_step(c))] for recurrent in (False, True)]
+    c.verdict(any(before and float(m["norm"]) > max(before[-16:]) for before in found), "norms were as large before")
 
 
 @SAID("That of <name:parameter> grew most: to <n:norm> from <n:before> at the step before.")

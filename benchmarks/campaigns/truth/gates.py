@@ -83,7 +83,7 @@ def gates(c: Context, said: str) -> None:
     """The share of the gradient that the loss sends which reaches the gates."""
     found = c.between(lambda one: None if one.gates is None else (one.gates, one.gates))
     if found is not None:
-        c.number(said, found[0] - 1e-8, found[1] + 1e-8, "the share", slack=0.05)
+        c.number(said, found[0] - 1e-6, found[1] + 1e-6, "the share", slack=0.05)
 
 
 _GATE_WORDS = "Hardly any gradient reaches the weights of <place>: <n:share> of what the loss sends to its hidden states (bound <n:bound>)."

@@ -46,11 +46,6 @@ def holds(*patterns: str) -> Check:
     return SAID(*patterns)(check)
 
 
-helps(
-    (*OUTSIDE, "bad target", "divergence"),
-    "Look at what stands between the recurrent output and the loss: a log or a division of 0, an overflowing "
-    "exp, a target out of range.",
-)
 holds(
     "AdaptiveClip skips such a step.",
     "AdaptiveClip skips steps whose gradients are not finite.",

@@ -183,6 +183,18 @@ def test_a_training_that_diverges_is_told_and_a_lower_rate_mends_it(net, rate, o
     assert EventKind.DIVERGED not in kinds(low)
 
 
+@pytest.mark.parametrize("net", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("rate", [3.0, 10.0])
+def test_a_loss_that_ends_in_inf_after_a_divergence_has_that_for_its_cause(net, rate, tmp_path):
+    """The learning rate is what helps, and not a look at the operations of the loss."""
+    watch = fit(tmp_path, squared, net=net(3, 8, batch_first=True), rate=rate, steps=60)
+    diverged = next(event for event in watch.events if event.kind == EventKind.DIVERGED)
+    lost = next(event for event in watch.events if event.kind == EventKind.NONFINITE_LOSS)
+    assert lost.step > diverged.step
+    assert f"had diverged before, at step {diverged.step}." in lost.message
+    assert lost.remedy == diverged.remedy
+
+
 def test_clipping_that_has_become_the_rule_is_said_once_and_a_lower_rate_mends_it(tmp_path):
     """Spike that clips nearly every step says so once, with the rate as the remedy; at a lower rate it is silent."""
 

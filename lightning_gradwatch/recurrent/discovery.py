@@ -18,6 +18,9 @@ from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.slots import Slots, arguments, parameters, results
 from lightning_gradwatch.recurrent.trace import HEAVY, MOVING, above
 
+OUTSIDE = " outside of the model"
+"""In the name of a cell that no module of the model holds."""
+
 _Place = tuple[int, int, torch.Size]
 """Where a tensor lies in memory: its storage, offset and shape."""
 
@@ -195,7 +198,7 @@ class Discovery:
                         holders.setdefault(item, f"{prefix}{attribute}[{key}]")
         names: dict[nn.Module, str] = {}
         for module in modules:
-            name = holders.get(module) or f"{type(module).__name__} outside of the model"
+            name = holders.get(module) or f"{type(module).__name__}{OUTSIDE}"
             taken = sum(other.split(" #")[0] == name for other in names.values())
             names[module] = f"{name} #{taken + 1}" if taken else name
         return names

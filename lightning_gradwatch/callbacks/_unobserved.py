@@ -11,7 +11,7 @@ from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.discover import added, discover
-from lightning_gradwatch.recurrent.discovery import OUTSIDE
+from lightning_gradwatch.recurrent.discovery import is_outside
 
 _ADDED = "It was added to the model after training had begun."
 _ADDED_REMEDY = (
@@ -86,8 +86,8 @@ class Unobserved:
         """Each module that was never observed, with the reason."""
         reasons = self.reasons | {name: why for name, why in self._failed.items() if name not in self.measured}
         for name in capture.modules:
-            if name in observed or (OUTSIDE in name and name not in self._called_around):
-                continue  # a cell that somebody else called beside the training is nobody's loss
+            if name in observed or is_outside(name):
+                continue  # what the model's loss never reached is no recurrence of the model
             if name in capture.unseen:
                 reasons[name] = capture.unseen[name]
             elif name in self._called_around:

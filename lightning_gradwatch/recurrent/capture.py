@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_gradwatch.recurrent.call import RecurrentCall, read_call
 from lightning_gradwatch.recurrent.direct import hear_direct_calls
@@ -47,7 +48,7 @@ class Capture:
         self._active = False
         self._number: Counter[str] = Counter()  # calls of a module in the present step
         self._rng_state: Tensor | None = None
-        self._names = {module: name for name, module in modules.items()}
+        self._names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary({m: name for name, m in modules.items()})
         self._inner: dict[nn.Module, InnerCalls] = {}
         self._first = FirstHooks()
         self._handles: list[RemovableHandle] = []

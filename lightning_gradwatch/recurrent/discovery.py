@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any, cast
 
 import torch
@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_gradwatch.recurrent.direct import hear_direct_calls
 from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.over import FitIsOver
 from lightning_gradwatch.recurrent.slots import Slots, arguments, parameters, results
 from lightning_gradwatch.recurrent.trace import HEAVY, MOVING, above
-
-OUTSIDE = " outside of the model"
-"""In the name of a cell that no module of the model holds."""
 
 _Place = tuple[int, int, torch.Size]
 """Where a tensor lies in memory: its storage, offset and shape."""
@@ -42,6 +40,14 @@ class _Returns:
         changed = {pair: count for pair, count in self.changed.items() if count >= RETURNS}
         found = self.itself + Counter(changed)
         return Slots.found(module, _in_order(found, list(self.nodes.values()))) if found else None
+
+
+_OUTSIDE = " outside of the model"
+
+
+def is_outside(name: str) -> bool:
+    """Whether a name is that of a module which the model does not hold: another model, run beside it, may be one."""
+    return name.split(" #")[0].endswith(_OUTSIDE)
 
 
 class Discovery:
@@ -71,19 +77,23 @@ class Discovery:
         self._is_over = is_over or FitIsOver()
         self.failure: Exception | None = None
         self._closed = False
-        self._model, self._returns = model, dict[nn.Module, _Returns]()
+        self._model = model
+        # By identity: a metric's hash changes with what it has seen.
+        self._returns: MutableMapping[nn.Module, _Returns] = WeakIdKeyDictionary()
         known = set(known)
         self._inside = {module for recurrent in known for module in recurrent.modules()}
-        self._names = {
-            module: plain_name(name)
-            for name, module in model.named_modules()
-            if name
-            and module not in self._inside
-            and not isinstance(module, torch.jit.ScriptModule)
-            and known.isdisjoint(module.modules())
-            and (candidates is None or plain_name(name) in candidates)
-        }
-        self._known = known | set(model.modules())
+        self._names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary(
+            {
+                module: plain_name(name)
+                for name, module in model.named_modules()
+                if name
+                and module not in self._inside
+                and not isinstance(module, torch.jit.ScriptModule)
+                and known.isdisjoint(module.modules())
+                and (candidates is None or plain_name(name) in candidates)
+            }
+        )
+        self._known = {id(module) for module in (*known, *model.modules())}
         self._pytorchs: set[nn.Module] = set()
         self._handles: list[RemovableHandle] = []
         self._endings: list[Callable[[], None]] = []
@@ -149,7 +159,7 @@ class Discovery:
     def _after_any(
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None
     ) -> None:
-        if not torch.compiler.is_compiling() and not self._closed and module not in self._known:
+        if not torch.compiler.is_compiling() and not self._closed and id(module) not in self._known:
             self._after(module, inputs, kwargs, outputs)
 
     cast("Any", _after_any).only_looks = True  # for who has to know what comes before a hook
@@ -198,7 +208,7 @@ class Discovery:
                         holders.setdefault(item, f"{prefix}{attribute}[{key}]")
         names: dict[nn.Module, str] = {}
         for module in modules:
-            name = holders.get(module) or f"{type(module).__name__}{OUTSIDE}"
+            name = holders.get(module) or f"{type(module).__name__}{_OUTSIDE}"
             taken = sum(other.split(" #")[0] == name for other in names.values())
             names[module] = f"{name} #{taken + 1}" if taken else name
         return names

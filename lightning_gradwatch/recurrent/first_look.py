@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_gradwatch.recurrent.call import GradientSlot
 from lightning_gradwatch.recurrent.discover import plain_name
@@ -77,11 +78,14 @@ class FirstLook:
         self._calls: Counter[str] = Counter()
         self._last: dict[str, tuple[int, float, Node]] = {}
         inside = {module for one in known for module in one.modules()}
-        self._names = {
-            module: plain_name(name)
-            for name, module in model.named_modules()
-            if name and module not in inside and not isinstance(module, torch.jit.ScriptModule)
-        }
+        # By identity: a metric's hash changes with what it has seen.
+        self._names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary(
+            {
+                module: plain_name(name)
+                for name, module in model.named_modules()
+                if name and module not in inside and not isinstance(module, torch.jit.ScriptModule)
+            }
+        )
         self._handles = [module.register_forward_hook(self._after, with_kwargs=True) for module in self._names]
 
     def close(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from itertools import islice
 from typing import Any, cast
 
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 Seen = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any, str | None], None]
 """Shown ``(module, inputs, kwargs, outputs, doubt)``; ``doubt`` says why the outputs may not be what the forward returned."""
@@ -26,8 +27,8 @@ class FirstHooks:
     """
 
     def __init__(self) -> None:
-        self._own: dict[nn.Module, tuple[RemovableHandle, Seen]] = {}
-        self._before: dict[nn.Module, RemovableHandle] = {}
+        self._own: MutableMapping[nn.Module, tuple[RemovableHandle, Seen]] = WeakIdKeyDictionary()
+        self._before: MutableMapping[nn.Module, RemovableHandle] = WeakIdKeyDictionary()
         self._global: RemovableHandle | None = None
 
     def add(self, module: nn.Module, hook: Seen) -> None:

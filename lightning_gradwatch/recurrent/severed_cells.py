@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_gradwatch.recurrent.discover import plain_name
 from lightning_gradwatch.recurrent.loops import tensors
@@ -31,14 +32,17 @@ class SeveredCells:
         self._last: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
         known = set(known)
         inside = {module for recurrent in known for module in recurrent.modules()}
-        self._names = {
-            module: plain_name(name)
-            for name, module in model.named_modules()
-            if name
-            and module not in inside
-            and not isinstance(module, torch.jit.ScriptModule)
-            and known.isdisjoint(module.modules())
-        }
+        # By identity: a metric's hash changes with what it has seen.
+        self._names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary(
+            {
+                module: plain_name(name)
+                for name, module in model.named_modules()
+                if name
+                and module not in inside
+                and not isinstance(module, torch.jit.ScriptModule)
+                and known.isdisjoint(module.modules())
+            }
+        )
         self._handles = [module.register_forward_hook(self._after, with_kwargs=True) for module in self._names]
 
     def found(self) -> dict[str, str]:

@@ -98,11 +98,17 @@ def _segments(found: Evidence) -> str:
 
 
 def _doubt(found: Evidence) -> str:
-    """That, and why, the figures are not exact."""
+    """What the figures do not say: what lies beyond a call; that, and why, they are not exact."""
+    apart = " Its state goes on from call to call; beyond a call nothing was followed." if _goes_on(found) else ""
     if found.exact or (found.horizon is None and found.unfollowed is not None):  # then the sentence itself says why
-        return ""
+        return apart
     reason = _reason(found)
-    return " The measurement is not exact" + (f": {reason}." if reason else ".")
+    return apart + " The measurement is not exact" + (f": {reason}." if reason else ".")
+
+
+def _goes_on(found: Evidence) -> bool:
+    """Whether its calls continue one another and each was measured by itself; calls of one timestep have a sentence of their own."""
+    return found.left_out and found.timesteps > 1
 
 
 def _reason(found: Evidence) -> str:

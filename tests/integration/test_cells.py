@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_gradwatch import EventKind, GradWatch, load_run
-from tests.models import trainer
+from tests.models import TinyLanguageModel, sentences, trainer
 
 TIME, BATCH, SIZE = 6, 4, 3
 
@@ -561,3 +561,20 @@ def test_a_model_with_nothing_recurrent(spoilt: bool, tmp_path: Path, recwarn, c
     if not spoilt:
         assert not watch.events
         assert not any("GradWatch" in record.message for record in caplog.records)
+
+
+class Teacher(pl.Callback):
+    """Runs a recurrence of its own beside the model's, which the model's loss never reaches."""
+
+    def on_before_backward(self, *_: Any) -> None:
+        cell, h = nn.GRUCell(3, 4), torch.zeros(2, 4)
+        for _ in range(5):
+            h = cell(torch.randn(2, 3), h)
+        h.sum().backward()
+
+
+def test_a_recurrence_that_is_no_part_of_the_model_is_not_reported(tmp_path) -> None:
+    """Another model that is run beside it trains nothing of it, so nothing is said of it."""
+    watch = GradWatch(every_n_steps=2, dirpath=tmp_path / "run", summary=False)
+    trainer(tmp_path, callbacks=[watch, Teacher()], max_steps=4).fit(TinyLanguageModel(), sentences())
+    assert [event for event in watch.events if event.kind == EventKind.NOT_OBSERVED] == []

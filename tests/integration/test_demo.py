@@ -92,10 +92,10 @@ def test_mistakes_are_one_line_and_exit_code_2(text: Path, tmp_path: Path, capsy
         "UTF-8": ["--text", str(latin)],
         "found 9 characters": ["--text", str(short)],
         "No such file": ["--text", str(tmp_path / "nothing.txt")],
-        "`--layers` must be ≥ 1; found 0": ["--text", str(text), "--layers", "0"],
+        "--layers: must be a whole number ≥ 1; found '0'": ["--text", str(text), "--layers", "0"],
         "`--dropout` must be in [0, 1); found 1.0": ["--text", str(text), "--dropout", "1"],
-        "`--lr` must be > 0; found 0.0": ["--text", str(text), "--lr", "0"],
-        "must be ≥ 1; found 0": ["--steps", "0"],
+        "`--lr` must be finite and > 0; found 0.0": ["--text", str(text), "--lr", "0"],
+        "--steps: must be a whole number ≥ 1; found '0'": ["--steps", "0"],
         "belongs to a text of your own": ["--cell", "gru"],
         "invalid choice": ["--text", str(text), "--cell", "transformer"],
     }

@@ -58,7 +58,7 @@ def test_the_distractors_say_nothing_of_the_subject() -> None:
 
 def test_a_distance_under_one_is_an_error() -> None:
     """The verb cannot stand on its subject."""
-    with pytest.raises(ValueError, match="`distance` must be ≥ 1 word; found 0"):
+    with pytest.raises(ValueError, match="`distance` must be ≥ 1; found 0"):
         make_sentence(random.Random(0), 0)
 
 

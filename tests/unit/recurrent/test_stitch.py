@@ -328,11 +328,11 @@ def test_dropout_between_layers(kind: str, change: str) -> None:
 
 
 def test_what_cannot_be_joined_says_so() -> None:
-    """The calls of a bidirectional module whose state goes on are measured each by itself, and give that as a reason."""
+    """The calls of a bidirectional module whose state goes on are measured each by itself, exactly, and say so."""
     module = nn.GRU(WIDTH, HIDDEN, bidirectional=True).double()
     joined, found = watched(module, stepped(lambda h, t: h * 0.5, 3))
     assert len(joined) == 3
-    assert all("bidirectional" in (profile.inexact_reason or "") for profile in found)
+    assert all(profile.apart and profile.inexact_reason is None for profile in found)
 
 
 @pytest.mark.parametrize("kind", KINDS)

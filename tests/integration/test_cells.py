@@ -199,6 +199,27 @@ def test_a_cell_in_a_plain_list(make: Callable[[], nn.Module], tmp_path: Path) -
     assert {r["module"] for r in records} == {"cells[0]"}
 
 
+class Probe(pl.Callback):
+    """Runs a cell of its own on each batch, beside the training."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        self.cell = cell.double()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Tensor, batch_idx: int) -> None:
+        with torch.enable_grad():
+            self.kept = over(lambda cell, x, h: cell(x, h))(self.cell, batch)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.GRUCell(SIZE, SIZE), Plain, lambda: nn.RNNCell(SIZE, SIZE)])
+def test_a_cell_that_a_callback_runs_beside_the_training(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    """It is no part of the model, and no loss of the training reaches it: nothing is told of it."""
+    watch = GradWatch(every_n_steps=1, dirpath=tmp_path / "run")
+    model = Model(Plain(), over(lambda cell, x, h: cell(x, h)))
+    trainer(tmp_path, [Probe(make()), watch], max_steps=3).fit(model, data())
+    assert watch.events == []
+    assert {record["module"] for record in load_run(tmp_path / "run").profile_records} == {"rnn", "cell"}
+
+
 class Exponential(nn.Module):
     """Three states and an output, in the manner of an sLSTM."""
 

@@ -173,7 +173,8 @@ def _diverged_before(c: Context) -> int | None:
 
 
 @SAID(
-    "Look at what stands between the recurrent output and the loss: a log or a division of 0, an overflowing exp, a target out of range."
+    "Look at what stands between the recurrent output and the loss: a log or a division of 0, an overflowing "
+    "exp, a target out of range."
 )
 def _between(c: Context, m: Words) -> None:
     fits = c.case.cause in ("operation outside", "bad target") or (
@@ -306,6 +307,21 @@ def _clipped(c: Context, m: Words) -> None:
     c.verdict(float(m["to"]) < float(m["norm"]), "that is no less")
 
 
+@SAID(
+    "AdaptiveClip has clipped <int:clipped> of <int:steps> steps: clipping has become the rule, and the run "
+    "does not come to rest between "
+    "explosions."
+)
+def _habit(c: Context, m: Words) -> None:
+    c.number(m["steps"], _step(c) + 1, _step(c) + 1, "the number of steps")
+    c.verdict(2 * int(m["clipped"]) > int(m["steps"]), "it is not the rule")
+
+
+@SAID("It is the first step: <n:bound> is a bound that follows from the parameters' size alone.")
+def _first_step(c: Context, m: Words) -> None:
+    c.verdict(_step(c) == 0, "there were steps before it")
+
+
 @SAID("An ordinary step stays under <n:bound>.")
 def _ordinary(c: Context, m: Words) -> None:
     c.verdict(_step(c) > 0, "there was no step before it")
@@ -340,7 +356,8 @@ def _scripted(c: Context, m: Words) -> None:
 
 
 @SAID(
-    "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the model: it only looks for "
+    "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in "
+    "the model: it only looks for "
     "NaN and inf from now on."
 )
 def _nothing_found(c: Context, m: Words) -> None:

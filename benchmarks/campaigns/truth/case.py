@@ -58,6 +58,7 @@ class Case:
     lr: float = 1e-3
     optimizer: str = "SGD"
     clip: bool = False
+    precision: Any = "32-true"
     anchors: int = 4
     joined: tuple[str, ...] = ()
     states: dict[str, Callable[[Any], list[Tensor]]] = field(default_factory=dict)
@@ -242,6 +243,7 @@ def train(case: Case) -> tuple[Truth, Told]:
             clip = [AdaptiveClip()] if case.clip else []
             pl.Trainer(
                 accelerator="cpu",
+                precision=case.precision,
                 max_steps=case.steps,
                 max_epochs=-1,
                 logger=False,

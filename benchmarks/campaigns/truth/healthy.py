@@ -57,6 +57,7 @@ def _settings(random: Random) -> dict[str, Any]:
         "lr": random.choice((1e-4, 1e-3)),
         "optimizer": random.choice(("SGD", "Adam")),
         "clip": random.random() < 0.3,
+        "precision": random.choice(("32-true", "32-true", "64-true")),
         "seed": random.randrange(2**20),
     }
 
@@ -79,7 +80,7 @@ def many_to_one(random: Random) -> Case:
         kind="healthy: many-to-one",
         net=net,
         loss=last_output,
-        batches=batches(random, own["steps"], 6, timesteps, 3),
+        batches=batches(random, own["steps"], random.choice((1, 6, 12)), timesteps, 3),
         **own,
     )
 
@@ -112,14 +113,15 @@ def packed(random: Random) -> Case:
     """Sequences of different lengths, packed, each read at its end."""
     own = _settings(random)
     kind, hidden, timesteps = random.choice(FUSED), random.choice((4, 8)), random.randint(6, 9)
+    ways = random.choice((1, 1, 2))
     torch.manual_seed(own["seed"])
-    net = nn.ModuleDict({"rnn": remembering(fused(kind, 3, hidden)), "head": nn.Linear(hidden, 1)})
+    net = nn.ModuleDict({"rnn": remembering(fused(kind, 3, hidden, 1, ways == 2)), "head": nn.Linear(ways * hidden, 1)})
     lengths = torch.tensor([timesteps, *(random.randint(4, timesteps) for _ in range(4))])
 
     def loss(net: Any, batch: Any, i: int) -> Tensor:
         state = net["rnn"](pack_padded_sequence(batch[0], lengths, batch_first=True, enforce_sorted=False))[1]
         h = state[0] if isinstance(state, tuple) else state
-        return (net["head"](h[-1]) - batch[1]).square().mean()
+        return (net["head"](torch.cat([*h[-ways:]], 1)) - batch[1]).square().mean()
 
     return Case(
         kind="healthy: packed", net=net, loss=loss, batches=batches(random, own["steps"], 5, timesteps, 3), **own

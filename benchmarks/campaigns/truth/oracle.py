@@ -17,6 +17,9 @@ from tests.oracles import cell_of
 RATIO = 0.01
 """Under this share a gradient counts as gone."""
 
+MEASURED = 8
+"""Sequences that ``GradWatch`` measures at most; of more, some that it chooses."""
+
 Place = tuple[str, int, str]
 """Module, layer, direction."""
 
@@ -190,10 +193,10 @@ class Facts:
         return (min(found), max(found)) if found else (0, 0)
 
     def bounds(self) -> tuple[list[float], list[float]]:
-        """Between which two curves the median over any of the anchors and sequences lies. One curve twice if there is one anchor."""
+        """Between which two curves the median over any of the anchors and sequences lies. One curve twice if there is no choice."""
         longest = max(map(len, self.curves), default=0)
         by_lag = [[curve[k] for curve in self.curves if k < len(curve)] for k in range(longest)]
-        if len(self.curves) <= len(self.fed):
+        if len(self.curves) <= len(self.fed) <= MEASURED:
             middle = [_median(found) for found in by_lag]
             return middle, middle
         return [min(found) for found in by_lag], [max(found) for found in by_lag]

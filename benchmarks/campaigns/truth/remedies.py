@@ -317,7 +317,8 @@ helps(
 
 
 @SAID(
-    "Begin anew, or go back to a checkpoint from before, with a lower learning rate: the <name:what> have grown (PyTorch draws them within "
+    "Begin anew, or go back to a checkpoint from before, with a lower learning rate: the <name:what> have "
+    "grown (PyTorch draws them within "
     "±<n> at the start), and where gates are saturated hardly any gradient is left to bring them back."
 )
 def _have_grown(c: Context, m: Words) -> None:
@@ -330,13 +331,15 @@ def _have_grown(c: Context, m: Words) -> None:
 
 helps(
     ("divergence", "outlier"),
-    "Go back to a checkpoint from before, or begin anew, with a lower learning rate: the weights have left where the gradient reached "
+    "Go back to a checkpoint from before, or begin anew, with a lower learning rate: the weights have left "
+    "where the gradient reached "
     "further.",
 )
 
 
 @SAID(
-    "It began after the gradient's jump at step <int:step> (batch <int:batch>): look at that batch first, and begin anew with "
+    "It began after the gradient's jump at step <int:step> (batch <int:batch>): look at that batch first, and "
+    "begin anew with "
     "AdaptiveClip(), which holds such a step."
 )
 def _after_the_jump(c: Context, m: Words) -> None:
@@ -348,3 +351,8 @@ def _after_the_jump(c: Context, m: Words) -> None:
 
 
 helps(("divergence", "outlier"), "If the batch is in order, lower the learning rate.")
+helps(
+    ("divergence",),
+    "Lower the learning rate, by ten times at first.",
+    "Else clip to a fixed norm: AdaptiveClip(policy=Norm(<n>)) brings every step down to what this one was brought to.",
+)

@@ -233,7 +233,8 @@ def vanishing(random: Random) -> Case:
         kind="vanishing",
         net=nn.ModuleDict({"rnn": module, "head": nn.Linear(hidden, 1)}),
         loss=last_output,
-        batches=batches(random, 12, 5, timesteps, 3),
+        batches=batches(random, 12, random.choice((1, 5, 12)), timesteps, 3),
+        precision=random.choice(("32-true", "64-true")),
         cause="vanishing",
         must=(K.VANISHING_HIDDEN_GRADIENT,),
         steps=12,
@@ -381,6 +382,23 @@ def divergence(random: Random) -> Case:
     )
 
 
+def clipped_always(random: Random) -> Case:
+    """A learning rate with which AdaptiveClip has to hold nearly every step."""
+    hidden, timesteps, seed = random.choice((4, 8)), random.randint(5, 8), random.randrange(999)
+    return Case(
+        kind="divergence held by clipping",
+        net=remembering_net(seed, random.choice(("RNN_TANH", "GRU")), hidden),
+        loss=last_output,
+        batches=batches(random, 90, 5, timesteps, 3),
+        cause="divergence",
+        steps=90,
+        every=15,
+        lr=random.uniform(15, 25),
+        clip=True,
+        seed=seed,
+    )
+
+
 def changing_hook(random: Random) -> Case:
     """A forward hook of the user's that changes what a module returns."""
     kind, hidden, timesteps, seed = (
@@ -423,5 +441,6 @@ KINDS = (
     padding,
     head_explosion,
     divergence,
+    clipped_always,
     changing_hook,
 )

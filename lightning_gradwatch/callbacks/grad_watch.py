@@ -26,7 +26,7 @@ from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import describe, discover
-from lightning_gradwatch.report._extra import commands
+from lightning_gradwatch.report.extra import commands
 from lightning_gradwatch.runlog.notebook import verdict_table
 from lightning_gradwatch.runlog.verdict import LayerSummary
 from lightning_gradwatch.trainer.compat import (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch import AdaptiveClip, GradWatch, load_run
-from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.trainer.compat import Callback, LightningDataModule, LightningModule, Trainer
 

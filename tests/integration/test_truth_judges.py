@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from benchmarks.campaigns.truth import campaign, healthy, sick
+from benchmarks.campaigns.truth import campaign, healthy, reach
 from benchmarks.campaigns.truth.case import Told, Truth, train
 from benchmarks.campaigns.truth.sentences import MISS, NUMBER, REMEDY, SAID, UNREAD, VERDICT, judged
 from lightning_gradwatch import EventKind
@@ -18,7 +18,7 @@ Run = tuple[Truth, Told]
 @pytest.fixture(scope="module")
 def vanishing() -> Run:
     campaign.quietly()
-    return train(sick.vanishing(Random(1)))
+    return train(reach.vanishing(Random(1)))
 
 
 @pytest.fixture(scope="module")

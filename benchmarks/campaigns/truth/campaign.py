@@ -11,13 +11,30 @@ from random import Random
 
 import torch
 
-from benchmarks.campaigns.truth import accidents, cells, curves, gates, healthy, nonfinite, remedies, sick, verdicts
+from benchmarks.campaigns.truth import (
+    accidents,
+    cells,
+    curves,
+    gates,
+    healthy,
+    nonfinite,
+    reach,
+    remedies,
+    sick,
+    verdicts,
+)
 from benchmarks.campaigns.truth.case import Case, Told, Truth, train
 from benchmarks.campaigns.truth.sentences import MISS, NUMBER, REMEDY, SAID, UNREAD, VERDICT, Fault, Judgement, judged
 from lightning_gradwatch.events import Severity
 
 JUDGES = (accidents, curves, gates, remedies, verdicts)  # importing them fills SAID
-MAKERS: tuple[Callable[[Random], Case], ...] = (*healthy.KINDS, *sick.KINDS, *nonfinite.KINDS, *cells.KINDS)
+MAKERS: tuple[Callable[[Random], Case], ...] = (
+    *healthy.KINDS,
+    *reach.KINDS,
+    *sick.KINDS,
+    *nonfinite.KINDS,
+    *cells.KINDS,
+)
 SORTS = (VERDICT, NUMBER, REMEDY, MISS, UNREAD)
 
 

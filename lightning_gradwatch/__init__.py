@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.callbacks.grad_watch import AnomalyError, GradWatch
     from lightning_gradwatch.clip import AGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
     from lightning_gradwatch.events import Event, EventKind, Severity
-    from lightning_gradwatch.recurrent.tap import tap
+    from lightning_gradwatch.recurrent.capture.taps import tap
     from lightning_gradwatch.runlog.reader import load_run
 
 __version__ = "0.1.0"
@@ -33,7 +33,7 @@ _HOMES = {
     "Value": "clip",
     "ZClip": "clip",
     "load_run": "runlog.reader",
-    "tap": "recurrent.tap",
+    "tap": "recurrent.capture.taps",
 }
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lightning_gradwatch.callbacks._bundle import backend
+from lightning_gradwatch.callbacks.anomaly.bundle import backend
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, BUNDLE_VERSION
 from lightning_gradwatch.runlog.portable import Portable

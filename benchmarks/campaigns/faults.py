@@ -49,9 +49,9 @@ from benchmarks.campaigns.fault_models import (
     planted,
 )
 from benchmarks.campaigns.fault_truth import Truth, truth_of
-from lightning_gradwatch.callbacks._watch import Step, Watch
 from lightning_gradwatch.events import Event, Moment
-from lightning_gradwatch.recurrent.discover import discover
+from lightning_gradwatch.recurrent.capture.modules import discover
+from lightning_gradwatch.watch.engine import Step, Watch
 
 HEALTHY = 3
 """Steps before the fault."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_gradwatch.callbacks._clip_parts import Parts
-from lightning_gradwatch.callbacks._clip_step import clip, measure, whole_norm
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
+from lightning_gradwatch.clip.step.groups import Parts
+from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 
 Act = Callable[[], object]
 """What is done between the backward pass and the optimizer's step; it knows the model."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch.clip.spike import Spike
+from lightning_gradwatch.clip.policies.spike import Spike
 
 VOCABULARY = 96
 

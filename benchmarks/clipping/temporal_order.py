@@ -21,10 +21,10 @@ from torch import nn
 from benchmarks.clipping.methods import adaptive_clip
 from benchmarks.clipping.problems import temporal_order
 from lightning_gradwatch.clip import Norm
-from lightning_gradwatch.recurrent.bounded_backward import Rule
+from lightning_gradwatch.recurrent.control.bounded_backward import Rule
+from lightning_gradwatch.recurrent.control.omega import Omega
+from lightning_gradwatch.recurrent.control.through_time import ThroughTime
 from lightning_gradwatch.recurrent.limit import Limit
-from lightning_gradwatch.recurrent.omega import Omega
-from lightning_gradwatch.recurrent.through_time import ThroughTime
 
 HIDDEN, BATCH, RATE, BOUND, OMEGA = 50, 20, 0.01, 1.0, 2.0
 CHECK = 500

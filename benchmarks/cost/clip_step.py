@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from benchmarks.clipping.methods import autoclip, smartclip, zclip
-from lightning_gradwatch.callbacks._clip_parts import Parts
-from lightning_gradwatch.callbacks._clip_step import clip, measure
 from lightning_gradwatch.clip import POLICIES, ClipPolicy, Norm, TensorPolicy, ZClip
+from lightning_gradwatch.clip.step.groups import Parts
+from lightning_gradwatch.clip.step.step import clip, measure
 
 ENTRIES, TENSORS, BOUND = 10_000_000, 100, 1e9
 UNBOUND: dict[str, ClipPolicy] = {"norm": Norm(BOUND), "zclip": ZClip(max_norm=BOUND)}

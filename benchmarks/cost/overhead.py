@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
-from lightning_gradwatch.callbacks._rollback import State
+from lightning_gradwatch.callbacks.anomaly.rollback import State
 from lightning_gradwatch.recurrent import Capture, profiles, sweep
 
 TIME, BATCH, HIDDEN, EMBEDDING, WORDS, LAYERS = 128, 32, 256, 128, 1000, 2

@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale, scaler_will_skip, unscale_once
-from lightning_gradwatch.callbacks._clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
-from lightning_gradwatch.callbacks._clip_parts import Part, Parts
-from lightning_gradwatch.callbacks._clip_report import ClipReport
-from lightning_gradwatch.callbacks._clip_state import OptimizerState
-from lightning_gradwatch.callbacks._clip_step import UNTOUCHED, Outcome, clip, measure, together, whole_norm
-from lightning_gradwatch.callbacks._compat import (
+from lightning_gradwatch.callbacks.anomaly.clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
+from lightning_gradwatch.callbacks.output.clip_recorder import ClipReport
+from lightning_gradwatch.callbacks.output.run_folder import identity
+from lightning_gradwatch.clip import ClipPolicy, Spike, TensorPolicy
+from lightning_gradwatch.clip.step.groups import Part, Parts
+from lightning_gradwatch.clip.step.state import OptimizerState
+from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome, clip, measure, together, whole_norm
+from lightning_gradwatch.events import Event, EventKind, Severity
+from lightning_gradwatch.trainer.compat import (
     Callback,
     LightningModule,
     MisconfigurationException,
@@ -27,12 +29,10 @@ from lightning_gradwatch.callbacks._compat import (
     rank_zero_info,
     rank_zero_warn,
 )
-from lightning_gradwatch.callbacks._conflict import other_clipping, unsupported_strategy
-from lightning_gradwatch.callbacks._line_search import LineSearch
-from lightning_gradwatch.callbacks._through_time import HeldThroughTime
-from lightning_gradwatch.callbacks.run_folder import identity
-from lightning_gradwatch.clip import ClipPolicy, Spike, TensorPolicy
-from lightning_gradwatch.events import Event, EventKind, Severity
+from lightning_gradwatch.trainer.conflict import other_clipping, unsupported_strategy
+from lightning_gradwatch.trainer.line_search import LineSearch
+from lightning_gradwatch.trainer.mixed_precision import active_scaler, loss_scale, scaler_will_skip, unscale_once
+from lightning_gradwatch.trainer.through_time import HeldThroughTime
 
 _MOST_CLIP_EVENTS = 100  # a policy's; one that clips by habit would flood the log
 

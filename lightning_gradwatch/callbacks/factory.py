@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradwatch.arguments import whole_text
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.callbacks._compat import Callback
+    from lightning_gradwatch.trainer.compat import Callback
 
 SWITCH = "GRADWATCH"
 
@@ -47,7 +47,7 @@ def callbacks() -> list[Callback]:
     if not _is_on(os.environ):
         return []
     arguments = _arguments(os.environ)
-    from lightning_gradwatch.callbacks._environment import GradWatchFromEnvironment
+    from lightning_gradwatch.callbacks.environment import GradWatchFromEnvironment
 
     return [GradWatchFromEnvironment(**arguments)]
 

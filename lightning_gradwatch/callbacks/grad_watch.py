@@ -14,9 +14,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.callbacks._amp import active_scaler, loss_scale
-from lightning_gradwatch.callbacks._bundle import target_of
-from lightning_gradwatch.callbacks._compat import (
+from lightning_gradwatch.callbacks.anomaly.bundle import target_of
+from lightning_gradwatch.callbacks.anomaly.handling import Options, Reactions
+from lightning_gradwatch.callbacks.anomaly.responses import AnomalyError, Response
+from lightning_gradwatch.callbacks.output.announcer import Announcer
+from lightning_gradwatch.callbacks.output.figures import Figures
+from lightning_gradwatch.callbacks.output.run_folder import close_run_log, identity, open_run_log, run_id_of
+from lightning_gradwatch.callbacks.output.watch_recorder import Findings
+from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
+from lightning_gradwatch.plain import warn
+from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
+from lightning_gradwatch.recurrent.capture.modules import describe, discover
+from lightning_gradwatch.report.extra import commands
+from lightning_gradwatch.runlog.notebook import verdict_table
+from lightning_gradwatch.runlog.verdict import LayerSummary
+from lightning_gradwatch.trainer.compat import (
     Callback,
     LightningModule,
     Trainer,
@@ -27,24 +40,11 @@ from lightning_gradwatch.callbacks._compat import (
     show_in_progress_bar,
     was_stopped,
 )
-from lightning_gradwatch.callbacks._figures import Figures
-from lightning_gradwatch.callbacks._findings import Findings
-from lightning_gradwatch.callbacks._reactions import Options, Reactions
-from lightning_gradwatch.callbacks._responses import AnomalyError, Response
-from lightning_gradwatch.callbacks._sampling import Sampling
-from lightning_gradwatch.callbacks._sharding import out_of_reach
-from lightning_gradwatch.callbacks._steps import OptimizerSteps
-from lightning_gradwatch.callbacks._watch import Call, Step, Watch
-from lightning_gradwatch.callbacks.output.announcer import Announcer
-from lightning_gradwatch.callbacks.run_folder import close_run_log, identity, open_run_log, run_id_of
-from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
-from lightning_gradwatch.plain import warn
-from lightning_gradwatch.recurrent.discover import describe, discover
-from lightning_gradwatch.recurrent.over import FitIsOver
-from lightning_gradwatch.report._extra import commands
-from lightning_gradwatch.runlog.notebook import verdict_table
-from lightning_gradwatch.runlog.verdict import LayerSummary
+from lightning_gradwatch.trainer.mixed_precision import active_scaler, loss_scale
+from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
+from lightning_gradwatch.trainer.sharding import out_of_reach
+from lightning_gradwatch.watch.engine import Call, Step, Watch
+from lightning_gradwatch.watch.sampling import Sampling
 
 P = ParamSpec("P")
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         RunLogError: with ``--once``, there is no run log; at any time, it cannot be read.
     """
-    from lightning_gradwatch.report._extra import installed
+    from lightning_gradwatch.report.extra import installed
 
     follower = Follower(_place(args.path))
     follower.poll()
@@ -68,7 +68,7 @@ def _place(path: Path) -> Path:
 
 
 def _console() -> Any:
-    from lightning_gradwatch.report._extra import require
+    from lightning_gradwatch.report.extra import require
 
     return require("rich.console").Console()
 
@@ -83,7 +83,7 @@ def _show(follower: Follower, console: Any) -> None:
 
 
 def _follow(follower: Follower, interval: float, console: Any) -> None:
-    from lightning_gradwatch.report._extra import require
+    from lightning_gradwatch.report.extra import require
 
     try:
         with require("rich.live").Live(console=console, screen=True, auto_refresh=False) as live:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
-from lightning_gradwatch.callbacks._compat import LightningDataModule
 from lightning_gradwatch.demo.agreement import WORDS, make_windows
 from lightning_gradwatch.demo.error import DemoError
 from lightning_gradwatch.demo.text import LIMIT, Characters, read_text
+from lightning_gradwatch.trainer.compat import LightningDataModule
 
 Batch = tuple[Tensor, Tensor]
 Batches = DataLoader[tuple[Tensor, ...]]

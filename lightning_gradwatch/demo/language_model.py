@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.text import Perplexity
 
-from lightning_gradwatch.callbacks._compat import LightningModule
+from lightning_gradwatch.trainer.compat import LightningModule
 
 Cell = Literal["rnn", "gru", "lstm"]
 State = Tensor | tuple[Tensor, Tensor]

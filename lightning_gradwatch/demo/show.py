@@ -13,7 +13,7 @@ from lightning_gradwatch.demo.exploding import LEARNING_RATE, SPECTRAL_RADIUS, E
 from lightning_gradwatch.demo.vanishing import Memory
 from lightning_gradwatch.events import EventKind
 from lightning_gradwatch.plain import plain, plain_lines
-from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.runlog.summary import LayerSummary
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch import AdaptiveClip, GradWatch, load_run
-from lightning_gradwatch.callbacks._compat import Callback, LightningDataModule, LightningModule, Trainer
-from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.runlog.reader import Run
+from lightning_gradwatch.trainer.compat import Callback, LightningDataModule, LightningModule, Trainer
 
 _STEPS_AFTER_NAN = 5
 """A NaN does not heal; a few steps more show it, the rest would be lost time."""

@@ -15,8 +15,8 @@ from lightning_gradwatch.detect.batch import BadEntry, bad_entries
 from lightning_gradwatch.detect.suspects import Suspect, remedies, suspects, told
 from lightning_gradwatch.detect.way_back import WayBack, hidden_gradient, in_arithmetic, made_in_arithmetic
 from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.recurrent.first_look import Arrived, Made
-from lightning_gradwatch.recurrent.graph import nodes_between, nodes_until
+from lightning_gradwatch.recurrent.capture.first_look import Arrived, Made
+from lightning_gradwatch.recurrent.graph.between import nodes_between, nodes_until
 
 _FILL = (
     "Look at this entry of the data: fill it in, leave it out, or mask it before the arithmetic of the loss, since NaN times 0 is NaN. "

@@ -15,7 +15,7 @@ from lightning_gradwatch.detect.context import Context, arrived_at_cell, bad_los
 from lightning_gradwatch.detect.remedy import SPOILT_WEIGHT
 from lightning_gradwatch.detect.way_back import WayBack, bad_gradient
 from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.recurrent.monitor import local
+from lightning_gradwatch.recurrent.measure.gradient_norm import local
 
 
 class Place(Protocol):

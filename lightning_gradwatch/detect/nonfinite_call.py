@@ -15,9 +15,9 @@ from lightning_gradwatch.detect.nonfinite import bad_parameter, bad_value, gate_
 from lightning_gradwatch.detect.way_back import WayBack, hidden_gradient, largest_number, on_the_way
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.call import RecurrentCall
-from lightning_gradwatch.recurrent.direction import DirectionSweep
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, Layout
-from lightning_gradwatch.recurrent.sweep import Sweep
+from lightning_gradwatch.recurrent.measure.direction import DirectionSweep
+from lightning_gradwatch.recurrent.measure.sweep import Sweep
 
 
 @dataclass(frozen=True, slots=True)

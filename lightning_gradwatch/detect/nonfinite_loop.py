@@ -21,9 +21,9 @@ from lightning_gradwatch.detect.way_back import (
     on_the_way,
 )
 from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.recurrent.anchors import norm
-from lightning_gradwatch.recurrent.graph import nodes_between, nodes_until
+from lightning_gradwatch.recurrent.graph.between import nodes_between, nodes_until
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
+from lightning_gradwatch.recurrent.measure.anchors import norm
 
 _GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 """How many there are in a cell of PyTorch's own."""

@@ -12,14 +12,14 @@ from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.saturation_words import Cause, cause_of, details, remedy
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.recurrent.gates import SUSPICIOUS
+from lightning_gradwatch.recurrent.measure.gates import SUSPICIOUS
 
 SAMPLES = 2
 """So many sampled steps in a row, never one alone."""
 
 CUT_OFF = 0.01
 """Learning is cut off where less than this share of the gradient that the loss sends reaches the gates; where large inputs are the
-cause, from :data:`~lightning_gradwatch.recurrent.gates.SUSPICIOUS` on, since they never let go by themselves."""
+cause, from :data:`~lightning_gradwatch.recurrent.measure.gates.SUSPICIOUS` on, since they never let go by themselves."""
 
 MOST = 0.8
 """At least one of the gates that decide is saturated on this share of units and timesteps."""

@@ -14,7 +14,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from lightning_gradwatch.detect.suspects import Suspect, remedies, suspects, told
 from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.recurrent.graph import is_reached, nodes_between
+from lightning_gradwatch.recurrent.graph.between import is_reached, nodes_between
 
 OUTSIDE_REMEDY = (
     "Look at what stands between this state and the loss for an operation whose slope is infinite or undefined at what it was given "

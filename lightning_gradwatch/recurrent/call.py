@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 if TYPE_CHECKING:
     from lightning_gradwatch.recurrent.limit import Limit
-    from lightning_gradwatch.recurrent.trail import Trail
+    from lightning_gradwatch.recurrent.measure.chain_lags import Trail
 
 
 @dataclass(frozen=True, slots=True)

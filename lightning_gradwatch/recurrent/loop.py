@@ -15,10 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import FLOOR, Floats, Profile
-from lightning_gradwatch.recurrent import equal_ends
-from lightning_gradwatch.recurrent.anchors import norm, too_small
 from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
+from lightning_gradwatch.recurrent.measure import equal_ends
+from lightning_gradwatch.recurrent.measure.anchors import norm, too_small
 
 
 @dataclass(slots=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from lightning_gradwatch.callbacks._compat import LightningModule, lightning_version
 from lightning_gradwatch.replay.target import Target
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, BundleError, args_to_give
+from lightning_gradwatch.trainer.compat import LightningModule, lightning_version
 
 _MOST_TOLD = 2  # tensors that do not fit
 _CALLS = ("_instantiator", "_class_path")

@@ -13,19 +13,19 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_gradwatch.callbacks._compat import (
+from lightning_gradwatch.callbacks.grad_watch import GradWatch
+from lightning_gradwatch.events import Event, Severity
+from lightning_gradwatch.recurrent.measure.gradient_norm import local
+from lightning_gradwatch.runlog.bundle_schema import WATCHING
+from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, BundleError
+from lightning_gradwatch.runlog.portable import restored
+from lightning_gradwatch.runlog.randomness import set_random_states
+from lightning_gradwatch.trainer.compat import (
     Callback,
     LightningModule,
     MixedPrecision,
     Trainer,
 )
-from lightning_gradwatch.callbacks.grad_watch import GradWatch
-from lightning_gradwatch.events import Event, Severity
-from lightning_gradwatch.recurrent.monitor import local
-from lightning_gradwatch.runlog.bundle_schema import WATCHING
-from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, BundleError
-from lightning_gradwatch.runlog.portable import restored
-from lightning_gradwatch.runlog.randomness import set_random_states
 
 _MANY = 2**31
 """Batches that the epoch seems to have, so that the step is not taken for its last."""

@@ -11,12 +11,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradwatch.callbacks._compat import Callback, LightningModule, Trainer
-from lightning_gradwatch.recurrent.discover import plain_name
+from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.replay.origins import Origin, Origins
 from lightning_gradwatch.replay.rerun import rerun
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY
 from lightning_gradwatch.runlog.portable import restored
+from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer
 
 
 def find_origin(module: LightningModule, bundle: Mapping[str, Any], *, device: str = "cpu") -> Origin | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_gradwatch.report import payload, sections, series
-from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.report.summary import run_names
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.runlog.schema import to_json

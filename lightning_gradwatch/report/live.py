@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_gradwatch.events import Severity, closes_episode
 from lightning_gradwatch.report import series
-from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.report.live_heatmap import heatmap
 from lightning_gradwatch.report.live_norms import loss, norms
 from lightning_gradwatch.report.summary import LayerSummary, horizon_text

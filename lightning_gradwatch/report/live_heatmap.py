@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_gradwatch.report import series, sparks
-from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.extra import require
 
 _LABEL = 7  # characters of a row's label
 

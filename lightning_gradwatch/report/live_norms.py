@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_gradwatch.report import series, sparks
-from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.runlog.reader import Run
 
 _LABEL = 26  # characters in front of the bars

@@ -8,8 +8,8 @@ from html import escape
 from typing import Any
 
 from lightning_gradwatch.events import closes_episode
-from lightning_gradwatch.report._extra import require
 from lightning_gradwatch.report.explain import body, kind_named, without_links
+from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.report.payload import key_of
 from lightning_gradwatch.report.remedies import RANKS, remedies, some
 from lightning_gradwatch.report.series import Key

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.extra import require
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLOURS = ("#414487", "#355f8d", "#2a788e", "#21918c", "#22a884", "#44bf70", "#7ad151", "#bddf26")

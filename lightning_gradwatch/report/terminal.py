@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any, Protocol
 
 from lightning_gradwatch.plain import plain, plain_lines, say
-from lightning_gradwatch.report._extra import installed, require
+from lightning_gradwatch.report.extra import installed, require
 
 Part = str | tuple[str, str]
 """Text, or text and its style."""

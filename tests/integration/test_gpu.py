@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_gradwatch import AdaptiveClip, GradWatch, load_run
-from lightning_gradwatch.callbacks._watch import Step, Watch
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import Capture, profiles, sweep
+from lightning_gradwatch.watch.engine import Step, Watch
 from tests.asserts import assert_identical
 from tests.cases import Case
 from tests.models import TinyLanguageModel, sentences, trainer

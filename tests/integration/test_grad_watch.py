@@ -28,7 +28,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
-from lightning_gradwatch.callbacks._findings import Findings
+from lightning_gradwatch.callbacks.output.watch_recorder import Findings
 from lightning_gradwatch.events import Event, Severity
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.runlog import summarise
@@ -462,7 +462,7 @@ def test_a_failing_on_event_harms_nothing(tmp_path) -> None:
 def test_an_error_of_our_own_ends_the_watching_only(tmp_path, monkeypatch) -> None:
     """If the measurement itself fails, there is one warning, the hooks come off and the training ends as it would."""
     monkeypatch.setattr(GradWatch, "raise_own_errors", False)
-    monkeypatch.setattr("lightning_gradwatch.recurrent.measure.sweep", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("lightning_gradwatch.recurrent.measure.profiles.sweep", lambda *args, **kwargs: 1 / 0)
     model = TinyLanguageModel()
     with pytest.warns(UserWarning, match="GradWatch failed .*ZeroDivisionError"):
         _, _, run = fit(tmp_path, model)

@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils.data import DataLoader
 
 from lightning_gradwatch import AdaptiveClip, GradWatch, tap
-from lightning_gradwatch.recurrent.tap import _listeners
+from lightning_gradwatch.recurrent.capture.taps import _listeners
 from tests.models import trainer
 
 PLACES = ("training_step", "on_after_backward", "on_before_zero_grad", "on_train_batch_end", "on_train_epoch_start")

@@ -12,7 +12,7 @@ import pytest
 
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.callbacks import factory
-from lightning_gradwatch.callbacks._environment import GradWatchFromEnvironment
+from lightning_gradwatch.callbacks.environment import GradWatchFromEnvironment
 from tests.integration.processes import run, succeed
 from tests.models import TinyLanguageModel, sentences, trainer
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from lightning_gradwatch import AdaptiveClip, AnomalyError, AutoClip, EventKind, GradWatch
-from lightning_gradwatch.callbacks._responses import RESPONSES
+from lightning_gradwatch.callbacks.anomaly.responses import RESPONSES
 from tests.asserts import assert_identical
 from tests.integration.test_invariance import Configuration, train
 from tests.integration.ways import Adversarial, Fused, Manual, SkipsBatches, scaled

@@ -8,8 +8,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.callbacks._amp import active_scaler, unscale_once
-from lightning_gradwatch.callbacks._compat import Trainer
+from lightning_gradwatch.trainer.compat import Trainer
+from lightning_gradwatch.trainer.mixed_precision import active_scaler, unscale_once
 
 _skipped: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
 """Optimizer → Lightning's ``global_step`` of the last step of it that was skipped: by it one callback knows that another has acted."""

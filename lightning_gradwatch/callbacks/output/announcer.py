@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_gradwatch.callbacks._compat import say
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.plain import plain
+from lightning_gradwatch.trainer.compat import say
 
 ROLLED_BACK = "rolled back"
 """The ``action`` of a skipped step after which the training went back to an earlier state."""

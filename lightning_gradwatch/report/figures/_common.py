@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.report import series
-from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.runlog.reader import Run
 
 if TYPE_CHECKING:

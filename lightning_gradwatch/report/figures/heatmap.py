@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.report import series
-from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.report.figures._common import axes_or_new, profiles_of
 from lightning_gradwatch.runlog.reader import Run
 

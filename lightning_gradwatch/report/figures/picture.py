@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_gradwatch.report import series
-from lightning_gradwatch.report._extra import require
+from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.report.figures.curves import plot_lag
 from lightning_gradwatch.report.figures.heatmap import plot_heatmap
 from lightning_gradwatch.runlog.reader import Run

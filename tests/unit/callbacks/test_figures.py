@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from lightning_gradwatch.callbacks._figures import _MOST, _Spread
+from lightning_gradwatch.callbacks.output.figures import _MOST, _Spread
 
 
 @pytest.mark.parametrize("count", [1, 2, _MOST, _MOST + 1, 1000])

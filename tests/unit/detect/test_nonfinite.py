@@ -11,7 +11,7 @@ from torch import nn
 from lightning_gradwatch.detect import LoopPlaces, SweptCall, locate_nonfinite
 from lightning_gradwatch.events import EventKind, Moment
 from lightning_gradwatch.recurrent import Capture, Loop, sweep
-from lightning_gradwatch.recurrent.anchors import norm
+from lightning_gradwatch.recurrent.measure.anchors import norm
 
 
 def places_of(module: nn.Module, run) -> tuple[list[LoopPlaces | SweptCall], torch.Tensor]:

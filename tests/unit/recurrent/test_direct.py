@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradwatch.recurrent.direct import Direct, hear_direct_calls
-from lightning_gradwatch.recurrent.inner import has_own_forward
+from lightning_gradwatch.recurrent.capture.direct_calls import Direct, hear_direct_calls
+from lightning_gradwatch.recurrent.capture.inner_calls import has_own_forward
 
 
 def heard(module: nn.Module) -> tuple[list, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from lightning_gradwatch.recurrent.discover import discover, plain_name
+from lightning_gradwatch.recurrent.capture.modules import discover, plain_name
 
 
 @pytest.mark.parametrize(

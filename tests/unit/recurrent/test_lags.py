@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.recurrent import Capture, lags, loop_profiles, measure_lags
+from lightning_gradwatch.recurrent import Capture, loop_profiles, measure_lags
 from lightning_gradwatch.recurrent.call import GradientSlot
+from lightning_gradwatch.recurrent.measure import lags
 
 TIME, BATCH, WIDTH = 6, 3, 5
 

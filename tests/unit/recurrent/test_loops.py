@@ -21,7 +21,7 @@ from lightning_gradwatch.recurrent import (
     stitch,
     sweep,
 )
-from lightning_gradwatch.recurrent.severed import severed
+from lightning_gradwatch.recurrent.capture.severed import severed
 
 TIME, BATCH, WIDTH, HIDDEN = 7, 3, 4, 5
 

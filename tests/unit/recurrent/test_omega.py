@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lightning_gradwatch.recurrent.bounded_backward import Rule
+from lightning_gradwatch.recurrent.control.bounded_backward import Rule
+from lightning_gradwatch.recurrent.control.omega import Omega
+from lightning_gradwatch.recurrent.control.through_time import ThroughTime
 from lightning_gradwatch.recurrent.limit import Limit
-from lightning_gradwatch.recurrent.omega import Omega
-from lightning_gradwatch.recurrent.through_time import ThroughTime
 from tests.cases import Case
 from tests.unit.recurrent.test_through_time import fused
 

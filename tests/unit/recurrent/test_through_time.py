@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_gradwatch.recurrent import tap
-from lightning_gradwatch.recurrent.bounded_backward import Rule
+from lightning_gradwatch.recurrent.control.bounded_backward import Rule
+from lightning_gradwatch.recurrent.control.through_time import ThroughTime
 from lightning_gradwatch.recurrent.limit import Limit
-from lightning_gradwatch.recurrent.through_time import ThroughTime
 from tests.cases import Case, cases
 from tests.oracles import unroll
 from tests.unit.recurrent.test_oracle import masks_of

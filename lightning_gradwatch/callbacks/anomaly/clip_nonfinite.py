@@ -1,0 +1,141 @@
+"""What AdaptiveClip does with a step whose gradients are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_gradwatch.callbacks.anomaly.step_control import skip_step, stop_training
+from lightning_gradwatch.callbacks.output.clip_recorder import ClipReport
+from lightning_gradwatch.clip import Decision
+from lightning_gradwatch.clip.norms import true_norm
+from lightning_gradwatch.clip.step.groups import Part
+from lightning_gradwatch.clip.step.state import OptimizerState
+from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome
+from lightning_gradwatch.events import EventKind, Severity
+from lightning_gradwatch.trainer.compat import LightningModule, Trainer
+
+ACTIONS = ("skip", "raise", "stop", "shrink_recurrent", "ignore")
+_RECURRENT = "weight_hh"  # what torch calls the recurrent weights of its modules and cells
+_SHRINK = 0.02  # of the recurrent weights, and ...
+_HUGE = 1e10  # ... the norm from which on they are shrunk: both Pascanu's own
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """Raised by ``AdaptiveClip(on_nonfinite="raise")``."""
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """What to do, and where to say so.
+
+    Args:
+        action: one of :data:`ACTIONS`.
+        max_successive: after so many in a row training is stopped.
+    """
+
+    action: str
+    max_successive: int | None
+    report: ClipReport
+
+    def check(self, module: LightningModule) -> None:
+        """See before training that there is something to act on.
+
+        Raises:
+            ValueError: no recurrent weights to shrink.
+        """
+        if self.action == "shrink_recurrent" and not any(_RECURRENT in name for name, _ in module.named_parameters()):
+            raise ValueError(
+                f'`on_nonfinite="shrink_recurrent"` needs parameters whose name holds {_RECURRENT!r}, as those of nn.RNN, '
+                f'nn.LSTM, nn.GRU and their cells do; {type(module).__name__} has none. Use on_nonfinite="skip".'
+            )
+
+    def concerns(self, norm: float) -> bool:
+        """Whether a step with this norm is not to be taken as it is."""
+        return not math.isfinite(norm) or (self.action == "shrink_recurrent" and norm > _HUGE)
+
+    def handle(
+        self,
+        trainer: Trainer,
+        optimizer: Optimizer,
+        index: int,
+        norm: float,
+        parts: Sequence[Part],
+        state: OptimizerState,
+    ) -> None:
+        """Act, count and report.
+
+        Args:
+            index: which of the Trainer's optimizers it is.
+
+        Raises:
+            NonFiniteGradientError: the action is ``raise``.
+        """
+        if self.action == "raise":
+            raise NonFiniteGradientError(
+                f"The gradient norm is {norm} at optimizer step {trainer.global_step} (epoch {trainer.current_epoch}, "
+                f'batch {self.report.batch_idx}). Use AdaptiveClip(on_nonfinite="skip") to pass over such steps, or '
+                "GradWatch() to see where it begins."
+            )
+        if self.action == "ignore":
+            state.rest.count(UNTOUCHED)
+            self.report.step(trainer, index, Outcome(norm, UNTOUCHED, norm), state.rest)
+        elif self.action == "shrink_recurrent" and _shrink_recurrent_(parts):
+            after = true_norm([gradient for part in parts for gradient in part.gradients])
+            state.rest.count_replaced()
+            self._say(trainer, index, norm, state.rest.successive_skips, replaced_by=after)
+            self.report.step(trainer, index, Outcome(norm, Decision(None, after / norm), after), state.rest)
+        else:
+            skip_step(trainer, optimizer, [parameter for part in parts for parameter in part.parameters])
+            state.rest.count_skip()
+            self._say(trainer, index, norm, state.rest.successive_skips)
+            self.report.step(trainer, index, Outcome(norm, UNTOUCHED, norm), state.rest, skipped=True)
+
+    def _say(
+        self, trainer: Trainer, index: int, norm: float, successive: int, *, replaced_by: float | None = None
+    ) -> None:
+        alarm = successive == self.max_successive
+        stops = alarm or self.action == "stop"
+        if stops:
+            stop_training(trainer)
+        kind = EventKind.STEP_SKIPPED if replaced_by is None else EventKind.GRADIENT_CLIPPED
+        did = "skipped" if replaced_by is None else "replaced the gradients of"
+        if alarm:
+            self.report.warn_once(
+                "alarm",
+                f"AdaptiveClip {did} {successive} steps in succession, since their gradients were not finite; training "
+                "is stopped. Look at the events for where it began. A hidden state that the module carries from batch to batch keeps "
+                "a NaN: begin it anew where it is not finite. Or raise `max_successive_skips`.",
+            )
+        details: list[str] = []
+        if replaced_by is not None:
+            details.append(f"Recurrent weights got {_SHRINK} of themselves for a gradient, all others zero.")
+        if alarm:
+            details.append(f"So were the {successive - 1} before it: training is stopped.")
+        self.report.event(
+            trainer,
+            kind,
+            index,
+            value=norm,
+            threshold=replaced_by,
+            action="stopped" if stops else "skipped" if replaced_by is None else "replaced",
+            detail=" ".join(details),
+            severity=Severity.CRITICAL if alarm else Severity.WARNING,
+        )
+
+
+def _shrink_recurrent_(parts: Sequence[Part]) -> bool:
+    """Recurrent weights get 0.02 W_hh for a gradient, all others zero (Pascanu's code); false where there are none."""
+    if not any(_RECURRENT in name for part in parts for name in part.names):
+        return False
+    for part in parts:
+        for gradient, parameter, name in zip(part.gradients, part.parameters, part.names, strict=True):
+            if _RECURRENT in name:
+                torch.mul(parameter.detach(), _SHRINK, out=gradient)
+            else:
+                gradient.zero_()
+    return True

@@ -1,0 +1,222 @@
+"""Hooks that keep a reference to every recurrent call of a training step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, MutableMapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
+
+from lightning_gradwatch.recurrent.call import RecurrentCall, read_call
+from lightning_gradwatch.recurrent.capture.direct_calls import hear_direct_calls
+from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
+from lightning_gradwatch.recurrent.capture.hook_order import FirstHooks
+from lightning_gradwatch.recurrent.capture.inner_calls import InnerCalls, has_own_forward
+from lightning_gradwatch.recurrent.capture.loops import Loops
+from lightning_gradwatch.recurrent.capture.slots import Slots
+from lightning_gradwatch.recurrent.capture.taps import listen
+from lightning_gradwatch.recurrent.loop import Loop
+
+
+class Capture:
+    """Watches recurrent modules. Between :meth:`begin` and :meth:`end` every forward that can train leaves a call or a loop.
+
+    Args:
+        modules: qualified name → ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or any module that is called once a timestep.
+        clock: optimizer steps done so far, of which each call keeps the number.
+        is_over: asked by each hook, for where nobody said that the fit is over.
+
+    Attributes:
+        calls: of the present step, in order of their first forward.
+        unseen: module name → why its last forward could not be kept.
+        failure: an error of our own in a hook, kept for the next look instead of breaking the forward.
+    """
+
+    def __init__(
+        self, modules: dict[str, nn.Module], clock: Callable[[], int] = lambda: 0, is_over: FitIsOver | None = None
+    ) -> None:
+        self.modules, self._clock, self._is_over = modules, clock, is_over or FitIsOver()
+        self.calls: list[RecurrentCall | Loop] = []
+        self.unseen: dict[str, str] = {}
+        self.failure: Exception | None = None
+        self.loops = Loops(self.calls, clock)
+        self._active = False
+        self._number: Counter[str] = Counter()  # calls of a module in the present step
+        self._rng_state: Tensor | None = None
+        self._names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary({m: name for name, m in modules.items()})
+        self._inner: dict[nn.Module, InnerCalls] = {}
+        self._first = FirstHooks()
+        self._handles: list[RemovableHandle] = []
+        self._endings: list[Callable[[], None]] = []
+
+    def attach(self) -> None:
+        """Put the hooks on."""
+        self._endings.append(listen(self._after_tap))
+        for module in self.modules.values():
+            self.attach_to(module)
+
+    def attach_to(self, module: nn.Module) -> None:
+        """Put the hooks on one module, and listen to calls of its forward that go around them."""
+        if not isinstance(module, nn.RNNBase):
+            self._first.add(module, self._after_cell)
+            self._endings.append(hear_direct_calls(module, partial(self._after_cell, doubt=None)))
+            return
+        if has_own_forward(module):
+            self._handles.append(module.register_forward_pre_hook(self._before_own_forward))
+            self._handles.append(module.register_forward_hook(self._after_own_forward, always_call=True))
+            return
+        if module.dropout and module.num_layers > 1:
+            self._first.add_before(module, self._before_forward)
+        self._first.add(module, self._after_forward)
+        self._endings.append(hear_direct_calls(module, self._after_direct))
+
+    def add(self, name: str, module: nn.Module, slots: Slots | None) -> None:
+        """Watch a module found while training, or what was found out of its states."""
+        if slots is not None:
+            self.loops.slots[name] = slots
+        if name not in self.modules:
+            self.modules[name], self._names[module] = module, name
+            self.attach_to(module)
+
+    def detach(self) -> None:
+        """Take the hooks off and let go of everything. Calling it again does nothing."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for end in self._endings:
+            end()
+        self._endings.clear()
+        self._first.remove()
+        self._active = False
+        self.clear()
+
+    def begin(self) -> None:
+        """A training step begins."""
+        self.clear()
+        self._first.settle()
+        self._active = True
+
+    def end(self) -> None:
+        """The training step is over: what runs now (validation, prediction) is not kept."""
+        self._active = False
+
+    def clear(self) -> None:
+        """Let go of the calls, and of the gradients that their tensors' hooks still hold."""
+        self.forget_gradients()
+        self.calls.clear()
+        self.loops.clear()
+        self._number.clear()
+        self._rng_state = None
+
+    def forget_gradients(self) -> None:
+        """Forget the gradients that have arrived so far; the calls stay."""
+        for call in self.calls:
+            call.release()
+
+    def take(self) -> list[RecurrentCall | Loop]:
+        """Take away the calls whose gradients have arrived, in order; the others stay."""
+        arrived = [call for call in self.calls if call.has_gradient()]
+        self.calls[:] = [call for call in self.calls if not call.has_gradient()]
+        return arrived
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is inert: a copied or pickled model carries our hooks along, and they must do nothing there."""
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__({})
+
+    # ------------------------------------------------------------------ hooks: nothing in them may reach the user's forward
+
+    def _guarded(self, keep: Callable[[], None]) -> None:
+        if self._is_over() or not (self._active and torch.is_grad_enabled()):
+            return
+        try:
+            keep()
+        except Exception as error:  # whatever it is, it is ours and must not break the user's forward
+            self.failure, self._active = error, False
+
+    def _before_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._guarded(lambda: self._save_generator(module))
+
+    def _save_generator(self, module: nn.Module) -> None:
+        # The state of the CPU's generator is what the masks between layers can be drawn from again; cuDNN keeps its own.
+        if module.training and next(module.parameters()).device.type == "cpu":
+            self._rng_state = torch.get_rng_state()
+
+    def _after_forward(
+        self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
+    ) -> None:
+        self._guarded(lambda: self._keep(module, inputs, kwargs, outputs, doubt))
+
+    def _after_direct(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        self._rng_state = None  # what a hook before the forward would have saved
+        self._after_forward(module, inputs, kwargs, outputs, None)
+
+    def _keep(
+        self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
+    ) -> None:
+        assert isinstance(module, nn.RNNBase)
+        arguments = (*inputs, *(kwargs[key] for key in ("input", "hx")[len(inputs) :] if key in kwargs))
+        rng_state, self._rng_state = self._rng_state, None
+        if has_own_forward(module):
+            doubt = "its forward was replaced after training began"
+        self._read(module, lambda name, index: read_call(name, index, module, arguments, outputs, rng_state, doubt))
+
+    def _read(self, module: nn.Module, read: Callable[[str, int], RecurrentCall]) -> None:
+        name = self._names[module]
+        try:
+            call = read(name, self._number[name])
+        except TypeError as error:
+            self.unseen[name] = str(error)
+            return
+        if not (call.output.requires_grad or call.h_n.requires_grad):
+            self.unseen[name] = "nothing in it needs a gradient"
+            return
+        if not call.output.numel():
+            self.unseen[name] = "its batch was empty"
+            return
+        self._number[name] += 1
+        call.step = self._clock()
+        call.watch_gradients()
+        self.calls.append(call)
+
+    def _before_own_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._guarded(lambda: self._enter(module))
+
+    def _enter(self, module: nn.Module) -> None:
+        assert isinstance(module, nn.RNNBase)
+        if module not in self._inner:  # a forward that calls itself is followed once
+            self._inner[module] = InnerCalls(module, lambda read: self._guarded(lambda: self._read(module, read)))
+            self._inner[module].__enter__()
+
+    def _after_own_forward(self, module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+        inner = self._inner.pop(module, None)
+        if inner is None:
+            return
+        inner.__exit__(None, None, None)  # also after an error of the forward, whatever became of us meanwhile
+        self._guarded(lambda: self._keep_inner(module, inner))
+
+    def _keep_inner(self, module: nn.Module, inner: InnerCalls) -> None:
+        if not inner.seen:
+            self.unseen[self._names[module]] = "its forward does not call PyTorch's own recurrence"
+
+    def _after_cell(
+        self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
+    ) -> None:
+        self._guarded(lambda: self.loops.keep(self._names[module], module, inputs, kwargs, outputs, doubt))
+
+    def _after_tap(self, name: str, state: Tensor) -> None:
+        self._guarded(lambda: self.loops.tap(name, state))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters of the watched modules. Those of the recurrent weights alone would not do: an infinite input that saturates
+        its gates spoils the gradient of the input weight, and no other.
+        """
+        for module in self.modules.values():
+            yield from module.parameters()

@@ -1,0 +1,31 @@
+"""Which recurrent modules cannot be measured, because this process does not hold their weights."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from lightning_gradwatch.trainer.compat import Trainer
+
+_STRATEGIES = {
+    "DeepSpeedStrategy": "DeepSpeed's engine owns its weights and the scale of its gradients",
+    "FSDPStrategy": "under FSDP 1 its weights are gone from this process when its gradients arrive",
+}
+
+
+def out_of_reach(trainer: Trainer, module: nn.Module) -> str | None:
+    """Why a module cannot be measured under the Trainer's strategy; None where it can.
+
+    Gathering the weights would be a collective, which the ranks would have to reach together on a decision that each takes alone.
+    """
+    for kind in type(trainer.strategy).__mro__:
+        if kind.__name__ in _STRATEGIES:
+            return _STRATEGIES[kind.__name__]
+    if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        return "its weights are sharded over the processes (FSDP 2 or tensor parallelism)"
+    return None
+
+
+def gradients_are_common(trainer: Trainer) -> bool:
+    """Whether every rank sees the same gradients of the parameters, so that what follows from them need be said once."""
+    return any(kind.__name__ == "DDPStrategy" for kind in type(trainer.strategy).__mro__)

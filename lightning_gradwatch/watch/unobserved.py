@@ -1,0 +1,105 @@
+"""Which recurrent modules a fit does not observe, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.plain import warn
+from lightning_gradwatch.recurrent import Capture
+from lightning_gradwatch.recurrent.capture.discovery import is_outside
+from lightning_gradwatch.recurrent.capture.modules import added, discover
+
+_ADDED = "It was added to the model after training had begun."
+_ADDED_REMEDY = (
+    "Make it in __init__ or configure_model, or train on in a fit of its own: each fit looks for the modules anew."
+)
+
+_SCRIPTED_REMEDY = "Leave it unscripted while it trains, and script it afterwards: the weights are the same."
+
+
+class Unobserved:
+    """Gathers reasons during one fit.
+
+    Args:
+        model: whose modules they are.
+        patterns: of the names of the modules to watch; None are all.
+        on_event: told at once of a module that came too late.
+        strict: let an error of our own through instead of making it a reason.
+
+    Attributes:
+        reasons: qualified name of what TorchScript holds → why it cannot be observed, whatever happens.
+        measured: the modules that were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        patterns: Sequence[str] | None,
+        on_event: Callable[[Event], None],
+        strict: bool,
+    ) -> None:
+        self.reasons: dict[str, str] = {}
+        self.measured: set[str] = set()
+        self._model, self._patterns, self._on_event, self._strict = model, patterns, on_event, strict
+        self._known = set(discover(model).values())
+        self._failed: dict[str, str] = {}
+        self._called_around: set[str] = set()
+
+    def report_added(self, moment: Moment) -> None:
+        """Tell the recurrent modules that the model did not have when training began, each once."""
+        found = discover(self._model)
+        for name in added(found, self._known, self._patterns):
+            self._on_event(moment.event(EventKind.NOT_OBSERVED, module=name, detail=_ADDED, remedy=_ADDED_REMEDY))
+        self._known.update(found.values())
+
+    @contextmanager
+    def apart(self, module: str) -> Generator[None]:
+        """An error of our own about one loop leaves that one out; the others are watched on."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, it is ours
+            if self._strict:
+                raise
+            reason = f"({type(error).__name__}: {error})"
+            if module not in self._failed:
+                warn(
+                    f"GradWatch could not measure {module} {reason} and goes on watching; the training is not affected. "
+                    "Please report it.",
+                    stacklevel=2,
+                )
+            self._failed[module] = f"measuring it failed {reason}"
+
+    def end_step(self, capture: Capture, observed: Collection[str]) -> None:
+        """Note why calls of this step were not observed, while the gradients are there."""
+        for call in capture.calls:
+            capture.unseen.setdefault(call.module, "no loss reached its output")
+        for name, module in capture.modules.items():
+            if name not in observed and any(p.grad is not None for p in module.parameters()):
+                self._called_around.add(name)
+
+    def found(self, capture: Capture, observed: Collection[str], moment: Moment) -> list[Event]:
+        """Each module that was never observed, with the reason."""
+        reasons = self.reasons | {name: why for name, why in self._failed.items() if name not in self.measured}
+        for name in capture.modules:
+            if name in observed or is_outside(name):
+                continue  # what the model's loss never reached is no recurrence of the model
+            if name in capture.unseen:
+                reasons[name] = capture.unseen[name]
+            elif name in self._called_around:
+                reasons[name] = (
+                    "its weights have gradients but no hook fired: .forward was called around it, or it was compiled before"
+                )
+            else:
+                reasons[name] = "its forward was not called in a training step, or no loss reached its output"
+        return [self._event(moment, name, reason) for name, reason in reasons.items()]
+
+    def _event(self, moment: Moment, name: str, reason: str) -> Event:
+        fields = {"module": name, "detail": f"{reason[0].upper()}{reason[1:]}."}
+        if name in self.reasons:
+            fields["remedy"] = _SCRIPTED_REMEDY
+        return moment.event(EventKind.NOT_OBSERVED, **fields)

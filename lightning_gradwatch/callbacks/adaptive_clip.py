@@ -28,6 +28,7 @@ from lightning_gradwatch.trainer.compat import (
     accumulation,
     rank_zero_info,
     rank_zero_warn,
+    say,
 )
 from lightning_gradwatch.trainer.conflict import other_clipping, unsupported_strategy
 from lightning_gradwatch.trainer.line_search import LineSearch
@@ -339,6 +340,15 @@ class AdaptiveClip(Callback):
             return
         self._habits.add(key)
         level = f"{outcome.clipped_norm:.2g}"
+        message = (
+            f"AdaptiveClip has clipped {state.clipped} of {state.steps} steps: clipping has become the rule, and the run does not "
+            "come to rest between explosions."
+        )
+        remedy = (
+            f"Lower the learning rate, by ten times at first. Else clip to a fixed norm: AdaptiveClip(policy=Norm({level})) "
+            "brings every step down to what this one was brought to."
+        )
+        say(f"{message} {remedy}", urgent=True)
         self._report.event(
             trainer,
             EventKind.GRADIENT_CLIPPED,
@@ -347,10 +357,8 @@ class AdaptiveClip(Callback):
             threshold=outcome.clipped_norm,
             action="clipped",
             severity=Severity.WARNING,
-            message=f"AdaptiveClip has clipped {state.clipped} of {state.steps} steps: clipping has become the rule, and the run does not "
-            "come to rest between explosions.",
-            remedy=f"Lower the learning rate, by ten times at first. Else clip to a fixed norm: AdaptiveClip(policy=Norm({level})) "
-            "brings every step down to what this one was brought to.",
+            message=message,
+            remedy=remedy,
         )
 
     def _say_clipped(self, trainer: Trainer, index: int, part: Part, outcome: Outcome) -> None:

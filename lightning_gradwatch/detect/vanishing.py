@@ -81,6 +81,10 @@ class VanishingDetector:
             return self._go_on(profile, reach, horizon.censored, moment)
         if not short:
             return None
+        if is_cut_off(profile):  # no sample of a gradient that vanishes, and none of those in a row
+            track.horizons.clear()
+            track.starved.clear()
+            return None
         track.horizons.append(reach)
         track.starved.append(profile.starved())
         return self._begin(profile, track, growth_rate(lagged), moment, loss)
@@ -104,7 +108,7 @@ class VanishingDetector:
         self, profile: Profile, track: _Track, rate: float | None, moment: Moment, loss: float | None
     ) -> Event | None:
         recent = track.horizons
-        if len(recent) < self.samples or not (rate is None or rate < 0) or is_cut_off(profile):
+        if len(recent) < self.samples or not (rate is None or rate < 0):
             return None
         if not is_vanishing(recent[-1] ** 2 / max(recent[0], 1), profile.real_timesteps):  # by the same factor again
             return None

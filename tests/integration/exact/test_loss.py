@@ -68,8 +68,8 @@ def test_it_is_read_in_the_norm_s_own_sync(monkeypatch):
     module(torch.ones(1, 2)).sum().backward()
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
     groups = PolicyGroups("norm", None, None)
-    parts.begin(module, [optimizer])
+    groups.begin(module, [optimizer])
     found, loss = measure(
-        parts.of(module, optimizer, parts.new_state()), deferring=False, loss=torch.tensor(0.25, dtype=torch.half)
+        groups.of(module, optimizer, groups.new_state()), deferring=False, loss=torch.tensor(0.25, dtype=torch.half)
     )
     assert (len(found), loss, reads) == (1, 0.25, [2])

@@ -20,6 +20,7 @@ from lightning_gradwatch.clip.step.groups import PolicyGroup, PolicyGroups
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome, clip, combine, measure, whole_norm
 from lightning_gradwatch.events import Event, EventKind, Severity
+from lightning_gradwatch.trainer.common_loss import common_loss
 from lightning_gradwatch.trainer.compat import (
     Callback,
     LightningModule,
@@ -312,7 +313,11 @@ class AdaptiveClip(Callback):
             else:
                 self._nonfinite.handle(trainer, optimizer, index, norm, groups, state)
             return
-        outcomes = [clip(group, own, deferring=self._deferring) for group, own in zip(groups, measured, strict=True)]
+        wanted = any(getattr(group.state.policy, "wants_loss", False) for group in groups)
+        loss = common_loss(trainer, self._recorder.loss) if wanted else None
+        outcomes = [
+            clip(group, own, deferring=self._deferring, loss=loss) for group, own in zip(groups, measured, strict=True)
+        ]
         self._count(trainer, index, groups, outcomes)
 
     def _count(self, trainer: Trainer, index: int, groups: list[PolicyGroup], outcomes: list[Outcome]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,31 +12,20 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
 from lightning_gradwatch.callbacks.anomaly.clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
+from lightning_gradwatch.callbacks.output.clip_events import ClipEvents
 from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.callbacks.output.run_folder import identity
-from lightning_gradwatch.clip import ClipPolicy, Spike, TensorPolicy
-from lightning_gradwatch.clip.step.groups import PolicyGroup, PolicyGroups
+from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
+from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.state import OptimizerState
-from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome, clip, combine, measure, whole_norm
-from lightning_gradwatch.events import Event, EventKind, Severity
-from lightning_gradwatch.trainer.common_loss import common_loss
-from lightning_gradwatch.trainer.compat import (
-    Callback,
-    LightningModule,
-    MisconfigurationException,
-    Trainer,
-    accumulation,
-    rank_zero_info,
-    rank_zero_warn,
-)
-from lightning_gradwatch.trainer.conflict import other_clipping, unsupported_strategy
+from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
+from lightning_gradwatch.events import Event
+from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, rank_zero_warn
+from lightning_gradwatch.trainer.conflict import defers, unsupported_strategy
 from lightning_gradwatch.trainer.line_search import LineSearch
-from lightning_gradwatch.trainer.mixed_precision import active_scaler, loss_scale, scaler_will_skip, unscale_once
+from lightning_gradwatch.trainer.loss import as_returned, common_loss
+from lightning_gradwatch.trainer.mixed_precision import active_scaler, scaler_will_skip, unscale_once
 from lightning_gradwatch.trainer.through_time import HeldThroughTime
-
-_MOST_CLIP_EVENTS = 100  # a policy's; one that clips by habit would flood the log
-
-_HABIT, _HABIT_STEPS = 0.8, 50  # a share of so many steps or more that is clipped is a habit
 
 __all__ = ["AdaptiveClip", "NonFiniteGradientError"]
 
@@ -136,9 +124,9 @@ class AdaptiveClip(Callback):
         self.max_successive_skips = max_successive_skips
         self.dirpath = dirpath
         self._recorder = ClipRecorder(on_event, log, progress_bar, figures)
+        self._clip_events = ClipEvents(self._recorder)
         self._through_time = HeldThroughTime(clip_through_time, omega)
         self._states: dict[int, OptimizerState] = {}
-        self._habits: set[tuple[int, str | None]] = set()
         self._restored: list[dict[str, Any]] | None = None
         self._loss: Tensor | None = None
         self._search = LineSearch()
@@ -172,15 +160,7 @@ class AdaptiveClip(Callback):
             return
         self._groups.begin(pl_module, trainer.optimizers)
         self._nonfinite.check(pl_module)
-        other = other_clipping(trainer, pl_module)
-        if other is None:
-            return
-        remedy = 'Remove one of them, or choose with AdaptiveClip(on_conflict="both" | "defer" | "raise").'
-        if self.on_conflict == "raise":
-            raise MisconfigurationException(f"AdaptiveClip and {other} both clip the gradients. {remedy}")
-        self._deferring = self.on_conflict == "defer"
-        what = f"leaves clipping to {other}" if self._deferring else f"clips first, then {other} does"
-        rank_zero_warn(f"AdaptiveClip {what}. {remedy}")
+        self._deferring = defers(trainer, pl_module, self.on_conflict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start afresh, or from the checkpoint; open the run log."""
@@ -188,7 +168,7 @@ class AdaptiveClip(Callback):
         restored, self._restored = self._restored, None
         if restored is None:
             self._recorder.run_id = None
-        self._states, self._search, self._habits = {}, LineSearch(), set[tuple[int, str | None]]()
+        self._states, self._search, self._clip_events = {}, LineSearch(), ClipEvents(self._recorder)
         for index in range(len(trainer.optimizers)):
             state = self._state_of(index)
             if restored is not None and index < len(restored):
@@ -206,12 +186,7 @@ class AdaptiveClip(Callback):
         for what bounds its gradient through time.
         """
         self._through_time.before_backward(trainer, pl_module)
-        self._loss = None
-        if self._acting and loss.numel() == 1:
-            windows = accumulation(trainer) if pl_module.automatic_optimization else 1
-            with torch.no_grad():
-                factor = windows / loss_scale(trainer)
-                self._loss = loss.detach() if isinstance(factor, float) and factor == 1.0 else loss.detach() * factor
+        self._loss = as_returned(loss, trainer, pl_module) if self._acting and loss.numel() == 1 else None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, decide, act."""
@@ -241,25 +216,17 @@ class AdaptiveClip(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was done, if anything was; take hooks off, close the run log."""
-        self._say_counts()
+        self._clip_events.say_counts([state.rest for state in self._states.values()])
         self._close(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what was done until then; take hooks off, close the run log."""
-        self._say_counts()
+        self._clip_events.say_counts([state.rest for state in self._states.values()])
         self._close(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Do so where an earlier callback's exception kept us from it."""
         self._close(trainer)
-
-    def _say_counts(self) -> None:
-        states = [state.rest for state in self._states.values()]
-        clipped, skipped = (sum(getattr(state, name) for state in states) for name in ("clipped", "skipped"))
-        if clipped or skipped:
-            where = f" Run log: {self.run_dir}" if self.run_dir else ""
-            steps = sum(state.steps for state in states)
-            rank_zero_info(f"AdaptiveClip: {clipped:,} of {steps:,} steps clipped, {skipped:,} skipped.{where}")
 
     def _close(self, trainer: Trainer) -> None:
         self._through_time.end()
@@ -309,7 +276,7 @@ class AdaptiveClip(Callback):
         norm = whole_norm(measured)
         if self._nonfinite.concerns(norm):
             if scaler is not None and scaler_will_skip(scaler, optimizer):
-                self._note_overflow(trainer, index, norm, float(scaler.get_scale()))
+                self._clip_events.overflow(trainer, index, norm, float(scaler.get_scale()), state)
             else:
                 self._nonfinite.handle(trainer, optimizer, index, norm, groups, state)
             return
@@ -318,69 +285,7 @@ class AdaptiveClip(Callback):
         outcomes = [
             clip(group, own, deferring=self._deferring, loss=loss) for group, own in zip(groups, measured, strict=True)
         ]
-        self._count(trainer, index, groups, outcomes)
-
-    def _count(self, trainer: Trainer, index: int, groups: list[PolicyGroup], outcomes: list[Outcome]) -> None:
-        rest = self._state_of(index).rest
-        for group, outcome in zip(groups, outcomes, strict=True):
-            if group.state.count(outcome.decision) and group.state.episodes <= _MOST_CLIP_EVENTS:
-                self._say_clipped(trainer, index, group, outcome)
-            self._say_habit(trainer, index, group, outcome)
-            if group.state is not rest:
-                self._recorder.group(trainer, index, group.key, outcome, group.state)
-        if groups[0].state is rest:
-            headline = outcomes[0]
-        else:
-            clipped = [o for p, o in zip(groups, outcomes, strict=True) if p.state.policy is not None]
-            headline = combine(clipped or outcomes)
-            rest.count(headline.decision)
-        self._recorder.step(trainer, index, headline, rest)
-
-    def _say_habit(self, trainer: Trainer, index: int, group: PolicyGroup, outcome: Outcome) -> None:
-        """Say once that a policy made to clip explosions alone clips nearly every step: then it sets the length of the steps."""
-        state, key = group.state, (index, group.pattern)
-        often = state.steps >= _HABIT_STEPS and state.clip_rate >= _HABIT
-        if key in self._habits or not often or not outcome.decision.clipped or not isinstance(state.policy, Spike):
-            return
-        self._habits.add(key)
-        level = f"{outcome.clipped_norm:.2g}"
-        self._recorder.event(
-            trainer,
-            EventKind.GRADIENT_CLIPPED,
-            index,
-            value=outcome.norm,
-            threshold=outcome.clipped_norm,
-            action="clipped",
-            severity=Severity.WARNING,
-            message=f"AdaptiveClip has clipped {state.clipped} of {state.steps} steps: clipping has become the rule, and the run does not "
-            "come to rest between explosions.",
-            remedy=f"Lower the learning rate, by ten times at first. Else clip to a fixed norm: AdaptiveClip(policy=Norm({level})) "
-            "brings every step down to what this one was brought to.",
-        )
-
-    def _say_clipped(self, trainer: Trainer, index: int, group: PolicyGroup, outcome: Outcome) -> None:
-        threshold, details = outcome.decision.threshold, list[str]()
-        if group.pattern:
-            details.append(f"It is that of {group.pattern}.")
-        if threshold is not None and not math.isclose(threshold, outcome.clipped_norm, rel_tol=1e-3):
-            bound = f"An ordinary step stays under {threshold:.4g}."
-            first = f"It is the first step: {threshold:.4g} is a bound that follows from the parameters' size alone."
-            details.append(first if group.state.steps == 1 else bound)
-        if group.state.episodes == _MOST_CLIP_EVENTS:
-            details.append("Further ones are counted in gradwatch/clip_rate only.")
-        self._recorder.event(
-            trainer,
-            EventKind.GRADIENT_CLIPPED,
-            index,
-            value=outcome.norm,
-            threshold=outcome.clipped_norm,
-            action="clipped",
-            detail=" ".join(details),
-        )
-
-    def _note_overflow(self, trainer: Trainer, index: int, norm: float, scale: float) -> None:
-        self._recorder.event(trainer, EventKind.AMP_OVERFLOW, index, value=scale, action="skipped by the scaler")
-        self._recorder.step(trainer, index, Outcome(norm, UNTOUCHED, norm), self._state_of(index).rest, skipped=True)
+        self._clip_events.taken(trainer, index, groups, outcomes, state)
 
 
 def _index_of(optimizer: Optimizer, trainer: Trainer) -> int:

@@ -135,6 +135,11 @@ class ClipRecorder:
         )
         self.sink.take(event, write=trainer.is_global_zero)  # the decision is that of all ranks: one record of it
 
+    def clipped(self, trainer: Trainer, index: int, outcome: Outcome, **fields: Any) -> None:
+        """Make the event of a clipped step."""
+        norms = {"value": outcome.norm, "threshold": outcome.clipped_norm}
+        self.event(trainer, EventKind.GRADIENT_CLIPPED, index, action="clipped", **norms, **fields)
+
     def warn_once(self, key: str, message: str) -> None:
         """Warn, once a fit for each key."""
         if key not in self._warned:

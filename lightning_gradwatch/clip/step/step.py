@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_gradwatch.clip import ClipPolicy, Decision, TensorPolicy
 from lightning_gradwatch.clip.norms import global_norm, read, scale_, true_norm
 from lightning_gradwatch.clip.step.groups import PolicyGroup
+from lightning_gradwatch.clip.step.state import OptimizerState
 
 UNTOUCHED = Decision(None, 1.0)
 
@@ -93,7 +94,15 @@ def whole_norm(measured: Sequence[Measured]) -> float:
     return math.hypot(*(m.norm for m in measured))
 
 
-def combine(outcomes: Sequence[Outcome]) -> Outcome:
+def headline_of(groups: Sequence[PolicyGroup], outcomes: Sequence[Outcome], state: OptimizerState) -> Outcome:
+    """What became of the parameters that no pattern names; of all that are clipped, where none of these has a gradient."""
+    if groups[0].state is state.rest:
+        return outcomes[0]
+    clipped = [outcome for group, outcome in zip(groups, outcomes, strict=True) if group.state.policy is not None]
+    return _combine(clipped or outcomes)
+
+
+def _combine(outcomes: Sequence[Outcome]) -> Outcome:
     """All groups as one."""
     norm, after = (math.hypot(*norms) for norms in zip(*((o.norm, o.clipped_norm) for o in outcomes), strict=True))
     return Outcome(norm, Decision(None, after / norm if norm > 0.0 else 1.0), after)

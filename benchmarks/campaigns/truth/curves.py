@@ -269,6 +269,8 @@ def _earlier(c: Context, m: Words) -> None:
 @SAID(
     "Vanishing of <place> since step <int:begin>, still so when training ended; the horizon was shortest, "
     "<n:h> timesteps, at step <int:step> (bound <n:bound>).",
+    "Vanishing of <place> since step <int:begin>, until nothing was finite any more at step <int:lost>; the horizon was "
+    "shortest, <n:h> timesteps, at step <int:step> (bound <n:bound>).",
     "Vanishing of <place> from step <int:begin> to step <int:end>; the horizon was shortest, <n:h> timesteps, "
     "at step <int:step> (bound <n:bound>).",
 )
@@ -276,6 +278,8 @@ def _episode_of_vanishing(c: Context, m: Words) -> None:
     found = c.between(lambda one: one.horizon, [int(m["step"])])
     if found is not None:
         c.number(m["h"], *found, f"the horizon at step {m['step']}")
+    if "lost" in m:
+        c.verdict(not c.truth.finite(int(m["lost"])), "that step is finite")
 
 
 @SAID("The gradient of <place> grows <n:growth>-fold on its way back through time (bound <n:bound>).")

@@ -11,7 +11,7 @@ from lightning_gradwatch.clip.step.groups import PolicyGroup
 from lightning_gradwatch.clip.step.state import ClipState, OptimizerState
 from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome, headline_of
 from lightning_gradwatch.events import EventKind, Severity
-from lightning_gradwatch.trainer.compat import Trainer, rank_zero_info
+from lightning_gradwatch.trainer.compat import Trainer, rank_zero_info, say
 
 _MOST_EPISODES = 100
 """Episodes of one policy that are told; one that clips by habit would flood the log."""
@@ -90,13 +90,13 @@ class ClipEvents:
         if key in self._habits or not often or not outcome.decision.clipped or not isinstance(state.policy, Spike):
             return
         self._habits.add(key)
-        self._recorder.clipped(
-            trainer,
-            index,
-            outcome,
-            severity=Severity.WARNING,
-            message=f"AdaptiveClip has clipped {state.clipped} of {state.steps} steps: clipping has become the rule, and the "
-            "run does not come to rest between explosions.",
-            remedy="Lower the learning rate, by ten times at first. Else clip to a fixed norm: "
-            f"AdaptiveClip(policy=Norm({outcome.clipped_norm:.2g})) brings every step down to what this one was brought to.",
+        message = (
+            f"AdaptiveClip has clipped {state.clipped} of {state.steps} steps: clipping has become the rule, and the run does not "
+            "come to rest between explosions."
         )
+        remedy = (
+            "Lower the learning rate, by ten times at first. Else clip to a fixed norm: "
+            f"AdaptiveClip(policy=Norm({outcome.clipped_norm:.2g})) brings every step down to what this one was brought to."
+        )
+        say(f"{message} {remedy}", urgent=True)
+        self._recorder.clipped(trainer, index, outcome, severity=Severity.WARNING, message=message, remedy=remedy)

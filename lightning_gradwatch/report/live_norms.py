@@ -1,5 +1,5 @@
-"""Loss and gradient norm of the last optimizer steps in a terminal, above the threshold that the norm was held against; each
-with its own scale.
+"""Loss and gradient norm of the last optimizer steps in a terminal, above the threshold that the
+norm was held against; each with its own scale.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def norms(run: Run, optimizer: int, width: int) -> list[Any]:
 
 
 def loss(run: Run, width: int) -> list[Any]:
-    """The last losses: of every optimizer step where AdaptiveClip recorded them, else of the sampled steps. None, no line."""
+    """The last losses: of every optimizer step where AdaptiveClip recorded them, else of the
+    sampled steps. None, no line."""
     every = [record["loss"] for record in run.step_records if record.get("loss") is not None]
     of = "loss"
     if not every:

@@ -40,7 +40,7 @@ def vanishing_begins(console: Any, steps: int) -> None:
         "(generated; 1 to 40 words from noun to verb, nouns of either number in between). All alike: "
         f"{vanishing.HIDDEN} hidden units, {steps} steps of Adam at {vanishing.LEARNING_RATE:g}, gradients clipped at "
         f"{vanishing.MAX_NORM:g}, PyTorch's own start but for {vanishing.GATE_BIAS:g} added to the bias of the gate that "
-        "remembers (LSTM, GRU)."
+        "keeps the state (LSTM, GRU)."
     )
 
 

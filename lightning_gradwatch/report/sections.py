@@ -33,7 +33,7 @@ _SIGNS = {  # told apart without colour
     Verdict.UNDECIDED: "?",
     Verdict.NOT_OBSERVED: "∅",
 }
-_A_NOTE = "vanishing, as a note"
+_A_NOTE = "vanishing (a note)"
 _GRAVEST = (
     Verdict.NOT_FINITE,
     Verdict.DIVERGED,

@@ -95,7 +95,7 @@ def low(c: Context, m: Words) -> None:
 
 
 @SAID(f"{_FALL}: what lies further back is not learned.")
-@SAID(f"{_FALL}{_LOW}: what lies further back teaches next to nothing, nor may it have to.")
+@SAID(f"{_FALL}{_LOW}: what lies further back teaches next to nothing, which the task may not need.")
 def _falls_and_starves(c: Context, m: Words) -> None:
     falls(c, m)
     late = of_late(c)

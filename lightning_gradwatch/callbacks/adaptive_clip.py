@@ -20,6 +20,7 @@ from lightning_gradwatch.clip.step.groups import Part, Parts
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome, clip, measure, together, whole_norm
 from lightning_gradwatch.events import Event, EventKind, Severity
+from lightning_gradwatch.trainer.common_loss import common_loss
 from lightning_gradwatch.trainer.compat import (
     Callback,
     LightningModule,
@@ -312,7 +313,11 @@ class AdaptiveClip(Callback):
             else:
                 self._nonfinite.handle(trainer, optimizer, index, norm, parts, state)
             return
-        outcomes = [clip(part, own, deferring=self._deferring) for part, own in zip(parts, measured, strict=True)]
+        wanted = any(getattr(part.state.policy, "wants_loss", False) for part in parts)
+        loss = common_loss(trainer, self._report.loss) if wanted else None
+        outcomes = [
+            clip(part, own, deferring=self._deferring, loss=loss) for part, own in zip(parts, measured, strict=True)
+        ]
         self._count(trainer, index, parts, outcomes)
 
     def _count(self, trainer: Trainer, index: int, parts: list[Part], outcomes: list[Outcome]) -> None:

@@ -14,11 +14,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.padding import find_ends
-from lightning_gradwatch.profile import FLOOR, Floats, Profile
+from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
 from lightning_gradwatch.recurrent.measure import equal_ends
 from lightning_gradwatch.recurrent.measure.anchors import norm, too_small
+from lightning_gradwatch.thresholds import FLOOR
 
 
 @dataclass(slots=True)

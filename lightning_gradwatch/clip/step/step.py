@@ -63,8 +63,12 @@ def measure(
     return measured, next(values, None)
 
 
-def clip(part: Part, measured: Measured, *, deferring: bool) -> Outcome:
-    """Let the part's policy decide, and act on it."""
+def clip(part: Part, measured: Measured, *, deferring: bool, loss: float | None = None) -> Outcome:
+    """Let the part's policy decide, and act on it.
+
+    Args:
+        loss: the same on all processes.
+    """
     policy, norm = part.state.policy, measured.norm
     if measured.clipped_norm is not None:
         after = min(measured.clipped_norm, norm)  # the two may differ by a rounding
@@ -72,6 +76,8 @@ def clip(part: Part, measured: Measured, *, deferring: bool) -> Outcome:
     if not isinstance(policy, ClipPolicy) or norm == 0.0:
         return Outcome(norm, UNTOUCHED, norm)
     more = {"step_size": _step_size(part, measured)} if getattr(policy, "wants_step_size", False) else {}
+    if getattr(policy, "wants_loss", False):
+        more["loss"] = loss
     decision = policy.decide(norm, parameter_norm=measured.parameter_norm, **more)
     if deferring:
         decision = Decision(decision.threshold, 1.0)

@@ -13,26 +13,24 @@ from torch.optim import Optimizer
 from lightning_gradwatch import arguments
 from lightning_gradwatch.callbacks.anomaly.handling import HandlingOptions
 from lightning_gradwatch.callbacks.anomaly.responses import AnomalyError, Response
-from lightning_gradwatch.callbacks.fit.fit_watch import FitOptions, FitWatch
+from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
+from lightning_gradwatch.callbacks.fit.options import SEEN_BY, FitOptions, check_patterns
 from lightning_gradwatch.callbacks.output.announcer import Announcer
+from lightning_gradwatch.callbacks.output.closing import say_findings, told_by_others
 from lightning_gradwatch.callbacks.output.run_folder import identity, run_id_of
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
-from lightning_gradwatch.detect import Detector
+from lightning_gradwatch.detect import Detector, checked_detectors
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import discover
-from lightning_gradwatch.report.extra import commands
 from lightning_gradwatch.runlog.notebook import verdict_table
 from lightning_gradwatch.runlog.verdict import LayerSummary
-from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, say, was_stopped
+from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, was_stopped
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
 from lightning_gradwatch.watch.options import WatchOptions
 
 __all__ = ["AnomalyError", "GradWatch"]
-
-SEEN_BY = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")
-"""The arguments that decide what is seen: they are written down, and a replay uses the same."""
 
 
 class GradWatch(Callback):
@@ -122,22 +120,14 @@ class GradWatch(Callback):
         if max_sequences is not None:
             remedy = "None measures every sequence of a batch."
             max_sequences = arguments.whole("max_sequences", max_sequences, remedy)
-        if isinstance(modules, str) and modules != "auto":
-            raise ValueError(
-                f'`modules` must be "auto" or a list of name patterns; found {modules!r}. Use modules=[{modules!r}].'
-            )
-        if not modules:
-            raise ValueError(
-                f'`modules` must name at least one pattern; found {modules!r}. Use modules="auto" to watch every recurrent module, '
-                "or GradWatch(enabled=False) to watch none."
-            )
+        check_patterns(modules)
         self.modules, self.max_sequences, self.keep_sequences = modules, max_sequences, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
         self.progress_bar, self.figures = progress_bar, figures
         self.on_anomaly: Response | None = on_anomaly
         self.max_responses, self.snapshot_every_n_steps = max_responses, snapshot_every_n_steps
         self.bundles, self.bundle_mib = bundles, bundle_mib
-        self.detectors = _checked(detectors)
+        self.detectors = checked_detectors(detectors)
         self._resumed: dict[str, Any] = {}  # identity of the run that the next fit continues
         self._handling_options()  # to have the values checked
         self._reset()
@@ -158,14 +148,8 @@ class GradWatch(Callback):
 
     def _fit_options(self) -> FitOptions:
         patterns = None if self.modules == "auto" else self.modules
-        watch = WatchOptions(
-            patterns=patterns,
-            find_cells=patterns is None,
-            max_sequences=self.max_sequences,
-            anchors=self.anchors,
-            detectors=copy.deepcopy(self.detectors),
-            strict=self.raise_own_errors,
-        )
+        detectors, strict = copy.deepcopy(self.detectors), self.raise_own_errors
+        watch = WatchOptions(patterns, patterns is None, self.max_sequences, self.anchors, detectors, strict)
         config = {name: getattr(self, name) for name in SEEN_BY}
         return FitOptions(self.every_n_steps, self.progress_bar, watch, self._handling_options(), config)
 
@@ -189,8 +173,6 @@ class GradWatch(Callback):
     def totals(self) -> dict[tuple[str, int, str], TotalGradient]:
         """The total gradients accumulated over the fit, by module, layer and direction."""
         return self._found.totals
-
-    # ------------------------------------------------------------------ the fit begins and ends
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the modules, put the hooks on, open the run log."""
@@ -246,21 +228,8 @@ class GradWatch(Callback):
             return
         with fit.harmless():
             if fit.conclude(broken_off=broken_off) and self.summary:
-                self._say_findings(trainer, fit.handling.hint())
-
-    def _say_findings(self, trainer: Trainer, hint: list[str]) -> None:
-        lines = self._found.summary(self._told_by_others(trainer))
-        if self.run_dir is not None:
-            lines += [f"  {line}" for line in commands(self.run_dir)]
-        say("\n".join([*lines, *hint]), urgent=self._found.is_critical())
-
-    def _told_by_others(self, trainer: Trainer) -> list[Event]:
-        """What AdaptiveClip wrote into the same run log: a verdict rests on all that is in it."""
-        callbacks: list[object] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
-        others = [one for one in callbacks if one is not self and getattr(one, "run_dir", None) == self.run_dir]
-        return [event for one in others for event in getattr(one, "events", ()) if isinstance(event, Event)]
-
-    # ------------------------------------------------------------------ one step
+                others = told_by_others(trainer, self, self.run_dir)
+                say_findings(self._found, others, self.run_dir, fit.handling.hint())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to keep the calls of this step."""
@@ -293,8 +262,6 @@ class GradWatch(Callback):
         """Hand the figures to the loggers."""
         if self._fit is not None:
             self._fit.draw()
-
-    # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
         """The identity of the run log, so that a resumed run continues its own."""
@@ -329,13 +296,3 @@ class GradWatch(Callback):
         for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks
             state.pop(bound, None)
         return state
-
-
-def _checked(detectors: list[Detector] | None) -> list[Detector]:
-    for detector in detectors or ():
-        if isinstance(detector, type) or not isinstance(detector, Detector):
-            raise ValueError(
-                f"`detectors` must be objects with `__call__(profile, moment)` and `finish(moment)`; found {detector!r}. "
-                "See lightning_gradwatch.Detector."
-            )
-    return list(detectors or ())

@@ -2,7 +2,7 @@
 
 from lightning_gradwatch.detect.baseline import Baseline
 from lightning_gradwatch.detect.context import Context, bad_loss
-from lightning_gradwatch.detect.detector import Detector
+from lightning_gradwatch.detect.detector import Detector, checked_detectors
 from lightning_gradwatch.detect.diverged import DivergenceDetector
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.exploding import ExplodingDetector
@@ -36,6 +36,7 @@ __all__ = [
     "VanishingDetector",
     "WeightWatch",
     "bad_loss",
+    "checked_detectors",
     "is_vanishing",
     "locate_nonfinite",
 ]

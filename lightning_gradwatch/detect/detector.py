@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from lightning_gradwatch.events import Event, Moment
@@ -32,3 +33,20 @@ class Detector(Protocol):
     def finish(self, moment: Moment) -> list[Event]:
         """Training is over. Returns what is still to be told."""
         ...
+
+
+def checked_detectors(detectors: Sequence[object] | None) -> list[Detector]:
+    """A list of them; empty for None.
+
+    Raises:
+        ValueError: one is no detector.
+    """
+    checked: list[Detector] = []
+    for detector in detectors or ():
+        if isinstance(detector, type) or not isinstance(detector, Detector):
+            raise ValueError(
+                "`detectors` must be objects with `__call__(profile, moment)` and `finish(moment)`; "
+                f"found {detector!r}. See lightning_gradwatch.Detector."
+            )
+        checked.append(detector)
+    return checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks.anomaly.bundle import target_of
-from lightning_gradwatch.callbacks.anomaly.handling import AnomalyHandling, HandlingOptions
+from lightning_gradwatch.callbacks.anomaly.handling import AnomalyHandling
+from lightning_gradwatch.callbacks.fit.options import FitOptions
 from lightning_gradwatch.callbacks.fit.passes import BackwardPasses
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
@@ -25,22 +26,6 @@ from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
 from lightning_gradwatch.trainer.sharding import out_of_reach
 from lightning_gradwatch.watch.engine import Watch
 from lightning_gradwatch.watch.observation import Cells, Observation
-from lightning_gradwatch.watch.options import WatchOptions
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """GradWatch's arguments, as one fit needs them.
-
-    Args:
-        config: those that decide what is seen, for the run log and the bundles.
-    """
-
-    every_n_steps: int
-    progress_bar: bool
-    watch: WatchOptions
-    handling: HandlingOptions
-    config: Mapping[str, Any]
 
 
 class FitWatch:
@@ -125,8 +110,8 @@ class FitWatch:
         if watch is None:
             return False
         with suppress(Exception) if broken_off else nullcontext():
-            watch.finish(self.passes.moment)
-        self._recorder.take(watch.take())
+            self._recorder.take(watch.finish(self.passes.moment))
+        self._recorder.take(watch.take())  # what was found before an error in the midst of it
         if watch.steps or not broken_off:
             self._recorder.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
         nothing = watch.has_nothing() and not self._has_unreachable

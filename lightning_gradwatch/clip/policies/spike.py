@@ -58,7 +58,7 @@ class Spike(ArgumentsMixin):
     From the first step on: until 10 norms are known, the bound is 30 times the second largest so far, but at least 0.1 norms of the
     parameters; under SGD at least a step of a tenth of the parameters' length. The very first step may be as long as the parameters
     under SGD, and is brought back to a tenth of that. Of another optimizer it may have a norm of 100 times theirs; or, however large, one
-    that fits the loss: N·‖w‖ ≤ 100·|L|, since the loss may be a sum and Adam takes no notice of its scale. One beyond both is brought
+    that fits the loss: N·‖w‖ ≤ 100·abs(L), since the loss may be a sum and Adam takes no notice of its scale. One beyond both is brought
     back to a tenth of the parameters' norm, and remembered as it was.
 
     A permanent change of level (another loss, another batch size) is not an explosion. Where 20 exploding steps in a row

@@ -12,6 +12,8 @@ from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lightning_gradwatch.recurrent.capture.compiled import must_not_break
+
 Seen = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any, str | None], None]
 """Shown ``(module, inputs, kwargs, outputs, doubt)``; ``doubt`` says why the outputs may not be what the forward returned."""
 
@@ -75,6 +77,8 @@ class FirstHooks:
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None) -> None:
         # Taken off by a hook before it, it is called once more, and without ``kwargs``.
+        if must_not_break():
+            return
         own = self._own.get(module)
         if own is None or (self._global is not None and not _holds(module)):
             return  # the global hook has seen it
@@ -83,6 +87,8 @@ class FirstHooks:
         hook(module, inputs, kwargs, outputs, None if surely else DOUBT)
 
     def _after_any(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        if must_not_break():
+            return
         own = self._own.get(module)
         if own is None or self._global is None or _holds(module):
             return

@@ -102,7 +102,7 @@ def test_the_gravest_verdict_comes_first(tmp_path):
     runs.append(load_run(write_run(tmp_path / "d", explode_at=100)))
     page = write_report(runs, tmp_path / "report.html", names=["a", "<b>", "c", "d"]).read_text()
     assert (
-        "<p class=headline><b>not finite</b> in d; <b>vanishing, as a note</b> in &lt;b&gt; and c; <b>healthy</b> in a.</p>"
+        "<p class=headline><b>not finite</b> in d; <b>vanishing (a note)</b> in &lt;b&gt; and c; <b>healthy</b> in a.</p>"
         in page
     )
     assert page.count('<article class="card noted">') == 2  # not painted as a warning

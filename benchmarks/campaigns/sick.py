@@ -203,7 +203,6 @@ CLAIMS: dict[str, tuple[tuple[EventKind, ...], Callable[[Outcome], bool]]] = {
     "EXPLODING_HIDDEN_GRADIENT": ((EventKind.EXPLODING_HIDDEN_GRADIENT,), lambda o: o.explodes),
     "VANISHING_HIDDEN_GRADIENT": ((EventKind.VANISHING_HIDDEN_GRADIENT,), lambda o: o.vanishes),
     "EXPLODING_GRADIENT, NONFINITE_…": ((EventKind.EXPLODING_GRADIENT, *NONFINITE), lambda o: o.diverges),
-    "DIVERGED": ((EventKind.DIVERGED,), lambda o: o.diverges),
     "NONFINITE_…": (NONFINITE, lambda o: o.said["loss is NaN"] is not None),
 }
 

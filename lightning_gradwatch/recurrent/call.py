@@ -17,8 +17,17 @@ if TYPE_CHECKING:
     from lightning_gradwatch.recurrent.measure.chain_lags import Trail
 
 
+class WeaklyHeld:
+    """What may be referred to weakly although it has slots, in Python 3.10 too.
+
+    There PyTorch's compiler also refers so to what it meets.
+    """
+
+    __slots__ = ("__weakref__",)
+
+
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(WeaklyHeld):
     """What kind of recurrence a module computes, and how large it is.
 
     Args:
@@ -186,8 +195,8 @@ class _View:
         return gradient.as_strided(self.size, self.stride, int(gradient.storage_offset()) + self.offset)
 
 
-@dataclass(slots=True, weakref_slot=True)
-class RecurrentCall:
+@dataclass(slots=True)
+class RecurrentCall(WeaklyHeld):
     """References to everything that one forward of a fused module read and made. No tensor is copied.
 
     Shapes are the module's own: ``input`` and ``output`` are time-major, batch-first, unbatched, or packed data with

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import Floats, Profile
-from lightning_gradwatch.recurrent.call import GradientSlot, is_handed_over
+from lightning_gradwatch.recurrent.call import GradientSlot, WeaklyHeld, is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
 from lightning_gradwatch.recurrent.measure import equal_ends
 from lightning_gradwatch.recurrent.measure.anchors import norm, too_small
@@ -23,7 +23,7 @@ from lightning_gradwatch.thresholds import FLOOR
 
 
 @dataclass(slots=True)
-class LoopState:
+class LoopState(WeaklyHeld):
     """One hidden state in the graph. Its slot is shown the *total* gradient: all that the state was used for.
 
     ``edge`` is the place in the graph where the state was made: it stays right when the tensor is changed in place later, but for
@@ -59,8 +59,8 @@ class Made:
     number: int = 0
 
 
-@dataclass(slots=True, weakref_slot=True, eq=False)
-class Loop:
+@dataclass(slots=True, eq=False)
+class Loop(WeaklyHeld):
     """States that follow one another: one sequence of steps of a cell, or of a tap. References only, as in a recurrent call.
 
     Args:

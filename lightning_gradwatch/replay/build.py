@@ -88,8 +88,8 @@ def _from_checkpoint(target: Any, bundle: Mapping[str, Any], arguments: Mapping[
 
 
 def _restricted() -> dict[str, bool]:
-    """Lightning up to 2.5.5 cannot be told to load data alone, and loads unrestricted what was written a moment ago: the bundle's
-    content, which was itself read as data alone.
+    """Lightning up to 2.5.5 cannot be told to load data alone. It loads unrestricted what was
+    written a moment ago: the bundle's content, which was itself read as data alone.
     """
     known = inspect.signature(LightningModule.load_from_checkpoint).parameters
     return {"weights_only": True} if "weights_only" in known else {}

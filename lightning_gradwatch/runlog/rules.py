@@ -8,7 +8,8 @@ from itertools import starmap
 from statistics import median
 
 from lightning_gradwatch.events import EventKind, closes_episode
-from lightning_gradwatch.runlog.evidence import Evidence, growth, middle, reach
+from lightning_gradwatch.runlog.evidence import Evidence
+from lightning_gradwatch.runlog.measures import growth, middle, reach
 from lightning_gradwatch.runlog.verdict import Verdict
 from lightning_gradwatch.thresholds import (
     CUT_OFF_SHARE,

@@ -183,12 +183,21 @@ def closes_episode(record: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Moment:
-    """When in a training something was found: ``step`` counts optimizer steps done when the forward ran."""
+    """When in a training something was found.
+
+    Args:
+        step: optimizer steps done when the forward ran.
+        epoch, batch_idx, rank: where in the training.
+        loss: of that step, as the training step returned it; None where it is not known.
+        follow_up: whether it is a sample soon after an anomaly, one of several that lie side by side.
+    """
 
     step: int
     epoch: int | None = None
     batch_idx: int | None = None
     rank: int = 0
+    loss: float | None = None
+    follow_up: bool = False
 
     def event(self, kind: EventKind, **fields: Any) -> Event:
         """An event of this moment."""

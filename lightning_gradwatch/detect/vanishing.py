@@ -59,20 +59,20 @@ class VanishingDetector:
         self._episodes = Episodes(CALM_SAMPLES, falling=True)
         self._begun_by: dict[Hashable, int] = {}
 
-    def __call__(self, profile: Profile, moment: Moment, loss: float | None = None) -> Event | None:
-        """Take in a profile of h, and the step's loss where it is known. Returns the event of an episode that begins here, or the record
-        of one that ends here.
+    def __call__(self, profile: Profile, moment: Moment) -> Event | None:
+        """Take in a profile of h. Returns the event of an episode that begins here, or the record of
+        one that ends here. Samples that follow up an anomaly are left out: it is judged over time.
         """
         lagged = profile.lagged()
         place = profile.place
-        if not profile.primary or len(lagged) < 2:
+        if moment.follow_up or not profile.primary or len(lagged) < 2:
             return None
         if not np.isfinite(lagged).all():
             self._episodes.lose(place, moment)
             return None
         if self._episodes.is_open(place) and self._begun_by[place] != profile.call:
             return None  # one event for all calls of a place
-        track = self._tracks.setdefault((*place, profile.call), self._new_track(loss))
+        track = self._tracks.setdefault((*place, profile.call), self._new_track(moment.loss))
         horizon = gradient_horizon(lagged)
         reach = horizon.lag or 0
         short = not horizon.censored and is_vanishing(reach, profile.real_timesteps)
@@ -90,7 +90,7 @@ class VanishingDetector:
             return None
         track.horizons.append(reach)
         track.starved.append(profile.starved())
-        return self._begin(profile, track, growth_rate(lagged), moment, loss)
+        return self._begin(profile, track, growth_rate(lagged), moment)
 
     def finish(self, moment: Moment) -> list[Event]:
         """The records of what still goes on when training ends."""
@@ -107,10 +107,8 @@ class VanishingDetector:
     def _new_track(self, loss: float | None) -> _Track:
         return _Track(deque(maxlen=self.samples), deque(maxlen=self.samples), first_loss=loss)
 
-    def _begin(
-        self, profile: Profile, track: _Track, rate: float | None, moment: Moment, loss: float | None
-    ) -> Event | None:
-        recent = track.horizons
+    def _begin(self, profile: Profile, track: _Track, rate: float | None, moment: Moment) -> Event | None:
+        recent, loss = track.horizons, moment.loss
         if len(recent) < self.samples or not (rate is None or rate < 0):
             return None
         if not is_vanishing(recent[-1] ** 2 / max(recent[0], 1), profile.real_timesteps):  # by the same factor again

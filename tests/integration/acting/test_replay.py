@@ -16,9 +16,11 @@ import torch
 
 from benchmarks.campaigns.replays import campaign
 from lightning_gradwatch import EventKind, GradWatch
+from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.replay.rerun import rerun
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, read_bundle
+from lightning_gradwatch.watch.observation import Observation
 from tests.asserts import assert_identical
 from tests.integration.anomalies import AT, Drawn, Nested, OwnCell, Scheduled, Stateful, nested_batches, train
 from tests.integration.processes import run, succeed
@@ -26,17 +28,23 @@ from tests.integration.ways import Adversarial, Fused, Manual, scaled
 from tests.models import TinyLanguageModel
 
 
+class AlarmingFit(FitWatch):
+    epoch = 0
+
+    def look(self) -> None:
+        moment = self.passes.moment
+        if (moment.epoch, moment.batch_idx) == (self.epoch, AT) and not self._recorder.events:
+            event = moment.event(EventKind.NONFINITE_LOSS, value=math.nan)
+            self._act_on(self._take(Observation(events=(event,))))
+        super().look()
+
+
 class Alarm(GradWatch):
     """Holds a step for anomalous in which every number is finite, so that they can be compared."""
 
     def __init__(self, *, epoch: int = 0, **options: Any) -> None:
         super().__init__(summary=False, **options)
-        self.epoch = epoch
-
-    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if (self._moment.epoch, self._moment.batch_idx) == (self.epoch, AT) and not self.events:
-            self._found.take_event(self._moment.event(EventKind.NONFINITE_LOSS, value=math.nan))
-        super()._look(trainer, pl_module)
+        self.fit_watch = type("Fit", (AlarmingFit,), {"epoch": epoch})
 
 
 class Witness(pl.Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -274,3 +275,21 @@ class Event:
     def to_record(self) -> dict[str, Any]:
         """The event as one flat record of the run log."""
         return dataclasses.asdict(self)
+
+
+def growth_in_words(rate: float) -> str:
+    """What a growth rate makes of the gradient with each timestep back."""
+    if abs(rate) < KEEPS:
+        return "it keeps its size"
+    if rate < 0:
+        left = 100 * math.exp(rate)
+        return f"it fades, to {left:.0f} % with each" if left >= 1 else "it fades, to under 1 % with each"
+    return (
+        f"it grows, by {100 * math.expm1(rate):.2g} % with each"
+        if rate < math.log(2)
+        else f"it grows, {math.exp(rate):.3g}-fold with each"
+    )
+
+
+KEEPS = 0.005
+"""A growth rate under this, in nats per timestep, is no growth that anybody would notice."""

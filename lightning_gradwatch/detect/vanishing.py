@@ -14,7 +14,7 @@ from lightning_gradwatch import arguments
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import LOST_REMEDY, vanishing_remedy
 from lightning_gradwatch.detect.saturation import is_cut_off
-from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+from lightning_gradwatch.events import Event, EventKind, Moment, Severity, growth_in_words
 from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
 from lightning_gradwatch.thresholds import CALM_SAMPLES, CALM_SHARE, LOW_LOSS, RISEN_LOSS, SEVERAL, VANISHING_SHARE
 
@@ -154,12 +154,12 @@ def _remedy(profile: Profile, low: str) -> str:
 def _detail(
     profile: Profile, recent: list[int], rate: float | None, hungry: int, furthest: int | None, low: str, lost: str
 ) -> str:
-    speed = "" if rate is None else f", growth rate {rate:+.3g} nats per timestep"
+    speed = "" if rate is None else f" (growth rate {rate:+.3g} nats per timestep: {growth_in_words(rate)})"
     shortest, longest = min(recent), max(recent)
     before = "" if shortest == longest else f", after {shortest} to {longest}"
     parts = [low, lost, *_crossed(profile)]
     parts += [
-        f"The sequences have {profile.timesteps}. It was so in {len(recent)} samples in a row{before}{speed}.",
+        f"The sequences have {profile.timesteps}. Seen in {len(recent)} samples in a row{before}{speed}.",
         *_left_out(profile),
     ]
     if profile.truncated:
@@ -174,7 +174,7 @@ def _detail(
         )
     else:
         parts.append(
-            "Every timestep has a loss near enough to learn from; it matters if the task needs a longer memory."
+            "Every timestep gets 1 % of the largest gradient or more: it matters if the task needs a longer memory."
         )
     if furthest is not None and not lost:
         parts.append(f"Earlier it reached {furthest}; if the loss is low by now, it was enough.")

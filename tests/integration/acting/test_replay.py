@@ -25,6 +25,7 @@ from tests.asserts import assert_identical
 from tests.integration.anomalies import AT, Drawn, Nested, OwnCell, Scheduled, Stateful, nested_batches, train
 from tests.integration.processes import run, succeed
 from tests.integration.ways import Adversarial, Fused, Manual, scaled
+from tests.lightning_versions import AS_DATA
 from tests.models import TinyLanguageModel
 
 
@@ -225,7 +226,7 @@ def test_a_bundle_is_a_checkpoint_of_the_weights(tmp_path) -> None:
     content = torch.load(path, weights_only=True)
     assert content[BUNDLE_KEY]["event"]["kind"] == "NONFINITE_INPUT"
     assert content["hyper_parameters"] == {"layers": 2}
-    model = Drawn.load_from_checkpoint(path, weights_only=True)
+    model = Drawn.load_from_checkpoint(path, **AS_DATA)
     assert model.rnn.num_layers == 2
     assert_identical(dict(model.state_dict()), dict(content["state_dict"]))
     assert path.name == f"step{AT:06d}-batch{AT}-rank0.pt"

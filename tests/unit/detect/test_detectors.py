@@ -97,7 +97,7 @@ class TestVanishing:
             events = [detector(decaying(-1.0, flat=flat), Moment(step)) for step in range(3)]
             severities.append(events[2].severity)
         assert severities == ["warning", "info"]
-        assert "Every timestep has a loss near enough" in events[2].message
+        assert "Every timestep gets 1 % of the largest gradient or more" in events[2].message
 
     @pytest.mark.parametrize(
         ("losses", "low"), [((0.69, 0.1, 0.004), True), ((0.69, 0.6, 0.5), False), ((None, 0.6, 0.004), False)]

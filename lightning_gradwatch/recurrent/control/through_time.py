@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradwatch.recurrent.call import read_call
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.inner_calls import has_own_forward
 from lightning_gradwatch.recurrent.capture.loops import tensors
 from lightning_gradwatch.recurrent.capture.modules import plain_name
+from lightning_gradwatch.recurrent.capture.read_call import read_call
 from lightning_gradwatch.recurrent.capture.scripted import scripted
 from lightning_gradwatch.recurrent.capture.taps import listen
 from lightning_gradwatch.recurrent.control.bounded_backward import Rule, rehang

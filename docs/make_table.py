@@ -15,8 +15,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PAGE = HERE / "reference" / "configurations.md"
 TESTS = {
-    "Ways of calling a recurrent network": "tests/integration/test_real_calls.py",
-    "Ways of training": "tests/integration/test_invariance.py",
+    "Ways of calling a recurrent network": "tests/integration/exact/test_real_calls.py",
+    "Ways of training": "tests/integration/neutral/test_invariance.py",
 }
 HEAD = """# What is observed
 

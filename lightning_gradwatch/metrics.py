@@ -10,7 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.profile import FLOOR, HORIZON_RATIO, Floats, Horizon, gradient_horizon, growth_rate
+from lightning_gradwatch.profile import Floats, Horizon, gradient_horizon, growth_rate
+from lightning_gradwatch.thresholds import FLOOR, HORIZON_RATIO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,13 +8,9 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
+from lightning_gradwatch.thresholds import PADDING_SHARE, PADDING_TIMESTEPS
+
 Floats = npt.NDArray[np.float64]
-
-LEAST = 3
-"""A run of equal inputs shorter than this says nothing …"""
-
-LEAST_SHARE = 0.1
-"""… nor does one shorter than this share of the sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +94,7 @@ def _split(
 def _if_common(runs: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[int, ...]:
     """The runs, if more than half of the sequences have one and it is long enough."""
     having = [run for run in runs if run]
-    enough = max(LEAST, LEAST_SHARE * max(lengths, default=0))
+    enough = max(PADDING_TIMESTEPS, PADDING_SHARE * max(lengths, default=0))
     return runs if 2 * len(having) > len(runs) and median(having) >= enough else ()
 
 

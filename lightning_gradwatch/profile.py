@@ -12,17 +12,9 @@ import numpy.typing as npt
 
 from lightning_gradwatch.forward import Saturation
 from lightning_gradwatch.padding import Ends
+from lightning_gradwatch.thresholds import FLOOR, HORIZON_RATIO, MAX_POINTS, STARVING_SHARE
 
 Floats = npt.NDArray[np.float64]
-
-HORIZON_RATIO = 0.01
-"""The gradient horizon is the first lag at which the lagged gradient falls under this share."""
-
-FLOOR = 1e-30
-"""Ratios under this are no longer told apart from underflow; the growth rate leaves them out."""
-
-MAX_POINTS = 1024
-"""Longer lists are thinned to this many points in a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +133,7 @@ class Profile:
             first, last = self.ends.bounds(j, length)
             largest = own[first:last].max(initial=0.0)
             if 0 < largest < np.inf:
-                enough = np.flatnonzero(own[first:last] >= HORIZON_RATIO * largest)
+                enough = np.flatnonzero(own[first:last] >= STARVING_SHARE * largest)
                 counts.append(int(enough[0]))
         return int(median(counts)) if counts else 0
 

@@ -12,28 +12,20 @@ from lightning_gradwatch.detect.baseline import Baseline
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import exploding_remedy
 from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.profile import HORIZON_RATIO, Profile, growth_rate
+from lightning_gradwatch.profile import Profile, growth_rate
+from lightning_gradwatch.thresholds import (
+    CALM_SAMPLES,
+    ENOUGH_EVIDENCE,
+    EXPLODING_FACTOR,
+    ORDINARY_HISTORY,
+    ORDINARY_SPREAD,
+)
 
-EXPLODING_FACTOR = 1 / HORIZON_RATIO
-"""Growth under this is none that counts: the mirror image of the 1 % under which a gradient counts as gone."""
-
-WINDOW = 32
+GROWTH_WINDOW = 32
 """Sampled steps that the baseline remembers."""
 
-HISTORY = 16
-"""Sampled steps before growth is held against the run's own, and no longer against the floor alone."""
-
-SPREAD = 8.0
-"""Robust standard deviations of the log growth that an ordinary sample stays within."""
-
-LEAST_FACTOR = 10.0
+LEAST_GROWTH_FACTOR = 10.0
 """However even a run is, less than this many times its ordinary growth is ordinary."""
-
-EVIDENCE = 2.0
-"""Two samples in a row over the bound; or one whose growth is the bound's square."""
-
-CALM_SAMPLES = 2
-"""An episode ends after so many samples in a row whose growth is under the square root of the bound."""
 
 
 class ExplodingDetector:
@@ -85,7 +77,7 @@ class ExplodingDetector:
             return None
         event = _event(profile, growth, bound, moment)
         self._evidence[key] = self._evidence.get(key, 0.0) + math.log(growth) / math.log(bound)
-        if self._evidence[key] < EVIDENCE:
+        if self._evidence[key] < ENOUGH_EVIDENCE:
             self._suspected[place] = event, growth
             return None
         self._evidence[key] = 0.0
@@ -105,7 +97,9 @@ class ExplodingDetector:
 
 
 def _baseline() -> Baseline:
-    return Baseline(window=WINDOW, history=HISTORY, spread=SPREAD, least_factor=LEAST_FACTOR)
+    return Baseline(
+        window=GROWTH_WINDOW, history=ORDINARY_HISTORY, spread=ORDINARY_SPREAD, least_factor=LEAST_GROWTH_FACTOR
+    )
 
 
 def _growth(profile: Profile) -> float:

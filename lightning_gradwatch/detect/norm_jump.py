@@ -11,22 +11,14 @@ from lightning_gradwatch.detect.baseline import Baseline
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import jump_remedy
 from lightning_gradwatch.events import Event, EventKind, Moment, closes_episode
+from lightning_gradwatch.thresholds import ENOUGH_EVIDENCE, ORDINARY_HISTORY, ORDINARY_SPREAD
 
-WINDOW = 64
+NORM_WINDOW = 64
 """Steps that the baseline remembers."""
 
-HISTORY = 16
-"""Steps before it judges at all."""
-
-SPREAD = 8.0
-"""Robust standard deviations of the log norm that an ordinary step stays within."""
-
-LEAST_FACTOR = 20.0
+LEAST_NORM_FACTOR = 20.0
 """However even a run is, a step less than this many times the ordinary norm is no jump; however uneven, more than this many times
 the largest norm remembered is one."""
-
-EVIDENCE = 2.0
-"""Two steps in a row over the bound; or one twice as far out of the ordinary, on the log scale, as the bound of a full window."""
 
 CALM_STEPS = 8
 """An episode ends after so many steps in a row on the ordinary side of the middle between the ordinary norm and the bound."""
@@ -54,7 +46,9 @@ class NormJumpDetector:
     """
 
     def __init__(self) -> None:
-        self._ordinary = Baseline(window=WINDOW, history=HISTORY, spread=SPREAD, least_factor=LEAST_FACTOR)
+        self._ordinary = Baseline(
+            window=NORM_WINDOW, history=ORDINARY_HISTORY, spread=ORDINARY_SPREAD, least_factor=LEAST_NORM_FACTOR
+        )
         self._episodes = Episodes(CALM_STEPS)
         self._evidence = 0.0
         self._suspect: _Step | None = None  # to be remembered of the step before, once this one has been judged
@@ -80,7 +74,7 @@ class NormJumpDetector:
             return self._episodes.see((), norm, moment, calm=norm < math.sqrt(centre) * math.sqrt(bound))
         self._evidence = self._evidence + self._ordinary.distance(norm) if norm > bound else 0.0
         step = _Step(norm, bound, moment, detail()) if norm > bound else None
-        if step is not None and self._evidence < EVIDENCE:
+        if step is not None and self._evidence < ENOUGH_EVIDENCE:
             self._suspect = step
             return None
         event = None

@@ -12,14 +12,7 @@ from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.saturation_words import Cause, cause_of, details, remedy
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.recurrent.measure.gates import SUSPICIOUS
-
-SAMPLES = 2
-"""So many sampled steps in a row, never one alone."""
-
-CUT_OFF = 0.01
-"""Learning is cut off where less than this share of the gradient that the loss sends reaches the gates; where large inputs are the
-cause, from :data:`~lightning_gradwatch.recurrent.measure.gates.SUSPICIOUS` on, since they never let go by themselves."""
+from lightning_gradwatch.thresholds import CUT_OFF_SHARE, SATURATION_SAMPLES, SUSPICIOUS_SHARE
 
 MOST = 0.8
 """At least one of the gates that decide is saturated on this share of units and timesteps."""
@@ -31,7 +24,7 @@ LEARNED = 0.5
 def bound(profile: Profile) -> float:
     """Under which share of the gradient that the loss sends learning counts as cut off."""
     found = profile.saturation
-    return SUSPICIOUS if found is not None and cause_of(found) is Cause.INPUTS else CUT_OFF
+    return SUSPICIOUS_SHARE if found is not None and cause_of(found) is Cause.INPUTS else CUT_OFF_SHARE
 
 
 def is_cut_off(profile: Profile) -> bool:
@@ -61,7 +54,7 @@ class SaturationDetector:
 
     def __init__(self) -> None:
         self._tracks: dict[Hashable, _Track] = {}
-        self._episodes = Episodes(SAMPLES, falling=True)
+        self._episodes = Episodes(SATURATION_SAMPLES, falling=True)
         self._begun_by: dict[Hashable, int] = {}
 
     def __call__(self, profile: Profile, moment: Moment, loss: float | None = None) -> Event | None:
@@ -78,7 +71,7 @@ class SaturationDetector:
             track.in_a_row, track.learned = 0, True
             return None
         track.in_a_row += 1
-        if track.in_a_row < SAMPLES or (track.learned and _has_fallen(loss, track.first_loss)):
+        if track.in_a_row < SATURATION_SAMPLES or (track.learned and _has_fallen(loss, track.first_loss)):
             return None
         self._begun_by[place] = profile.call
         return self._episodes.begin(place, _event(profile, share, moment, track), share)

@@ -7,20 +7,10 @@ from dataclasses import dataclass
 
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.profile import Profile
-
-SAMPLES = 3
-"""Judged from so many sampled steps in a row; from fewer only when training ends before."""
+from lightning_gradwatch.thresholds import FEW_SHARE, SEVERAL, is_few
 
 CHANGED = 10
 """From so many, where it was otherwise earlier in the run: which timesteps the loss reads may be drawn anew at each step."""
-
-FEW_SHARE = 0.25
-"""At most this share of the timesteps is few; a single one of several always is."""
-
-
-def is_few(reached: float, timesteps: float) -> bool:
-    """Whether a loss that reaches the first ``reached`` of ``timesteps``, in a direction's own order, reaches few of them."""
-    return 0 < reached < timesteps and reached <= max(1, FEW_SHARE * timesteps)
 
 
 @dataclass(slots=True)
@@ -54,7 +44,7 @@ class ShortReachDetector:
             track.samples, track.last, track.was_reached = 0, None, True
             return None
         track.samples, track.last = track.samples + 1, profile
-        enough = CHANGED if track.was_reached else SAMPLES
+        enough = CHANGED if track.was_reached else SEVERAL
         return self._tell(profile, track.samples, moment) if track.samples >= enough else None
 
     def finish(self, moment: Moment) -> list[Event]:

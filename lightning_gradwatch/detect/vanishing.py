@@ -16,18 +16,7 @@ from lightning_gradwatch.detect.remedy import LOST_REMEDY, vanishing_remedy
 from lightning_gradwatch.detect.saturation import is_cut_off
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
-
-SAMPLES = 3
-"""Vanishing is judged from this many sampled steps in a row, never from one."""
-
-VANISHING_SHARE = 0.5
-"""A horizon shorter than this share of the sequence is vanishing."""
-
-CALM_SHARE = 0.6
-"""An episode ends when the horizon is this share of the sequence or more: it takes less to go on than to begin."""
-
-CALM_SAMPLES = 2
-"""In so many samples in a row."""
+from lightning_gradwatch.thresholds import CALM_SAMPLES, CALM_SHARE, LOW_LOSS, RISEN_LOSS, SEVERAL, VANISHING_SHARE
 
 
 def is_vanishing(horizon: float, timesteps: int) -> bool:
@@ -64,8 +53,8 @@ class VanishingDetector:
         ValueError: ``samples`` is under 1.
     """
 
-    def __init__(self, samples: int = SAMPLES) -> None:
-        self.samples = arguments.whole("samples", samples, f"The default is {SAMPLES}.")
+    def __init__(self, samples: int = SEVERAL) -> None:
+        self.samples = arguments.whole("samples", samples, f"The default is {SEVERAL}.")
         self._tracks: dict[Hashable, _Track] = {}
         self._episodes = Episodes(CALM_SAMPLES, falling=True)
         self._begun_by: dict[Hashable, int] = {}
@@ -92,6 +81,10 @@ class VanishingDetector:
             return self._go_on(profile, reach, horizon.censored, moment)
         if not short:
             return None
+        if is_cut_off(profile):  # no sample of a gradient that vanishes, and none of those in a row
+            track.horizons.clear()
+            track.starved.clear()
+            return None
         track.horizons.append(reach)
         track.starved.append(profile.starved())
         return self._begin(profile, track, growth_rate(lagged), moment, loss)
@@ -115,7 +108,7 @@ class VanishingDetector:
         self, profile: Profile, track: _Track, rate: float | None, moment: Moment, loss: float | None
     ) -> Event | None:
         recent = track.horizons
-        if len(recent) < self.samples or not (rate is None or rate < 0) or is_cut_off(profile):
+        if len(recent) < self.samples or not (rate is None or rate < 0):
             return None
         if not is_vanishing(recent[-1] ** 2 / max(recent[0], 1), profile.real_timesteps):  # by the same factor again
             return None
@@ -138,24 +131,17 @@ class VanishingDetector:
         return self._episodes.begin(profile.place, event, float(reach))
 
 
-LOW = 0.1
-"""A loss under this share of the first one is low: what the task needs is learned."""
-
-RISEN = 2.0
-"""A loss over so many times the first one has risen."""
-
-
 def _lost(loss: float | None, track: _Track) -> str:
     """That the loss has risen since the gradient reached further, in words; nothing where it has not, or is not known."""
     first = track.first_loss
-    if track.furthest is None or loss is None or first is None or not loss > RISEN * first > 0:
+    if track.furthest is None or loss is None or first is None or not loss > RISEN_LOSS * first > 0:
         return ""
     return f"Earlier it reached {track.furthest}, and the loss has risen since, to {loss:.2g} from {first:.2g}."
 
 
 def low_loss(loss: float | None, first: float | None) -> str:
     """That the loss is low by now, in words; nothing where it is not, or not known."""
-    if loss is None or first is None or not 0 <= loss < LOW * first < math.inf:
+    if loss is None or first is None or not 0 <= loss < LOW_LOSS * first < math.inf:
         return ""
     return f"The loss is down to {loss:.2g} from {first:.2g}: what the task needs may well be within reach."
 

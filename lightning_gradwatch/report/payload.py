@@ -9,6 +9,7 @@ from typing import Any
 from lightning_gradwatch.report import series
 from lightning_gradwatch.report.series import Key
 from lightning_gradwatch.runlog.reader import Run
+from lightning_gradwatch.thresholds import MAX_POINTS
 
 _CELLS = 500_000  # of all heatmaps together: about 5 MB of the page
 _POINTS = 40_000  # of all other curves, per list
@@ -29,7 +30,7 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     every = list(dict.fromkeys(key for found in groups for key in found))
     keys = every[:_SERIES]
     drawn = sum(key in found for found in groups for key in keys)
-    cells, points = _CELLS // max(1, drawn), min(1024, _POINTS // max(1, drawn))
+    cells, points = _CELLS // max(1, drawn), min(MAX_POINTS, _POINTS // max(1, drawn))
     return {
         "keys": [{"place": key.place, "state": key.state} for key in keys],
         "omitted": len(every) - len(keys),

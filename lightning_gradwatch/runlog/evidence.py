@@ -11,43 +11,17 @@ from typing import Any
 
 from lightning_gradwatch.events import ENDED, EventKind
 from lightning_gradwatch.runlog.schema import is_primary
-
-LAST_SAMPLES = 10
-"""A verdict rests on the median over the last so many sampled steps: it is about how training ended up."""
-
-LAST_SHARE = 1 / 3
-"""… of those in this last share of the training, so that in a short run the begin is not counted to the end."""
-
-# Numbers of the detectors, repeated here because those load numpy and a command must start at once.
-SEVERAL = 3
-"""Vanishing is never judged from fewer sampled steps than this."""
-
-VANISHING_SHARE = 0.5
-"""A horizon shorter than this share of the sequence is vanishing."""
-
-STARVING_SHARE = 0.01
-"""A timestep whose total gradient is under this share of the largest starves."""
-
-CUT_OFF = 0.01
-"""Where less than this share of the gradient that the loss sends reaches the gates, hardly anything is learned …"""
-
-SAMPLES_OF_GATES = 2
-"""… if it is so in this many sampled steps."""
-
-LOW = 0.1
-"""A loss under this share of the first one is low."""
-
-RISEN = 2.0
-"""A loss over so many times the first one has risen."""
-
-FEW_SHARE = 0.25
-"""A direction that the loss reaches at no more than this share of its timesteps is barely reached."""
-
-MUCH, SOME = 1.5, 3
-"""A horizon that varies by this factor and by so many timesteps is told with its range."""
-
-EXPLODING_FACTOR = 100.0
-"""A gradient that grows more than so many times on its way back is exploding."""
+from lightning_gradwatch.thresholds import (
+    EXPLODING_FACTOR,
+    HORIZON_VARIES_FACTOR,
+    HORIZON_VARIES_TIMESTEPS,
+    LAST_SAMPLES,
+    LAST_SHARE,
+    LOW_LOSS,
+    SEVERAL,
+    STARVING_SHARE,
+    VANISHING_SHARE,
+)
 
 Record = Mapping[str, Any]
 
@@ -156,7 +130,7 @@ class Evidence:
     @property
     def low(self) -> bool:
         """Whether the loss is low by now: what the task needs is learned."""
-        return self.losses is not None and 0 <= self.losses[1] < LOW * self.losses[0] < math.inf
+        return self.losses is not None and 0 <= self.losses[1] < LOW_LOSS * self.losses[0] < math.inf
 
     def ongoing(self, kind: EventKind) -> Record | None:
         """The event of an episode of this kind that began here and did not end while training went on; None if there is none."""
@@ -196,7 +170,7 @@ class Evidence:
         if self.horizon is None or not found:
             return None
         (shortest, _), (longest, cut) = found[0], max(found, key=lambda one: (one[1], one[0]))
-        much = longest >= MUCH * max(shortest, 1) and longest - shortest >= SOME
+        much = longest >= HORIZON_VARIES_FACTOR * max(shortest, 1) and longest - shortest >= HORIZON_VARIES_TIMESTEPS
         return Spread(shortest, longest, cut, len(steps)) if much else None
 
     @cached_property
@@ -313,11 +287,6 @@ def due(record: Record) -> tuple[int, int]:
     total = record["total"][::-1] if record.get("direction") == "reverse" else record["total"]
     last = max((place for place, norm in enumerate(total) if norm > 0), default=-1)
     return (last + 1) * record["timesteps"] // max(len(total), 1), record["timesteps"]
-
-
-def is_few(reached: float, timesteps: float) -> bool:
-    """Whether the loss reaches few of a direction's timesteps: as the detector of such has it."""
-    return 0 < reached < timesteps and reached <= max(1, FEW_SHARE * timesteps)
 
 
 def middle(counts: Sequence[int]) -> int:

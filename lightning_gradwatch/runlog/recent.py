@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_gradwatch.runlog.records import Record
-from lightning_gradwatch.runlog.summary import LAST_SAMPLES, reach
+from lightning_gradwatch.runlog.summary import reach
+from lightning_gradwatch.thresholds import LAST_SAMPLES
 
 _SAMPLES = 200
 """Sampled steps kept of each gradient: more columns than a terminal shows."""

@@ -8,20 +8,17 @@ from itertools import starmap
 from statistics import median
 
 from lightning_gradwatch.events import EventKind, closes_episode
-from lightning_gradwatch.runlog.evidence import (
-    CUT_OFF,
+from lightning_gradwatch.runlog.evidence import Evidence, growth, middle, reach
+from lightning_gradwatch.runlog.verdict import Verdict
+from lightning_gradwatch.thresholds import (
+    CUT_OFF_SHARE,
     EXPLODING_FACTOR,
-    RISEN,
-    SAMPLES_OF_GATES,
+    RISEN_LOSS,
+    SATURATION_SAMPLES,
     SEVERAL,
     VANISHING_SHARE,
-    Evidence,
-    growth,
     is_few,
-    middle,
-    reach,
 )
-from lightning_gradwatch.runlog.verdict import Verdict
 
 Said = tuple[Verdict, str]
 """A verdict and its sentence, without the place."""
@@ -95,7 +92,7 @@ def _saturated(found: Evidence) -> Said | None:
 
 def _perhaps_saturated(found: Evidence) -> Said | None:
     share = found.gate_share
-    if share is None or share >= CUT_OFF or found.samples >= SAMPLES_OF_GATES:
+    if share is None or share >= CUT_OFF_SHARE or found.samples >= SATURATION_SAMPLES:
         return None
     said = f"In the only sample {share:.2g} of what the loss sends to its hidden states reaches its weights"
     return Verdict.UNDECIDED, f"{said}; one cannot tell whether it stays so."
@@ -160,7 +157,7 @@ def _shortened(found: Evidence) -> Said | None:
     """
     reached = max(found.before, key=reach, default=None)
     first, last = found.losses or (math.nan, math.nan)
-    if reached is None or reach(reached) <= (found.horizon or 0) or last > RISEN * first > 0:
+    if reached is None or reach(reached) <= (found.horizon or 0) or last > RISEN_LOSS * first > 0:
         return None
     earlier = f"at step {reached['step']} it reached {reached['horizon']}"
     why = " What has been learned needs little gradient." if last < first else ""

@@ -14,9 +14,6 @@ PROFILES_FILE = "profiles.jsonl"
 EVENTS_FILE = "events.jsonl"
 STEPS_FILE = "steps.jsonl"
 
-MAX_POINTS = 1024
-"""Longer per-timestep lists are thinned to this many points; ``at`` and ``lag_at`` hold which."""
-
 HEADER_KEY = "gradwatch_header"
 """A line that holds this key opens a file, or marks where a resumed run goes on (``resumed_at_step``)."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lightning_gradwatch.events import EventKind, closes_episode
-from lightning_gradwatch.runlog.evidence import LAST_SAMPLES, Evidence, Record, is_finite, reach
+from lightning_gradwatch.runlog.evidence import Evidence, Record, is_finite, reach
 from lightning_gradwatch.runlog.rules import judge, order_in_doubt
 from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 
-__all__ = ["LAST_SAMPLES", "LayerSummary", "Verdict", "is_finite", "reach", "summarise"]
+__all__ = ["LayerSummary", "Verdict", "is_finite", "reach", "summarise"]
 
 _Group = tuple[str, int, str]
 

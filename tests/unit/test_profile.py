@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gradwatch.profile import (
-    FLOOR,
-    MAX_POINTS,
     Profile,
     evenly,
     gradient_horizon,
     growth_rate,
     logarithmically,
 )
+from lightning_gradwatch.thresholds import FLOOR, MAX_POINTS
 
 
 def profile(total, lengths=None, curves=((1.0, 0.5),), direct=None) -> Profile:

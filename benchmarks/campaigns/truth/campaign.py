@@ -60,6 +60,8 @@ def misses(truth: Truth, told: Told) -> Iterable[str]:
         and "tap(" not in said
     ):
         yield "the recurrence in a plain list is neither measured nor told"
+    if "batch_size" in case.where and told.batch_sizes - {case.where["batch_size"]}:
+        yield f"batches of {told.batch_sizes} were measured"
     alarms = [event for event in told.events if event.severity != Severity.INFO]
     if case.cause in ("", "padding, rightly read") and alarms:
         yield f"nothing is wrong, and there is {alarms[0].kind} at step {alarms[0].step}"

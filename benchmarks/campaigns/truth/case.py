@@ -106,6 +106,7 @@ class Told:
     warnings: list[str]
     events: list[Event]
     sampled: list[int]
+    batch_sizes: set[int]
 
 
 class Truth:
@@ -255,14 +256,15 @@ def train(case: Case) -> tuple[Truth, Told]:
             ).fit(subject, DataLoader(case.batches, batch_size=None))
             from lightning_gradwatch import load_run
 
-            sampled = sorted({p["step"] for p in load_run(watch.run_dir).profile_records})
+            profiles = load_run(watch.run_dir).profile_records
     finally:
         logger.removeHandler(heard)
         logger.setLevel(level)
         logger.propagate = spread
     ours = [str(w.message) for w in said if "GradWatch" in str(w.message) or "AdaptiveClip" in str(w.message)]
     events = [*watch.events, *(event for callback in clip for event in callback.events)]
-    return Truth(case, subject), Told(heard.lines, ours, events, sampled)
+    sampled, sizes = sorted({p["step"] for p in profiles}), {p["batch_size"] for p in profiles}
+    return Truth(case, subject), Told(heard.lines, ours, events, sampled, sizes)
 
 
 def noise(random: Random, *shape: int) -> Tensor:

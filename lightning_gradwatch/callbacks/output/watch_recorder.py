@@ -18,9 +18,10 @@ from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.plain import plain
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.runlog.schema import is_primary
-from lightning_gradwatch.runlog.summary import LAST_SAMPLES, is_finite, reach, summarise
+from lightning_gradwatch.runlog.summary import is_finite, reach, summarise
 from lightning_gradwatch.runlog.verdict import LayerSummary
 from lightning_gradwatch.runlog.writer import RunLogWriter
+from lightning_gradwatch.thresholds import LAST_SAMPLES
 from lightning_gradwatch.trainer.compat import Trainer, logged_step
 from lightning_gradwatch.trainer.sharding import gradients_are_common
 from lightning_gradwatch.watch.engine import Step

@@ -13,9 +13,10 @@ from torch import Tensor
 from lightning_gradwatch.forward import Saturation
 from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Adjoint, Weights
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
-from lightning_gradwatch.recurrent.measure.gates import SUSPICIOUS, GateCount
+from lightning_gradwatch.recurrent.measure.gates import GateCount
 from lightning_gradwatch.recurrent.measure.gradient_norm import local
 from lightning_gradwatch.recurrent.shape import Shape
+from lightning_gradwatch.thresholds import SUSPICIOUS_SHARE
 
 _MODES = {"RNN": ("RNN_TANH", "RNN_RELU"), "LSTM": ("LSTM",), "GRU": ("GRU",)}
 _GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
@@ -128,7 +129,7 @@ def _of_cell(adjoint: Adjoint[Any], steps: _Steps) -> Gates | None:
     if not sent:
         return None, None
     share = float(delta.abs().sum()) / sent
-    if not share < SUSPICIOUS:
+    if not share < SUSPICIOUS_SHARE:
         return (share if math.isfinite(share) else None), None
     count = GateCount(adjoint)
     count.add(x, h, cell, torch.ones(x.shape[:2], dtype=torch.bool))

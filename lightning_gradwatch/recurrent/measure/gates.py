@@ -14,9 +14,6 @@ from lightning_gradwatch.recurrent.adjoint import Adjoint
 FLAT = 0.01
 """A nonlinearity is saturated where its slope is under this share of its largest."""
 
-SUSPICIOUS = 0.03
-"""Where less than this share of the gradient that the loss sends reaches the gates, they are worth a closer look."""
-
 SIGMOID, TANH, RELU = "sigmoid", "tanh", "relu"
 
 _EDGE = {SIGMOID: 5.9864, TANH: 2.9932, RELU: 0.0}

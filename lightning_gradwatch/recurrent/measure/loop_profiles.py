@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.padding import find_ends
-from lightning_gradwatch.profile import FLOOR, Floats, Profile
+from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent.initial_state import is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
 from lightning_gradwatch.recurrent.measure import equal_ends
 from lightning_gradwatch.recurrent.measure.anchors import norm, too_small
+from lightning_gradwatch.thresholds import FLOOR
 
 
 @torch.no_grad()

@@ -30,10 +30,10 @@ from lightning_gradwatch.recurrent.measure.chain_gradients import (
     without_ends,
 )
 from lightning_gradwatch.recurrent.measure.direction import DirectionSweep
-from lightning_gradwatch.recurrent.measure.gates import SUSPICIOUS
 from lightning_gradwatch.recurrent.measure.loop_profiles import loop_profiles
 from lightning_gradwatch.recurrent.measure.rows import MIXED
 from lightning_gradwatch.recurrent.measure.sweep import CHUNK, Sweep, sweep
+from lightning_gradwatch.thresholds import SUSPICIOUS_SHARE
 
 
 def measure_calls(
@@ -81,7 +81,7 @@ Saturations = list[list[Saturation | None]]
 def _saturation(call: RecurrentCall, swept: Sweep, chunk: int) -> Saturations | None:
     """A closer look at the gates, where hardly any gradient reaches them; None elsewhere."""
     shares = [one.gate_share() for pair in swept.directions for one in pair]
-    if not learns(call) or not any(share is not None and share < SUSPICIOUS for share in shares):
+    if not learns(call) or not any(share is not None and share < SUSPICIOUS_SHARE for share in shares):
         return None
     again = sweep(call, anchors=0, chunk=chunk, sequences=swept.layout.sequences, saturation=True)
     return [[None if one.gate_count is None else one.gate_count.result() for one in pair] for pair in again.directions]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lightning_gradwatch.report import series
 from lightning_gradwatch.report.figures._common import axes_or_new, colour, profiles_of
 from lightning_gradwatch.runlog.reader import Run
+from lightning_gradwatch.thresholds import HORIZON_RATIO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,10 +75,10 @@ def plot_lag(
             linewidth=2.2 if last else 1.2,
             label=f"step {record['step']}",
         )
-    ax.axhline(0.01, color="0.35", linewidth=1, linestyle="--")
+    ax.axhline(HORIZON_RATIO, color="0.35", linewidth=1, linestyle="--")
     ax.annotate(
         "1 %",
-        (1, 0.01),
+        (1, HORIZON_RATIO),
         xycoords=("axes fraction", "data"),
         xytext=(-3, 3),
         textcoords="offset points",
@@ -91,7 +92,7 @@ def plot_lag(
             ax.set_title(f"horizon beyond {horizon} timesteps{at}")
         else:
             ax.axvline(horizon, color="crimson", linewidth=1, linestyle=":")
-            ax.plot([horizon], [0.01], "o", color="crimson", markersize=6)
+            ax.plot([horizon], [HORIZON_RATIO], "o", color="crimson", markersize=6)
             ax.set_title(f"horizon {horizon} timesteps{at}")
     else:
         ax.set_title(key.label if chosen else f"{key.label}: no lagged gradient recorded")

@@ -152,6 +152,16 @@ class TestVanishing:
         assert "lower learning rate" in event.remedy
         assert "gated cell" not in event.remedy
 
+    def test_samples_whose_gates_let_nothing_through_do_not_count(self) -> None:
+        """Two of a saturated layer and one that is not are not three in a row of a gradient that vanishes."""
+        detector = VanishingDetector()
+        shut = dataclasses.replace(decaying(-1.0), gate_gradient=0.0)
+        assert [detector(one, Moment(step)) for step, one in enumerate((shut, shut, decaying(-1.0)))] == [None] * 3
+        assert detector(decaying(-1.0), Moment(3)) is None
+        event = detector(decaying(-1.0), Moment(4))
+        assert event is not None
+        assert event.kind == "VANISHING_HIDDEN_GRADIENT"
+
     def test_calls_of_one_module_are_judged_apart(self) -> None:
         """Three calls in one step are not three samples, and what all of them show is one event."""
         detector = VanishingDetector()

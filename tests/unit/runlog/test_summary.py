@@ -7,11 +7,9 @@ import math
 
 import pytest
 
-from lightning_gradwatch.detect import exploding, short_reach, vanishing
 from lightning_gradwatch.events import ENDED, ONGOING, Event, EventKind
-from lightning_gradwatch.profile import HORIZON_RATIO
 from lightning_gradwatch.report.summary import horizon_text
-from lightning_gradwatch.runlog import evidence, summarise
+from lightning_gradwatch.runlog import summarise
 from lightning_gradwatch.runlog.summary import Verdict
 from tests.runlogs import profile
 
@@ -19,16 +17,6 @@ from tests.runlogs import profile
 def judge(*records, events=()):
     (found,) = summarise(records, [event.to_record() for event in events])
     return found
-
-
-def test_the_verdict_and_the_detectors_draw_the_same_lines():
-    """An event and a verdict must not contradict each other."""
-    assert evidence.SEVERAL == vanishing.SAMPLES
-    assert evidence.VANISHING_SHARE == vanishing.VANISHING_SHARE
-    assert evidence.EXPLODING_FACTOR == exploding.EXPLODING_FACTOR
-    assert evidence.FEW_SHARE == short_reach.FEW_SHARE
-    assert (evidence.LOW, evidence.RISEN) == (vanishing.LOW, vanishing.RISEN)
-    assert evidence.STARVING_SHARE == HORIZON_RATIO
 
 
 @pytest.mark.parametrize(

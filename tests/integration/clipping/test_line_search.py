@@ -1,0 +1,112 @@
+"""LBFGS with a line search, whose probes may give a loss and gradients that are not finite."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch
+from lightning_gradwatch.clip import Norm
+from tests.integration.clipping.clip_models import data, finite, trainer_for
+from tests.integration.clipping.clip_steps import steps_of
+
+SPOILT = 4  # the optimizer step
+BATCHES = 8
+
+
+class Searching(pl.LightningModule):
+    """A recurrent regression by LBFGS; in step ``SPOILT`` the loss of these evaluations is NaN.
+
+    Attributes:
+        losses: of each optimizer step those of its evaluations.
+    """
+
+    def __init__(self, *spoilt: int, by_hand: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.automatic_optimization = not by_hand
+        self.rnn, self.head = nn.GRU(1, 8, batch_first=True), nn.Linear(8, 1)
+        self.spoilt, self.losses = spoilt, list[list[float]]()
+
+    def loss(self, batch: Tensor) -> Tensor:
+        now = len(self.losses) - 1, len(self.losses[-1])
+        loss = (self.head(self.rnn(batch[..., None])[0][:, -1]) - batch.sum(1, keepdim=True)).square().mean()
+        loss = loss * (math.nan if now[0] == SPOILT and now[1] in self.spoilt else 1.0)
+        self.losses[-1].append(float(loss.detach()))
+        return loss
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.losses.append([])
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+        if self.automatic_optimization:
+            return self.loss(batch)
+        optimizer: Any = self.optimizers()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = self.loss(batch)
+            self.manual_backward(loss)
+            return loss
+
+        optimizer.step(closure=closure)
+        self.losses.append([])
+        optimizer.step(closure=closure)
+        return None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(self.parameters(), 0.5, max_iter=5, line_search_fn="strong_wolfe")
+
+
+def trained(folder: Path, module: Searching, *callbacks: pl.Callback) -> Searching:
+    trainer_for(folder, *callbacks).fit(module, data(BATCHES))
+    return module
+
+
+def acting(folder: Path, kind: str, action: str) -> GradWatch | AdaptiveClip:
+    if kind == "clip":
+        return AdaptiveClip(Norm(1e9), on_nonfinite=action, dirpath=folder / "run")  # type: ignore[arg-type]
+    return GradWatch(dirpath=folder / "run", on_anomaly=action, summary=False, snapshot_every_n_steps=1)  # type: ignore[arg-type]
+
+
+ACTING = [("clip", "skip"), ("clip", "raise"), *(("watch", r) for r in ("skip", "rollback", "stop", "raise"))]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("spoilt", [(1,), (2, 3)])
+@pytest.mark.parametrize(("kind", "action"), ACTING)
+def test_a_probe_that_is_not_finite_is_the_search_s_own(tmp_path, kind, action, spoilt, by_hand) -> None:
+    """The training goes on to the bit as without the callback."""
+    bare = trained(tmp_path, Searching(*spoilt, by_hand=by_hand))
+    ours = trained(tmp_path, Searching(*spoilt, by_hand=by_hand), acting(tmp_path, kind, action))
+    assert math.isnan(bare.losses[SPOILT][spoilt[0]])
+    assert len(bare.losses) == BATCHES * (1 + by_hand)
+    assert repr(ours.losses) == repr(bare.losses)  # a NaN is equal to none
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), bare.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize(("kind", "action"), [("clip", "skip"), ("watch", "skip"), ("watch", "rollback")])
+def test_a_step_that_begins_with_a_nan_is_skipped(tmp_path, kind, action, by_hand) -> None:
+    """Without the callback such a step is the training's end."""
+    assert not finite(trained(tmp_path, Searching(0, by_hand=by_hand)))
+    callback = acting(tmp_path, kind, action)
+    module = trained(tmp_path, Searching(0, by_hand=by_hand), callback)
+    assert len(module.losses[SPOILT]) == 1
+    assert finite(module)
+    assert module.losses[-1][-1] < module.losses[0][0]
+    assert [e.step for e in callback.events if e.kind == EventKind.STEP_SKIPPED] == [SPOILT]
+
+
+def test_a_step_is_clipped_and_written_once(tmp_path) -> None:
+    """However often its loss is evaluated."""
+    callback = AdaptiveClip("norm", dirpath=tmp_path / "run")
+    module = trained(tmp_path, Searching(), callback)
+    assert max(map(len, module.losses)) > 2
+    assert [step["step"] for step in steps_of(callback)] == list(range(BATCHES))

@@ -1,0 +1,268 @@
+"""Spike: nothing on a healthy run, everything on an exploding one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_gradwatch.clip import Spike
+from tests.unit.clip.policies.streams import decide_all, lognormal
+
+
+def clipped(stream: list[float], policy: Spike | None = None) -> list[int]:
+    """The steps that were clipped."""
+    decisions = decide_all(policy or Spike(), stream)
+    return [step for step, decision in enumerate(decisions) if decision.coefficient < 1]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stationary_run_is_never_clipped(spread: float, seed: int) -> None:
+    """Norms that only scatter are ordinary, from the first step on."""
+    assert clipped(lognormal(2000, spread=spread, seed=seed)) == []
+
+
+@pytest.mark.parametrize("rate", [-0.02, -0.002, 0.002, 0.02])
+def test_a_drift_is_never_clipped(rate: float) -> None:
+    """Norms that rise or fall by 2 % a step are ordinary: a warm-up, a decay, a network that sharpens."""
+    assert clipped([n * math.exp(rate * i) for i, n in enumerate(lognormal(1000, spread=0.2))]) == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.floats(100.0, 1e30), at=st.integers(1, 150))
+def test_a_spike_comes_back_to_the_ordinary_level(size: float, at: int) -> None:
+    """One exploding norm, also at the second step, is scaled to the size of an ordinary one and touches no other; to a tenth of it where
+    it would stay in the optimizer's second moments.
+    """
+    for step_size, left in ((0.1, 1.0), (None, 0.1)):
+        policy, stream = Spike(), lognormal(200)
+        decide_all(policy, stream[:at])
+        decision = policy.decide(size, step_size=step_size)
+        assert 0.3 * left < size * decision.coefficient < 3.0 * left
+        assert clipped(stream[at:], policy) == []
+
+
+def test_the_first_step_is_held_by_the_parameters() -> None:
+    """Before any history SGD's first step may be as long as the weights; one beyond comes back to a tenth of them."""
+    policy = Spike()
+    assert policy.wants_parameter_norm
+    decision = policy.decide(3.0e9, parameter_norm=50.0, step_size=1e-3)
+    assert decision.threshold == pytest.approx(5e4)
+    assert 3.0e9 * decision.coefficient == pytest.approx(5e3)
+    assert policy.decide(3.0e6, parameter_norm=50.0, step_size=1e-3).coefficient * 3.0e6 == pytest.approx(5e3)
+    assert policy.decide(4.0, parameter_norm=50.0, step_size=1e-3).coefficient == 1.0
+
+
+def test_a_sum_as_the_loss_is_no_explosion() -> None:
+    """Gradients a thousand times as large as the weights: the first is not known from an explosion, all others are ordinary under Adam."""
+    stream = [1e4 * norm for norm in lognormal(200, spread=0.5)]
+    policy = Spike()
+    for step, norm in enumerate(stream):
+        assert (policy.decide(norm, parameter_norm=10.0).coefficient == 1.0) is (step > 0)
+    assert policy.decide(1e7, parameter_norm=10.0).coefficient < 1e-3
+
+
+def test_a_first_step_that_explodes_is_not_remembered_for_long() -> None:
+    """Under Adam it is brought to a hundredth of the weights, and what comes next is ordinary."""
+    policy, stream = Spike(), lognormal(100)
+    assert 1e4 * policy.decide(1e4, parameter_norm=40.0).coefficient == pytest.approx(0.4)
+    assert clipped(stream, policy) == []
+    assert clipped([100.0], policy) == [0]
+
+
+def test_a_tiny_first_norm_does_not_pin_the_run() -> None:
+    """Where the first gradient is next to nothing (an output layer of zeros), what follows is ordinary."""
+    policy = Spike()
+    for norm in (1e-9, 0.3, 0.4, 0.2, *lognormal(50)):
+        assert policy.decide(norm, parameter_norm=60.0).coefficient == 1.0
+
+
+def test_parameters_are_asked_for_only_at_first() -> None:
+    """After ten ordinary norms the policy speaks from its own history."""
+    policy = Spike()
+    decide_all(policy, [1.0] * 10)
+    assert not policy.wants_parameter_norm
+
+
+def test_an_absurd_first_norm_is_outvoted() -> None:
+    """Without parameters the first norm is taken on trust, and forgotten when the others differ."""
+    policy = Spike()
+    decide_all(policy, [1e12, 1.0, 1.1, 0.9])
+    assert policy.decide(1e6).coefficient == pytest.approx(1e-7, rel=0.2)
+
+
+def test_a_run_that_keeps_exploding_is_held_for_ever() -> None:
+    """Norms that grow without end are brought back to the first level, however long it lasts."""
+    policy = Spike()
+    decide_all(policy, lognormal(100))
+    for step in range(2000):
+        norm = min(1e3 * 1.1**step, 1e35)
+        if step > 700:
+            norm *= 10.0 ** (step % 7 - 3)  # held, but wild
+        assert norm * policy.decide(norm).coefficient < 3.0
+
+
+def test_a_run_that_explodes_from_the_first_steps_is_held() -> None:
+    """A tenfold growth each step from the second on never lets through more than ten first norms."""
+    policy = Spike()
+    taken = [n * policy.decide(n, parameter_norm=10.0).coefficient for n in (10.0**k for k in range(30))]
+    assert max(taken) <= 10.0
+
+
+def along(policy: Spike, stream: list[float], *, size: float = 50.0, rate: float = 1.0) -> list[float]:
+    """The norms that SGD is let take, of parameters with a norm of ``size``."""
+    asked = [
+        policy.decide(n, parameter_norm=size if policy.wants_parameter_norm else None, step_size=rate) for n in stream
+    ]
+    return [norm * decision.coefficient for norm, decision in zip(stream, asked, strict=True)]
+
+
+def test_a_step_that_is_too_long_is_an_explosion_sooner() -> None:
+    """Five medians pass where that moves the weights by a tenth, and not where by half; what is left is no longer than allowed."""
+    for size, passes in ((50.0, True), (10.0, False)):
+        policy = Spike()
+        along(policy, lognormal(50, spread=0.05), size=size)
+        (taken,) = along(policy, [5.0], size=size)
+        assert (taken == 5.0) is passes
+        assert taken <= 0.2 * size
+    assert along(Spike(), [60.0], size=50.0) == pytest.approx([5.0])  # the first step may be as long as the weights
+    assert along(Spike(), [40.0], size=50.0) == [40.0]
+
+
+def test_only_a_step_along_the_gradient_has_a_length() -> None:
+    """Without a step size (Adam) the parameters say nothing, after the first steps."""
+    policy = Spike()
+    for norm in [*lognormal(50), 25.0]:
+        assert policy.decide(norm, parameter_norm=1.0).coefficient == 1.0
+    assert not policy.wants_parameter_norm
+
+
+def test_weights_that_begin_at_zero_may_grow() -> None:
+    """A first layer of zeros takes steps as long as itself, of ordinary norms: none is clipped."""
+    policy, weight = Spike(), 0.0
+    for norm in lognormal(100, spread=0.2):
+        size = weight if policy.wants_parameter_norm else None
+        assert policy.decide(norm, parameter_norm=size, step_size=0.5).coefficient == 1.0
+        weight += 0.5 * norm
+
+
+def test_a_run_that_exploded_is_held_shorter() -> None:
+    """For a thousand steps no step is over three medians; then the run is trusted again."""
+    policy = Spike()
+    decide_all(policy, [1.0] * 50)
+    taken = [n * policy.decide(n).coefficient for n in (1e3, 5.0, 2.9, 1e5, 25.0)]
+    assert taken == pytest.approx([0.1, 3.0, 2.9, 0.1, 3.0])
+    decide_all(policy, [1.0] * 998)
+    assert policy.decide(5.0).coefficient < 1.0
+    assert policy.decide(5.0).coefficient == 1.0
+
+
+def test_a_step_that_was_too_long_halves_the_length_allowed() -> None:
+    """From a fifth of the weights down to a twentieth, and back when the run is trusted again."""
+    policy = Spike()
+    along(policy, [1.0] * 50)
+    for allowed in (5.0, 2.5, 2.5):
+        assert along(policy, [1e6], size=50.0) == pytest.approx([1.0])
+        assert along(policy, [2.9, 20.0], size=50.0) == pytest.approx([min(2.9, allowed), min(3.0, allowed)])
+    along(policy, [1.0] * 1000)
+    assert along(policy, [9.0, 11.0], size=50.0) == [9.0, 1.0]
+
+
+def test_instability_cannot_raise_the_bound() -> None:
+    """Large norms between steps that are too long leave the ordinary one where it was."""
+    policy = Spike()
+    along(policy, [1.0] * 50)
+    for _ in range(300):
+        along(policy, [25.0, 1e9, 28.0, 1e5])
+    (taken,) = along(policy, [1e9])
+    assert taken == pytest.approx(1.0)
+
+
+def test_what_comes_up_again_and_again_is_part_of_the_run() -> None:
+    """A rare class has a large gradient each time that it comes up: no explosion, however small the others have become."""
+    policy = Spike()
+    norms = [n * max(0.97**i, 1e-4) * (i % 150 != 149) + (i % 150 == 149) for i, n in enumerate(lognormal(3000))]
+    assert sorted(norms)[-10] > 0.9
+    assert clipped(norms, policy) == []
+    assert clipped([100.0], policy) == [0]
+
+
+def test_a_step_of_length_zero_does_not_put_the_guard_out_of_action() -> None:
+    """Where a schedule begins with a rate of 0, or goes through it, a step that is too long is held all the same."""
+    policy = Spike()
+    along(policy, [1.0] * 50, size=10.0, rate=0.0)
+    along(policy, [1.0] * 20, size=10.0)
+    assert along(policy, [25.0], size=10.0) == [1.0]
+
+
+@given(
+    longest_step=st.floats(0.01, 100.0),
+    norms=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=40),
+    size=st.floats(1e-3, 1e3),
+    rate=st.floats(0.0, 1e3),
+)
+def test_no_step_is_lengthened(longest_step: float, norms: list[float], size: float, rate: float) -> None:
+    """Whatever the arguments and the rate."""
+    taken = along(Spike(longest_step=longest_step), norms, size=size, rate=rate)
+    assert all(after <= before for after, before in zip(taken, norms, strict=True))
+
+
+def test_a_climb_out_of_a_plateau_is_not_clipped() -> None:
+    """Each norm twice the one before, from 1 to 80: over 30 medians, but no leap; the same at once is an explosion."""
+    climb = [2.0**i for i in range(1, 7)]
+    assert clipped([1.0] * 50 + [*climb, 80.0]) == []
+    assert clipped([1.0] * 50 + [80.0]) == [50]
+
+
+def test_a_run_that_breaks_through_is_not_clipped() -> None:
+    """After a plateau norms of a hundred times its level, between ordinary ones, are what learning looks like."""
+    plateau = [0.3 * n for n in lognormal(100)]
+    rise = [0.3 * 1.3**i * n for i, n in enumerate(lognormal(12, seed=1))]
+    wild = [3.0 * n for n in lognormal(200, spread=1.2, seed=2)]
+    assert max(wild) > 50.0
+    assert clipped([*plateau, *rise, *wild]) == []
+
+
+def test_a_new_level_is_accepted_in_steps() -> None:
+    """A permanent, steady jump by 200 is clipped for a while, and then ordinary for good."""
+    policy = Spike()
+    decide_all(policy, lognormal(100))
+    steps = clipped([200 * n for n in lognormal(300, seed=1)], policy)
+    assert len(steps) >= 20
+    assert max(steps) < 120
+
+
+@pytest.mark.parametrize("spread", [0.5, 0.7])
+def test_a_new_level_is_accepted_though_norms_scatter(spread: float) -> None:
+    """A permanent jump by 300 of norms that vary by factors: ordinary after some hundred steps at most."""
+    policy = Spike()
+    decide_all(policy, lognormal(300, spread=spread))
+    steps = clipped([300 * n for n in lognormal(3000, spread=spread, seed=1)], policy)
+    assert len(steps) < 300
+
+
+def test_a_plateau_that_still_rises_is_no_new_level() -> None:
+    """A row of clipped norms that climbs by 5 % a step stays held."""
+    policy = Spike()
+    decide_all(policy, [1.0] * 100)
+    assert len(clipped([100 * 1.05**i for i in range(200)], policy)) == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"least_factor": 1.0}, "`least_factor` must be > 1; found 1.0"),
+        ({"peak_factor": 0.5}, "`peak_factor` must be ≥ 1; found 0.5"),
+        ({"most_factor": 2.0}, "`most_factor` must be finite and ≥ least_factor"),
+        ({"most_factor": math.inf}, "`most_factor` must be finite"),
+        ({"window": 5}, "`window` must be ≥ 20; found 5"),
+        ({"longest_step": 0.0}, "`longest_step` must be > 0; found 0.0"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(arguments: dict[str, float], match: str) -> None:
+    """Each error names the argument, the rule and what was found."""
+    with pytest.raises(ValueError, match=match):
+        Spike(**arguments)  # type: ignore[arg-type]

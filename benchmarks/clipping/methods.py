@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
-from lightning_gradwatch.clip.step.groups import Parts
+from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 
 Act = Callable[[], object]
@@ -34,19 +34,19 @@ def adaptive_clip(policy: str | ClipPolicy | TensorPolicy) -> Callable[[nn.Modul
     """AdaptiveClip's own step without a Trainer: measure, skip what is not finite, decide, act."""
 
     def make(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:
-        parts = Parts(policy, None, None)
-        parts.begin(module, [optimizer])
-        state = parts.new_state()
+        groups = PolicyGroups(policy, None, None)
+        groups.begin(module, [optimizer])
+        state = groups.new_state()
 
         def act() -> None:
-            own = parts.of(module, optimizer, state)
+            own = groups.of(module, optimizer, state)
             measured, _ = measure(own, deferring=False)
             if not math.isfinite(whole_norm(measured)):
                 for parameter in module.parameters():
                     parameter.grad = None
                 return
-            for part, norms in zip(own, measured, strict=True):
-                clip(part, norms, deferring=False)
+            for group, norms in zip(own, measured, strict=True):
+                clip(group, norms, deferring=False)
 
         return act
 

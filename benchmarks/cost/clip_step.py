@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks.clipping.methods import autoclip, smartclip, zclip
 from lightning_gradwatch.clip import POLICIES, ClipPolicy, Norm, TensorPolicy, ZClip
-from lightning_gradwatch.clip.step.groups import Parts
+from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.step import clip, measure
 
 ENTRIES, TENSORS, BOUND = 10_000_000, 100, 1e9
@@ -39,17 +39,17 @@ def model(device: str) -> nn.Module:
 
 
 def step_of(policy: str | ClipPolicy | TensorPolicy, module: nn.Module, **patterns: list[str]) -> Callable[[], object]:
-    """One optimizer step of AdaptiveClip without the Trainer: find the parts, measure, decide, act."""
+    """One optimizer step of AdaptiveClip without the Trainer: find the groups, measure, decide, act."""
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
-    parts = Parts(policy, patterns.get("exclude"), None)
-    parts.begin(module, [optimizer])
-    state = parts.new_state()
+    groups = PolicyGroups(policy, patterns.get("exclude"), None)
+    groups.begin(module, [optimizer])
+    state = groups.new_state()
     loss = torch.zeros((), device=next(module.parameters()).device)
 
     def step() -> None:
-        own = parts.of(module, optimizer, state)
-        for part, measured in zip(own, measure(own, deferring=False, loss=loss)[0], strict=True):
-            clip(part, measured, deferring=False)
+        own = groups.of(module, optimizer, state)
+        for group, measured in zip(own, measure(own, deferring=False, loss=loss)[0], strict=True):
+            clip(group, measured, deferring=False)
 
     return step
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,30 +12,20 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
 from lightning_gradwatch.callbacks.anomaly.clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
-from lightning_gradwatch.callbacks.output.clip_recorder import ClipReport
+from lightning_gradwatch.callbacks.output.clip_events import ClipEvents
+from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.callbacks.output.run_folder import identity
-from lightning_gradwatch.clip import ClipPolicy, Spike, TensorPolicy
-from lightning_gradwatch.clip.step.groups import Part, Parts
+from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
+from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.state import OptimizerState
-from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome, clip, measure, together, whole_norm
-from lightning_gradwatch.events import Event, EventKind, Severity
-from lightning_gradwatch.trainer.compat import (
-    Callback,
-    LightningModule,
-    MisconfigurationException,
-    Trainer,
-    accumulation,
-    rank_zero_info,
-    rank_zero_warn,
-)
-from lightning_gradwatch.trainer.conflict import other_clipping, unsupported_strategy
+from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
+from lightning_gradwatch.events import Event
+from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, rank_zero_warn
+from lightning_gradwatch.trainer.conflict import defers, unsupported_strategy
 from lightning_gradwatch.trainer.line_search import LineSearch
-from lightning_gradwatch.trainer.mixed_precision import active_scaler, loss_scale, scaler_will_skip, unscale_once
+from lightning_gradwatch.trainer.loss import as_returned, common_loss
+from lightning_gradwatch.trainer.mixed_precision import active_scaler, scaler_will_skip, unscale_once
 from lightning_gradwatch.trainer.through_time import HeldThroughTime
-
-_MOST_CLIP_EVENTS = 100  # a policy's; one that clips by habit would flood the log
-
-_HABIT, _HABIT_STEPS = 0.8, 50  # a share of so many steps or more that is clipped is a habit
 
 __all__ = ["AdaptiveClip", "NonFiniteGradientError"]
 
@@ -124,7 +113,7 @@ class AdaptiveClip(Callback):
         progress_bar: bool = False,
         figures: bool = False,
     ) -> None:
-        self._parts = Parts(policy, exclude, policies)
+        self._groups = PolicyGroups(policy, exclude, policies)
         arguments.one_of("on_nonfinite", on_nonfinite, ACTIONS, 'Leave it out for "skip".')
         arguments.one_of("on_conflict", on_conflict, ("both", "defer", "raise"), 'Leave it out for "both".')
         if max_successive_skips is not None:
@@ -134,10 +123,10 @@ class AdaptiveClip(Callback):
         self.on_conflict = on_conflict
         self.max_successive_skips = max_successive_skips
         self.dirpath = dirpath
-        self._report = ClipReport(on_event, log, progress_bar, figures)
+        self._recorder = ClipRecorder(on_event, log, progress_bar, figures)
+        self._clip_events = ClipEvents(self._recorder)
         self._through_time = HeldThroughTime(clip_through_time, omega)
         self._states: dict[int, OptimizerState] = {}
-        self._habits: set[tuple[int, str | None]] = set()
         self._restored: list[dict[str, Any]] | None = None
         self._loss: Tensor | None = None
         self._search = LineSearch()
@@ -147,18 +136,18 @@ class AdaptiveClip(Callback):
     @property
     def events(self) -> list[Event]:
         """The events of the present fit, or of the last one."""
-        return self._report.sink.events
+        return self._recorder.sink.events
 
     @property
     def run_dir(self) -> Path | None:
         """Where the run log lies; None where none was written."""
-        return self._report.run_dir
+        return self._recorder.run_dir
 
     @property
     def state_key(self) -> str:
         """Tells the states of two instances with different arguments apart."""
         return self._generate_state_key(
-            **self._parts.describe(), on_nonfinite=self.on_nonfinite, on_conflict=self.on_conflict
+            **self._groups.describe(), on_nonfinite=self.on_nonfinite, on_conflict=self.on_conflict
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -169,35 +158,27 @@ class AdaptiveClip(Callback):
             self._acting = False
             rank_zero_warn(f"AdaptiveClip does nothing in this fit: {reason}.")
             return
-        self._parts.begin(pl_module, trainer.optimizers)
+        self._groups.begin(pl_module, trainer.optimizers)
         self._nonfinite.check(pl_module)
-        other = other_clipping(trainer, pl_module)
-        if other is None:
-            return
-        remedy = 'Remove one of them, or choose with AdaptiveClip(on_conflict="both" | "defer" | "raise").'
-        if self.on_conflict == "raise":
-            raise MisconfigurationException(f"AdaptiveClip and {other} both clip the gradients. {remedy}")
-        self._deferring = self.on_conflict == "defer"
-        what = f"leaves clipping to {other}" if self._deferring else f"clips first, then {other} does"
-        rank_zero_warn(f"AdaptiveClip {what}. {remedy}")
+        self._deferring = defers(trainer, pl_module, self.on_conflict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start afresh, or from the checkpoint; open the run log."""
         self._close(trainer)
         restored, self._restored = self._restored, None
         if restored is None:
-            self._report.run_id = None
-        self._states, self._search, self._habits = {}, LineSearch(), set[tuple[int, str | None]]()
+            self._recorder.run_id = None
+        self._states, self._search, self._clip_events = {}, LineSearch(), ClipEvents(self._recorder)
         for index in range(len(trainer.optimizers)):
             state = self._state_of(index)
             if restored is not None and index < len(restored):
                 state.load_state_dict(restored[index])
         self._through_time.begin(trainer, pl_module)
-        self._report.open(trainer, self.dirpath, owner=self)
+        self._recorder.open(trainer, self.dirpath, owner=self)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the batch for events."""
-        self._report.batch_idx = batch_idx
+        self._recorder.batch_idx = batch_idx
         self._through_time.begin_batch()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -205,12 +186,7 @@ class AdaptiveClip(Callback):
         for what bounds its gradient through time.
         """
         self._through_time.before_backward(trainer, pl_module)
-        self._loss = None
-        if self._acting and loss.numel() == 1:
-            windows = accumulation(trainer) if pl_module.automatic_optimization else 1
-            with torch.no_grad():
-                factor = windows / loss_scale(trainer)
-                self._loss = loss.detach() if isinstance(factor, float) and factor == 1.0 else loss.detach() * factor
+        self._loss = as_returned(loss, trainer, pl_module) if self._acting and loss.numel() == 1 else None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, decide, act."""
@@ -223,7 +199,7 @@ class AdaptiveClip(Callback):
             raise
         except Exception as error:
             self._acting = False
-            self._report.warn_once(
+            self._recorder.warn_once(
                 "broken", f"AdaptiveClip failed and is off for this fit; training goes on unclipped: {error!r}"
             )
 
@@ -231,49 +207,41 @@ class AdaptiveClip(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write to the loggers what the batch's steps left."""
-        self._report.flush(trainer, self._through_time.share)
+        self._recorder.flush(trainer, self._through_time.share)
         self._through_time.end_batch()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hand the figure to the loggers."""
-        self._report.draw(trainer)
+        self._recorder.draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was done, if anything was; take hooks off, close the run log."""
-        self._say_counts()
+        self._clip_events.say_counts([state.rest for state in self._states.values()])
         self._close(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what was done until then; take hooks off, close the run log."""
-        self._say_counts()
+        self._clip_events.say_counts([state.rest for state in self._states.values()])
         self._close(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Do so where an earlier callback's exception kept us from it."""
         self._close(trainer)
 
-    def _say_counts(self) -> None:
-        states = [state.rest for state in self._states.values()]
-        clipped, skipped = (sum(getattr(state, name) for state in states) for name in ("clipped", "skipped"))
-        if clipped or skipped:
-            where = f" Run log: {self.run_dir}" if self.run_dir else ""
-            steps = sum(state.steps for state in states)
-            rank_zero_info(f"AdaptiveClip: {clipped:,} of {steps:,} steps clipped, {skipped:,} skipped.{where}")
-
     def _close(self, trainer: Trainer) -> None:
         self._through_time.end()
-        self._report.close(trainer, owner=self)
+        self._recorder.close(trainer, owner=self)
 
     def state_dict(self) -> dict[str, Any]:
         """Each optimizer's policy and counts, and the run log's identity; loads under ``weights_only=True``."""
         states = [self._states[index].state_dict() for index in sorted(self._states)]
-        return {"optimizers": states, **identity(self._report.run_id, self._report.run_dir)}
+        return {"optimizers": states, **identity(self._recorder.run_id, self._recorder.run_dir)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state for the fit that follows."""
-        self._restored, self._report.run_id = state_dict["optimizers"], state_dict["run_id"]
+        self._restored, self._recorder.run_id = state_dict["optimizers"], state_dict["run_id"]
         last = state_dict.get("run_dir")
-        self._report.run_dir = None if last is None else Path(last)
+        self._recorder.run_dir = None if last is None else Path(last)
 
     def policies_in_use(self) -> list[list[ClipPolicy | TensorPolicy]]:
         """Of each optimizer the policies that hold a state of this fit."""
@@ -285,11 +253,11 @@ class AdaptiveClip(Callback):
 
     @property
     def _nonfinite(self) -> NonFinite:
-        return NonFinite(self.on_nonfinite, self.max_successive_skips, self._report)
+        return NonFinite(self.on_nonfinite, self.max_successive_skips, self._recorder)
 
     def _state_of(self, index: int) -> OptimizerState:
         if index not in self._states:
-            self._states[index] = self._parts.new_state()
+            self._states[index] = self._groups.new_state()
         return self._states[index]
 
     def _step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
@@ -300,82 +268,24 @@ class AdaptiveClip(Callback):
             unscale_once(scaler, optimizer)
         index = _index_of(optimizer, trainer)
         state = self._state_of(index)
-        parts = self._parts.of(module, optimizer, state)
-        if not parts:
+        groups = self._groups.of(module, optimizer, state)
+        if not groups:
             return
-        measured, self._report.loss = measure(parts, deferring=self._deferring, loss=self._loss)
+        measured, self._recorder.loss = measure(groups, deferring=self._deferring, loss=self._loss)
         self._loss = None
         norm = whole_norm(measured)
         if self._nonfinite.concerns(norm):
             if scaler is not None and scaler_will_skip(scaler, optimizer):
-                self._note_overflow(trainer, index, norm, float(scaler.get_scale()))
+                self._clip_events.overflow(trainer, index, norm, float(scaler.get_scale()), state)
             else:
-                self._nonfinite.handle(trainer, optimizer, index, norm, parts, state)
+                self._nonfinite.handle(trainer, optimizer, index, norm, groups, state)
             return
-        outcomes = [clip(part, own, deferring=self._deferring) for part, own in zip(parts, measured, strict=True)]
-        self._count(trainer, index, parts, outcomes)
-
-    def _count(self, trainer: Trainer, index: int, parts: list[Part], outcomes: list[Outcome]) -> None:
-        rest = self._state_of(index).rest
-        for part, outcome in zip(parts, outcomes, strict=True):
-            if part.state.count(outcome.decision) and part.state.episodes <= _MOST_CLIP_EVENTS:
-                self._say_clipped(trainer, index, part, outcome)
-            self._say_habit(trainer, index, part, outcome)
-            if part.state is not rest:
-                self._report.part(trainer, index, part.key, outcome, part.state)
-        if parts[0].state is rest:
-            headline = outcomes[0]
-        else:
-            clipped = [o for p, o in zip(parts, outcomes, strict=True) if p.state.policy is not None]
-            headline = together(clipped or outcomes)
-            rest.count(headline.decision)
-        self._report.step(trainer, index, headline, rest)
-
-    def _say_habit(self, trainer: Trainer, index: int, part: Part, outcome: Outcome) -> None:
-        """Say once that a policy made to clip explosions alone clips nearly every step: then it sets the length of the steps."""
-        state, key = part.state, (index, part.pattern)
-        often = state.steps >= _HABIT_STEPS and state.clip_rate >= _HABIT
-        if key in self._habits or not often or not outcome.decision.clipped or not isinstance(state.policy, Spike):
-            return
-        self._habits.add(key)
-        level = f"{outcome.clipped_norm:.2g}"
-        self._report.event(
-            trainer,
-            EventKind.GRADIENT_CLIPPED,
-            index,
-            value=outcome.norm,
-            threshold=outcome.clipped_norm,
-            action="clipped",
-            severity=Severity.WARNING,
-            message=f"AdaptiveClip has clipped {state.clipped} of {state.steps} steps: clipping has become the rule, and the run does not "
-            "come to rest between explosions.",
-            remedy=f"Lower the learning rate, by ten times at first. Else clip to a fixed norm: AdaptiveClip(policy=Norm({level})) "
-            "brings every step down to what this one was brought to.",
-        )
-
-    def _say_clipped(self, trainer: Trainer, index: int, part: Part, outcome: Outcome) -> None:
-        threshold, details = outcome.decision.threshold, list[str]()
-        if part.pattern:
-            details.append(f"It is that of {part.pattern}.")
-        if threshold is not None and not math.isclose(threshold, outcome.clipped_norm, rel_tol=1e-3):
-            bound = f"An ordinary step stays under {threshold:.4g}."
-            first = f"It is the first step: {threshold:.4g} is a bound that follows from the parameters' size alone."
-            details.append(first if part.state.steps == 1 else bound)
-        if part.state.episodes == _MOST_CLIP_EVENTS:
-            details.append("Further ones are counted in gradwatch/clip_rate only.")
-        self._report.event(
-            trainer,
-            EventKind.GRADIENT_CLIPPED,
-            index,
-            value=outcome.norm,
-            threshold=outcome.clipped_norm,
-            action="clipped",
-            detail=" ".join(details),
-        )
-
-    def _note_overflow(self, trainer: Trainer, index: int, norm: float, scale: float) -> None:
-        self._report.event(trainer, EventKind.AMP_OVERFLOW, index, value=scale, action="skipped by the scaler")
-        self._report.step(trainer, index, Outcome(norm, UNTOUCHED, norm), self._state_of(index).rest, skipped=True)
+        wanted = any(getattr(group.state.policy, "wants_loss", False) for group in groups)
+        loss = common_loss(trainer, self._recorder.loss) if wanted else None
+        outcomes = [
+            clip(group, own, deferring=self._deferring, loss=loss) for group, own in zip(groups, measured, strict=True)
+        ]
+        self._clip_events.taken(trainer, index, groups, outcomes, state)
 
 
 def _index_of(optimizer: Optimizer, trainer: Trainer) -> int:

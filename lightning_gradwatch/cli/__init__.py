@@ -1,4 +1,5 @@
-"""The command ``gradwatch``: one subcommand a file, each with ``add_parser(subparsers)`` and ``run(args) -> int``."""
+"""The command ``gradwatch``: one subcommand a file, each with ``add_parser(subparsers)`` and
+``run(args) -> int``."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from typing import NoReturn
 from lightning_gradwatch.plain import plain, say
 
 _SUBCOMMANDS = ("demo", "report", "events", "explain", "watch", "check", "replay")
-"""In the order of the help; those whose file is there are offered. Only the chosen one may import what costs time."""
+"""In the order of the help; those whose file is there are offered. Only the chosen one may import
+what costs time."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what follows the command's name; None takes it from the process.
 
     Returns:
-        The exit code: 0, 1 where a subcommand says so, 2 for a user's mistake (one line on standard error).
+        The exit code: 0, 1 where a subcommand says so, 2 for a user's mistake (one line on standard
+        error).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

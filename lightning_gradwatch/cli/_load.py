@@ -1,4 +1,5 @@
-"""Finds and loads what the user named, and says on standard error what was chosen and what was passed over."""
+"""Finds and loads what the user named, and says on standard error what was chosen and what was
+passed over."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def load(path: Path) -> Run:
-    """Read the run log in ``path``, or the newest below it; torn and malformed lines are said in one warning.
+    """Read the run log in ``path``, or the newest below it; torn and malformed lines are said in
+    one warning.
 
     Raises:
         RunLogError: it cannot be read.

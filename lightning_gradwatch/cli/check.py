@@ -53,5 +53,6 @@ def _count(number: int, severity: Severity) -> str:
 
 
 def _diverged(event: Mapping[str, Any]) -> bool:
-    """Whether it says that the training diverged, and not that it came back: no check may pass that, whatever its severity."""
+    """Whether it says that the training diverged, and not that it came back: no check may pass
+    that, whatever its severity."""
     return event["kind"] == EventKind.DIVERGED and not closes_episode(event)

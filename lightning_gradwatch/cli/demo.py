@@ -1,4 +1,5 @@
-"""``gradwatch demo``: see a gradient vanish and another one explode, or train on a text of your own."""
+"""``gradwatch demo``: see a gradient vanish and another one explode, or train on a text of your
+own."""
 
 from __future__ import annotations
 

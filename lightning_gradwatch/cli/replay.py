@@ -1,4 +1,5 @@
-"""``gradwatch replay BUNDLE --module my_pkg:MyModel``: run the step of an anomaly again, and see the operation where it began."""
+"""``gradwatch replay BUNDLE --module my_pkg:MyModel``: run the step of an anomaly again, and see
+the operation where it began."""
 
 from __future__ import annotations
 

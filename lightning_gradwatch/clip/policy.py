@@ -53,7 +53,8 @@ class ClipPolicy(Protocol):
 
     ``AdaptiveClip`` hands it only norms that are finite and greater than zero. While a policy has an attribute
     ``wants_parameter_norm`` that is true, it is also given the norm of the optimizer's parameters; with ``wants_step_size``,
-    SGD's learning rate as ``step_size``, or None of another optimizer.
+    SGD's learning rate as ``step_size``, or None of another optimizer; while it has a ``wants_loss`` that is true, the loss as
+    ``loss``, the mean over all processes, or None where it is not known.
     """
 
     def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:

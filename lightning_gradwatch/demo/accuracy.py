@@ -1,4 +1,5 @@
-"""How often a language model prefers the right one of was and were, by the distance of the subject."""
+"""How often a language model prefers the right one of was and were, by the distance of the
+subject."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from lightning_gradwatch.demo.agreement import NUMBERS, VERBS, make_windows
 
 BUCKETS = ((1, 3), (8, 15), (16, 25), (26, 40))
-"""Distances that share a column, least and most, in words; from the second on there are distractors."""
+"""Distances that share a column, least and most, in words; from the second on there are
+distractors."""
 
 CHANCE = 0.5
 """What a model gets right that knows nothing of the subject: half of the verbs are plural."""
@@ -21,7 +23,8 @@ CHANCE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """The share of right choices among the verbs of a bucket ``(least, most)`` of distances, in words."""
+    """The share of right choices among the verbs of a bucket ``(least, most)`` of distances, in
+    words."""
 
     bucket: tuple[int, int]
     right: int

@@ -1,8 +1,10 @@
-"""The agreement corpus: generated sentences whose verb must agree with a noun that may stand far before it.
+"""The agreement corpus: generated sentences whose verb must agree with a noun that may stand far
+before it.
 
-"the cat , which already ate the fish and the dogs , was full ." – *was* or *were* depends on the first noun alone; the
-nouns in between are singular or plural at random, so that neither the nearest noun nor any other says more than a
-thrown coin. (The task is that of Linzen, Dupoux and Goldberg 2016, generated instead of collected.)
+"the cat , which already ate the fish and the dogs , was full ." – *was* or *were* depends on the
+first noun alone; the nouns in between are singular or plural at random, so that neither the nearest
+noun nor any other says more than a thrown coin. (The task is that of Linzen, Dupoux and Goldberg
+2016, generated instead of collected.)
 """
 
 from __future__ import annotations
@@ -44,13 +46,15 @@ WORDS = (
 NUMBERS = {word: number for number, word in enumerate(WORDS)}
 
 SHORT = (1, 3)
-"""Words from noun to verb in a sentence without a relative clause, least and most: "the cat often was full ."."""
+"""Words from noun to verb in a sentence without a relative clause, least and most: "the cat often
+was full ."."""
 
 LONG = (8, 40)
-"""The same in a sentence with a relative clause, which always holds a noun of its own: a distractor.
+"""The same in a sentence with a relative clause, which always holds a noun of its own: a
+distractor.
 
-Nothing lies between 3 and 8. A network that learned to bridge 3 words could stretch that to 4, then 5 and so on;
-the gap makes the gradient itself reach back.
+Nothing lies between 3 and 8. A network that learned to bridge 3 words could stretch that to 4, then
+5 and so on; the gap makes the gradient itself reach back.
 """
 
 SHORT_SHARE = 0.3
@@ -113,7 +117,8 @@ def make_sentence(rng: random.Random, distance: int, *, plural: bool | None = No
 
 
 def _clause(rng: random.Random, distance: int) -> list[str]:
-    """ ", which often ate the fox and the dogs ,": the ``distance`` − 1 words of a relative clause."""
+    """ ", which often ate the fox and the dogs ,": the ``distance`` − 1 words of a relative
+    clause."""
     room = distance - _CLAUSE_FROM
     objects: list[str] = []
     if room >= 2:
@@ -141,8 +146,9 @@ def make_windows(
 ) -> Tensor:
     """Windows of running text, each of which ends at the verb of its last sentence.
 
-    Half of these verbs are plural, so that a network that ignores the subject gets half of them right. What stands before
-    the last sentence are other sentences of the corpus, cut off where the window begins.
+    Half of these verbs are plural, so that a network that ignores the subject gets half of them
+    right. What stands before the last sentence are other sentences of the corpus, cut off where the
+    window begins.
 
     Args:
         seed: of the window's own generator; no other is touched.

@@ -1,4 +1,5 @@
-"""Both corpora as LightningDataModules. A batch is ``(fed, asked)``, each ``(batch, time)``: every word and the one after it."""
+"""Both corpora as LightningDataModules. A batch is ``(fed, asked)``, each ``(batch, time)``: every
+word and the one after it."""
 
 from __future__ import annotations
 

@@ -2,4 +2,5 @@
 
 
 class DemoError(ValueError):
-    """Something that the user named cannot be used; the message is one line that says what and what to do."""
+    """Something that the user named cannot be used; the message is one line that says what and what
+    to do."""

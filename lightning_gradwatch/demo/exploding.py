@@ -1,4 +1,5 @@
-"""Act 2: a gradient that explodes. One and the same training on real text, without and with adaptive clipping."""
+"""Act 2: a gradient that explodes. One and the same training on real text, without and with
+adaptive clipping."""
 
 from __future__ import annotations
 

@@ -28,11 +28,13 @@ class RecurrentLanguageModel(LightningModule):
         embedding, hidden: sizes; ``embedding=None`` is ``hidden``.
         layers: of the recurrent module.
         dropout: in front of it, between its layers and behind it.
-        tied: the softmax shares the embedding's weight (Press and Wolf 2017); both sizes must then agree.
+        tied: the softmax shares the embedding's weight (Press and Wolf 2017); both sizes must then
+            agree.
         optimizer, lr: how it is trained.
-        spectral_radius: start W_hh as so many times an orthogonal matrix (each gate's by itself); None leaves PyTorch's start.
-        gate_bias: added at the start to the bias of an LSTM's forget gate or a GRU's update gate, so that it remembers
-            at first (Jozefowicz et al. 2015); without effect on a vanilla RNN.
+        spectral_radius: start W_hh as so many times an orthogonal matrix (each gate's by itself);
+            None leaves PyTorch's start.
+        gate_bias: added at the start to the bias of an LSTM's forget gate or a GRU's update gate,
+            so that it remembers at first (Jozefowicz et al. 2015); without effect on a vanilla RNN.
 
     Raises:
         ValueError: ``tied`` with different sizes.

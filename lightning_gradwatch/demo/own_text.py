@@ -23,7 +23,8 @@ class TextOptions:
     Args:
         files: UTF-8; none is Python's standard library.
         cell, layers, hidden, dropout, tied, lr: of the model and its training by Adam.
-        steps: optimizer steps; ``timesteps``: characters of a window; ``batch_size``: windows of a step.
+        steps: optimizer steps; ``timesteps``: characters of a window; ``batch_size``: windows of a
+            step.
         sample: characters that the model writes in the end.
         seed: of everything drawn.
         accelerator: the Trainer's.
@@ -70,8 +71,10 @@ class OwnText:
 
     Args:
         summaries: one for each layer.
-        unigram: perplexity of knowing only how frequent each character is; ``characters``: how many there are.
-        sample: what the model writes after the beginning of the held-out text; None if its weights are not finite.
+        unigram: perplexity of knowing only how frequent each character is; ``characters``: how many
+            there are.
+        sample: what the model writes after the beginning of the held-out text; None if its weights
+            are not finite.
     """
 
     training: Training

@@ -1,4 +1,5 @@
-"""What the demo says, in plain words. Every sentence is chosen by the figures that were measured."""
+"""What the demo says, in plain words. Every sentence is chosen by the figures that were
+measured."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ def vanishing_begins(console: Any, steps: int) -> None:
         "(generated; 1 to 40 words from noun to verb, nouns of either number in between). All alike: "
         f"{vanishing.HIDDEN} hidden units, {steps} steps of Adam at {vanishing.LEARNING_RATE:g}, gradients clipped at "
         f"{vanishing.MAX_NORM:g}, PyTorch's own start but for {vanishing.GATE_BIAS:g} added to the bias of the gate that "
-        "remembers (LSTM, GRU)."
+        "keeps the state (LSTM, GRU)."
     )
 
 
@@ -118,7 +119,8 @@ def _memory_in_words(memory: Memory) -> str:
     name, reach = f"[b]{_NAMES[memory.cell]}[/b]", memory.reach
     learned = [accuracy for accuracy in memory.accuracies if accuracy.share >= _LEARNED]
     guessed = [accuracy for accuracy in memory.accuracies if accuracy.at_chance]
-    # The state that has just read the noun lies distance − 1 steps behind the one that predicts the verb.
+    # The state that has just read the noun lies distance − 1 steps behind the one that predicts the
+    # verb.
     beyond = [accuracy for accuracy in memory.accuracies if not reach.censored and accuracy.bucket[0] > reach.horizon]
     if len(learned) == len(memory.accuracies):
         return (

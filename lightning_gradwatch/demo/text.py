@@ -1,4 +1,5 @@
-"""Real text, by character: the files that the user names, or the sources of Python's standard library."""
+"""Real text, by character: the files that the user names, or the sources of Python's standard
+library."""
 
 from __future__ import annotations
 
@@ -75,11 +76,13 @@ class Characters:
     """Characters and their numbers.
 
     Args:
-        text: whose most frequent characters get a number of their own, most frequent first; 0 stands for all others.
+        text: whose most frequent characters get a number of their own, most frequent first; 0
+            stands for all others.
     """
 
     def __init__(self, text: str) -> None:
-        # Counter keeps ties in the order in which they were met, so that the same text gives the same numbers.
+        # Counter keeps ties in the order in which they were met, so that the same text gives the
+        # same numbers.
         common = (character for character, _ in Counter(text).most_common(MOST_CHARACTERS) if character != UNKNOWN)
         self.characters = (UNKNOWN, *common)
         self._numbers = {character: number for number, character in enumerate(self.characters)}
@@ -97,6 +100,7 @@ class Characters:
 
 
 def unigram_perplexity(numbers: Tensor, count: int) -> float:
-    """The perplexity of always predicting the frequencies in ``numbers`` ``(character,)``: what knowing no context gives."""
+    """The perplexity of always predicting the frequencies in ``numbers`` ``(character,)``: what
+    knowing no context gives."""
     shares = torch.bincount(numbers, minlength=count).double() / len(numbers)
     return float(torch.special.entr(shares).sum().exp())

@@ -1,4 +1,5 @@
-"""One training of the demo: a quiet Trainer with the callbacks, a progress bar, and what came of it."""
+"""One training of the demo: a quiet Trainer with the callbacks, a progress bar, and what came of
+it."""
 
 from __future__ import annotations
 
@@ -141,7 +142,8 @@ class _Progress(Callback):
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Without Lightning's notes on devices, loaders and stopping, which say nothing about the demo."""
+    """Without Lightning's notes on devices, loaders and stopping, which say nothing about the
+    demo."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -157,7 +159,8 @@ def quiet() -> Generator[None]:
 
 @contextmanager
 def reproducible(seed: int) -> Generator[None]:
-    """The same numbers from the same seed, however many cores there are; the caller's generator is put back.
+    """The same numbers from the same seed, however many cores there are; the caller's generator is
+    put back.
 
     One thread: recurrent layers of this size gain nothing from a second one.
     """

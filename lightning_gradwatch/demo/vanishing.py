@@ -1,4 +1,5 @@
-"""Act 1: a gradient that vanishes. Three networks learn was/were; what the gradient does not reach is not learned."""
+"""Act 1: a gradient that vanishes. Three networks learn was/were; what the gradient does not reach
+is not learned."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ TIMESTEPS = LONG[1] + 8  # every subject lies within the window of its verb
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The longest horizon of a training, in words, and the step at which it was measured; ``censored`` by the window."""
+    """The longest horizon of a training, in words, and the step at which it was measured;
+    ``censored`` by the window."""
 
     horizon: int
     censored: bool
@@ -80,7 +82,8 @@ def _remember(cell: Cell, folder: Path, seed: int, console: Any, steps: int) -> 
 
 
 def longest_reach(profile_records: Sequence[Mapping[str, Any]]) -> Reach:
-    """The longest horizon among the samples of a run, the first of several; one that the window cut off counts as longest."""
+    """The longest horizon among the samples of a run, the first of several; one that the window cut
+    off counts as longest."""
     reaches = [
         Reach(record["horizon"], record["horizon_censored"], record["step"])
         for record in profile_records

@@ -77,7 +77,7 @@ class DivergenceDetector:
         self._levels = (_Level(far=10.0, near=3.0, growth=5.0), _Level(far=3.0, near=2.0, growth=10.0))
         self._first: tuple[float, float] | None = None  # loss and gradient norm
         self._last = (0.0, 0.0)
-        self._steps = self._back = 0
+        self._steps = self._back = self._seen_last = 0
         self._told: Event | None = None
 
     def see(self, loss: float, norm: float, moment: Moment) -> Event | None:
@@ -88,7 +88,7 @@ class DivergenceDetector:
             self._first = (loss, norm) if loss else None
             return None
         self._steps += 1
-        self._last = loss, norm
+        self._last, self._seen_last = (loss, norm), moment.step
         for level in self._levels:
             level.see(self._risen(loss), self._steps, moment.step)
         lower = self._levels[-1]
@@ -118,13 +118,21 @@ class DivergenceDetector:
         return None
 
     def explain(self, event: Event) -> Event:
-        """A loss that is not finite, and of which no more is known, with the divergence before it as its cause; others as they are."""
-        told, plain = self._told, EventKind.NONFINITE_LOSS.remedy
-        if told is None or event.kind != EventKind.NONFINITE_LOSS or event.remedy != plain:
+        """A loss that is not finite, and of which no more is known, with the divergence before it as its cause; others as they
+        are. One that rose a thousandfold in the few steps before needs no look at the weights.
+        """
+        if event.kind != EventKind.NONFINITE_LOSS or event.remedy != EventKind.NONFINITE_LOSS.remedy:
             return event
-        return replace(
-            event, message=f"{event.message} The training had diverged before, at step {told.step}.", remedy=told.remedy
+        if self._told is not None:
+            before = f"The training had diverged before, at step {self._told.step}."
+            return replace(event, message=f"{event.message} {before}", remedy=self._told.remedy)
+        if self._first is None or self._risen(self._last[0]) < CLEAR:
+            return event
+        before = (
+            f"The training had diverged: the loss rose from {self._first[0]:.4g} at the start to {self._last[0]:.4g} "
+            f"at step {self._seen_last}."
         )
+        return replace(event, message=f"{event.message} {before}", remedy=EventKind.DIVERGED.remedy)
 
     def _event(self, level: _Level, growth: float, moment: Moment, jump: Event | None) -> Event:
         assert self._first is not None

@@ -19,12 +19,22 @@ _WORDS = {
 
 @dataclass(slots=True)
 class Episode:
-    """What goes on: the event of its begin, and the worst that was seen since. ``calm`` counts quiet samples in a row."""
+    """What goes on: the event of its begin, and the worst that was seen since. ``calm`` counts quiet samples in a row; ``lost`` is
+    the step from which on no sample was finite.
+    """
 
     begin: Event
     peak: float
     peak_step: int
     calm: int = 0
+    lost: int | None = None
+
+    @property
+    def still(self) -> str:
+        """Since when it goes on at the end of training, as far as that is known."""
+        if self.lost is None:
+            return f"since step {self.begin.step}, still so when training ended"
+        return f"since step {self.begin.step}, until nothing was finite any more at step {self.lost}"
 
 
 class Episodes:
@@ -54,6 +64,7 @@ class Episodes:
     def see(self, key: Hashable, value: float, moment: Moment, *, calm: bool) -> Event | None:
         """Take in another sample of an open episode. Returns the record of its end, if this is it."""
         episode = self._open[key]
+        episode.lost = None
         if value < episode.peak if self._falling else value > episode.peak:
             episode.peak, episode.peak_step = value, moment.step
         episode.calm = episode.calm + 1 if calm else 0
@@ -62,12 +73,14 @@ class Episodes:
         del self._open[key]
         return _record(episode, moment, ENDED, f"from step {episode.begin.step} to step {moment.step}")
 
+    def lose(self, key: Hashable, moment: Moment) -> None:
+        """Take in a sample that is not finite, of which nothing can be said."""
+        if key in self._open and self._open[key].lost is None:
+            self._open[key].lost = moment.step
+
     def finish(self, moment: Moment) -> list[Event]:
         """Training is over: a record of each episode that still goes on."""
-        still = [
-            _record(episode, moment, ONGOING, f"since step {episode.begin.step}, still so when training ended")
-            for episode in self._open.values()
-        ]
+        still = [_record(episode, moment, ONGOING, episode.still) for episode in self._open.values()]
         self._open.clear()
         return still
 

@@ -64,9 +64,12 @@ class VanishingDetector:
         of one that ends here.
         """
         lagged = profile.lagged()
-        if not profile.primary or len(lagged) < 2 or not np.isfinite(lagged).all():
-            return None
         place = profile.place
+        if not profile.primary or len(lagged) < 2:
+            return None
+        if not np.isfinite(lagged).all():
+            self._episodes.lose(place, moment)
+            return None
         if self._episodes.is_open(place) and self._begun_by[place] != profile.call:
             return None  # one event for all calls of a place
         track = self._tracks.setdefault((*place, profile.call), self._new_track(loss))

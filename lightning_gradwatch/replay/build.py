@@ -1,4 +1,5 @@
-"""Makes the LightningModule of a bundle: the class that the user names, with the run's own arguments."""
+"""Makes the LightningModule of a bundle: the class that the user names, with the run's own
+arguments."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ def build_module(target: Target, bundle: Mapping[str, Any], arguments: Mapping[s
     """A module as in the run, with the bundle's weights.
 
     Args:
-        target: a LightningModule's class gets the hyperparameters that the run saved, with ``arguments`` over them; a function
-            ``arguments`` alone.
+        target: a LightningModule's class gets the hyperparameters that the run saved, with
+            ``arguments`` over them; a function ``arguments`` alone.
         bundle: the file's content.
 
     Raises:
@@ -65,9 +66,11 @@ def build_module(target: Target, bundle: Mapping[str, Any], arguments: Mapping[s
 
 
 def _from_checkpoint(target: Any, bundle: Mapping[str, Any], arguments: Mapping[str, Any]) -> LightningModule:
-    """By Lightning itself, so that the class's own hooks have their say; from a file that holds nothing but what is needed.
+    """By Lightning itself, so that the class's own hooks have their say; from a file that holds
+    nothing but what is needed.
 
-    ``_instantiator`` and ``_class_path``, by which LightningCLI has a checkpoint say what to call, are not handed on.
+    ``_instantiator`` and ``_class_path``, by which LightningCLI has a checkpoint say what to call,
+    are not handed on.
     """
     hyper_parameters = {name: value for name, value in bundle["hyper_parameters"].items() if name not in _CALLS}
     with tempfile.TemporaryFile() as file:
@@ -81,7 +84,15 @@ def _from_checkpoint(target: Any, bundle: Mapping[str, Any], arguments: Mapping[
         }
         torch.save(checkpoint, file)
         file.seek(0)
-        return target.load_from_checkpoint(file, map_location="cpu", weights_only=True, **arguments)
+        return target.load_from_checkpoint(file, map_location="cpu", **_restricted(), **arguments)
+
+
+def _restricted() -> dict[str, bool]:
+    """Lightning up to 2.5.5 cannot be told to load data alone. It loads unrestricted what was
+    written a moment ago: the bundle's content, which was itself read as data alone.
+    """
+    known = inspect.signature(LightningModule.load_from_checkpoint).parameters
+    return {"weights_only": True} if "weights_only" in known else {}
 
 
 def _misfit(error: str) -> str:

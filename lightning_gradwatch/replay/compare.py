@@ -11,7 +11,8 @@ _TOLERANCE = 1e-3  # another device or thread count sums in another order
 
 
 def differences(recorded: Mapping[str, Any], seen: Mapping[str, Any]) -> list[str]:
-    """In words, where ``seen`` differs from ``recorded`` in kind, place or value; empty for the same event."""
+    """In words, where ``seen`` differs from ``recorded`` in kind, place or value; empty for the
+    same event."""
     found = [
         f"{name} was {_text(recorded.get(name))}, now {_text(seen.get(name))}"
         for name in _PLACE

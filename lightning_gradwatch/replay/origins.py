@@ -1,4 +1,5 @@
-"""Follows numbers that are not finite through the operations of a step, forward and backward, to where each began."""
+"""Follows numbers that are not finite through the operations of a step, forward and backward, to
+where each began."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class Origin:
         operation: as torch calls it; None for what the step was given.
         phase: ``forward``, ``backward`` or ``given``.
         value: the first such number.
-        line: file, line and source of the user's own code; of a backward operation that of its forward.
+        line: file, line and source of the user's own code; of a backward operation that of its
+            forward.
         module: qualified name of the module whose forward ran.
         node: of a backward operation, what autograd calls it.
         inputs: for each tensor that went in, its shape and range.
@@ -58,10 +60,11 @@ class Origin:
 
 
 class Origins(TorchDispatchMode):
-    """While it is on, every operation's results are looked at; one that is not finite gets the origin of what went in.
+    """While it is on, every operation's results are looked at; one that is not finite gets the
+    origin of what went in.
 
-    A storage keeps one origin, so that views share it. An infinity that ends in a finite number (a mask that softmax takes
-    away) leads nowhere and is forgotten with its storage.
+    A storage keeps one origin, so that views share it. An infinity that ends in a finite number (a
+    mask that softmax takes away) leads nowhere and is forgotten with its storage.
 
     Attributes:
         module: qualified name of the module whose forward runs, kept up by the owner.
@@ -83,7 +86,8 @@ class Origins(TorchDispatchMode):
             self._mark(tensor, Origin(-1, None, "given", value, f"{name}{entry}"))
 
     def of(self, tensor: Tensor | None) -> Origin | None:
-        """The origin of what is not finite in a tensor; None where all is finite, or nothing is known."""
+        """The origin of what is not finite in a tensor; None where all is finite, or nothing is
+        known."""
         if tensor is None or first_bad(tensor) is None:
             return None
         return self._of_storage.get(_storage(tensor))
@@ -214,7 +218,8 @@ _NOT_THE_USERS = tuple(
 
 
 def _own_line(stack: Sequence[str]) -> str | None:
-    """The innermost frame of the user's own code, of a formatted stack: ``file:line in function: source``."""
+    """The innermost frame of the user's own code, of a formatted stack:
+    ``file:line in function: source``."""
     for entry in reversed(stack):
         head, _, source = entry.strip().partition("\n")
         parts = head.split(", ")

@@ -37,7 +37,8 @@ def watched_events(
     """The critical events that GradWatch sees when the step is run again.
 
     Args:
-        warm: let GradWatch see the step once before, so that it knows cells of the model's own, as it did in the run.
+        warm: let GradWatch see the step once before, so that it knows cells of the model's own, as
+            it did in the run.
     """
     own = bundle[BUNDLE_KEY]["config"]
     config = {name: value for name, value in own.items() if name in WATCHING}  # not where to write, nor what to do
@@ -54,10 +55,11 @@ def rerun(
     device: str = "cpu",
     times: int = 1,
 ) -> None:
-    """Run the step again with ``callbacks``; the last one's ``on_train_batch_end`` is the last thing that is called.
+    """Run the step again with ``callbacks``; the last one's ``on_train_batch_end`` is the last
+    thing that is called.
 
-    The Trainer's own callbacks, and those of ``configure_callbacks``, take no part. Whatever the step's start was is put back
-    before each of the ``times``.
+    The Trainer's own callbacks, and those of ``configure_callbacks``, take no part. Whatever the
+    step's start was is put back before each of the ``times``.
 
     Raises:
         BundleError: the bundle does not fit the module, or the step raises an error of its own.

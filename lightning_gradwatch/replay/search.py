@@ -22,8 +22,9 @@ from lightning_gradwatch.trainer.compat import Callback, LightningModule, Traine
 def find_origin(module: LightningModule, bundle: Mapping[str, Any], *, device: str = "cpu") -> Origin | None:
     """Where the numbers of the bundle's event began; None where the step, run this way, has none.
 
-    The step is run once more, with every operation looked at and oneDNN off, so that a recurrent layer on the CPU is seen as the
-    operations that it consists of. It takes many times as long as in the training.
+    The step is run once more, with every operation looked at and oneDNN off, so that a recurrent
+    layer on the CPU is seen as the operations that it consists of. It takes many times as long as
+    in the training.
     """
     search = _Search(bundle)
     own = bundle[BUNDLE_KEY]

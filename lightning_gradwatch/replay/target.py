@@ -1,6 +1,7 @@
 """What the user names on the command line: the model's class, and its arguments.
 
-It imports nothing of Lightning: of Lightning's two names, that which the user's own code imports is to be the one.
+It imports nothing of Lightning: of Lightning's two names, that which the user's own code imports is
+to be the one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ Target = Callable[..., Any]
 
 
 def load_target(text: str) -> Target:
-    """The class, or the function that makes a module, named as ``my_pkg.models:MyModel`` or ``train.py:MyModel``.
+    """The class, or the function that makes a module, named as ``my_pkg.models:MyModel`` or
+    ``train.py:MyModel``.
 
     Raises:
         BundleError: there is none of that name, or its import failed.

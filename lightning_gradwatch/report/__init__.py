@@ -1,4 +1,5 @@
-"""Shows a run log: figures, a page, a table. Every library that draws is an extra and imported where it is used."""
+"""Shows a run log: figures, a page, a table. Every library that draws is an extra and imported
+where it is used."""
 
 from lightning_gradwatch.report.console import print_events, print_summary
 from lightning_gradwatch.report.figures import (

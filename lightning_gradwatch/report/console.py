@@ -27,11 +27,13 @@ _FOLDED = {EventKind.GRADIENT_CLIPPED: "norms up to", EventKind.STEP_SKIPPED: "f
 
 
 def print_events(events: Sequence[Mapping[str, Any]], *, console: Any = None, fold: bool = True) -> None:
-    """Print the last events as a table: when, what and how bad, what happened; then each kind's remedy once.
+    """Print the last events as a table: when, what and how bad, what happened; then each kind's
+    remedy once.
 
     Args:
         events: event records.
-        fold: successive clipped steps are one row, and successive skipped ones, since there may be a hundred.
+        fold: successive clipped steps are one row, and successive skipped ones, since there may be
+            a hundred.
         console: a ``rich.console.Console``; None is the standard output.
     """
     out = terminal(console)
@@ -62,7 +64,8 @@ def _print_remedies(out: Terminal, events: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _folded(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Events of clipping, or of skipping, that follow each other become one that says how many there were, when, and the largest norm."""
+    """Events of clipping, or of skipping, that follow each other become one that says how many
+    there were, when, and the largest norm."""
     rows: list[Mapping[str, Any]] = []
     for (kind, _, _), group in groupby(
         events, key=lambda event: (event["kind"], event.get("severity"), event.get("action"))

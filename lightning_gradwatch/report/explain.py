@@ -1,4 +1,5 @@
-"""The page of each event kind: the same in the documentation, in the terminal and in the report, and there without a network."""
+"""The page of each event kind: the same in the documentation, in the terminal and in the report,
+and there without a network."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ _CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def explanation(kind: EventKind) -> str:
-    """The page in Markdown: severity, what the event says and advises, then the rest. Links and pictures lead into the documentation."""
+    """The page in Markdown: severity, what the event says and advises, then the rest. Links and
+    pictures lead into the documentation."""
     says = re.sub(r"\{(\w+)[^}]*\}", r"*\1*", kind.message.replace("{detail}", ""))
     head = f"# {kind}\n\nSeverity: **{kind.severity}**.\n\n> {says}\n>\n> {kind.remedy}\n"
     return f"{head}\n{body(kind.page)}"
@@ -30,7 +32,8 @@ def body(page: str) -> str:
 
 
 def example(kind: EventKind) -> str:
-    """A script that provokes an event of this kind: the toy model, and the fault that is planted in it."""
+    """A script that provokes an event of this kind: the toy model, and the fault that is planted in
+    it."""
     return "\n\n".join("".join(_CODE.findall(body(page))).rstrip() for page in (TOY, kind.page)) + "\n"
 
 
@@ -40,6 +43,7 @@ def without_links(markdown: str) -> str:
 
 
 def kind_named(text: str) -> EventKind | None:
-    """The kind that a user means: ``NOT_OBSERVED``, ``not-observed``, ``Not observed``; None if there is none."""
+    """The kind that a user means: ``NOT_OBSERVED``, ``not-observed``, ``Not observed``; None if
+    there is none."""
     name = re.sub(r"[\s-]+", "_", text.strip()).upper()
     return EventKind(name) if name in EventKind.__members__ else None

@@ -1,4 +1,5 @@
-"""One self-contained page about one or more runs. It opens offline; plotly draws it in the browser."""
+"""One self-contained page about one or more runs. It opens offline; plotly draws it in the
+browser."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _SCRIPTS = ("frame.js", "pictures.js", "page.js")
 
 
 def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence[str] | None = None) -> Path:
-    """Write the report of the runs, side by side, as one HTML file that asks nothing of the network.
+    """Write the report of the runs, side by side, as one HTML file that asks nothing of the
+    network.
 
     Args:
         runs: one or more.
@@ -67,7 +69,8 @@ def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence
 
 
 def _write(path: Path, page: bytes) -> None:
-    """In one move; a link is replaced, and what it leads to is left alone: a run log may have come from somebody else."""
+    """In one move; a link is replaced, and what it leads to is left alone: a run log may have come
+    from somebody else."""
     if path.exists() and not path.is_symlink() and not path.is_file():
         path.write_bytes(page)  # /dev/stdout, or a pipe
         return
@@ -86,7 +89,8 @@ def _columns(panels: int) -> int:
 
 
 def _fill(template: str, parts: Mapping[str, str]) -> str:
-    """Put each part in its ``{{place}}``, in one pass, so that nothing within a part is taken for a place."""
+    """Put each part in its ``{{place}}``, in one pass, so that nothing within a part is taken for a
+    place."""
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 

@@ -131,7 +131,8 @@ def _head(layer: LayerSummary) -> Any:
 
 
 def _records_of(groups: Mapping[series.Key, list[series.Record]], layer: LayerSummary) -> list[series.Record]:
-    """The hidden state's profiles, as for the verdict; those of what else was recorded where there are none."""
+    """The hidden state's profiles, as for the verdict; those of what else was recorded where there
+    are none."""
     fitting = [records for key, records in groups.items() if key[:3] == (layer.module, layer.layer, layer.direction)]
     return fitting[0] if fitting else []
 

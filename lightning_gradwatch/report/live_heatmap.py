@@ -1,4 +1,5 @@
-"""Total gradients in a terminal: a row of bars for each of a few timesteps, a column for each sampled step."""
+"""Total gradients in a terminal: a row of bars for each of a few timesteps, a column for each
+sampled step."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ _LABEL = 7  # characters of a row's label
 
 
 def heatmap(records: Sequence[series.Record], *, width: int, rows: int) -> list[Any]:
-    """The last timestep on top, the first at the bottom; the last sampled steps that fit, then the scale.
+    """The last timestep on top, the first at the bottom; the last sampled steps that fit, then the
+    scale.
 
-    Nothing is averaged: each row is one timestep (of a thinned profile, the recorded one next to it).
+    Nothing is averaged: each row is one timestep (of a thinned profile, the recorded one next to
+    it).
 
     Args:
         records: profiles of one gradient.

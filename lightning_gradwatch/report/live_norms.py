@@ -1,9 +1,11 @@
-"""Loss and gradient norm of the last optimizer steps in a terminal, above the threshold that the norm was held against."""
+"""Loss and gradient norm of the last optimizer steps in a terminal, above the threshold that the
+norm was held against; each with its own scale.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_gradwatch.report import series, sparks
@@ -11,10 +13,13 @@ from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.runlog.reader import Run
 
 _LABEL = 26  # characters in front of the bars
+_SCALE = 22  # behind them: the values that the lowest and the highest bar stand for
+_NARROW = _LABEL + _SCALE + 8
+"""Terminals of fewer characters have no room for that."""
 
 
 def norms(run: Run, optimizer: int, width: int) -> list[Any]:
-    """Two rows of bars on one scale, a line on what was clipped, and a gap.
+    """Two rows of bars, each on its own scale, a line on what was clipped, and a gap.
 
     Args:
         run: its last optimizer steps.
@@ -23,19 +28,17 @@ def norms(run: Run, optimizer: int, width: int) -> list[Any]:
     """
     text = require("rich.text").Text
     every = [record for record in run.step_records if (record.get("optimizer") or 0) == optimizer]
-    records = every[-max(1, width - _LABEL - 1) :]
+    records = every[-_room(width) :]
     norm = [_shown(record.get("grad_norm")) for record in records]
     threshold = [record.get("clip_threshold") for record in records]
-    among = sparks.scale([*norm, *threshold])
     several = any(record.get("optimizer") for record in run.step_records)
     of = f" ({optimizer})" if several else ""
-    now = _number(records[-1].get("grad_norm")), _number(threshold[-1])
     lines = [
-        text.assemble((f"{f'gradient norm{of} {now[0]}':<{_LABEL}}", "bold"), sparks.spark(norm, among)),
-        text.assemble((f"{f'threshold{of} {now[1]}':<{_LABEL}}", "bold"), sparks.spark(threshold, among)),
+        _row(f"gradient norm{of}", norm, records[-1].get("grad_norm"), width),
+        _row(f"threshold{of}", threshold, threshold[-1], width),
         text(
             f"{sum(map(_clipped, every))} clipped, {sum(bool(record.get('skipped')) for record in every)} skipped "
-            f"of the last {len(every)} steps; {among.label}",
+            f"of the last {len(every)} steps",
             style="dim",
         ),
         text(" "),
@@ -46,20 +49,30 @@ def norms(run: Run, optimizer: int, width: int) -> list[Any]:
 
 
 def loss(run: Run, width: int) -> list[Any]:
-    """The last losses: of every optimizer step where AdaptiveClip recorded them, else of the sampled steps. None, no line."""
-    text = require("rich.text").Text
+    """The last losses: of every optimizer step where AdaptiveClip recorded them, else of the
+    sampled steps. None, no line."""
     every = [record["loss"] for record in run.step_records if record.get("loss") is not None]
     of = "loss"
     if not every:
         every = [r["loss"] for r in series.one_per_step(run.profile_records) if r.get("loss") is not None]
         of = "loss, sampled"
-    values = [_shown(value) for value in every[-max(1, width - _LABEL - 1) :]]
-    if not values:
-        return []
-    label = f"{f'{of} {_number(every[-1])}':<{_LABEL}}"
-    line = text.assemble((label, "bold"), sparks.spark(values, sparks.scale(values)))
+    values = [_shown(value) for value in every[-_room(width) :]]
+    return [_row(of, values, every[-1], width)] if values else []
+
+
+def _room(width: int) -> int:
+    """Bars that have room between label and scale."""
+    return max(1, width - _LABEL - _SCALE)
+
+
+def _row(of: str, values: Sequence[float | None], now: float | None, width: int) -> Any:
+    """What it is and its last value, the bars, and what their ends stand for."""
+    text, among = require("rich.text").Text, sparks.scale(values)
+    drawn = sparks.spark(values, among)
+    scale = f"  {among.label}" if width >= _NARROW else ""
+    line = text.assemble((f"{f'{of} {_number(now)}':<{_LABEL}}", "bold"), drawn, (scale, "dim"))
     line.no_wrap, line.overflow = True, "crop"
-    return [line]
+    return line
 
 
 def _clipped(record: Mapping[str, Any]) -> bool:

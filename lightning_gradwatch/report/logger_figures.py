@@ -15,21 +15,24 @@ Record = Mapping[str, Any]
 
 
 def log_figures(loggers: Iterable[Any], records: Sequence[Record], step: int) -> None:
-    """Draw each gradient of a hidden state, by timestep and by lag, and hand the figure to every logger that takes one.
+    """Draw each gradient of a hidden state, by timestep and by lag, and hand the figure to every
+    logger that takes one.
 
-    Never an error: what a logger cannot take is left out in silence, as is everything where matplotlib is missing. Call
-    it on rank 0 only. A figure takes some tenths of a second to draw.
+    Never an error: what a logger cannot take is left out in silence, as is everything where
+    matplotlib is missing. Call it on rank 0 only. A figure takes some tenths of a second to draw.
 
     Args:
         loggers: the Trainer's.
-        records: profile records; of each gradient the last is drawn by timestep, some of all by lag.
+        records: profile records; of each gradient the last is drawn by timestep, some of all by
+            lag.
         step: under which the figures are logged.
     """
     _hand_out(loggers, _figures(records), step)
 
 
 def log_clipping(loggers: Iterable[Any], records: Sequence[Record], step: int) -> None:
-    """Draw the gradient norms and thresholds of AdaptiveClip's steps, and hand the figure out as :func:`log_figures` does.
+    """Draw the gradient norms and thresholds of AdaptiveClip's steps, and hand the figure out as
+    :func:`log_figures` does.
 
     Args:
         loggers: the Trainer's.
@@ -70,7 +73,8 @@ def _clipping(records: Sequence[Record]) -> Iterable[tuple[str, Figure]]:
 
 
 def _figures(records: Sequence[Record]) -> Iterable[tuple[str, Figure]]:
-    """``(gradwatch/<module>/l<layer>[r]/gradient, figure)`` for each module, layer and direction."""
+    """``(gradwatch/<module>/l<layer>[r]/gradient, figure)`` for each module, layer and
+    direction."""
     from lightning_gradwatch.report import series
     from lightning_gradwatch.report.figures import plot_lag, plot_profile
 
@@ -98,7 +102,8 @@ _Taker = Callable[[str, "Figure", int], None]
 
 
 def _taker(logger: Any) -> _Taker | None:
-    """How a logger takes a figure, told by what it can do and not by its class; None where it takes none."""
+    """How a logger takes a figure, told by what it can do and not by its class; None where it takes
+    none."""
     try:
         if callable(getattr(logger, "log_image", None)):  # W&B
             return lambda key, figure, step: logger.log_image(key, [_pixels(figure)], step=step)

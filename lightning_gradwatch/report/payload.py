@@ -1,4 +1,5 @@
-"""What the page draws, as plain numbers: records chosen so that a long run still makes a small page."""
+"""What the page draws, as plain numbers: records chosen so that a long run still makes a small
+page."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ Record = Mapping[str, Any]
 def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     """The data of the page: for each run, its gradients by key, and its optimizer steps.
 
-    Numbers are rounded to six significant digits. Whatever is left out is said in a ``note`` beside it.
+    Numbers are rounded to six significant digits. Whatever is left out is said in a ``note`` beside
+    it.
     """
     groups = [series.group(run.profile_records) for run in runs]
     every = list(dict.fromkeys(key for found in groups for key in found))
@@ -49,7 +51,8 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
 
 
 def key_of(event: Record, keys: Sequence[Key]) -> int | None:
-    """The place of the gradient that an event is about: the first key that fits what the event names.
+    """The place of the gradient that an event is about: the first key that fits what the event
+    names.
 
     A state of which there is no gradient, as a gate, is passed over.
     """
@@ -125,7 +128,8 @@ def _horizon(samples: Sequence[Record], points: int) -> dict[str, Any]:
 
 
 def _clipping(steps: Sequence[Record]) -> list[dict[str, Any]]:
-    """Per optimizer: evenly spread steps; besides these, the largest norms, so that no spike is thinned away."""
+    """Per optimizer: evenly spread steps; besides these, the largest norms, so that no spike is
+    thinned away."""
     by_optimizer: dict[int, list[Record]] = {}
     for record in steps:
         by_optimizer.setdefault(record.get("optimizer") or 0, []).append(record)
@@ -158,7 +162,8 @@ def _clipping(steps: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _loss(run: Run) -> dict[str, Any]:
-    """The loss of every optimizer step where AdaptiveClip recorded it, else that of the sampled steps; what is not finite is kept."""
+    """The loss of every optimizer step where AdaptiveClip recorded it, else that of the sampled
+    steps; what is not finite is kept."""
     able = [record for record in run.step_records if record.get("loss") is not None]
     sampled = not able
     able = able or [record for record in series.one_per_step(run.profile_records) if record.get("loss") is not None]

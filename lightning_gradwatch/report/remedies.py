@@ -17,7 +17,8 @@ _MOST_PLACES = 6
 def remedies(events: Iterable[Record]) -> dict[str, dict[str, list[str]]]:
     """Kind → remedy → the places that it is meant for; the gravest kinds first.
 
-    The same kind may call for different things: a vanilla RNN whose gradient vanishes needs another cell, an LSTM another bias.
+    The same kind may call for different things: a vanilla RNN whose gradient vanishes needs another
+    cell, an LSTM another bias.
     """
     found: dict[str, dict[str, dict[str, None]]] = {}
     gravest: dict[str, int] = {}

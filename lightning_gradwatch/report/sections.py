@@ -1,4 +1,5 @@
-"""The parts of the page that are text: verdicts, notes, events. Whatever comes from a run log is escaped here."""
+"""The parts of the page that are text: verdicts, notes, events. Whatever comes from a run log is
+escaped here."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ _SIGNS = {  # told apart without colour
     Verdict.UNDECIDED: "?",
     Verdict.NOT_OBSERVED: "∅",
 }
-_A_NOTE = "vanishing, as a note"
+_A_NOTE = "vanishing (a note)"
 _GRAVEST = (
     Verdict.NOT_FINITE,
     Verdict.DIVERGED,
@@ -52,7 +53,8 @@ Record = Mapping[str, Any]
 
 
 def headline(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """The verdicts in one sentence, the gravest first: of several runs, by run; of one, by layer."""
+    """The verdicts in one sentence, the gravest first: of several runs, by run; of one, by
+    layer."""
     places: dict[str, list[str]] = {}
     for run, name in zip(runs, names, strict=True):
         for layer in summarise(run.profile_records, run.event_records):
@@ -90,7 +92,8 @@ def notes(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def events(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> str:
-    """The events of all runs: how many of each kind, then a table of the gravest ones in the order of their steps."""
+    """The events of all runs: how many of each kind, then a table of the gravest ones in the order
+    of their steps."""
     every = [(place, event) for place, run in enumerate(runs) for event in run.event_records]
     if not every:
         return "<p>No event was recorded.</p>"

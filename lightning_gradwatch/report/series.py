@@ -1,4 +1,5 @@
-"""Chooses, from a run's records, what is drawn. Nothing is averaged or interpolated: records are left out whole."""
+"""Chooses, from a run's records, what is drawn. Nothing is averaged or interpolated: records are
+left out whole."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ Record = Mapping[str, Any]
 
 
 class Key(NamedTuple):
-    """Which gradient: of a module's layer, in a direction, with respect to the state ``h`` or ``c``."""
+    """Which gradient: of a module's layer, in a direction, with respect to the state ``h`` or
+    ``c``."""
 
     module: str
     layer: int
@@ -32,7 +34,8 @@ class Key(NamedTuple):
 
 
 def group(profiles: Iterable[Record]) -> dict[Key, list[Record]]:
-    """The profiles of each gradient: modules in the order of their first profile, then layers, directions, states.
+    """The profiles of each gradient: modules in the order of their first profile, then layers,
+    directions, states.
 
     Where no sequence has more than one timestep there is no time to be drawn.
     """
@@ -127,7 +130,8 @@ class Grid:
 
 
 def grid(records: Sequence[Record], *, most_steps: int = 1000, most_timesteps: int = 1024) -> Grid:
-    """The heatmap of one gradient: sequences aligned at their start, one column per sampled step."""
+    """The heatmap of one gradient: sequences aligned at their start, one column per sampled
+    step."""
     samples = one_per_step(records)
     columns = [samples[index] for index in strided(len(samples), most_steps)]
     known = [dict(zip(timesteps(record), record["total"], strict=True)) for record in columns]

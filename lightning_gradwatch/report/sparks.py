@@ -1,4 +1,5 @@
-"""Numbers as one character each, on a log scale: height and colour say the same, so that either alone is enough."""
+"""Numbers as one character each, on a log scale: height and colour say the same, so that either
+alone is enough."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from lightning_gradwatch.report.extra import require
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLOURS = ("#414487", "#355f8d", "#2a788e", "#21918c", "#22a884", "#44bf70", "#7ad151", "#bddf26")
-"""Viridis between its darkest and its brightest, which a dark and a white terminal would swallow."""
+"""Viridis between its darkest and its brightest, which a dark and a white terminal would
+swallow."""
 
 _DECADES = 12.0
 
@@ -40,7 +42,8 @@ def scale(values: Iterable[float | None]) -> Scale:
 
 
 def spark(values: Sequence[float | None], among: Scale) -> Any:
-    """A ``rich.text.Text`` with a character for each value: a bar; ``×`` for infinity, ``·`` for 0, a gap for None and NaN."""
+    """A ``rich.text.Text`` with a character for each value: a bar; ``×`` for infinity, ``·`` for 0,
+    a gap for None and NaN."""
     text = require("rich.text").Text(no_wrap=True, overflow="crop")
     for value in values:
         text.append(*_mark(value, among))

@@ -17,7 +17,8 @@ def summary_lines(run: Run) -> list[str]:
 
 
 def horizon_text(found: LayerSummary) -> str:
-    """Horizon beside the sequence length: ``12 of 64``; ``≥ 63 of 64`` where it was cut off; ``4 of 64 (4 to 17)`` where it varies."""
+    """Horizon beside the sequence length: ``12 of 64``; ``≥ 63 of 64`` where it was cut off;
+    ``4 of 64 (4 to 17)`` where it varies."""
     if found.horizon is None:
         return "–"
     varies = f" ({found.horizon_range})" if found.horizon_range else ""

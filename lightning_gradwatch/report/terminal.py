@@ -1,4 +1,5 @@
-"""Tables and lines for a terminal: by rich where it is installed, as plain text elsewhere. All that goes this way is made fit for it."""
+"""Tables and lines for a terminal: by rich where it is installed, as plain text elsewhere. All that
+goes this way is made fit for it."""
 
 from __future__ import annotations
 

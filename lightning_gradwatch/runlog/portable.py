@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 KIND = "__gradwatch__"
 """The key of a dict that stands for something else: its kind."""
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_PLAIN = (bool, int, float, str, type(None))
 _ALLOWED = (torch.dtype, torch.device, torch.Size)
 
 
@@ -36,14 +36,16 @@ class Portable:
         """``value``, with its tensors on the CPU; ``at`` names it in :attr:`problems`.
 
         Kept as they are: tensors, numbers, strings, lists, dicts, tuples, sets. Taken apart, to be put together by
-        :func:`restored`: named tuples, packed sequences, dataclasses and NumPy arrays. A tensor of a class of its own becomes a
-        plain one, a mapping a dict.
+        :func:`restored`: named tuples, packed sequences, dataclasses, NumPy arrays, bytes and complex numbers. A tensor of a class
+        of its own becomes a plain one, a mapping a dict.
         """
         if isinstance(value, Tensor):
             plain = value.detach().as_subclass(Tensor).cpu()
             return plain.requires_grad_(value.requires_grad) if value.requires_grad else plain
         if isinstance(value, Enum) and not isinstance(value, (str, int)):
             return self._leave_out(value, at)
+        if isinstance(value, (bytes, complex)):  # torch before 2.6 reads neither under weights_only
+            return _as_tensor(value)
         for plain in _PLAIN:  # of a subclass (StrEnum, numpy.float64) the plain value
             if isinstance(value, plain):
                 return value if type(value) is plain else cast("Callable[[Any], Any]", plain)(value)
@@ -76,7 +78,10 @@ class Portable:
         return self._leave_out(value, at)
 
     def _items(self, items: Mapping[Any, Any], at: str) -> dict[Any, Any]:
-        return {self(key, at): self(item, f"{at}[{key!r}]") for key, item in items.items()}
+        return {self._key(key, at): self(item, f"{at}[{key!r}]") for key, item in items.items()}
+
+    def _key(self, key: Any, at: str) -> Any:
+        return key if type(key) in (bytes, complex) else self(key, at)
 
     def _array(self, array: np.ndarray[Any, Any], at: str) -> Any:
         try:
@@ -104,6 +109,12 @@ def restored(value: Any) -> Any:
     return _MAKERS[held[KIND]](held.get("type", ""), fields)
 
 
+def _as_tensor(value: bytes | complex) -> dict[str, Any]:
+    if isinstance(value, bytes):
+        return {KIND: "bytes", "fields": torch.tensor(list(value), dtype=torch.uint8)}
+    return {KIND: "complex", "fields": torch.tensor([value.real, value.imag], dtype=torch.float64)}
+
+
 def fits_kind(held: Mapping[Any, Any]) -> bool:
     """Whether a dict that stands for something else is one that :class:`Portable` may have made; what is in it has been looked at."""
     kind, name, fields = held[KIND], held.get("type", ""), held.get("fields")
@@ -116,6 +127,10 @@ def fits_kind(held: Mapping[Any, Any]) -> bool:
         return isinstance(fields, dict) and list(cast("dict[Any, Any]", fields)) == list(PackedSequence._fields)
     if kind == "set":
         return isinstance(fields, list) and _are_hashable(restored(fields))
+    if kind == "complex":
+        return isinstance(fields, Tensor) and fields.shape == (2,) and fields.dtype == torch.float64
+    if kind == "bytes":
+        return isinstance(fields, Tensor) and fields.dim() == 1 and fields.dtype == torch.uint8
     return kind == "array" and isinstance(fields, Tensor)
 
 
@@ -177,4 +192,6 @@ _MAKERS: dict[str, Callable[[str, Any], Any]] = {
     "dataclass": _make_dataclass,
     "set": lambda _, fields: set(fields),
     "array": lambda _, fields: fields.numpy(),
+    "bytes": lambda _, fields: bytes(fields.tolist()),
+    "complex": lambda _, fields: complex(*fields.tolist()),
 }

@@ -170,7 +170,7 @@ def _vanishing(found: Evidence) -> Said:
     if found.starves and found.low:
         return (
             Verdict.VANISHING,
-            f"{_fall(found)}{_low(found)}: what lies further back teaches next to nothing, nor may it have to.",
+            f"{_fall(found)}{_low(found)}: what lies further back teaches next to nothing, which the task may not need.",
         )
     if found.starves:
         return Verdict.VANISHING, f"{_fall(found)}: what lies further back is not learned."

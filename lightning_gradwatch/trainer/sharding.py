@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from lightning_gradwatch.trainer.compat import Trainer
 
@@ -21,7 +20,7 @@ def out_of_reach(trainer: Trainer, module: nn.Module) -> str | None:
     for kind in type(trainer.strategy).__mro__:
         if kind.__name__ in _STRATEGIES:
             return _STRATEGIES[kind.__name__]
-    if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+    if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):  # of DTensor, which moved
         return "its weights are sharded over the processes (FSDP 2 or tensor parallelism)"
     return None
 

@@ -185,3 +185,33 @@ def test_links_lead_somewhere():
         for target in re.findall(r"\{doc\}`([^`]+)`", page.read_text("utf-8")):
             base = ROOT / "docs" if target.startswith("/") else page.parent
             assert (base / f"{target.lstrip('/')}.md").exists() or target.endswith("events"), f"{page.name} → {target}"
+
+
+def test_the_walk_passes_every_room_once():
+    """How it works follows a gradient through the package: each folder is named once, and none that is not there."""
+    package = ROOT / "lightning_gradwatch"
+    rooms = {folder.parent for ending in ("py", "md") for folder in package.rglob(f"*.{ending}")} - {package}
+    walked = re.findall(r"^\*\*`([a-z_/]+)/`\*\*", text("explanation/how-it-works.md"), re.MULTILINE)
+    assert sorted(walked) == sorted(room.relative_to(package).as_posix() for room in rooms)
+
+
+def test_the_walk_goes_the_way_of_a_gradient():
+    """Hook, recurrent call, adjoint, profile, event, clip, record, report."""
+    headings = re.findall(r"^### (?:The )?(.*)$", text("explanation/how-it-works.md"), re.MULTILINE)
+    assert headings[:8] == ["hook", "recurrent call", "adjoint", "profile", "event", "clip", "record", "report"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md")],
+    ids=lambda page: f"{page.parent.name}/{page.stem}",
+)
+def test_a_file_that_is_named_is_there(page):
+    """By its path in the repository or in the package; in the walk, by its name in the room that the paragraph begins with."""
+    package, room = ROOT / "lightning_gradwatch", None
+    for paragraph in re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL).split("\n\n"):
+        begins = re.match(r"\*\*`([a-z_/]+)/`\*\*", paragraph)
+        room = package / begins[1] if begins else room
+        for name in re.findall(r"`([\w/]+\.(?:py|md|toml))`", paragraph):
+            folders = [ROOT, package, page.parent, *([room] if room else [])]
+            assert any((folder / name).exists() for folder in folders), f"{page.name} → {name}"

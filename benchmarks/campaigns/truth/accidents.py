@@ -145,6 +145,14 @@ def _has_diverged(c: Context, m: Words) -> None:
     c.verdict(loss > 3 * first, f"it rose {loss / first:.3g}-fold")
 
 
+@SAID("The training had diverged: the loss rose from <n:first> at the start to <n:loss> at step <int:step>.")
+def _had_diverged_fast(c: Context, m: Words) -> None:
+    loss, first = c.truth.losses[int(m["step"])], c.truth.losses[0]
+    c.number(m["loss"], loss, loss, "the loss", slack=0.001)
+    c.number(m["first"], first, first, "the first loss", slack=0.001)
+    c.verdict(loss > 100 * first, f"it rose {loss / first:.3g}-fold")
+
+
 @SAID("It has been more than <n:far> times as high for <int:steps> steps.")
 def _for_steps(c: Context, m: Words) -> None:
     steps = c.truth.losses[_step(c) - int(m["steps"]) + 1 : _step(c) + 1]

@@ -95,7 +95,7 @@ def low(c: Context, m: Words) -> None:
 
 
 @SAID(f"{_FALL}: what lies further back is not learned.")
-@SAID(f"{_FALL}{_LOW}: what lies further back teaches next to nothing, nor may it have to.")
+@SAID(f"{_FALL}{_LOW}: what lies further back teaches next to nothing, which the task may not need.")
 def _falls_and_starves(c: Context, m: Words) -> None:
     falls(c, m)
     late = of_late(c)
@@ -269,6 +269,8 @@ def _earlier(c: Context, m: Words) -> None:
 @SAID(
     "Vanishing of <place> since step <int:begin>, still so when training ended; the horizon was shortest, "
     "<n:h> timesteps, at step <int:step> (bound <n:bound>).",
+    "Vanishing of <place> since step <int:begin>, until nothing was finite any more at step <int:lost>; the horizon was "
+    "shortest, <n:h> timesteps, at step <int:step> (bound <n:bound>).",
     "Vanishing of <place> from step <int:begin> to step <int:end>; the horizon was shortest, <n:h> timesteps, "
     "at step <int:step> (bound <n:bound>).",
 )
@@ -276,6 +278,8 @@ def _episode_of_vanishing(c: Context, m: Words) -> None:
     found = c.between(lambda one: one.horizon, [int(m["step"])])
     if found is not None:
         c.number(m["h"], *found, f"the horizon at step {m['step']}")
+    if "lost" in m:
+        c.verdict(not c.truth.finite(int(m["lost"])), "that step is finite")
 
 
 @SAID("The gradient of <place> grows <n:growth>-fold on its way back through time (bound <n:bound>).")

@@ -10,10 +10,10 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks.anomaly.step_control import skip_step, stop_training
-from lightning_gradwatch.callbacks.output.clip_recorder import ClipReport
+from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.clip import Decision
 from lightning_gradwatch.clip.norms import true_norm
-from lightning_gradwatch.clip.step.groups import Part
+from lightning_gradwatch.clip.step.groups import PolicyGroup
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome
 from lightning_gradwatch.events import EventKind, Severity
@@ -40,7 +40,7 @@ class NonFinite:
 
     action: str
     max_successive: int | None
-    report: ClipReport
+    recorder: ClipRecorder
 
     def check(self, module: LightningModule) -> None:
         """See before training that there is something to act on.
@@ -64,7 +64,7 @@ class NonFinite:
         optimizer: Optimizer,
         index: int,
         norm: float,
-        parts: Sequence[Part],
+        groups: Sequence[PolicyGroup],
         state: OptimizerState,
     ) -> None:
         """Act, count and report.
@@ -78,22 +78,22 @@ class NonFinite:
         if self.action == "raise":
             raise NonFiniteGradientError(
                 f"The gradient norm is {norm} at optimizer step {trainer.global_step} (epoch {trainer.current_epoch}, "
-                f'batch {self.report.batch_idx}). Use AdaptiveClip(on_nonfinite="skip") to pass over such steps, or '
+                f'batch {self.recorder.batch_idx}). Use AdaptiveClip(on_nonfinite="skip") to pass over such steps, or '
                 "GradWatch() to see where it begins."
             )
         if self.action == "ignore":
             state.rest.count(UNTOUCHED)
-            self.report.step(trainer, index, Outcome(norm, UNTOUCHED, norm), state.rest)
-        elif self.action == "shrink_recurrent" and _shrink_recurrent_(parts):
-            after = true_norm([gradient for part in parts for gradient in part.gradients])
+            self.recorder.step(trainer, index, Outcome(norm, UNTOUCHED, norm), state.rest)
+        elif self.action == "shrink_recurrent" and _shrink_recurrent_(groups):
+            after = true_norm([gradient for group in groups for gradient in group.gradients])
             state.rest.count_replaced()
             self._say(trainer, index, norm, state.rest.successive_skips, replaced_by=after)
-            self.report.step(trainer, index, Outcome(norm, Decision(None, after / norm), after), state.rest)
+            self.recorder.step(trainer, index, Outcome(norm, Decision(None, after / norm), after), state.rest)
         else:
-            skip_step(trainer, optimizer, [parameter for part in parts for parameter in part.parameters])
+            skip_step(trainer, optimizer, [parameter for group in groups for parameter in group.parameters])
             state.rest.count_skip()
             self._say(trainer, index, norm, state.rest.successive_skips)
-            self.report.step(trainer, index, Outcome(norm, UNTOUCHED, norm), state.rest, skipped=True)
+            self.recorder.step(trainer, index, Outcome(norm, UNTOUCHED, norm), state.rest, skipped=True)
 
     def _say(
         self, trainer: Trainer, index: int, norm: float, successive: int, *, replaced_by: float | None = None
@@ -105,7 +105,7 @@ class NonFinite:
         kind = EventKind.STEP_SKIPPED if replaced_by is None else EventKind.GRADIENT_CLIPPED
         did = "skipped" if replaced_by is None else "replaced the gradients of"
         if alarm:
-            self.report.warn_once(
+            self.recorder.warn_once(
                 "alarm",
                 f"AdaptiveClip {did} {successive} steps in succession, since their gradients were not finite; training "
                 "is stopped. Look at the events for where it began. A hidden state that the module carries from batch to batch keeps "
@@ -116,7 +116,7 @@ class NonFinite:
             details.append(f"Recurrent weights got {_SHRINK} of themselves for a gradient, all others zero.")
         if alarm:
             details.append(f"So were the {successive - 1} before it: training is stopped.")
-        self.report.event(
+        self.recorder.event(
             trainer,
             kind,
             index,
@@ -128,12 +128,12 @@ class NonFinite:
         )
 
 
-def _shrink_recurrent_(parts: Sequence[Part]) -> bool:
+def _shrink_recurrent_(groups: Sequence[PolicyGroup]) -> bool:
     """Recurrent weights get 0.02 W_hh for a gradient, all others zero (Pascanu's code); false where there are none."""
-    if not any(_RECURRENT in name for part in parts for name in part.names):
+    if not any(_RECURRENT in name for group in groups for name in group.names):
         return False
-    for part in parts:
-        for gradient, parameter, name in zip(part.gradients, part.parameters, part.names, strict=True):
+    for group in groups:
+        for gradient, parameter, name in zip(group.gradients, group.parameters, group.names, strict=True):
             if _RECURRENT in name:
                 torch.mul(parameter.detach(), _SHRINK, out=gradient)
             else:

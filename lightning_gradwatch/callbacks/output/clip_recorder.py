@@ -20,7 +20,7 @@ _MOST_STEPS = 5_000
 """Of the last steps, in a figure."""
 
 
-class ClipReport:
+class ClipRecorder:
     """The output of one callback; a copy of it writes to no run log.
 
     Args:
@@ -93,7 +93,7 @@ class ClipReport:
 
             log_clipping(trainer.loggers, list(self._steps), logged_step(trainer))
 
-    def part(self, trainer: Trainer, index: int, key: str, outcome: Outcome, state: ClipState) -> None:
+    def group(self, trainer: Trainer, index: int, key: str, outcome: Outcome, state: ClipState) -> None:
         """Keep for the loggers what became of the parameters that a pattern names."""
         values = _values(outcome, state)
         self._keep(trainer, index, f"{key}/", {"grad_norm": values["grad_norm"]} if state.policy is None else values)
@@ -134,6 +134,11 @@ class ClipReport:
             **fields,
         )
         self.sink.take(event, write=trainer.is_global_zero)  # the decision is that of all ranks: one record of it
+
+    def clipped(self, trainer: Trainer, index: int, outcome: Outcome, **fields: Any) -> None:
+        """Make the event of a clipped step."""
+        norms = {"value": outcome.norm, "threshold": outcome.clipped_norm}
+        self.event(trainer, EventKind.GRADIENT_CLIPPED, index, action="clipped", **norms, **fields)
 
     def warn_once(self, key: str, message: str) -> None:
         """Warn, once a fit for each key."""

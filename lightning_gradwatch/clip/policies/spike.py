@@ -14,7 +14,10 @@ _SETTLING = 10  # steps until median and maximum are trusted
 _FIRST_FACTOR = 30.0  # the bound until then, in the second largest norm so far ...
 _FIRST_FLOOR = 0.1  # ... but at least so long a step, in lengths of the parameters; where the length is not known, in parameter norms ...
 _FIRST_LENGTH = 1.0  # ... and the very first at most so long a one; ...
-_FIRST_NORM = 100.0  # ... where the length is not known, so many parameter norms
+_FIRST_NORM = 100.0  # ... where the length is not known, so many parameter norms, ...
+_FIRST_ELASTICITY = (
+    100.0  # ... or what makes the loss change by so many times itself when the parameters change by their own length
+)
 _FIRST_LEVEL = 0.1  # what a step beyond the ceiling is brought back to
 _LONG_FACTOR = 3.0  # medians that make an explosion of a step that is too long
 _STEPS_BETWEEN = 10  # steps between two looks at the parameters
@@ -54,8 +57,9 @@ class Spike(ArgumentsMixin):
 
     From the first step on: until 10 norms are known, the bound is 30 times the second largest so far, but at least 0.1 norms of the
     parameters; under SGD at least a step of a tenth of the parameters' length. The very first step may be as long as the parameters
-    under SGD, and is brought back to a tenth of that; of another optimizer it may have a norm of 100 times theirs, and is brought back
-    to a hundredth of it. That norm is remembered as it was, since the loss may be a sum: Adam takes little notice of its scale.
+    under SGD, and is brought back to a tenth of that. Of another optimizer it may have a norm of 100 times theirs; or, however large, one
+    that fits the loss: N·‖w‖ ≤ 100·abs(L), since the loss may be a sum and Adam takes no notice of its scale. One beyond both is brought
+    back to a tenth of the parameters' norm, and remembered as it was.
 
     A permanent change of level (another loss, another batch size) is not an explosion. Where 20 exploding steps in a row
     scatter by less than a decade and do not rise, the level is raised, fourfold at most, and again after 20 more. A run that
@@ -73,6 +77,11 @@ class Spike(ArgumentsMixin):
 
     _arguments = ("least_factor", "peak_factor", "most_factor", "window", "longest_step")
     wants_step_size = True
+
+    @property
+    def wants_loss(self) -> bool:
+        """True at the very first step, whose gradient is held against the loss."""
+        return not len(self._history)
 
     def __init__(
         self,
@@ -112,14 +121,22 @@ class Spike(ArgumentsMixin):
     def _settling(self) -> bool:
         return len(self._history) < _SETTLING
 
-    def decide(self, norm: float, *, parameter_norm: float | None = None, step_size: float | None = None) -> Decision:
+    def decide(
+        self,
+        norm: float,
+        *,
+        parameter_norm: float | None = None,
+        step_size: float | None = None,
+        loss: float | None = None,
+    ) -> Decision:
         """Hold the norm against the ordinary ones.
 
         Args:
+            loss: of this step, where it is known; only the very first one's is asked for.
             step_size: how far the optimizer moves the parameters per unit of the norm; None where it does not go along the gradient.
         """
         longest = self._longest(parameter_norm, step_size)
-        bound, limit, level = self._bounds(parameter_norm, step_size, longest)
+        bound, limit, level = self._bounds(parameter_norm, step_size, longest, loss)
         threshold = limit if limit < math.inf else None
         if not usable(norm):
             return Decision(threshold, 1.0)
@@ -165,10 +182,10 @@ class Spike(ArgumentsMixin):
         return self.longest_step * (self._allowed if self._wary else 1.0) * self._size / step_size
 
     def _bounds(
-        self, parameter_norm: float | None, step_size: float | None, longest: float
+        self, parameter_norm: float | None, step_size: float | None, longest: float, loss: float | None
     ) -> tuple[float, float, float]:
         """The largest norm that is no explosion (inf: anything goes), the one that it is shortened to, and the ordinary one."""
-        bound, level = self._first(parameter_norm, step_size) if self._settling else self._usual()
+        bound, level = self._first(parameter_norm, step_size, loss) if self._settling else self._usual()
         part_of_the_run = self._memory.largest(_RANK) if len(self._memory) else 0.0
         bound = max(bound, _RANK_FACTOR * part_of_the_run)
         if self._wary and not self._settling:
@@ -184,7 +201,7 @@ class Spike(ArgumentsMixin):
         bound = max(self.least_factor * level, self.peak_factor * self._history.largest())
         return min(bound, self.most_factor * level), level
 
-    def _first(self, parameter_norm: float | None, step_size: float | None) -> tuple[float, float]:
+    def _first(self, parameter_norm: float | None, step_size: float | None, loss: float | None) -> tuple[float, float]:
         """The same of the first steps, from the first norms and the parameters' own."""
         bound, level = math.inf, math.inf
         if len(self._history):
@@ -194,6 +211,8 @@ class Spike(ArgumentsMixin):
             bound = max(bound, _FIRST_FLOOR * unit)
             if not len(self._history):
                 bound, level = (_FIRST_LENGTH if step_size else _FIRST_NORM) * unit, _FIRST_LEVEL * unit
+                if not step_size and loss is not None and usable(abs(loss)):
+                    bound = max(bound, _FIRST_ELASTICITY * abs(loss) / parameter_norm)
         return bound, level
 
     def _take(self, norm: float, level: float) -> None:

@@ -19,7 +19,7 @@ from lightning_gradwatch.recurrent.capture.modules import plain_name
 
 
 @dataclass
-class Part:
+class PolicyGroup:
     """Those parameters of an optimizer that have a gradient in this step and one policy in common.
 
     Args:
@@ -39,7 +39,7 @@ class Part:
     by_rate: dict[float, list[Tensor]] | None = None
 
 
-class Parts:
+class PolicyGroups:
     """Divides an optimizer's parameters by name.
 
     Args:
@@ -78,39 +78,40 @@ class Parts:
         """
         self._learn(module)
         names = [name for own in self._names.values() for name in own]
-        groups = [g for o in optimizers for i, group in enumerate(o.param_groups) for g in _group_names(i, group)]
+        numbered = [pair for optimizer in optimizers for pair in enumerate(optimizer.param_groups)]
+        groups = [name for index, own in numbered for name in _group_names(index, own)]
         checks = {"exclude": self.exclude, "policies": list(self.policies)}
         for argument, patterns in checks.items():
             _require_matches(f"`{argument}`", patterns, [*names, *groups])
         for policy in (self.policy, *self.policies.values()):
             _require_matches(f"{type(policy).__name__}: `exclude`", getattr(policy, "exclude", ()), names)
 
-    def of(self, module: nn.Module, optimizer: Optimizer, state: OptimizerState) -> list[Part]:
-        """The parts that have gradients, in an order that is the same on every rank."""
-        parts = [Part("", "", state.rest)]
-        parts += [Part(self._keys[pattern], pattern, state.patterns[pattern]) for pattern in self.policies]
-        parts.append(Part("excluded", "", state.excluded))
-        for index, group in enumerate(optimizer.param_groups):
+    def of(self, module: nn.Module, optimizer: Optimizer, state: OptimizerState) -> list[PolicyGroup]:
+        """The groups that have gradients, in an order that is the same on every rank."""
+        groups = [PolicyGroup("", "", state.rest)]
+        groups += [PolicyGroup(self._keys[pattern], pattern, state.patterns[pattern]) for pattern in self.policies]
+        groups.append(PolicyGroup("excluded", "", state.excluded))
+        for index, param_group in enumerate(optimizer.param_groups):
             # Momentum spreads a step over those that follow, and is left out.
-            rate = float(group["lr"]) if isinstance(optimizer, SGD) else None
-            for parameter in group["params"]:
+            rate = float(param_group["lr"]) if isinstance(optimizer, SGD) else None
+            for parameter in param_group["params"]:
                 if not parameter.numel() or (parameter.grad is None and not parameter.requires_grad):
                     continue
                 names = self._names_of(parameter, module)
                 place = (id(parameter), index)
                 if place not in self._places:
-                    self._places[place] = self._place([*names, *_group_names(index, group)])
-                part = parts[self._places[place]]
-                part.trained.append(parameter)
+                    self._places[place] = self._place([*names, *_group_names(index, param_group)])
+                group = groups[self._places[place]]
+                group.trained.append(parameter)
                 if parameter.grad is None:
                     continue
                 if rate is not None:
-                    part.by_rate = part.by_rate or {}
-                    part.by_rate.setdefault(rate, []).append(parameter.grad)
-                part.gradients.append(parameter.grad)
-                part.parameters.append(parameter)
-                part.names.append(names[0])
-        return [part for part in parts if part.gradients]
+                    group.by_rate = group.by_rate or {}
+                    group.by_rate.setdefault(rate, []).append(parameter.grad)
+                group.gradients.append(parameter.grad)
+                group.parameters.append(parameter)
+                group.names.append(names[0])
+        return [group for group in groups if group.gradients]
 
     def _place(self, names: list[str]) -> int:
         if any(matches_any(name, self.exclude) for name in names):
@@ -131,8 +132,8 @@ class Parts:
             self._names.setdefault(id(parameter), []).append(plain_name(name))
 
 
-def _group_names(index: int, group: Mapping[str, Any]) -> list[str]:
-    named = [f"group:{group['name']}"] if group.get("name") else []
+def _group_names(index: int, param_group: Mapping[str, Any]) -> list[str]:
+    named = [f"group:{param_group['name']}"] if param_group.get("name") else []
     return [f"group:{index}", *named]
 
 

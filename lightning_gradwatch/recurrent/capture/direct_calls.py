@@ -37,6 +37,17 @@ class Direct:
                 listener(args, kwargs, outputs)
         return outputs
 
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """Where ``inspect.signature`` looks for the parameters."""
+        return self.forward
+
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked of a forward: ``__name__``, ``__func__``, ``__self__``."""
+        if name == "forward":  # it is being unpickled
+            raise AttributeError(name)
+        return getattr(self.forward, name)
+
     def __getstate__(self) -> dict[str, Any]:
         return {"forward": self.forward, "replaced": self.replaced, "listeners": []}
 

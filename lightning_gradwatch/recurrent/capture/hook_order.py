@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, cast
 
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
+
+from lightning_gradwatch.recurrent.capture.compiled import must_not_break
 
 Seen = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any, str | None], None]
 """Shown ``(module, inputs, kwargs, outputs, doubt)``; ``doubt`` says why the outputs may not be what the forward returned."""
@@ -27,25 +28,24 @@ class FirstHooks:
     """
 
     def __init__(self) -> None:
-        self._own: MutableMapping[nn.Module, tuple[RemovableHandle, Seen]] = WeakIdKeyDictionary()
-        self._before: MutableMapping[nn.Module, RemovableHandle] = WeakIdKeyDictionary()
+        # By identity, which a lookup at every call of a cell can afford.
+        self._own: dict[int, tuple[nn.Module, RemovableHandle, Seen]] = {}
+        self._before: list[tuple[nn.Module, RemovableHandle]] = []
         self._global: RemovableHandle | None = None
 
     def add(self, module: nn.Module, hook: Seen) -> None:
         """Have ``hook`` be shown each result of the module's forward."""
-        self._own[module] = (
-            module.register_forward_hook(self._after, with_kwargs=True, prepend=True),
-            hook,
-        )
+        handle = module.register_forward_hook(self._after, with_kwargs=True, prepend=True)
+        self._own[id(module)] = module, handle, hook
         self.settle()
 
     def add_before(self, module: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...]], None]) -> None:
         """Have ``hook`` be called right before the module's forward, after all other hooks."""
-        self._before[module] = module.register_forward_pre_hook(hook)
+        self._before.append((module, module.register_forward_pre_hook(hook)))
 
     def remove(self) -> None:
         """Take the hooks off."""
-        for handle in [*(handle for handle, _ in self._own.values()), *self._before.values()]:
+        for handle in [*(handle for _, handle, _ in self._own.values()), *(handle for _, handle in self._before)]:
             handle.remove()
         self._own.clear()
         self._before.clear()
@@ -53,9 +53,9 @@ class FirstHooks:
 
     def settle(self) -> None:
         """Go to the front again, where hooks have come before."""
-        for module, (handle, _) in self._own.items():
+        for module, handle, _ in self._own.values():
             _put_first(_hooks(module), handle)
-        for module, handle in self._before.items():
+        for module, handle in self._before:
             _put_last(cast("Any", module)._forward_pre_hooks, handle)
         everywhere = _global_hooks()
         own = None if self._global is None else self._global.id
@@ -75,19 +75,23 @@ class FirstHooks:
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None) -> None:
         # Taken off by a hook before it, it is called once more, and without ``kwargs``.
-        own = self._own.get(module)
+        if must_not_break():
+            return
+        own = self._own.get(id(module))
         if own is None or (self._global is not None and not _holds(module)):
             return  # the global hook has seen it
-        handle, hook = own
+        _, handle, hook = own
         surely = _is_first(_hooks(module), handle) and all(map(_only_looks, _global_hooks().values()))
         hook(module, inputs, kwargs, outputs, None if surely else DOUBT)
 
     def _after_any(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        own = self._own.get(module)
+        if must_not_break():
+            return
+        own = self._own.get(id(module))
         if own is None or self._global is None or _holds(module):
             return
         surely = _is_first(_global_hooks(), self._global)
-        own[1](module, inputs, kwargs, outputs, None if surely else DOUBT)
+        own[2](module, inputs, kwargs, outputs, None if surely else DOUBT)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert: a copied or pickled model carries the hooks along, and they must do nothing there."""
@@ -123,6 +127,8 @@ def _front(hooks: OrderedDict[int, Any], handle: RemovableHandle) -> list[int]:
 
 
 def _is_first(hooks: OrderedDict[int, Any], handle: RemovableHandle) -> bool:
+    if len(hooks) == 1:
+        return handle.id in hooks
     front = _front(hooks, handle)
     return list(islice(hooks, len(front))) == front
 

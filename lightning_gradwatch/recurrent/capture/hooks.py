@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.capture.direct_calls import hear_direct_calls
@@ -49,7 +48,7 @@ class Capture:
         self._active = False
         self._number: Counter[str] = Counter()  # calls of a module in the present step
         self._rng_state: Tensor | None = None
-        self._names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary({m: name for name, m in modules.items()})
+        self._names = {id(module): name for name, module in modules.items()}
         self._inner: dict[nn.Module, InnerCalls] = {}
         self._first = FirstHooks()
         self._handles: list[RemovableHandle] = []
@@ -81,7 +80,7 @@ class Capture:
         if slots is not None:
             self.loops.slots[name] = slots
         if name not in self.modules:
-            self.modules[name], self._names[module] = module, name
+            self.modules[name], self._names[id(module)] = module, name
             self.attach_to(module)
 
     def detach(self) -> None:
@@ -170,7 +169,7 @@ class Capture:
         self._read(module, lambda name, index: read_call(name, index, module, arguments, outputs, rng_state, doubt))
 
     def _read(self, module: nn.Module, read: Callable[[str, int], RecurrentCall]) -> None:
-        name = self._names[module]
+        name = self._names[id(module)]
         try:
             call = read(name, self._number[name])
         except TypeError as error:
@@ -205,12 +204,12 @@ class Capture:
 
     def _keep_inner(self, module: nn.Module, inner: InnerCalls) -> None:
         if not inner.seen:
-            self.unseen[self._names[module]] = "its forward does not call PyTorch's own recurrence"
+            self.unseen[self._names[id(module)]] = "its forward does not call PyTorch's own recurrence"
 
     def _after_cell(
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
     ) -> None:
-        self._guarded(lambda: self.loops.keep(self._names[module], module, inputs, kwargs, outputs, doubt))
+        self._guarded(lambda: self.loops.keep(self._names[id(module)], module, inputs, kwargs, outputs, doubt))
 
     def _after_tap(self, name: str, state: Tensor) -> None:
         self._guarded(lambda: self.loops.tap(name, state))

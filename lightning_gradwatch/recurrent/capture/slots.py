@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -61,18 +61,23 @@ class Slots:
         """The states among the arguments, by name; all arguments where it is not known which are."""
         if self.given is None:
             return [("h", tensor) for tensor in taken.values()]
-        return [(name, taken[path]) for name, path in zip(self.names, self.given, strict=True) if path in taken]
+        return [(name, taken[path]) for name, path in _pairs(self.names, self.given) if path in taken]
 
     def states_made(self, outputs: Any) -> list[tuple[str, Tensor]]:
         """The states among what was returned, by name, as far as the loss may reach them."""
         returned = results(outputs)
         paths = self.made or tuple(returned)[: len(self.names)]
-        pairs = [(name, returned[path]) for name, path in zip(self.names, paths, strict=False) if path in returned]
+        pairs = [(name, returned[path]) for name, path in _pairs(self.names, paths) if path in returned]
         return [(name, state) for name, state in pairs if state.requires_grad and state.numel()]
 
     def input_of(self, taken: Mapping[str, Tensor]) -> Tensor | None:
         """The first argument that is no state."""
         return next((tensor for path, tensor in taken.items() if path not in (self.given or ())), None)
+
+
+def _pairs(names: Sequence[str], paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Those that have both. (A compiled cell is traced through here, and torch 2.6 cannot trace ``zip(strict=...)``.)"""
+    return [(names[i], paths[i]) for i in range(min(len(names), len(paths)))]
 
 
 def _names(paths: list[str]) -> list[str]:

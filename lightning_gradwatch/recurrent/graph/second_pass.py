@@ -20,8 +20,14 @@ TELLS_HOOKS = hasattr(cast("Any", torch)._C._autograd.SavedTensor, "unpack_hook"
 """Whether PyTorch shows the hooks on what an operation saved for its backward pass."""
 
 
+STARTS_AT_EDGES = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 5)
+"""Whether ``autograd.grad`` can begin at a place in the graph whose tensor is gone."""
+
+
 def obstacle(tensors: Iterable[Tensor], roots: Iterable[Edge], edges: set[Edge]) -> str | None:
     """Why a second pass from ``roots`` to the other ``edges``, where ``tensors`` were made, would be felt; None where it would not."""
+    if not STARTS_AT_EDGES:
+        return "PyTorch before 2.5 cannot run a part of the graph a second time; no lags were measured"
     reason = _obstacle(tensors, [node for node, _ in roots], edges)
     return None if reason is None else f"{reason}; no lags were measured"
 

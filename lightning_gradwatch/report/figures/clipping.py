@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def plot_clipping(run: Run | Sequence[series.Record], *, optimizer: int = 0, ax: Axes | None = None) -> Axes:
-    """Gradient norm of every optimizer step beside the threshold; clipped and skipped steps are marked.
+    """Gradient norm of every optimizer step beside the threshold; clipped and skipped steps are
+    marked.
 
     Args:
         run: a run, or step records.

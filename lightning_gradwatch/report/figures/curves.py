@@ -26,7 +26,8 @@ def plot_profile(
     state: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Direct beside total gradient by timestep, of the last sample. Arguments as for :func:`plot_heatmap`."""
+    """Direct beside total gradient by timestep, of the last sample. Arguments as for
+    :func:`plot_heatmap`."""
     key, records = series.select(profiles_of(run), module=module, layer=layer, direction=direction, state=state)
     ax = axes_or_new(ax)
     last = series.one_per_step(records)[-1]
@@ -117,7 +118,8 @@ def plot_horizon(
 ) -> Axes:
     """Horizon over training beside the sequence length. Arguments as for :func:`plot_heatmap`.
 
-    A censored horizon, which the sequence cut off, is drawn as an open upward triangle: the true one lies higher.
+    A censored horizon, which the sequence cut off, is drawn as an open upward triangle: the true
+    one lies higher.
     """
     key, records = series.select(profiles_of(run), module=module, layer=layer, direction=direction, state=state)
     ax = axes_or_new(ax)

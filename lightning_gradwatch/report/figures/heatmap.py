@@ -32,13 +32,16 @@ def plot_heatmap(
     limits: tuple[float, float] | None = None,
     colorbar: bool = True,
 ) -> Axes:
-    """Total gradients, timestep × training step, colours on a log scale; what is infinite or NaN bears a cross.
+    """Total gradients, timestep × training step, colours on a log scale; what is infinite or NaN
+    bears a cross.
 
     Args:
         run: a run, or profile records.
-        module, layer, direction, state: which gradient; the first of the run where nothing is given.
+        module, layer, direction, state: which gradient; the first of the run where nothing is
+            given.
         ax: where to draw; None makes new axes.
-        limits: smallest and largest gradient of the colour scale, to compare runs; None takes the run's own.
+        limits: smallest and largest gradient of the colour scale, to compare runs; None takes the
+            run's own.
         colorbar: whether to draw the scale beside it.
 
     Raises:
@@ -55,7 +58,8 @@ def plot_heatmap(
         middle = math.sqrt(bottom) * math.sqrt(top)
         bottom, top = middle / math.sqrt(10), middle * math.sqrt(10)
     norm = require("matplotlib.colors").LogNorm(bottom, top)
-    # Zeros and what lies below the scale get its darkest colour; gaps and non-finite values keep the background.
+    # Zeros and what lies below the scale get its darkest colour; gaps and non-finite values keep
+    # the background.
     shown = [[max(value, bottom) if math.isfinite(value) else math.nan for value in row] for row in values]
     edges = _edges(grid.steps), _edges(grid.timesteps)
     mesh = ax.pcolormesh(*edges, shown, norm=norm, cmap="viridis", rasterized=True)

@@ -22,7 +22,8 @@ def profile_picture(
     names: Sequence[str] | None = None,
     titles: Sequence[str] | None = None,
 ) -> Path:
-    """Draw the heatmap of total gradients over the lag curves, one column per run, and save it as a PNG.
+    """Draw the heatmap of total gradients over the lag curves, one column per run, and save it as a
+    PNG.
 
     Each run shows the first layer of its first module; all heatmaps share one colour scale.
 

@@ -405,7 +405,7 @@ def test_it_can_be_copied_and_pickled_in_mid_fit(tmp_path: Path) -> None:
         assert other.state_dict()["optimizers"][0]["steps"] == 6
         assert not any(isinstance(value, (pl.LightningModule, pl.Trainer)) for value in vars(other).values())
         assert other.events == []
-        assert other._report.sink.log is None
+        assert other._recorder.sink.log is None
     assert b"Regression" not in pickled
     assert len(pickled) < 5_000
 
@@ -485,7 +485,7 @@ def test_the_run_log_is_closed_on_an_exception(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path, callback)
     with pytest.raises(KeyError):
         trainer.fit(Fails(), data())
-    assert callback._report.sink.log is None
+    assert callback._recorder.sink.log is None
     assert len(steps_of(callback)) == 4
 
 

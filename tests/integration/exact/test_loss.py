@@ -59,7 +59,7 @@ def test_the_run_log_holds_the_loss(model, options, tmp_path):
 def test_it_is_read_in_the_norm_s_own_sync(monkeypatch):
     """One read for the norms of all parts and the loss."""
     from lightning_gradwatch.clip.step import step as _clip_step
-    from lightning_gradwatch.clip.step.groups import Parts
+    from lightning_gradwatch.clip.step.groups import PolicyGroups
 
     reads: list[int] = []
     read = _clip_step.read
@@ -67,9 +67,9 @@ def test_it_is_read_in_the_norm_s_own_sync(monkeypatch):
     module = torch.nn.Linear(2, 2)
     module(torch.ones(1, 2)).sum().backward()
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
-    parts = Parts("norm", None, None)
-    parts.begin(module, [optimizer])
+    groups = PolicyGroups("norm", None, None)
+    groups.begin(module, [optimizer])
     found, loss = measure(
-        parts.of(module, optimizer, parts.new_state()), deferring=False, loss=torch.tensor(0.25, dtype=torch.half)
+        groups.of(module, optimizer, groups.new_state()), deferring=False, loss=torch.tensor(0.25, dtype=torch.half)
     )
     assert (len(found), loss, reads) == (1, 0.25, [2])

@@ -321,3 +321,31 @@ def test_a_fused_module_compiled_without_graph_breaks(tmp_path: Path) -> None:
         return type(caught.value).__name__
 
     assert refusal(tmp_path) == refusal(tmp_path, GradWatch(dirpath=tmp_path / "run"))
+
+
+def test_a_loop_compiled_without_graph_breaks(tmp_path: Path) -> None:
+    """torch.compile(fullgraph=True) of a loop over a cell takes the watched one too, to the same bits; it is not observed, and said."""
+
+    class OverCell(Silent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRUCell(6, 8)
+            self.loss = torch.compile(self.loss, backend="eager", fullgraph=True)
+
+        def loss(self, words: Tensor, batch_idx: int) -> Tensor:
+            h, outputs = torch.zeros(len(words), 8), []
+            for x in self.embedding(words[:, :-1]).unbind(1):
+                h = self.rnn(x, h)
+                outputs.append(h)
+            return nn.functional.cross_entropy(self.head(torch.stack(outputs, 1)).flatten(0, 1), words[:, 1:].flatten())
+
+    def train(path: Path, *callbacks: Callback) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        model = OverCell()
+        trainer(path, callbacks).fit(model, sentences())
+        return model.state_dict()
+
+    watch = GradWatch(dirpath=tmp_path / "run")
+    assert_identical(train(tmp_path / "bare"), train(tmp_path / "watched", watch))
+    assert [event.module for event in watch.events if event.kind == EventKind.NOT_OBSERVED] == ["rnn"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.report import html, payload, write_report
 from lightning_gradwatch.report.series import Key
 from lightning_gradwatch.runlog import Run, RunLogWriter, load_run
+from lightning_gradwatch.runlog.verdict import _SEVERITY
 from tests.runlogs import profile, write_run
 
 HOSTILE = "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)>&\"'\ud800"
@@ -102,7 +104,7 @@ def test_the_gravest_verdict_comes_first(tmp_path):
     runs.append(load_run(write_run(tmp_path / "d", explode_at=100)))
     page = write_report(runs, tmp_path / "report.html", names=["a", "<b>", "c", "d"]).read_text()
     assert (
-        "<p class=headline><b>not finite</b> in d; <b>vanishing, as a note</b> in &lt;b&gt; and c; <b>healthy</b> in a.</p>"
+        "<p class=headline><b>not finite</b> in d; <b>vanishing (a note)</b> in &lt;b&gt; and c; <b>healthy</b> in a.</p>"
         in page
     )
     assert page.count('<article class="card noted">') == 2  # not painted as a warning
@@ -224,3 +226,10 @@ def test_a_link_in_the_place_of_the_page_is_replaced(tmp_path):
     assert mine.read_text() == "mine"
     assert not (tmp_path / "nowhere").exists()
     assert [path.name for path in run.path.iterdir() if "report" in path.name] == ["report.html"]
+
+
+def test_a_grave_verdict_is_painted_as_one():
+    """Each that is a warning or worse, and no other."""
+    css = (Path(html.__file__).parent / "template" / "page.css").read_text("utf-8")
+    painted = re.findall(r"\.card:is\((.*?)\) \{ border-left-color: var\(--bad\)", css)[0].split(", ")
+    assert set(painted) == {f".{verdict.replace(' ', '-')}" for verdict in _SEVERITY}

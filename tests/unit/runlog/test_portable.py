@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from lightning_gradwatch.runlog.portable import KIND, Portable, restored, size
+from lightning_gradwatch.runlog.portable import KIND, Portable, fits_kind, restored, size
 from lightning_gradwatch.runlog.randomness import random_states, set_random_states
 
 Pair = namedtuple("Pair", ["one", "other"])
@@ -55,7 +55,8 @@ def through_a_file(value: Any) -> Any:
         2.5,
         "text",
         b"bytes",
-        1 + 2j,
+        b"",
+        [1 + 2j, {b"key": -0.5j}],
         torch.float64,
         torch.Size([2, 3]),
         [1, (2, "x"), {"a": [None]}],
@@ -70,6 +71,16 @@ def test_plain_values_come_back_equal(value):
     """Of the same type and equal."""
     again = through_a_file(value)
     assert (type(again), again) == (type(value), value)
+
+
+@pytest.mark.parametrize("value", [b"bytes", 1 + 2j, np.complex64(1 + 2j), np.bytes_(b"x")], ids=repr)
+def test_what_old_torch_does_not_read_is_written_as_tensors(value):
+    """Before torch 2.6 a file with bytes or complex numbers in it is refused under weights_only."""
+    made = Portable()(value, "it")
+    assert isinstance(made["fields"], torch.Tensor)
+    assert fits_kind(made)
+    assert not fits_kind({**made, "fields": torch.zeros(2, 2)})
+    assert restored(made) == value
 
 
 def test_tensors_come_back_to_the_bit():

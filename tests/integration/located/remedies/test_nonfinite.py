@@ -195,6 +195,17 @@ def test_a_loss_that_ends_in_inf_after_a_divergence_has_that_for_its_cause(net, 
     assert lost.remedy == diverged.remedy
 
 
+@pytest.mark.parametrize("net", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("rate", [30.0, 300.0])
+def test_a_loss_that_leaves_the_numbers_within_a_few_steps_has_the_divergence_for_its_cause(net, rate, tmp_path):
+    """Sooner than any look at the weights: what the loss was at the start and last, and the learning rate as remedy."""
+    watch = fit(tmp_path, squared, net=net(3, 8, batch_first=True), rate=rate, steps=30, optimizer=torch.optim.SGD)
+    lost = next(event for event in watch.events if event.kind == EventKind.NONFINITE_LOSS)
+    assert "The training had diverged" in lost.message
+    assert "learning rate" in lost.remedy
+    assert "a log or a division" not in lost.remedy
+
+
 def test_clipping_that_has_become_the_rule_is_said_once_and_a_lower_rate_mends_it(tmp_path):
     """Spike that clips nearly every step says so once, with the rate as the remedy; at a lower rate it is silent."""
 

@@ -65,6 +65,24 @@ def test_a_sum_as_the_loss_is_no_explosion() -> None:
     assert policy.decide(1e7, parameter_norm=10.0).coefficient < 1e-3
 
 
+def test_a_first_norm_that_fits_the_loss_is_ordinary() -> None:
+    """Under Adam a summed loss may begin with any norm; one that is out of all proportion to the loss is an explosion."""
+    for scale in (1.0, 1e4, 1e8):
+        assert Spike().decide(3.0 * scale, parameter_norm=10.0, loss=5.0 * scale).coefficient == 1.0
+        assert Spike().decide(3.0 * scale, parameter_norm=10.0, loss=-5.0 * scale).coefficient == 1.0
+    for loss in (5.0, 0.0, float("nan"), None):
+        assert Spike().decide(3e6, parameter_norm=10.0, loss=loss).coefficient < 1e-5
+    policy = Spike()
+    assert policy.wants_loss
+    policy.decide(1.0, parameter_norm=10.0, loss=5.0)
+    assert not policy.wants_loss
+
+
+def test_the_loss_is_no_excuse_where_the_length_is_known() -> None:
+    """Under SGD a step longer than the parameters is too long, however large the loss."""
+    assert Spike().decide(1e6, parameter_norm=10.0, step_size=0.1, loss=1e6).coefficient < 1.0
+
+
 def test_a_first_step_that_explodes_is_not_remembered_for_long() -> None:
     """Under Adam it is brought to a hundredth of the weights, and what comes next is ordinary."""
     policy, stream = Spike(), lognormal(100)

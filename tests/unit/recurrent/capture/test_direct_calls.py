@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 
 import pytest
@@ -72,6 +73,17 @@ def test_a_copy_computes_with_its_own_weights(how: str) -> None:
     assert torch.equal(other.forward(x, h), nn.GRUCell.forward(other, x, h))
     assert not torch.equal(other.forward(x, h), cell(x, h))
     assert not seen
+
+
+def test_it_looks_like_what_it_stands_for() -> None:
+    """Signature, name and function of a forward are the same as without it."""
+    cell = nn.GRUCell(2, 3)
+    before = inspect.signature(cell.forward)
+    _, end = heard(cell)
+    assert inspect.signature(cell.forward) == before
+    assert cell.forward.__name__ == "forward"
+    assert cell.forward.__func__ is nn.GRUCell.forward
+    end()
 
 
 def test_a_fused_module_has_no_forward_of_its_own_by_it() -> None:

@@ -170,6 +170,19 @@ def test_a_pytorch_that_does_not_show_hooks_leaves_the_lags_out(code: str | None
     assert not found.curves.size
 
 
+def test_a_pytorch_that_starts_at_no_edge_leaves_the_lags_out(monkeypatch) -> None:
+    """Before PyTorch 2.5 there is no second pass; the totals are the same."""
+    model = Model(True)
+    torch.manual_seed(0)
+    expected = measured(model)
+    monkeypatch.setattr(second_pass, "STARTS_AT_EDGES", False)
+    torch.manual_seed(0)
+    found = measured(model)
+    assert "before 2.5" in str(found.inexact_reason)
+    assert not found.curves.size
+    assert np.array_equal(found.total, expected.total)
+
+
 @pytest.mark.parametrize("code", CODE)
 def test_with_a_loss_on_the_last_state_alone_no_second_pass_is_needed(code: str) -> None:
     """There the total gradients are the lagged ones, whatever code the loop holds."""

@@ -1,0 +1,56 @@
+"""What is remembered for an optimizer: counts, and each policy's own state."""
+
+from __future__ import annotations
+
+from lightning_gradwatch import Norm, Spike
+from lightning_gradwatch.clip import Decision
+from lightning_gradwatch.clip.step.state import ClipState, OptimizerState
+
+TAKEN, CLIPPED = Decision(None, 1.0), Decision(1.0, 0.5)
+
+
+def test_an_episode_begins_once() -> None:
+    """Successive clipped steps are one episode; a step that is taken as it is, or skipped, ends it."""
+    state = ClipState(Norm(1.0))
+    assert [state.count(decision) for decision in (TAKEN, CLIPPED, CLIPPED, TAKEN, CLIPPED)] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    state.count_skip()
+    assert state.count(CLIPPED)
+    assert (state.steps, state.clipped, state.skipped, state.episodes) == (7, 4, 1, 3)
+
+
+def test_skips_count_while_they_are_successive() -> None:
+    """A step that is taken begins the count anew; one whose gradients were replaced goes on with it."""
+    state = ClipState(Norm(1.0))
+    state.count_skip()
+    state.count_replaced()
+    assert state.successive_skips == 2
+    state.count(TAKEN)
+    assert state.successive_skips == 0
+
+
+def test_a_state_that_is_put_back_decides_the_same() -> None:
+    """State → new instance → same next decision, for the rest and for each pattern."""
+    state = OptimizerState(Spike(), {"head.*": Spike()})
+    for clip in (state.rest, *state.patterns.values()):
+        for norm in (1.0, 1.1, 0.9) * 10:
+            clip.count(clip.policy.decide(norm))
+    again = OptimizerState(Spike(), {"head.*": Spike()})
+    again.load_state_dict(state.state_dict())
+    assert again.state_dict() == state.state_dict()
+    for old, new in zip(state.policies(), again.policies(), strict=True):
+        assert old.decide(1e6) == new.decide(1e6)
+        assert old.decide(1e6).clipped
+
+
+def test_policies_are_copied() -> None:
+    """Two optimizers that are given one policy do not share its history."""
+    policy = Spike()
+    one, other = OptimizerState(policy, {}), OptimizerState(policy, {})
+    one.rest.policy.decide(5.0)
+    assert other.state_dict() == OptimizerState(Spike(), {}).state_dict() == OptimizerState(policy, {}).state_dict()

@@ -5,8 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import Any
+
+
+class StrEnum(str, Enum):  # Python 3.10 has none of its own
+    """Texts, which print as such."""
+
+    __str__ = str.__str__
+    __format__ = str.__format__
 
 
 class Severity(StrEnum):

@@ -11,6 +11,7 @@ from lightning_gradwatch.recurrent.graph.edges import Edge, edge_of
 from lightning_gradwatch.recurrent.limit import Limit
 from lightning_gradwatch.recurrent.shape import Shape
 from lightning_gradwatch.recurrent.trail import Trail
+from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,8 @@ class Edges:
     made: tuple[Edge | None, ...]
 
 
-@dataclass(slots=True, weakref_slot=True)
-class RecurrentCall:
+@dataclass(slots=True)
+class RecurrentCall(WeaklyHeld):
     """References to everything that one forward of a fused module read and made. No tensor is copied.
 
     Shapes are the module's own: ``input`` and ``output`` are time-major, batch-first, unbatched, or packed data with

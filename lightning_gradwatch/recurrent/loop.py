@@ -11,10 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.gradient_slot import GradientSlot
 from lightning_gradwatch.recurrent.initial_state import is_truncated
+from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 
 @dataclass(slots=True)
-class LoopState:
+class LoopState(WeaklyHeld):
     """One hidden state in the graph. Its slot is shown the *total* gradient: all that the state was used for.
 
     ``edge`` is the place in the graph where the state was made: it stays right when the tensor is changed in place later, but for
@@ -50,8 +51,8 @@ class Made:
     number: int = 0
 
 
-@dataclass(slots=True, weakref_slot=True, eq=False)
-class Loop:
+@dataclass(slots=True, eq=False)
+class Loop(WeaklyHeld):
     """States that follow one another: one sequence of steps of a cell, or of a tap. References only, as in a recurrent call.
 
     Args:

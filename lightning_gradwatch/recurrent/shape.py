@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
+
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(WeaklyHeld):
     """What kind of recurrence a module computes, and how large it is.
 
     Args:

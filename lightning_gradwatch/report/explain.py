@@ -28,7 +28,7 @@ def body(page: str) -> str:
     Args:
         page: its name, :data:`TOY` or that of a kind.
     """
-    return files("lightning_gradwatch.report").joinpath("explanations", f"{page}.md").read_text("utf-8")
+    return (files("lightning_gradwatch.report") / "explanations" / f"{page}.md").read_text("utf-8")
 
 
 def example(kind: EventKind) -> str:

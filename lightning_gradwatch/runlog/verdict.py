@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-from lightning_gradwatch.events import Severity
+from lightning_gradwatch.events import Severity, StrEnum
 
 
 class Verdict(StrEnum):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Weights
+from lightning_gradwatch.recurrent.adjoint.quiet import without_warnings
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
 from lightning_gradwatch.recurrent.layout import FORWARD, Layout, pick_sequences
@@ -76,10 +76,7 @@ def sweep(
 
 def _run(call: RecurrentCall, layout: Layout, anchors: Anchors, *, chunk: int, gates: bool, saturation: bool) -> _Stack:
     stack = _Stack(call, layout, anchors, chunk, gates, saturation)
-    with warnings.catch_warnings(), paused():
-        # The user's own forward gives these once where they are due.
-        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
-        warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
+    with without_warnings(), paused():
         if call.shape.num_directions == 1:
             stack.sweep_unidirectional()
         else:

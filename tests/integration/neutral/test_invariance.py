@@ -26,6 +26,7 @@ from lightning.pytorch.tuner import Tuner
 from lightning_gradwatch import GradWatch, load_run
 from tests.asserts import assert_identical
 from tests.integration.ways import Adversarial, AnyCell, CellLoop, Fails, Fused, Manual, SkipsBatches, scaled
+from tests.lightning_versions import AS_DATA, INTERRUPT_EXITS
 from tests.models import TinyLanguageModel, sentences, trainer
 
 
@@ -136,7 +137,9 @@ WAYS = [
         _way(f"an error in {hook}", callbacks=lambda hook=hook: [Fails(hook)], fails=True)
         for hook in ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_train_batch_end")
     ),
-    _way("interrupted", callbacks=lambda: [Fails("on_before_zero_grad", error=KeyboardInterrupt)], fails=True),
+    _way(
+        "interrupted", callbacks=lambda: [Fails("on_before_zero_grad", error=KeyboardInterrupt)], fails=INTERRUPT_EXITS
+    ),
 ]
 LOOPS = [
     *(
@@ -211,7 +214,7 @@ def train(configuration: Configuration, tmp_path: Path, watched: bool) -> dict[s
         torch.manual_seed(8)
         model = configuration.kind(**configuration.model)
         fit = trainer(tmp_path, [recorder, *copy.deepcopy(watches)], **{**options, "enable_checkpointing": False})
-        fit.fit(model, **data, ckpt_path=path, weights_only=True)
+        fit.fit(model, **data, ckpt_path=path, **AS_DATA)
     if watched:
         _check_what_was_measured(configuration, fit, tmp_path / "run")
     return {

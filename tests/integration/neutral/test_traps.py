@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
 from tests.asserts import assert_identical
+from tests.lightning_versions import AS_DATA
 from tests.models import TinyLanguageModel, sentences, trainer
 
 
@@ -121,7 +122,7 @@ class TestModels:
         fit(ConfiguredLate(), tmp_path, checkpoint, enable_checkpointing=True, max_steps=3)
         watch = GradWatch(every_n_steps=2, dirpath=tmp_path / "run")
         run = trainer(tmp_path, [watch], max_steps=7)
-        run.fit(ConfiguredLate(), sentences(), ckpt_path=tmp_path / "step=3.ckpt", weights_only=True)
+        run.fit(ConfiguredLate(), sentences(), ckpt_path=tmp_path / "step=3.ckpt", **AS_DATA)
         assert watch.run_dir == tmp_path / "run"
         assert [record["step"] for record in records(tmp_path)] == [0, 2, 3, 4, 6]
 

@@ -29,7 +29,7 @@ class Record:
     label: str = "a"
 
 
-class Colour(enum.StrEnum):
+class Colour(str, enum.Enum):
     """Of texts."""
 
     RED = "red"

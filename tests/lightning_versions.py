@@ -1,0 +1,13 @@
+"""What differs between the versions of Lightning that the tests run with."""
+
+from __future__ import annotations
+
+import inspect
+
+import lightning.pytorch as pl
+
+AS_DATA = {"weights_only": True} if "weights_only" in inspect.signature(pl.Trainer.fit).parameters else {}
+"""How ``Trainer.fit`` is told to load data alone; Lightning up to 2.5 does not know it."""
+
+INTERRUPT_EXITS = tuple(int(number) for number in pl.__version__.split(".")[:2]) >= (2, 3)
+"""Whether an interrupt leaves ``fit`` as a SystemExit; before Lightning 2.3 ``fit`` returns as if all were done."""

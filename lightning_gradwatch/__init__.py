@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip, NonFiniteGradientError
     from lightning_gradwatch.callbacks.grad_watch import AnomalyError, GradWatch
     from lightning_gradwatch.clip import AGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
-    from lightning_gradwatch.events import Event, EventKind, Severity
+    from lightning_gradwatch.detect import Detector
+    from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+    from lightning_gradwatch.profile import Profile
     from lightning_gradwatch.recurrent.capture.taps import tap
     from lightning_gradwatch.runlog.reader import load_run
 
@@ -22,11 +24,14 @@ _HOMES = {
     "AnomalyError": "callbacks.grad_watch",
     "AutoClip": "clip",
     "ClipPolicy": "clip",
+    "Detector": "detect",
     "Event": "events",
     "EventKind": "events",
     "GradWatch": "callbacks.grad_watch",
+    "Moment": "events",
     "NonFiniteGradientError": "callbacks.adaptive_clip",
     "Norm": "clip",
+    "Profile": "profile",
     "Severity": "events",
     "Spike": "clip",
     "TensorPolicy": "clip",
@@ -43,11 +48,14 @@ __all__ = [
     "AnomalyError",
     "AutoClip",
     "ClipPolicy",
+    "Detector",
     "Event",
     "EventKind",
     "GradWatch",
+    "Moment",
     "NonFiniteGradientError",
     "Norm",
+    "Profile",
     "Severity",
     "Spike",
     "TensorPolicy",

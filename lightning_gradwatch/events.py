@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -183,12 +184,21 @@ def closes_episode(record: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Moment:
-    """When in a training something was found: ``step`` counts optimizer steps done when the forward ran."""
+    """When in a training something was found.
+
+    Args:
+        step: optimizer steps done when the forward ran.
+        epoch, batch_idx, rank: where in the training.
+        loss: of that step, as the training step returned it; None where it is not known.
+        follow_up: whether it is a sample soon after an anomaly, one of several that lie side by side.
+    """
 
     step: int
     epoch: int | None = None
     batch_idx: int | None = None
     rank: int = 0
+    loss: float | None = None
+    follow_up: bool = False
 
     def event(self, kind: EventKind, **fields: Any) -> Event:
         """An event of this moment."""
@@ -265,3 +275,21 @@ class Event:
     def to_record(self) -> dict[str, Any]:
         """The event as one flat record of the run log."""
         return dataclasses.asdict(self)
+
+
+def growth_in_words(rate: float) -> str:
+    """What a growth rate makes of the gradient with each timestep back."""
+    if abs(rate) < KEEPS:
+        return "it keeps its size"
+    if rate < 0:
+        left = 100 * math.exp(rate)
+        return f"it fades, to {left:.0f} % with each" if left >= 1 else "it fades, to under 1 % with each"
+    return (
+        f"it grows, by {100 * math.expm1(rate):.2g} % with each"
+        if rate < math.log(2)
+        else f"it grows, {math.exp(rate):.3g}-fold with each"
+    )
+
+
+KEEPS = 0.005
+"""A growth rate under this, in nats per timestep, is no growth that anybody would notice."""

@@ -51,7 +51,9 @@ from benchmarks.campaigns.fault_models import (
 from benchmarks.campaigns.fault_truth import Truth, truth_of
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent.capture.modules import discover
-from lightning_gradwatch.watch.engine import Step, Watch
+from lightning_gradwatch.watch.engine import Watch
+from lightning_gradwatch.watch.options import WatchOptions
+from lightning_gradwatch.watch.step import Step
 
 HEALTHY = 3
 """Steps before the fault."""
@@ -89,23 +91,19 @@ def inject(fault: Fault) -> Outcome:
     watch = Watch(
         subject,
         discover(subject),
-        find_cells=False,
-        max_sequences=2,
-        anchors=2,
-        on_profiles=lambda found, step: None,
-        on_event=events.append,
+        WatchOptions(find_cells=False, max_sequences=2, anchors=2),
     )
     try:
         for step in range(HEALTHY):
             optimizer.zero_grad()
-            _step(watch, subject, _batch(fault), step, faulty=False)
+            events += _step(watch, subject, _batch(fault), step, faulty=False)
             for parameter in subject.parameters():
                 parameter.grad /= fault.scale
             optimizer.step()
         false_alarms = len(events)
         optimizer.zero_grad()
         batch = _plant(subject, _batch(fault))
-        _step(watch, subject, batch, HEALTHY, faulty=True)
+        events += _step(watch, subject, batch, HEALTHY, faulty=True)
     finally:
         watch.close()
     said = [
@@ -163,18 +161,19 @@ def _overflow_gate(subject: Subject, x: Tensor) -> Tensor:
     return x
 
 
-def _step(watch: Watch, subject: nn.Module, batch: tuple[Tensor, Tensor, Tensor], number: int, *, faulty: bool) -> None:
+def _step(
+    watch: Watch, subject: nn.Module, batch: tuple[Tensor, Tensor, Tensor], number: int, *, faulty: bool
+) -> list[Event]:
     """In the order in which the callback is asked."""
     sampled = subject.fault.sampled if faulty else number == 0
     scale = subject.fault.scale
-    step = Step(Moment(number), 0, sampled, windows=1, scale=scale, complete=True, scaled=scale != 1)
+    step = Step(Moment(number), 0, sampled, accumulation=1, scale=scale, complete=True, scaled=scale != 1)
     watch.capture.begin()
     loss = subject(*batch, faulty) * subject.fault.scale
-    watch.before_backward(loss, step)
+    seen = [watch.before_backward(loss, step)]
     loss.backward()
-    watch.after_backward(loss, step)
-    watch.end_step(step.moment)
-    watch.poll(wait=True)
+    seen += [watch.after_backward(loss, step), watch.end_step(step.moment), watch.poll(wait=True)]
+    return [event for one in seen for event in one.events]
 
 
 def _place(said: list[Event]) -> Truth:

@@ -28,9 +28,9 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from lightning_gradwatch.arguments import whole_text
+from lightning_gradwatch.arguments import check, whole_text
 
 if TYPE_CHECKING:
     from lightning_gradwatch.trainer.compat import Callback
@@ -77,9 +77,8 @@ def _count(variable: str, value: str) -> int:
 
 def _read_count(variable: str, value: str, rule: str) -> int:
     number = whole_text(value)
-    if number is None:
-        raise ValueError(f"`{variable}` must be {rule}; found {value!r}. Unset it for the default.")
-    return number
+    check(number is not None, variable, rule, value, "Unset it for the default.")
+    return cast("int", number)
 
 
 def _count_or_all(variable: str, value: str) -> int | None:
@@ -89,8 +88,7 @@ def _count_or_all(variable: str, value: str) -> int | None:
 
 
 def _switch(variable: str, value: str) -> bool:
-    if value.strip() not in ("0", "1"):
-        raise ValueError(f"`{variable}` must be 1 or 0; found {value!r}. Unset it for the default.")
+    check(value.strip() in ("0", "1"), variable, "1 or 0", value, "Unset it for the default.")
     return value.strip() == "1"
 
 
@@ -106,8 +104,7 @@ def _response(variable: str, value: str) -> str:
         "raise",
         "rollback",
     )  # as GradWatch has them, which would cost the import of Lightning
-    if value not in known:
-        raise ValueError(f"`{variable}` must be one of {', '.join(known)}; found {value!r}. Unset it to observe only.")
+    check(value in known, variable, f"one of {', '.join(known)}", value, "Unset it to observe only.")
     return value
 
 

@@ -2,73 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.callbacks.anomaly.bundle import target_of
-from lightning_gradwatch.callbacks.anomaly.handling import Options, Reactions
+from lightning_gradwatch.callbacks.anomaly.handling import HandlingOptions
 from lightning_gradwatch.callbacks.anomaly.responses import AnomalyError, Response
+from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
+from lightning_gradwatch.callbacks.fit.options import SEEN_BY, FitOptions, check_patterns
 from lightning_gradwatch.callbacks.output.announcer import Announcer
-from lightning_gradwatch.callbacks.output.figures import Figures
-from lightning_gradwatch.callbacks.output.run_folder import close_run_log, identity, open_run_log, run_id_of
-from lightning_gradwatch.callbacks.output.watch_recorder import Findings
-from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.callbacks.output.closing import say_findings, told_by_others
+from lightning_gradwatch.callbacks.output.run_folder import identity, run_id_of
+from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
+from lightning_gradwatch.detect import Detector, checked_detectors
+from lightning_gradwatch.events import Event
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
-from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
-from lightning_gradwatch.recurrent.capture.modules import describe, discover
-from lightning_gradwatch.report.extra import commands
+from lightning_gradwatch.recurrent.capture.modules import discover
 from lightning_gradwatch.runlog.notebook import verdict_table
 from lightning_gradwatch.runlog.verdict import LayerSummary
-from lightning_gradwatch.trainer.compat import (
-    Callback,
-    LightningModule,
-    Trainer,
-    accumulation,
-    logged_step,
-    rank_zero_warn,
-    say,
-    show_in_progress_bar,
-    was_stopped,
-)
-from lightning_gradwatch.trainer.mixed_precision import active_scaler, loss_scale
+from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, was_stopped
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
-from lightning_gradwatch.trainer.sharding import out_of_reach
-from lightning_gradwatch.watch.engine import Call, Step, Watch
-from lightning_gradwatch.watch.sampling import Sampling
-
-P = ParamSpec("P")
+from lightning_gradwatch.watch.options import WatchOptions
 
 __all__ = ["AnomalyError", "GradWatch"]
-
-
-def _harmless(hook: Callable[Concatenate[GradWatch, P], None]) -> Callable[Concatenate[GradWatch, P], None]:
-    """An error of our own in ``hook`` ends the watching with one warning; the training goes on."""
-
-    @functools.wraps(hook)
-    def guarded(self: GradWatch, *args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            hook(self, *args, **kwargs)
-        except Exception as error:  # whatever it is, it is ours and must not reach the training
-            if self.raise_own_errors:
-                raise
-            self._close()  # pyright: ignore[reportPrivateUsage]  # a decorator of this class
-            warn(
-                f"GradWatch failed ({type(error).__name__}: {error}) and watches no more; the training is not affected. "
-                "Please report it.",
-                stacklevel=2,
-            )
-
-    return guarded
 
 
 class GradWatch(Callback):
@@ -113,6 +75,8 @@ class GradWatch(Callback):
         bundles: how many critical events of a run get a bundle, from which ``gradwatch replay`` repeats the step; 0 is none. They lie
             in ``bundles`` in the run log's folder.
         bundle_mib: a bundle larger than this many MiB is not written, ≥ 1.
+        detectors: your own, which judge the profiles of sampled steps beside the built-in ones; see :class:`Detector`. Each fit
+            begins with a copy of them. An error in one is a warning.
         enabled: False switches everything off.
 
     Attributes:
@@ -122,6 +86,9 @@ class GradWatch(Callback):
         ValueError: an argument breaks its rule; at the start of fit, a pattern that matches nothing, or a ``dirpath`` that
             cannot be written.
     """
+
+    fit_watch = FitWatch
+    """What a fit is watched by: for the replay and the package's tests."""
 
     raise_own_errors = False
     """Let errors of our own through instead of warning: for the package's tests."""
@@ -144,6 +111,7 @@ class GradWatch(Callback):
         snapshot_every_n_steps: int = 50,
         bundles: int = 0,
         bundle_mib: int = 1024,
+        detectors: list[Detector] | None = None,
     ) -> None:
         super().__init__()
         switch = "Use GradWatch(enabled=False) to switch it off."
@@ -152,41 +120,38 @@ class GradWatch(Callback):
         if max_sequences is not None:
             remedy = "None measures every sequence of a batch."
             max_sequences = arguments.whole("max_sequences", max_sequences, remedy)
-        if isinstance(modules, str) and modules != "auto":
-            raise ValueError(
-                f'`modules` must be "auto" or a list of name patterns; found {modules!r}. Use modules=[{modules!r}].'
-            )
-        if not modules:
-            raise ValueError(
-                f'`modules` must name at least one pattern; found {modules!r}. Use modules="auto" to watch every recurrent module, '
-                "or GradWatch(enabled=False) to watch none."
-            )
+        check_patterns(modules)
         self.modules, self.max_sequences, self.keep_sequences = modules, max_sequences, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
         self.progress_bar, self.figures = progress_bar, figures
         self.on_anomaly: Response | None = on_anomaly
         self.max_responses, self.snapshot_every_n_steps = max_responses, snapshot_every_n_steps
         self.bundles, self.bundle_mib = bundles, bundle_mib
+        self.detectors = checked_detectors(detectors)
         self._resumed: dict[str, Any] = {}  # identity of the run that the next fit continues
+        self._handling_options()  # to have the values checked
         self._reset()
-
-    def _options(self) -> Options:
-        return Options(self.on_anomaly, self.max_responses, self.snapshot_every_n_steps, self.bundles, self.bundle_mib)
 
     def _reset(self) -> None:
         self.run_dir: Path | None = None
         self._run_id: str | None = None
         # on_anomaly="warn" has a warning of its own.
-        silent = not self.summary or self.on_anomaly == "warn"
-        self._found = Findings(self.keep_sequences, self.on_event, Announcer(silent))
-        self._found.figures = Figures() if self.figures else None
-        self._watch: Watch | None = None
-        self._loss: Tensor | None = None
-        self._batch: Any = None
-        self._moment, self._steps = Moment(0), OptimizerSteps()
-        self._hidden = self._nothing_said = False
-        self._sampling = Sampling(self.every_n_steps)
-        self._reactions = Reactions(self._options())
+        announcer = Announcer(silent=not self.summary or self.on_anomaly == "warn")
+        self._found = WatchRecorder(self.keep_sequences, self.on_event, announcer, self.figures)
+        self._steps = OptimizerSteps()
+        self._fit: FitWatch | None = None
+
+    def _handling_options(self) -> HandlingOptions:
+        return HandlingOptions(
+            self.on_anomaly, self.max_responses, self.snapshot_every_n_steps, self.bundles, self.bundle_mib
+        )
+
+    def _fit_options(self) -> FitOptions:
+        patterns = None if self.modules == "auto" else self.modules
+        detectors, strict = copy.deepcopy(self.detectors), self.raise_own_errors
+        watch = WatchOptions(patterns, patterns is None, self.max_sequences, self.anchors, detectors, strict)
+        config = {name: getattr(self, name) for name in SEEN_BY}
+        return FitOptions(self.every_n_steps, self.progress_bar, watch, self._handling_options(), config)
 
     @property
     def events(self) -> list[Event]:
@@ -209,62 +174,20 @@ class GradWatch(Callback):
         """The total gradients accumulated over the fit, by module, layer and direction."""
         return self._found.totals
 
-    # ------------------------------------------------------------------ the fit begins and ends
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the modules, put the hooks on, open the run log."""
         if not self.enabled:
             return
-        self._close()
+        self._leave()
         self._reset()
         modules = discover(pl_module, None if self.modules == "auto" else self.modules)
         resumed, self._resumed = self._resumed, {}
-        log = open_run_log(trainer, self.dirpath, owner=self, run_id=resumed.get("run_id"), last=resumed.get("run_dir"))
-        self._found.trainer, self._found.sink.log = trainer, log
         self._steps = OptimizerSteps(int(resumed.get("bare_steps") or 0))
-        self._run_id = run_id_of(trainer, self.dirpath)
-        self.run_dir = log.folder if log else None
-        self._reactions.respond(trainer, modules, self._found.take_event)
-        self._begin(trainer, pl_module, modules)
-
-    @_harmless
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, modules: Mapping[str, torch.nn.Module]) -> None:
-        hidden = {name: reason for name, m in modules.items() if (reason := out_of_reach(trainer, m)) is not None}
-        self._say_hidden(trainer, hidden)
-        self._steps.listen(trainer)
-        by_hand = not pl_module.automatic_optimization
-        self._watch = Watch(
-            pl_module,
-            {name: module for name, module in modules.items() if name not in hidden},
-            find_cells=self.modules == "auto" and not hidden,
-            max_sequences=self.max_sequences,
-            anchors=self.anchors,
-            on_profiles=self._found.take_profiles,
-            on_event=self._found.take_event,
-            out_of_reach=lambda module: out_of_reach(trainer, module),
-            on_hidden=lambda hidden: self._say_hidden(trainer, hidden),
-            patterns=None if self.modules == "auto" else self.modules,
-            strict=self.raise_own_errors,
-            clock=lambda: self._steps.done(trainer) if by_hand else self._moment.step,
-            is_over=FitIsOver(self._is_over),
-        )
-        if self._found.log is not None:
-            names = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")
-            config = {name: getattr(self, name) for name in names}
-            acting = {name: getattr(self, name) for name in ("on_anomaly", "bundles") if getattr(self, name)}
-            self._found.log.meta({"config": {"GradWatch": config | acting}, "modules": describe(modules)})
-            self._found.log.meta({"model": target_of(pl_module)})
-            self._reactions.keep_bundles(self._found.log.folder, trainer.global_rank, config)
-
-    def _say_hidden(self, trainer: Trainer, hidden: Mapping[str, str]) -> None:
-        self._hidden = bool(hidden)
-        if not hidden or not trainer.is_global_zero:
-            return
-        rank_zero_warn(f"GradWatch does not observe {', '.join(hidden)}: {next(iter(hidden.values()))}.")
-        now = Moment(trainer.global_step, trainer.current_epoch)
-        for name, reason in hidden.items():
-            detail = f"{reason[0].upper()}{reason[1:]}."
-            self._found.take_event(now.event(EventKind.NOT_OBSERVED, module=name, detail=detail))
+        fit = self.fit_watch(trainer, pl_module, self._fit_options(), self._found, self._steps)
+        fit.open_log(self.dirpath, resumed)
+        self._run_id, self.run_dir = run_id_of(trainer, self.dirpath), fit.run_dir
+        self._fit = fit
+        fit.begin(modules, FitIsOver(self._is_over))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found; take the hooks off."""
@@ -285,172 +208,60 @@ class GradWatch(Callback):
 
         Then there is nothing to be done but to leave, which whoever asks has us do.
         """
-        if self._found.trainer is None or not was_stopped(self._found.trainer):
-            return self._watch is None
+        fit = self._fit
+        if fit is None or fit.watch is None:
+            return True
+        if not was_stopped(fit.trainer):
+            return False
         self._leave()
         return True
 
     def _leave(self) -> None:
-        self._close()
-        # Not before the fit ends: an error of our own on one rank must not leave the others waiting for its decision.
-        self._reactions = Reactions(self._options())
+        """Let go of the fit. An error of our own must not: on one rank it would leave the others waiting for its decision."""
+        fit, self._fit = self._fit, None
+        if fit is not None:
+            fit.end_watching()
 
-    def _close(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.close()
-            self._steps.close()
-            if self._found.log is not None:
-                self._found.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
-        if self._found.trainer is not None:
-            close_run_log(self._found.trainer, owner=self)
-        self._found.sink.log = self._found.trainer = self._loss = self._batch = None
-        self._reactions.end_watching()
-
-    @_harmless
     def _conclude(self, trainer: Trainer, *, broken_off: bool = False) -> None:
-        watch = self._watch
-        if watch is None:
+        fit = self._fit
+        if fit is None:
             return
-        # What broke the training off may keep us from looking once more: a device without memory, or one that has failed.
-        with contextlib.suppress(Exception) if broken_off else contextlib.nullcontext():
-            watch.finish(self._moment)
-        if watch.steps or not broken_off:
-            for event in watch.unobserved(self._moment):
-                self._found.take_event(event)
-        nothing = watch.has_nothing() and not self._hidden
-        if self.summary and (self.events or not nothing) and (watch.steps or self.events or not broken_off):
-            self._say_findings(trainer)
-
-    def _say_findings(self, trainer: Trainer) -> None:
-        lines = self._found.summary(self._told_by_others(trainer))
-        if self.run_dir is not None:
-            lines += [f"  {line}" for line in commands(self.run_dir)]
-        say("\n".join([*lines, *self._reactions.hint()]), urgent=self._found.is_critical())
-
-    def _told_by_others(self, trainer: Trainer) -> list[Event]:
-        """What AdaptiveClip wrote into the same run log: a verdict rests on all that is in it."""
-        callbacks: list[object] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
-        others = [one for one in callbacks if one is not self and getattr(one, "run_dir", None) == self.run_dir]
-        return [event for one in others for event in getattr(one, "events", ()) if isinstance(event, Event)]
-
-    # ------------------------------------------------------------------ one step
+        with fit.harmless():
+            if fit.conclude(broken_off=broken_off) and self.summary:
+                others = told_by_others(trainer, self, self.run_dir)
+                say_findings(self._found, others, self.run_dir, fit.handling.hint())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to keep the calls of this step."""
-        self._reactions.begin_batch(trainer, pl_module)
-        self._begin_batch(trainer, pl_module, batch, batch_idx)
-        done = self._steps.done(trainer)
-        self._moment = Moment(done, trainer.current_epoch, batch_idx, trainer.global_rank)
+        if self._fit is not None:
+            self._fit.begin_batch(batch, batch_idx)
 
-    @_harmless
-    def _begin_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._watch is None:
-            return
-        self._watch.poll()
-        self._watch.capture.begin()
-        self._batch = batch
-        self._reactions.keep_start(trainer, pl_module, batch, batch_idx)
-
-    @_harmless
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keep a reference to the loss until its gradients have arrived; follow it through loops on a sampled step."""
-        if self._watch is not None:
-            if pl_module.automatic_optimization:
-                self._watch.capture.forget_gradients()  # what ``autograd.grad`` sent in the forward is none of this loss's
-            else:
-                self._look(trainer, pl_module)  # what a raw ``loss.backward()`` before this one left
-            self._loss = loss
-            self._watch.before_backward(loss, self._step(trainer, pl_module, self._watch.capture.calls))
+        """Follow the loss back through loops on a sampled step."""
+        if self._fit is not None:
+            self._fit.before_backward(loss)
 
-    @_harmless
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the calls whose gradients have arrived."""
-        self._look(trainer, pl_module)
+        if self._fit is not None:
+            self._fit.after_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at what a raw ``loss.backward()`` left, while the weights are still those of its forward; respond."""
-        if not pl_module.automatic_optimization:
-            self._look_again(trainer, pl_module)
-        self._steps.announce(optimizer)
-        self._reactions.before_step(trainer, pl_module, optimizer, self._moment)
-
-    @_harmless
-    def _look_again(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._look(trainer, pl_module)
+        """Look at what a raw ``loss.backward()`` left; do what ``on_anomaly`` asks for."""
+        if self._fit is not None:
+            self._fit.before_optimizer_step(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at what backward passes outside Lightning's left, and let go of the step."""
-        self._end_batch(trainer, pl_module)
-        self._reactions.end_batch(trainer, pl_module, self._moment)
+        if self._fit is not None:
+            self._fit.end_batch()
 
-    @_harmless
-    def _end_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._watch is None:
-            return
-        self._look(trainer, pl_module)
-        self._batch = None
-        self._watch.end_step(self._moment)
-        shortest = self._found.shortest
-        if self.progress_bar and shortest is not None:
-            cut = "≥" if shortest["horizon_censored"] else ""
-            show_in_progress_bar(trainer, {"horizon": f"{cut}{shortest['horizon']}/{shortest['timesteps']}"})
-        if self._watch.has_nothing() and not self._hidden and not self._nothing_said:
-            self._nothing_said = True
-            rank_zero_warn(
-                "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the "
-                "model: it only looks for NaN and inf from now on. Take it out, or mark the hidden states with tap().",
-            )
-
-    @_harmless
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hand the figures to the loggers."""
-        if self._found.figures is not None and trainer.is_global_zero:
-            self._found.figures.draw(trainer)
-
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._watch is None:
-            return
-        loss, self._loss = self._loss, None
-        arrived = [call for call in self._watch.capture.calls if call.has_gradient()]
-        step = replace(self._step(trainer, pl_module, arrived, raw=loss is None), loss=loss)
-        if step.sampled:
-            self._sampling.note((call.module for call in arrived), self._now(trainer))
-        self._watch.after_backward(loss, step)
-        if self._watch.suspicious:
-            self._watch.suspicious = False
-            self._sampling.look_closer(self._now(trainer))
-        if self._reactions.wanted:
-            self._watch.poll(wait=True)  # on a GPU the norm is on its way: only who acts has to wait for it
-            self._reactions.see(self.events, trainer, pl_module)
-
-    def _step(self, trainer: Trainer, pl_module: LightningModule, calls: Sequence[Call], *, raw: bool = False) -> Step:
-        """What is known of a backward pass through ``calls``; a ``raw`` one went past Lightning, which scaled nothing."""
-        automatic = pl_module.automatic_optimization
-        windows = accumulation(trainer) if automatic else 1
-        modules = [call.module for call in calls]
-        due = self._sampling.due(modules, self._now(trainer), again=not automatic)
-        closer = not due and self._sampling.is_closer(modules, self._now(trainer))
-        if calls:  # a batch may make several steps
-            self._moment = replace(self._moment, step=max(call.step for call in calls))
-        return Step(
-            moment=self._moment,
-            micro_batch=(self._moment.batch_idx or 0) % windows,
-            sampled=due or closer,
-            windows=windows,
-            scale=1.0 if raw else loss_scale(trainer),
-            complete=not (automatic and trainer.fit_loop._should_accumulate()),  # pyright: ignore[reportPrivateUsage]
-            scaled=not raw and active_scaler(trainer) is not None,
-            closer=closer,
-            batch=self._batch,
-        )
-
-    def _now(self, trainer: Trainer) -> tuple[int, int | None]:
-        return logged_step(trainer), self._moment.batch_idx
-
-    # ------------------------------------------------------------------ state
+        if self._fit is not None:
+            self._fit.draw()
 
     def state_dict(self) -> dict[str, Any]:
         """The identity of the run log, so that a resumed run continues its own."""
@@ -481,7 +292,7 @@ class GradWatch(Callback):
         """Without what belongs to a running fit, so that a copy holds no model and no trainer."""
         self._is_over()
         state = self.__dict__.copy()
-        state.update(_watch=None, _loss=None, _batch=None)
+        state["_fit"] = None
         for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks
             state.pop(bound, None)
         return state

@@ -2,12 +2,13 @@
 
 from lightning_gradwatch.detect.baseline import Baseline
 from lightning_gradwatch.detect.context import Context, bad_loss
+from lightning_gradwatch.detect.detector import Detector, checked_detectors
 from lightning_gradwatch.detect.diverged import DivergenceDetector
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.exploding import ExplodingDetector
-from lightning_gradwatch.detect.nonfinite import Place, locate_nonfinite
-from lightning_gradwatch.detect.nonfinite_call import SweptCall
-from lightning_gradwatch.detect.nonfinite_loop import LoopPlaces
+from lightning_gradwatch.detect.nonfinite import NonfiniteSource, locate_nonfinite
+from lightning_gradwatch.detect.nonfinite_call import CallSource
+from lightning_gradwatch.detect.nonfinite_loop import LoopSource
 from lightning_gradwatch.detect.norm_jump import NormJumpDetector, NormJumps
 from lightning_gradwatch.detect.recurrent_weights import RecurrentWeights
 from lightning_gradwatch.detect.saturation import SaturationDetector
@@ -18,22 +19,24 @@ from lightning_gradwatch.detect.weights import WeightWatch
 
 __all__ = [
     "Baseline",
+    "CallSource",
     "Context",
+    "Detector",
     "DivergenceDetector",
     "Episodes",
     "ExplodingDetector",
-    "LoopPlaces",
+    "LoopSource",
+    "NonfiniteSource",
     "NormJumpDetector",
     "NormJumps",
-    "Place",
     "RecurrentWeights",
     "SaturationDetector",
     "ScaleSearch",
     "ShortReachDetector",
-    "SweptCall",
     "VanishingDetector",
     "WeightWatch",
     "bad_loss",
+    "checked_detectors",
     "is_vanishing",
     "locate_nonfinite",
 ]

@@ -88,10 +88,12 @@ class Episodes:
 def _record(episode: Episode, moment: Moment, action: str, when_it_was: str) -> Event:
     begin = episode.begin
     what, peak = _WORDS[begin.kind]
-    when = dataclasses.asdict(moment)
     return dataclasses.replace(
         begin,
-        **when,
+        step=moment.step,
+        epoch=moment.epoch,
+        batch_idx=moment.batch_idx,
+        rank=moment.rank,
         detail="",
         severity=Severity.INFO,
         action=action,

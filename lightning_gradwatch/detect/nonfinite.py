@@ -18,7 +18,7 @@ from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.measure.gradient_norm import local
 
 
-class Place(Protocol):
+class NonfiniteSource(Protocol):
     """Something that computed in this step, and can be asked what went wrong in it."""
 
     def in_forward(self, moment: Moment) -> Event | None:
@@ -43,7 +43,7 @@ class Place(Protocol):
 
 
 def locate_nonfinite(
-    places: Sequence[Place],
+    places: Sequence[NonfiniteSource],
     loss: float | None,
     parameters: Iterable[tuple[str, nn.Parameter]],
     moment: Moment,
@@ -67,7 +67,7 @@ def locate_nonfinite(
 
 
 def _first(
-    places: Sequence[Place],
+    places: Sequence[NonfiniteSource],
     loss: float | None,
     parameters: Sequence[tuple[str, nn.Parameter]],
     moment: Moment,
@@ -88,7 +88,7 @@ def _first(
 
 
 def _on_the_way_back(
-    places: Sequence[Place],
+    places: Sequence[NonfiniteSource],
     parameters: Sequence[tuple[str, nn.Parameter]],
     moment: Moment,
     context: Context,

@@ -21,7 +21,7 @@ from lightning_gradwatch.recurrent.measure.sweep import Sweep
 
 
 @dataclass(frozen=True, slots=True)
-class SweptCall:
+class CallSource:
     """A recurrent call with its sweep over all sequences and the names of its weights.
 
     Args:

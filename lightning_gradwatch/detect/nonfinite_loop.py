@@ -30,7 +30,7 @@ _GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 
 
 @dataclass(frozen=True, slots=True)
-class LoopPlaces:
+class LoopSource:
     """A loop, asked timestep by timestep."""
 
     loop: Loop

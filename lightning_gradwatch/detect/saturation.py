@@ -57,8 +57,9 @@ class SaturationDetector:
         self._episodes = Episodes(SATURATION_SAMPLES, falling=True)
         self._begun_by: dict[Hashable, int] = {}
 
-    def __call__(self, profile: Profile, moment: Moment, loss: float | None = None) -> Event | None:
-        """Take in a profile of h, and the step's loss where it is known. Returns the event of an episode that begins or ends here."""
+    def __call__(self, profile: Profile, moment: Moment) -> Event | None:
+        """Take in a profile of h. Returns the event of an episode that begins or ends here."""
+        loss = moment.loss
         place, share = profile.place, profile.gate_gradient
         if not profile.primary or share is None or np.isinf(profile.total_max()).any():
             return None

@@ -35,9 +35,9 @@ class ShortReachDetector:
         self._told: set[Hashable] = set()
 
     def __call__(self, profile: Profile, moment: Moment) -> Event | None:
-        """Take in a profile of h."""
+        """Take in a profile of h. Samples that follow up an anomaly are left out, as they lie side by side."""
         reached, timesteps = profile.due()
-        if not profile.primary or not reached:
+        if moment.follow_up or not profile.primary or not reached:
             return None
         track = self._tracks.setdefault((*profile.place, profile.call), _Track())
         if not is_few(reached, timesteps):

@@ -14,7 +14,7 @@ from lightning_gradwatch import arguments
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import LOST_REMEDY, vanishing_remedy
 from lightning_gradwatch.detect.saturation import is_cut_off
-from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+from lightning_gradwatch.events import Event, EventKind, Moment, Severity, growth_in_words
 from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
 from lightning_gradwatch.thresholds import CALM_SAMPLES, CALM_SHARE, LOW_LOSS, RISEN_LOSS, SEVERAL, VANISHING_SHARE
 
@@ -59,20 +59,20 @@ class VanishingDetector:
         self._episodes = Episodes(CALM_SAMPLES, falling=True)
         self._begun_by: dict[Hashable, int] = {}
 
-    def __call__(self, profile: Profile, moment: Moment, loss: float | None = None) -> Event | None:
-        """Take in a profile of h, and the step's loss where it is known. Returns the event of an episode that begins here, or the record
-        of one that ends here.
+    def __call__(self, profile: Profile, moment: Moment) -> Event | None:
+        """Take in a profile of h. Returns the event of an episode that begins here, or the record of
+        one that ends here. Samples that follow up an anomaly are left out: it is judged over time.
         """
         lagged = profile.lagged()
         place = profile.place
-        if not profile.primary or len(lagged) < 2:
+        if moment.follow_up or not profile.primary or len(lagged) < 2:
             return None
         if not np.isfinite(lagged).all():
             self._episodes.lose(place, moment)
             return None
         if self._episodes.is_open(place) and self._begun_by[place] != profile.call:
             return None  # one event for all calls of a place
-        track = self._tracks.setdefault((*place, profile.call), self._new_track(loss))
+        track = self._tracks.setdefault((*place, profile.call), self._new_track(moment.loss))
         horizon = gradient_horizon(lagged)
         reach = horizon.lag or 0
         short = not horizon.censored and is_vanishing(reach, profile.real_timesteps)
@@ -90,7 +90,7 @@ class VanishingDetector:
             return None
         track.horizons.append(reach)
         track.starved.append(profile.starved())
-        return self._begin(profile, track, growth_rate(lagged), moment, loss)
+        return self._begin(profile, track, growth_rate(lagged), moment)
 
     def finish(self, moment: Moment) -> list[Event]:
         """The records of what still goes on when training ends."""
@@ -107,10 +107,8 @@ class VanishingDetector:
     def _new_track(self, loss: float | None) -> _Track:
         return _Track(deque(maxlen=self.samples), deque(maxlen=self.samples), first_loss=loss)
 
-    def _begin(
-        self, profile: Profile, track: _Track, rate: float | None, moment: Moment, loss: float | None
-    ) -> Event | None:
-        recent = track.horizons
+    def _begin(self, profile: Profile, track: _Track, rate: float | None, moment: Moment) -> Event | None:
+        recent, loss = track.horizons, moment.loss
         if len(recent) < self.samples or not (rate is None or rate < 0):
             return None
         if not is_vanishing(recent[-1] ** 2 / max(recent[0], 1), profile.real_timesteps):  # by the same factor again
@@ -156,12 +154,12 @@ def _remedy(profile: Profile, low: str) -> str:
 def _detail(
     profile: Profile, recent: list[int], rate: float | None, hungry: int, furthest: int | None, low: str, lost: str
 ) -> str:
-    speed = "" if rate is None else f", growth rate {rate:+.3g} nats per timestep"
+    speed = "" if rate is None else f" (growth rate {rate:+.3g} nats per timestep: {growth_in_words(rate)})"
     shortest, longest = min(recent), max(recent)
     before = "" if shortest == longest else f", after {shortest} to {longest}"
     parts = [low, lost, *_crossed(profile)]
     parts += [
-        f"The sequences have {profile.timesteps}. It was so in {len(recent)} samples in a row{before}{speed}.",
+        f"The sequences have {profile.timesteps}. Seen in {len(recent)} samples in a row{before}{speed}.",
         *_left_out(profile),
     ]
     if profile.truncated:
@@ -176,7 +174,7 @@ def _detail(
         )
     else:
         parts.append(
-            "Every timestep has a loss near enough to learn from; it matters if the task needs a longer memory."
+            "Every timestep gets 1 % of the largest gradient or more: it matters if the task needs a longer memory."
         )
     if furthest is not None and not lost:
         parts.append(f"Earlier it reached {furthest}; if the loss is low by now, it was enough.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,7 @@ class GradientSlot:
         if node is None:
             tensor.register_hook(self)
         else:
-            node.register_prehook(lambda gradients: self(gradients[number]))
+            node.register_prehook(_OfResult(self, number))  # pyright: ignore[reportArgumentType]
 
     def watch_result(self, tensor: Tensor) -> None:
         """The same of what an operator returned and nobody has used yet.
@@ -69,6 +70,18 @@ class GradientSlot:
     def clear(self) -> None:
         """Forget what was kept."""
         self._gradients.clear()
+
+
+class _OfResult:
+    """Shows a slot the gradient of one of the results of an operation."""
+
+    __slots__ = ("_number", "_slot")
+
+    def __init__(self, slot: GradientSlot, number: int) -> None:
+        self._slot, self._number = slot, number
+
+    def __call__(self, gradients: Sequence[Tensor | None]) -> None:
+        self._slot(gradients[self._number])
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,9 @@ class LoopState(WeaklyHeld):
         """Watch a state that needs a gradient."""
         slot = GradientSlot()
         slot.watch(tensor)
-        return cls(tensor, get_gradient_edge(tensor), slot, tensor._version)
+        node = tensor.grad_fn
+        edge = get_gradient_edge(tensor) if node is None else GradientEdge(node, tensor.output_nr)
+        return cls(tensor, edge, slot, tensor._version)
 
     def lost(self) -> bool:
         """Whether its place in the graph is no longer that of what was used."""

@@ -13,6 +13,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
 from lightning_gradwatch.callbacks.grad_watch import GradWatch
 from lightning_gradwatch.events import Event, Severity
 from lightning_gradwatch.recurrent.measure.gradient_norm import local
@@ -96,24 +97,30 @@ def rerun(
             raise BundleError(f"The step ends in an error of its own ({type(error).__name__}: {error}).") from error
 
 
+class _WarmFit(FitWatch):
+    """Judges nothing on the first pass."""
+
+    _is_warm = False
+
+    def look(self) -> None:
+        if self._is_warm:
+            super().look()
+        elif self.watch is not None:
+            self.watch.observed.update(call.module for call in self.watch.capture.take())
+
+    def end_batch(self) -> None:
+        super().end_batch()
+        self._is_warm = True
+
+
 class _Watch(GradWatch):
-    """A GradWatch that, where it is warm, judges nothing on the first pass."""
+    """A GradWatch that, where it is to be warm, sees the step once before it judges."""
 
     raise_own_errors = True
 
     def __init__(self, warm: bool, **config: Any) -> None:
         super().__init__(**config, summary=False)
-        self._warm = warm
-
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._warm:
-            super()._look(trainer, pl_module)
-        elif self._watch is not None:
-            self._watch.observed.update(call.module for call in self._watch.capture.take())
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        super().on_train_batch_end(*args, **kwargs)
-        self._warm = False
+        self.fit_watch = _WarmFit if warm else FitWatch
 
 
 class _DoneError(Exception):

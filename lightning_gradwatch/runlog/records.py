@@ -1,12 +1,12 @@
-"""What a record must look like: one table per file, by which a reader tells a record from a damaged line."""
+"""Tells a record from a damaged line: the checks that the types of its fields in the schema ask for."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Required, cast, get_args, get_origin, get_type_hints
 
-from lightning_gradwatch.runlog.schema import from_json
+from lightning_gradwatch.runlog.schema import Count, EventRecord, ProfileRecord, Repeated, StepRecord, from_json
 
 Record = dict[str, Any]
 
@@ -73,73 +73,35 @@ def _rows(value: Any) -> list[list[float]]:
 Check = Callable[[Any], Any]
 Fields = Mapping[str, Check]
 
-# A field in the first table must be there; one in the second may be missing or null, and is then None.
-PROFILE: tuple[Fields, Fields] = (
-    {"step": _count, "module": _text, "layer": _count, "direction": _text, "timesteps": _count, "total": _numbers},
-    {
-        "epoch": _integer,
-        "batch_idx": _integer,
-        "micro_batch": _integer,
-        "loss": _number,
-        "call": _integer,
-        "kind": _text,
-        "state": _text,
-        "sequences": _count,
-        "batch_size": _count,
-        "exact": _flag,
-        "inexact_reason": _text,
-        "total_max": _numbers,
-        "direct": _numbers,
-        "lagged": _numbers,
-        "at": _counts,
-        "lag_at": _counts,
-        "horizon": _count,
-        "horizon_censored": _flag,
-        "growth_rate": _number,
-        "real_timesteps": _count,
-        "padded": _count,
-        "starved": _count,
-        "gate_gradient": _number,
-        "reached": _count,
-        "reachable": _count,
-        "with_gradient": _count,
-        "batch_first": _flag,
-        "total_by_sequence": _rows,
-    },
-)
-EVENT: tuple[Fields, Fields] = (
-    {"kind": _text, "step": _count},
-    {
-        "severity": _text,
-        "epoch": _integer,
-        "batch_idx": _integer,
-        "rank": _integer,
-        "module": _text,
-        "layer": _integer,
-        "direction": _text,
-        "state": _text,
-        "timestep": _integer,
-        "sequence": _integer,
-        "parameter": _text,
-        "value": _number,
-        "threshold": _number,
-        "action": _text,
-        "message": _text,
-        "remedy": _shared,
-    },
-)
-STEP: tuple[Fields, Fields] = (
-    {"step": _count},
-    {
-        "optimizer": _integer,
-        "grad_norm": _number,
-        "clip_threshold": _number,
-        "clip_coefficient": _number,
-        "clipped_norm": _number,
-        "loss": _number,
-        "skipped": _flag,
-    },
-)
+_CHECKS: dict[Any, Check] = {
+    int: _integer,
+    float: _number,
+    bool: _flag,
+    str: _text,
+    Count: _count,
+    Repeated: _shared,
+    list[float]: _numbers,
+    list[Count]: _counts,
+    list[list[float]]: _rows,
+}
+
+
+def _checks_of(record: type[Any]) -> tuple[Fields, Fields]:
+    """Field → check: of those that must be there, and of those that may be missing or null, and are then None."""
+    required: dict[str, Check] = {}
+    optional: dict[str, Check] = {}
+    for name, hint in get_type_hints(record, include_extras=True).items():
+        if get_origin(hint) is Required:
+            required[name] = _CHECKS[get_args(hint)[0]]
+        else:
+            kind = next(kind for kind in (hint, *get_args(hint)) if kind in _CHECKS)  # without its `| None`
+            optional[name] = _CHECKS[kind]
+    return required, optional
+
+
+PROFILE = _checks_of(ProfileRecord)
+EVENT = _checks_of(EventRecord)
+STEP = _checks_of(StepRecord)
 
 
 def checked(raw: Mapping[str, Any], fields: tuple[Fields, Fields]) -> Record:

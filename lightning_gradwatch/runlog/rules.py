@@ -7,8 +7,9 @@ from collections.abc import Callable
 from itertools import starmap
 from statistics import median
 
-from lightning_gradwatch.events import EventKind, closes_episode
-from lightning_gradwatch.runlog.evidence import Evidence, growth, middle, reach
+from lightning_gradwatch.events import EventKind, closes_episode, growth_in_words
+from lightning_gradwatch.runlog.evidence import Evidence
+from lightning_gradwatch.runlog.measures import growth, middle, reach
 from lightning_gradwatch.runlog.verdict import Verdict
 from lightning_gradwatch.thresholds import (
     CUT_OFF_SHARE,
@@ -229,26 +230,8 @@ def _speed(found: Evidence) -> str:
     if found.spread is not None:
         parts.append(f"{found.spread} in the last {found.spread.samples} samples")
     if found.rate is not None:
-        parts.append(f"growth rate {found.rate:+.3g} nats per timestep: {_in_words(found.rate)}")
+        parts.append(f"growth rate {found.rate:+.3g} nats per timestep: {growth_in_words(found.rate)}")
     return f" ({'; '.join(parts)})" if parts else ""
-
-
-def _in_words(rate: float) -> str:
-    """What a growth rate makes of the gradient with each timestep back."""
-    if abs(rate) < KEEPS:
-        return "it keeps its size"
-    if rate < 0:
-        left = 100 * math.exp(rate)
-        return f"it fades, to {left:.0f} % with each" if left >= 1 else "it fades, to under 1 % with each"
-    return (
-        f"it grows, by {100 * math.expm1(rate):.2g} % with each"
-        if rate < math.log(2)
-        else f"it grows, {math.exp(rate):.3g}-fold with each"
-    )
-
-
-KEEPS = 0.005
-"""A growth rate under this, in nats per timestep, is no growth that anybody would notice."""
 
 
 def _count(number: int, noun: str) -> str:

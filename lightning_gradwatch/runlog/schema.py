@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Annotated, Any, Required, TypedDict
 
 FORMAT_VERSION = "1.0"
 """Readers accept every minor of their own major and refuse a newer major."""
@@ -23,51 +23,84 @@ def events_file(rank: int) -> str:
     return EVENTS_FILE if rank == 0 else f"events.rank{rank}.jsonl"
 
 
-class ProfileRecord(TypedDict, total=False):
-    """One recurrent call, layer, direction and state. Norms are L2 over the hidden dimension."""
+Count = Annotated[int, "≥ 0"]
+"""A whole number that is not negative, as the format has it."""
 
-    step: int
+Repeated = Annotated[str, "many records share it"]
+"""A text that a reader keeps once, however long it is."""
+
+
+class ProfileRecord(TypedDict, total=False):
+    """One recurrent call, layer, direction and state. Norms are L2 over the hidden dimension.
+
+    Here as below, what is required must be there in any record; the rest may be missing or null.
+    """
+
+    step: Required[Count]
+    module: Required[str]
+    layer: Required[Count]
+    direction: Required[str]
+    timesteps: Required[Count]
+    total: Required[list[float]]
     epoch: int
     batch_idx: int
     micro_batch: int
     loss: float | None
     call: int
-    module: str
     kind: str
-    layer: int
-    direction: str
     state: str
     primary: bool
-    timesteps: int
-    sequences: int
-    batch_size: int
+    sequences: Count
+    batch_size: Count
     exact: bool
     inexact_reason: str | None
-    total: list[float]
     total_max: list[float]
-    direct: list[float]
+    direct: list[float] | None
     lagged: list[float]
-    at: list[int] | None
-    lag_at: list[int] | None
-    horizon: int | None
+    at: list[Count] | None
+    lag_at: list[Count] | None
+    horizon: Count | None
     horizon_censored: bool
     growth_rate: float | None
-    real_timesteps: int
-    padded: int
-    starved: int
+    real_timesteps: Count
+    padded: Count
+    starved: Count
     gate_gradient: float | None
-    reached: int
-    reachable: int
-    with_gradient: int | None
+    reached: Count
+    reachable: Count
+    with_gradient: Count | None
     batch_first: bool | None
     past: str | None
     total_by_sequence: list[list[float]]
 
 
+class EventRecord(TypedDict, total=False):
+    """One anomaly, or the end of an episode of one. What does not apply is null."""
+
+    kind: Required[str]
+    step: Required[Count]
+    severity: str
+    epoch: int | None
+    batch_idx: int | None
+    rank: int
+    module: str | None
+    layer: int | None
+    direction: str | None
+    state: str | None
+    timestep: int | None
+    sequence: int | None
+    parameter: str | None
+    value: float | None
+    threshold: float | None
+    action: str | None
+    message: str
+    remedy: Repeated
+
+
 class StepRecord(TypedDict, total=False):
     """One optimizer step as AdaptiveClip saw it."""
 
-    step: int
+    step: Required[Count]
     optimizer: int
     grad_norm: float
     clip_threshold: float | None
@@ -77,9 +110,22 @@ class StepRecord(TypedDict, total=False):
     skipped: bool
 
 
+class RunRecord(TypedDict, total=False):
+    """The fields of run.json, which is rewritten as a whole."""
+
+    format_version: str
+    run_id: str
+    versions: dict[str, Any]
+    config: dict[str, Any]
+    model: str | None
+    modules: dict[str, Any]
+    ended: float | None
+
+
 def is_primary(record: Mapping[str, Any]) -> bool:
     """Whether a record's state stands for its recurrence; in a run log that does not say, it is h."""
-    return bool(record.get("primary", (record.get("state") or "h") == "h"))
+    primary = record.get("primary")
+    return (record.get("state") or "h") == "h" if primary is None else bool(primary)
 
 
 def to_json(value: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lightning_gradwatch.events import EventKind, closes_episode
-from lightning_gradwatch.runlog.evidence import Evidence, Record, is_finite, reach
+from lightning_gradwatch.runlog.evidence import Evidence
+from lightning_gradwatch.runlog.measures import Record, is_finite, reach
 from lightning_gradwatch.runlog.rules import judge, order_in_doubt
 from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_gradwatch.detect import Context, LoopPlaces, Place, SweptCall, locate_nonfinite
+from lightning_gradwatch.detect import CallSource, Context, LoopSource, NonfiniteSource, locate_nonfinite
 from lightning_gradwatch.events import Event, Moment
-from lightning_gradwatch.recurrent import Capture, Chain, Loop, RecurrentCall, stitch, sweep
+from lightning_gradwatch.recurrent import Capture, Chain, Loop, stitch, sweep
 from lightning_gradwatch.recurrent.capture.first_look import FirstLook
 from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, numbers
-
-Call = RecurrentCall | Loop
+from lightning_gradwatch.watch.step import Call
 
 
 class Read(NamedTuple):
@@ -53,8 +52,8 @@ class Locator:
         """
         context = Context(loss, batch, first and first.forward, first and first.backward, cells)
         value = None if loss is None else _worst(loss.detach().flatten())
-        places = [self._place(call, start) for call, start in _with_starts(calls)]
-        return locate_nonfinite(places, value, self.named(), moment, context)
+        sources = [self._source(call, start) for call, start in _with_starts(calls)]
+        return locate_nonfinite(sources, value, self.named(), moment, context)
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
         """All parameters by their names, those of the watched modules first."""
@@ -81,12 +80,12 @@ class Locator:
         name = next((name for name, own in self.named() if own is parameter), "one")
         return f"That of {name} grew most: to {norm:.3g} from {then[id(parameter)]:.3g} at the step before."
 
-    def _place(self, call: Call, start: int) -> Place:
+    def _source(self, call: Call, start: int) -> NonfiniteSource:
         if isinstance(call, Loop):
-            return LoopPlaces(call)
+            return LoopSource(call)
         module = self._capture.modules[call.module]
         names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
-        return SweptCall(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)
+        return CallSource(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)
 
 
 def _with_starts(calls: Sequence[Call]) -> list[tuple[Call, int]]:

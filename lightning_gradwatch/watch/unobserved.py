@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -12,6 +12,7 @@ from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.discovery import is_outside
 from lightning_gradwatch.recurrent.capture.modules import added, discover
+from lightning_gradwatch.watch.observation import Collector
 
 _ADDED = "It was added to the model after training had begun."
 _ADDED_REMEDY = (
@@ -27,7 +28,7 @@ class Unobserved:
     Args:
         model: whose modules they are.
         patterns: of the names of the modules to watch; None are all.
-        on_event: told at once of a module that came too late.
+        found: takes the event of a module that came too late.
         strict: let an error of our own through instead of making it a reason.
 
     Attributes:
@@ -40,22 +41,22 @@ class Unobserved:
         model: nn.Module,
         *,
         patterns: Sequence[str] | None,
-        on_event: Callable[[Event], None],
+        found: Collector,
         strict: bool,
     ) -> None:
         self.reasons: dict[str, str] = {}
         self.measured: set[str] = set()
-        self._model, self._patterns, self._on_event, self._strict = model, patterns, on_event, strict
+        self._model, self._patterns, self._found, self._strict = model, patterns, found, strict
         self._known = set(discover(model).values())
         self._failed: dict[str, str] = {}
         self._called_around: set[str] = set()
 
     def report_added(self, moment: Moment) -> None:
         """Tell the recurrent modules that the model did not have when training began, each once."""
-        found = discover(self._model)
-        for name in added(found, self._known, self._patterns):
-            self._on_event(moment.event(EventKind.NOT_OBSERVED, module=name, detail=_ADDED, remedy=_ADDED_REMEDY))
-        self._known.update(found.values())
+        modules = discover(self._model)
+        for name in added(modules, self._known, self._patterns):
+            self._found.add(moment.event(EventKind.NOT_OBSERVED, module=name, detail=_ADDED, remedy=_ADDED_REMEDY))
+        self._known.update(modules.values())
 
     @contextmanager
     def apart(self, module: str) -> Generator[None]:
@@ -82,7 +83,7 @@ class Unobserved:
             if name not in observed and any(p.grad is not None for p in module.parameters()):
                 self._called_around.add(name)
 
-    def found(self, capture: Capture, observed: Collection[str], moment: Moment) -> list[Event]:
+    def events(self, capture: Capture, observed: Collection[str], moment: Moment) -> list[Event]:
         """Each module that was never observed, with the reason."""
         reasons = self.reasons | {name: why for name, why in self._failed.items() if name not in self.measured}
         for name in capture.modules:

@@ -113,7 +113,7 @@ def _falls_as_a_note(c: Context, m: Words) -> None:
     enough(c, m)
 
 
-@SAID("Every timestep has a loss near enough to learn from; it matters if the task needs a longer memory.")
+@SAID("Every timestep gets 1 % of the largest gradient or more: it matters if the task needs a longer memory.")
 def enough(c: Context, m: Words) -> None:
     """No timestep starves."""
     late = of_late(c)
@@ -231,7 +231,7 @@ def _have(c: Context, m: Words) -> None:
     timesteps(c, m["t"])
 
 
-@SAID(f"It was so in <int:samples> samples in a row«, after <int:least> to <int:most>»«, {_RATE}».")
+@SAID(f"Seen in <int:samples> samples in a row«, after <int:least> to <int:most>»« ({_RATE})».")
 def _so_it_was(c: Context, m: Words) -> None:
     rate(c, m)
     c.number(m["samples"], 1, len(c.steps()), "the number of samples")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lightning_gradwatch.trainer.sharding import out_of_reach
 
 
 @dataclass(frozen=True)
-class Options:
+class HandlingOptions:
     """GradWatch's arguments of these names.
 
     Raises:
@@ -45,13 +45,12 @@ class Options:
 
 
 @dataclass
-class Reactions:
-    """Those of one fit."""
+class AnomalyHandling:
+    """What is done in one fit."""
 
-    options: Options
+    options: HandlingOptions
     _responder: Responder | None = None
     _bundles: Bundles | None = None
-    _seen: int = field(default=0)  # events that were looked at
 
     @property
     def wanted(self) -> bool:
@@ -85,13 +84,8 @@ class Reactions:
             self._bundles.begin_batch(trainer, module, batch, batch_idx)
 
     def see(self, events: Sequence[Event], trainer: Trainer, module: LightningModule) -> None:
-        """Take the critical ones of those not seen yet, while the step can still be skipped or written down.
-
-        Args:
-            events: all of the fit.
-        """
-        new, self._seen = events[self._seen :], len(events)
-        for event in new:
+        """Take the critical ones of new events, while the step can still be skipped or written down."""
+        for event in events:
             if event.severity != Severity.CRITICAL or event.kind == EventKind.STEP_SKIPPED:
                 continue
             if self._responder is not None:
@@ -118,7 +112,3 @@ class Reactions:
     def end_watching(self) -> None:
         """No more events come. The responder stays, since the other ranks would wait for it."""
         self._bundles = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to a running fit."""
-        return {**self.__dict__, "_responder": None, "_bundles": None}

@@ -24,7 +24,8 @@ from lightning_gradwatch.runlog.writer import RunLogWriter
 from lightning_gradwatch.thresholds import LAST_SAMPLES
 from lightning_gradwatch.trainer.compat import Trainer, logged_step
 from lightning_gradwatch.trainer.sharding import gradients_are_common
-from lightning_gradwatch.watch.engine import Step
+from lightning_gradwatch.watch.observation import Observation
+from lightning_gradwatch.watch.step import Step
 
 _COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW, EventKind.STEP_SKIPPED)
 """What follows from the gradients of the parameters: where all ranks see the same ones, rank 0 writes it."""
@@ -35,13 +36,17 @@ Place = tuple[str, int, str]
 """Module, layer, direction."""
 
 
-class Findings:
-    """The findings of one fit. What belongs to the running fit (``trainer``, ``log``) is let go of when it ends.
+class WatchRecorder:
+    """Of one fit. What belongs to the running fit (``trainer``, ``log``) is let go of when it ends.
 
     Args:
         keep_sequences: have records keep the total gradient of every measured sequence.
         on_event: the user's callable; an error in it is one warning.
         announcer: says at once what must not wait.
+        figures: hand figures to the loggers.
+
+    Attributes:
+        lagged, totals: the metrics accumulated over the fit, by module, layer and direction.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Findings:
         keep_sequences: bool = False,
         on_event: Callable[[Event], None] | None = None,
         announcer: Announcer | None = None,
+        figures: bool = False,
     ) -> None:
         self.sink = EventSink(on_event)
         self._announcer = announcer or Announcer(silent=True)
@@ -61,8 +67,8 @@ class Findings:
         self._first: dict[tuple[Any, ...], dict[str, Any]] = {}  # its loss is what later ones are held against
         self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of the samples before the recent ones
         self._scalars = Scalars("GradWatch")
-        self.figures: Figures | None = None
-        self.shortest: dict[str, Any] | None = None  # horizon of the last sampled step
+        self._figures = Figures() if figures else None
+        self._shortest: dict[str, Any] | None = None  # horizon of the last sampled step
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "trainer": None}
@@ -77,12 +83,28 @@ class Findings:
         """The run log, while there is one."""
         return self.sink.log
 
-    def take_profiles(self, found: list[Profile], step: Step) -> None:
-        """The profiles of a sampled step."""
+    def open(self, trainer: Trainer, log: RunLogWriter | None) -> None:
+        """The fit begins."""
+        self.trainer, self.sink.log = trainer, log
+
+    def close(self) -> None:
+        """The watching ends. Calling it again does nothing."""
+        self.trainer = self.sink.log = None
+
+    def take(self, seen: Observation) -> None:
+        """What the watch found."""
+        try:
+            for sample in seen.samples:
+                self._take_sample(sample.profiles, sample.step)
+        finally:  # a profile that cannot be written costs no event
+            for event in seen.events:
+                self.take_event(event)
+
+    def _take_sample(self, profiles: list[Profile], step: Step) -> None:
         scalars: dict[str, float] = {}
         records: list[dict[str, Any]] = []
         loss = step.loss_value()
-        for profile in found:
+        for profile in profiles:
             record = {
                 "step": step.moment.step if profile.step is None else profile.step,
                 "epoch": step.moment.epoch,
@@ -98,9 +120,9 @@ class Findings:
             if profile.primary:
                 self._accumulate(profile)
                 scalars |= _scalars(profile, record)
-        self.shortest = _shortest(records)
-        if self.figures is not None:
-            self.figures.take(records)
+        self._shortest = _shortest(records)
+        if self._figures is not None:
+            self._figures.take(records)
         if self.trainer is not None and scalars:
             self._scalars.write(self.trainer, scalars, logged_step(self.trainer))
 
@@ -114,6 +136,18 @@ class Findings:
         if told:
             self._announcer.hear(event)
         self.sink.take(event, write=told)
+
+    def horizon_text(self) -> str | None:
+        """The shortest horizon of the last sampled step, beside the sequence length: ``≥12/12``."""
+        if self._shortest is None:
+            return None
+        cut = "≥" if self._shortest["horizon_censored"] else ""
+        return f"{cut}{self._shortest['horizon']}/{self._shortest['timesteps']}"
+
+    def draw(self, trainer: Trainer) -> None:
+        """Hand the figures to the loggers, if they are wanted."""
+        if self._figures is not None and trainer.is_global_zero:
+            self._figures.draw(trainer)
 
     def is_critical(self) -> bool:
         """Whether anything critical happened."""

@@ -35,6 +35,7 @@ class Loops:
         self._clock = clock
         self.slots: dict[str, Slots] = {}
         self.undecided: set[str] = set()
+        self._by_definition: dict[str, Slots] = {}
         self._calls = calls
         self._by_tensor: dict[int, Place] = {}
         self._by_node: dict[int, Place] = {}
@@ -86,7 +87,7 @@ class Loops:
         doubt: str | None = None,
     ) -> None:
         """One call of a cell. ``doubt``: why the outputs may not be what it returned."""
-        slots = self.slots.get(name) or Slots.of(module) or Slots.unknown(module)
+        slots = self.slots.get(name) or self._slots_of(name, module)
         made = slots.states_made(outputs)
         if not made or (slots.given is None and name in self.undecided and len(results(outputs)) > 1):
             return
@@ -106,6 +107,12 @@ class Loops:
             loop.c_is_total = made[-1][1].dim() == 2
         self._put(loop, call)
 
+    def _slots_of(self, name: str, module: nn.Module) -> Slots:
+        """Those that are not found out: they are the same at every call."""
+        if name not in self._by_definition:
+            self._by_definition[name] = Slots.of(module) or Slots.unknown(module)
+        return self._by_definition[name]
+
     def _begin(self, name: str, kind: str, names: tuple[str, ...], weights: tuple[tuple[str, Tensor], ...]) -> Loop:
         loop = Loop(name, self._number[name], kind, names, weights=weights, step=self._clock())
         self._number[name] += 1
@@ -115,9 +122,10 @@ class Loops:
 
     def _put(self, loop: Loop, call: Made) -> None:
         """The next timestep of a sequence."""
-        last = {id(state.tensor) for state in loop.steps[-1].states} if loop.steps else set[int]()
-        if all(id(state) in last for _, state in call.given):
-            call.given = ()
+        if call.given:
+            last = {id(state.tensor) for state in loop.steps[-1].states} if loop.steps else set[int]()
+            if all(id(state) in last for _, state in call.given):
+                call.given = ()
         loop.add(call)
         self._know(loop, len(loop.steps) - 1, call)
 

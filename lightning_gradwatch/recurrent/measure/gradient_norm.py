@@ -110,7 +110,7 @@ def gradient_norms(
 
     Args:
         recurrent, others: parameters, in the order of their norms.
-        loss: to be read beside them, if it is a scalar on their device.
+        loss: to be read beside them, if it is a scalar on their device and whole (no DTensor).
         windows: the loss was divided by so many.
     """
     of_recurrent = [weight for weight in recurrent if weight.grad is not None]
@@ -118,7 +118,7 @@ def gradient_norms(
     if not parameters:
         return None
     norms = _norms([numbers(weight.grad) for weight in parameters if weight.grad is not None])
-    rides = loss is not None and loss.numel() == 1 and loss.device == norms[0].device
+    rides = loss is not None and loss.numel() == 1 and loss.device == norms[0].device and local(loss) is loss
     if rides and loss is not None:
         norms.append(loss.detach().squeeze() if loss.dim() else loss.detach())
     values = torch.stack(norms)

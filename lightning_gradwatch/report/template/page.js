@@ -42,7 +42,7 @@ async function draw() {
   delete document.body.dataset.drawn;
   const parts = data.keys.length
     ? [drawGrid, drawLag, drawHorizon, drawLast].map(part => () => part(key))
-    : ["grid", "lag", "horizon", "last"].map(id => () => panels(id, () => ({ words: "There is nothing through time to be drawn." })));
+    : ["grid", "lag", "horizon", "last"].map(id => () => { document.getElementById(id).parentElement.hidden = true; });
   for (const part of [...parts, drawClip]) {
     if (mine !== turn) return; // another gradient was chosen meanwhile
     part();

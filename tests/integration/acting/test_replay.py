@@ -16,14 +16,28 @@ import torch
 
 from benchmarks.campaigns.replays import campaign
 from lightning_gradwatch import EventKind, GradWatch
+from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.replay.rerun import rerun
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, read_bundle
+from lightning_gradwatch.watch.observation import Observation
 from tests.asserts import assert_identical
 from tests.integration.anomalies import AT, Drawn, Nested, OwnCell, Scheduled, Stateful, nested_batches, train
 from tests.integration.processes import run, succeed
 from tests.integration.ways import Adversarial, Fused, Manual, scaled
+from tests.lightning_versions import AS_DATA
 from tests.models import TinyLanguageModel
+
+
+class AlarmingFit(FitWatch):
+    epoch = 0
+
+    def look(self) -> None:
+        moment = self.passes.moment
+        if (moment.epoch, moment.batch_idx) == (self.epoch, AT) and not self._recorder.events:
+            event = moment.event(EventKind.NONFINITE_LOSS, value=math.nan)
+            self._act_on(self._take(Observation(events=(event,))))
+        super().look()
 
 
 class Alarm(GradWatch):
@@ -31,12 +45,7 @@ class Alarm(GradWatch):
 
     def __init__(self, *, epoch: int = 0, **options: Any) -> None:
         super().__init__(summary=False, **options)
-        self.epoch = epoch
-
-    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if (self._moment.epoch, self._moment.batch_idx) == (self.epoch, AT) and not self.events:
-            self._found.take_event(self._moment.event(EventKind.NONFINITE_LOSS, value=math.nan))
-        super()._look(trainer, pl_module)
+        self.fit_watch = type("Fit", (AlarmingFit,), {"epoch": epoch})
 
 
 class Witness(pl.Callback):
@@ -217,7 +226,7 @@ def test_a_bundle_is_a_checkpoint_of_the_weights(tmp_path) -> None:
     content = torch.load(path, weights_only=True)
     assert content[BUNDLE_KEY]["event"]["kind"] == "NONFINITE_INPUT"
     assert content["hyper_parameters"] == {"layers": 2}
-    model = Drawn.load_from_checkpoint(path, weights_only=True)
+    model = Drawn.load_from_checkpoint(path, **AS_DATA)
     assert model.rnn.num_layers == 2
     assert_identical(dict(model.state_dict()), dict(content["state_dict"]))
     assert path.name == f"step{AT:06d}-batch{AT}-rank0.pt"

@@ -374,17 +374,17 @@ def test_the_state_is_no_part_of_a_copy(tmp_path) -> None:
 
     class Copies(pl.Callback):
         def on_train_batch_end(self, run: pl.Trainer, watched: Any, *_: Any) -> None:
-            assert watch._reactions._responder is not None
-            assert watch._reactions._responder._states is not None
-            assert watch._reactions._bundles is not None
-            assert watch._reactions._bundles._start is None
+            assert watch._fit.handling._responder is not None
+            assert watch._fit.handling._responder._states is not None
+            assert watch._fit.handling._bundles is not None
+            assert watch._fit.handling._bundles._start is None
             assert len(pickle.dumps(watch)) < watched.rnn.weight_hh_l0.nbytes
             again = copy.deepcopy(watch)
-            assert (again._reactions.wanted, again.on_anomaly) == (False, "rollback")
+            assert (again._fit, again.on_anomaly) == (None, "rollback")
 
     watch = watching(tmp_path, "rollback", bundles=1, every_n_steps=100)
     fit(tmp_path, TinyLanguageModel(hidden=128), watch, Copies(), limit_train_batches=2)
-    assert not watch._reactions.wanted
+    assert watch._fit is None
 
 
 def test_every_argument_is_built_from_yaml() -> None:

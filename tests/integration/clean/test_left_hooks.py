@@ -128,7 +128,7 @@ def test_hooks_that_are_left_do_nothing_and_go(tmp_path, at, kind) -> None:
     assert all(map(torch.equal, found, wanted))
     if profiles:
         assert (tmp_path / "run" / "profiles.jsonl").read_bytes() == profiles
-    assert watch._watch is None
+    assert watch._fit is None
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])

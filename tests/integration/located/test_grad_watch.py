@@ -28,7 +28,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
-from lightning_gradwatch.callbacks.output.watch_recorder import Findings
+from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.events import Event, Severity
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.runlog import summarise
@@ -203,7 +203,7 @@ def test_the_end_of_fit_names_the_gravest_event_and_what_can_be_typed(tmp_path, 
 
 def test_the_last_lines_count_events_by_severity():
     """What is only a note alarms nobody; the end of an episode is none."""
-    found = Findings()
+    found = WatchRecorder()
     note = Event(EventKind.VANISHING_HIDDEN_GRADIENT, 9, module="rnn", value=3.0, threshold=5.0, severity=Severity.INFO)
     found.events.extend([note, note, replace(note, action="ended", detail="")])
     assert found.summary()[-1] == "  2 notes."
@@ -361,7 +361,7 @@ def test_a_copy_holds_no_model(tmp_path) -> None:
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
             watch = trainer.callbacks[0]
             copied = copy.deepcopy(watch)
-            assert copied._watch is None
+            assert copied._fit is None
             assert copied._found.trainer is None
             sizes.append(len(pickle.dumps(watch)))
             assert not any(isinstance(v, torch.nn.Module) and not hasattr(v, "compute") for v in vars(copied).values())

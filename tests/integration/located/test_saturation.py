@@ -228,7 +228,8 @@ def test_gates_that_close_while_the_loss_falls_are_learned(tmp_path) -> None:
         detector = SaturationDetector()
         found = [
             detector(
-                dataclasses.replace(profile([[1.0, 1.0]]), gate_gradient=share, saturation=SHUT), Moment(step), value
+                dataclasses.replace(profile([[1.0, 1.0]]), gate_gradient=share, saturation=SHUT),
+                Moment(step, loss=value),
             )
             for step, (share, value) in enumerate(zip(shares, losses, strict=True))
         ]

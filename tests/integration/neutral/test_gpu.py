@@ -16,7 +16,9 @@ from lightning_gradwatch import AdaptiveClip, GradWatch, load_run
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import Capture, profiles, sweep
-from lightning_gradwatch.watch.engine import Step, Watch
+from lightning_gradwatch.watch.engine import Watch
+from lightning_gradwatch.watch.options import WatchOptions
+from lightning_gradwatch.watch.step import Step
 from tests.asserts import assert_identical
 from tests.cases import Case
 from tests.models import TinyLanguageModel, sentences, trainer
@@ -117,15 +119,11 @@ def test_an_ordinary_step_never_waits_for_the_device() -> None:
     watch = Watch(
         model,
         {"rnn": model.rnn},
-        find_cells=False,
-        max_sequences=2,
-        anchors=2,
-        on_profiles=lambda found, step: None,
-        on_event=events.append,
+        WatchOptions(find_cells=False, max_sequences=2, anchors=2),
     )
     try:
         for number in range(5):
-            step = Step(Moment(number), 0, number == 0, windows=1, scale=1.0, complete=True, scaled=False)
+            step = Step(Moment(number), 0, number == 0, accumulation=1, scale=1.0, complete=True, scaled=False)
             model.zero_grad()
             watch.capture.begin()
             loss = model.loss(words, number)
@@ -134,11 +132,11 @@ def test_an_ordinary_step_never_waits_for_the_device() -> None:
             torch.cuda.set_sync_debug_mode("default")
             loss.backward()
             torch.cuda.set_sync_debug_mode("error" if number else "default")
-            watch.after_backward(loss, step)
-            watch.end_step(step.moment)
+            events += watch.after_backward(loss, step).events
+            events += watch.end_step(step.moment).events
             torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()
-        watch.poll()
+        events += watch.poll().events
     finally:
         torch.cuda.set_sync_debug_mode("default")
         watch.close()

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_gradwatch import AdaptiveClip, GradWatch
+from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
 from lightning_gradwatch.recurrent import Capture
 from tests.models import TinyLanguageModel, sentences
 
@@ -45,22 +46,27 @@ class Model(TinyLanguageModel):
         return self.loss(batch[0][:, : 6 + 3 * self.global_rank], batch_idx)
 
 
+class FailsAtStart(FitWatch):
+    """What a fit is watched by, failing before any hook is on."""
+
+    def _report_unreachable(self, reasons) -> None:
+        if self.trainer.global_rank == 1:
+            raise RuntimeError("our own")
+        super()._report_unreachable(reasons)
+
+
 class FailsOnRankOne(GradWatch):
     """A GradWatch whose own code fails on rank 1: at the start of fit, or in a step."""
 
     def __init__(self, where: str, **options: object) -> None:
         super().__init__(**options)
         self.where = where
-
-    def _say_hidden(self, trainer, hidden) -> None:
-        if trainer.global_rank == 1 and self.where == "start":
-            raise RuntimeError("our own")
-        super()._say_hidden(trainer, hidden)
+        self.fit_watch = FailsAtStart if where == "start" else FitWatch
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if trainer.global_rank == 1 and self.where == "step" and self._watch is not None:
-            self._watch.capture.failure = RuntimeError("our own")
+        if trainer.global_rank == 1 and self.where == "step" and self._fit.watch is not None:
+            self._fit.watch.capture.failure = RuntimeError("our own")
 
 
 class SeesNothingOnRankOne(GradWatch):
@@ -69,7 +75,7 @@ class SeesNothingOnRankOne(GradWatch):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if trainer.global_rank == 1:
-            self._watch.capture.end()
+            self._fit.watch.capture.end()
 
 
 class Save(pl.Callback):

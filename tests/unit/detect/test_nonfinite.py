@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradwatch.detect import LoopPlaces, SweptCall, locate_nonfinite
+from lightning_gradwatch.detect import CallSource, LoopSource, locate_nonfinite
 from lightning_gradwatch.events import EventKind, Moment
 from lightning_gradwatch.recurrent import Capture, Loop, sweep
 from lightning_gradwatch.recurrent.measure.anchors import norm
 
 
-def places_of(module: nn.Module, run) -> tuple[list[LoopPlaces | SweptCall], torch.Tensor]:
+def places_of(module: nn.Module, run) -> tuple[list[LoopSource | CallSource], torch.Tensor]:
     """What a forward and backward of ``run(module)`` leave, and the loss."""
     capture = Capture({"rnn": module})
     capture.attach()
@@ -27,7 +27,8 @@ def places_of(module: nn.Module, run) -> tuple[list[LoopPlaces | SweptCall], tor
         capture.detach()
     names = [f"rnn.{name}" for name, _ in module.named_parameters()]
     return [
-        LoopPlaces(call) if isinstance(call, Loop) else SweptCall(call, sweep(call, anchors=0), names) for call in calls
+        LoopSource(call) if isinstance(call, Loop) else CallSource(call, sweep(call, anchors=0), names)
+        for call in calls
     ], loss
 
 

@@ -1,0 +1,263 @@
+"""All that GradWatch has for one fit, from its start to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_gradwatch.callbacks.anomaly.bundle import target_of
+from lightning_gradwatch.callbacks.anomaly.handling import AnomalyHandling
+from lightning_gradwatch.callbacks.fit.options import FitOptions
+from lightning_gradwatch.callbacks.fit.passes import BackwardPasses
+from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log
+from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
+from lightning_gradwatch.events import EventKind, Moment
+from lightning_gradwatch.plain import warn
+from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
+from lightning_gradwatch.recurrent.capture.modules import describe
+from lightning_gradwatch.trainer.compat import LightningModule, Trainer, rank_zero_warn, show_in_progress_bar
+from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
+from lightning_gradwatch.trainer.sharding import out_of_reach
+from lightning_gradwatch.watch.engine import Watch
+from lightning_gradwatch.watch.observation import Cells, Observation
+
+
+class FitWatch:
+    """What GradWatch watches, when it samples, where it writes and what it does about an anomaly, in one fit.
+
+    An error of our own ends the watching with one warning. The training goes on, and so does the acting on
+    anomalies: what one rank does all must do.
+
+    Args:
+        trainer, module: whose fit it is.
+        options: GradWatch's.
+        recorder: takes what is found, and outlives the fit.
+        steps: counts optimizer steps.
+
+    Attributes:
+        watch: the engine; None where nothing is watched any more.
+        run_dir: the run log's folder; None where there is none.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        options: FitOptions,
+        recorder: WatchRecorder,
+        steps: OptimizerSteps,
+    ) -> None:
+        self.trainer, self.module = trainer, module
+        self._options, self._recorder, self._steps = options, recorder, steps
+        self.handling = AnomalyHandling(options.handling)
+        self.passes = BackwardPasses(trainer, module, options.every_n_steps)
+        self.watch: Watch | None = None
+        self.run_dir: Path | None = None
+        self._loss: Tensor | None = None
+        self._has_unreachable = self._nothing_said = self._suspicious = False
+
+    @contextmanager
+    def harmless(self) -> Generator[None]:
+        """An error of our own in here ends the watching with one warning."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, it is ours and must not reach the training
+            if self._options.watch.strict:
+                raise
+            self.end_watching()
+            warn(
+                f"GradWatch failed ({type(error).__name__}: {error}) and watches no more; the training is not affected. "
+                "Please report it.",
+                stacklevel=3,
+            )
+
+    # ------------------------------------------------------------------ begin and end
+
+    def open_log(self, dirpath: str | Path | None, resumed: Mapping[str, Any]) -> None:
+        """Open the run log, that of the run which this one continues if there is one. A collective."""
+        last = resumed.get("run_dir")
+        log = open_run_log(self.trainer, dirpath, owner=self, run_id=resumed.get("run_id"), last=last)
+        self._recorder.open(self.trainer, log)
+        self.run_dir = log.folder if log else None
+
+    def begin(self, modules: Mapping[str, nn.Module], is_over: FitIsOver) -> None:
+        """Put the hooks on."""
+        self.handling.respond(self.trainer, modules, self._recorder.take_event)
+        with self.harmless():
+            unreachable = self._unreachable(modules)
+            self._report_unreachable(unreachable)
+            self._steps.listen(self.trainer)
+            reachable = {name: module for name, module in modules.items() if name not in unreachable}
+            options = self._options.watch
+            if unreachable:
+                options = replace(options, find_cells=False)
+            self.watch = Watch(self.module, reachable, options, self._clock, is_over)
+            self._describe(modules)
+
+    def conclude(self, *, broken_off: bool) -> bool:
+        """Gather what is left to be found. Returns whether there is anything to be said at the end.
+
+        Args:
+            broken_off: by an error, which may keep us from looking once more: a device without memory, or one that failed.
+        """
+        watch, events = self.watch, self._recorder.events
+        if watch is None:
+            return False
+        with suppress(Exception) if broken_off else nullcontext():
+            self._recorder.take(watch.finish(self.passes.moment))
+        self._recorder.take(watch.take())  # what was found before an error in the midst of it
+        if watch.steps or not broken_off:
+            self._recorder.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
+        nothing = watch.has_nothing() and not self._has_unreachable
+        return bool((events or not nothing) and (watch.steps or events or not broken_off))
+
+    def end_watching(self) -> None:
+        """Take the hooks off and close the run log. Calling it again does nothing."""
+        watch, self.watch = self.watch, None
+        log = self._recorder.log
+        if watch is not None:
+            with suppress(Exception):  # it may be the recorder that failed
+                self._recorder.take(watch.take())
+            watch.close()
+            self._steps.close()
+            if log is not None:
+                log.meta({"modules": describe(watch.capture.modules, watch.observed)})
+        close_run_log(self.trainer, owner=self)
+        self._recorder.close()
+        self._loss = None
+        self.passes.hold(None)
+        self.handling.end_watching()
+
+    def _clock(self) -> int:
+        automatic = self.module.automatic_optimization
+        return self.passes.moment.step if automatic else self._steps.done(self.trainer)
+
+    def _describe(self, modules: Mapping[str, nn.Module]) -> None:
+        log, options = self._recorder.log, self._options
+        if log is not None:
+            acting = {name: value for name in ("on_anomaly", "bundles") if (value := getattr(options.handling, name))}
+            log.meta({"config": {"GradWatch": {**options.config, **acting}}, "modules": describe(modules)})
+            log.meta({"model": target_of(self.module)})
+            self.handling.keep_bundles(log.folder, self.trainer.global_rank, options.config)
+
+    # ------------------------------------------------------------------ what cannot be measured
+
+    def _unreachable(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+        found = {name: out_of_reach(self.trainer, module) for name, module in modules.items()}
+        return {name: reason for name, reason in found.items() if reason is not None}
+
+    def _report_unreachable(self, reasons: Mapping[str, str]) -> None:
+        self._has_unreachable = bool(reasons)
+        if not reasons or not self.trainer.is_global_zero:
+            return
+        rank_zero_warn(f"GradWatch does not observe {', '.join(reasons)}: {next(iter(reasons.values()))}.")
+        now = Moment(self.trainer.global_step, self.trainer.current_epoch)
+        for name, reason in reasons.items():
+            detail = f"{reason[0].upper()}{reason[1:]}."
+            self._recorder.take_event(now.event(EventKind.NOT_OBSERVED, module=name, detail=detail))
+
+    def _adopt(self, watch: Watch, cells: Cells) -> None:
+        """Watch the cells that the first step showed, where they can be measured."""
+        unreachable = self._unreachable({name: module for name, (module, _) in cells.items()})
+        if unreachable:
+            self._report_unreachable(unreachable)
+        watch.adopt({name: cell for name, cell in cells.items() if name not in unreachable})
+
+    # ------------------------------------------------------------------ one step
+
+    def begin_batch(self, batch: Any, batch_idx: int) -> None:
+        """Begin to keep the calls of this step."""
+        self.handling.begin_batch(self.trainer, self.module)
+        with self.harmless():
+            if self.watch is not None:
+                self._take(self.watch.poll())
+                self.watch.capture.begin()
+                self.passes.hold(batch)
+                self.handling.keep_start(self.trainer, self.module, batch, batch_idx)
+        self.passes.begin_batch(self._steps.done(self.trainer), batch_idx)
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Keep a reference to the loss until its gradients have arrived; follow it through loops on a sampled step."""
+        with self.harmless():
+            if self.watch is None:
+                return
+            if self.module.automatic_optimization:
+                self.watch.capture.forget_gradients()  # what ``autograd.grad`` sent in the forward is none of this loss's
+            else:
+                self.look()  # what a raw ``loss.backward()`` before this one left
+            self._loss = loss
+            self._take(self.watch.before_backward(loss, self.passes.describe(self.watch.capture.calls)))
+
+    def after_backward(self) -> None:
+        """Look at the calls whose gradients have arrived."""
+        with self.harmless():
+            self.look()
+
+    def before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Look at what a raw ``loss.backward()`` left, while the weights are still those of its forward; act."""
+        if not self.module.automatic_optimization:
+            self.after_backward()
+        self._steps.announce(optimizer)
+        self.handling.before_step(self.trainer, self.module, optimizer, self.passes.moment)
+
+    def end_batch(self) -> None:
+        """Look at what backward passes outside Lightning's left, and let go of the step."""
+        with self.harmless():
+            if self.watch is not None:
+                self._end_step(self.watch)
+        self.handling.end_batch(self.trainer, self.module, self.passes.moment)
+
+    def draw(self) -> None:
+        """Hand the figures to the loggers."""
+        with self.harmless():
+            self._recorder.draw(self.trainer)
+
+    def look(self) -> None:
+        """Take the calls whose gradients have arrived, record what they tell, and have it acted on."""
+        watch = self.watch
+        if watch is None:
+            return
+        loss, self._loss = self._loss, None
+        arrived = [call for call in watch.capture.calls if call.has_gradient()]
+        step = self.passes.describe(arrived, loss, raw=loss is None)
+        if step.sampled:
+            self.passes.sampled(arrived)
+        seen = self._take(watch.after_backward(loss, step))
+        if self._suspicious:
+            self._suspicious = False
+            self.passes.follow_up()
+        if self.handling.wanted:
+            self._act_on(seen)
+            self._act_on(
+                self._take(watch.poll(wait=True))
+            )  # on a GPU the norm is on its way: only who acts has to wait for it
+
+    def _act_on(self, seen: Observation) -> None:
+        self.handling.see(seen.events, self.trainer, self.module)
+
+    def _take(self, seen: Observation) -> Observation:
+        self._suspicious |= seen.suspicious
+        self._recorder.take(seen)
+        return seen
+
+    def _end_step(self, watch: Watch) -> None:
+        self.look()
+        self.passes.hold(None)
+        seen = self._take(watch.end_step(self.passes.moment))
+        if seen.cells:
+            self._adopt(watch, seen.cells)
+        horizon = self._recorder.horizon_text()
+        if self._options.progress_bar and horizon is not None:
+            show_in_progress_bar(self.trainer, {"horizon": horizon})
+        if watch.has_nothing() and not self._has_unreachable and not self._nothing_said:
+            self._nothing_said = True
+            rank_zero_warn(
+                "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the "
+                "model: it only looks for NaN and inf from now on. Take it out, or mark the hidden states with tap().",
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Required, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from lightning_gradwatch.runlog.schema import Count, EventRecord, ProfileRecord, Repeated, StepRecord, from_json
 
@@ -88,15 +88,17 @@ _CHECKS: dict[Any, Check] = {
 
 def _checks_of(record: type[Any]) -> tuple[Fields, Fields]:
     """Field → check: of those that must be there, and of those that may be missing or null, and are then None."""
-    required: dict[str, Check] = {}
-    optional: dict[str, Check] = {}
-    for name, hint in get_type_hints(record, include_extras=True).items():
-        if get_origin(hint) is Required:
-            required[name] = _CHECKS[get_args(hint)[0]]
-        else:
-            kind = next(kind for kind in (hint, *get_args(hint)) if kind in _CHECKS)  # without its `| None`
-            optional[name] = _CHECKS[kind]
-    return required, optional
+    checks = {name: _check_of(hint) for name, hint in get_type_hints(record, include_extras=True).items()}
+    required: frozenset[str] = record.__required_keys__
+    return (
+        {name: check for name, check in checks.items() if name in required},
+        {name: check for name, check in checks.items() if name not in required},
+    )
+
+
+def _check_of(hint: Any) -> Check:
+    """The check that a type asks for, whether or not it has a ``| None``."""
+    return _CHECKS[next(kind for kind in (hint, *get_args(hint)) if kind in _CHECKS)]
 
 
 PROFILE = _checks_of(ProfileRecord)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Required, TypedDict
+from typing import Annotated, Any, TypedDict
 
 FORMAT_VERSION = "1.0"
 """Readers accept every minor of their own major and refuse a newer major."""
@@ -30,18 +30,21 @@ Repeated = Annotated[str, "many records share it"]
 """A text that a reader keeps once, however long it is."""
 
 
-class ProfileRecord(TypedDict, total=False):
+class _ProfileRequired(TypedDict):
+    step: Count
+    module: str
+    layer: Count
+    direction: str
+    timesteps: Count
+    total: list[float]
+
+
+class ProfileRecord(_ProfileRequired, total=False):
     """One recurrent call, layer, direction and state. Norms are L2 over the hidden dimension.
 
-    Here as below, what is required must be there in any record; the rest may be missing or null.
+    Here as below, what the base holds must be there in any record; the rest may be missing or null.
     """
 
-    step: Required[Count]
-    module: Required[str]
-    layer: Required[Count]
-    direction: Required[str]
-    timesteps: Required[Count]
-    total: Required[list[float]]
     epoch: int
     batch_idx: int
     micro_batch: int
@@ -74,11 +77,14 @@ class ProfileRecord(TypedDict, total=False):
     total_by_sequence: list[list[float]]
 
 
-class EventRecord(TypedDict, total=False):
+class _EventRequired(TypedDict):
+    kind: str
+    step: Count
+
+
+class EventRecord(_EventRequired, total=False):
     """One anomaly, or the end of an episode of one. What does not apply is null."""
 
-    kind: Required[str]
-    step: Required[Count]
     severity: str
     epoch: int | None
     batch_idx: int | None
@@ -97,10 +103,13 @@ class EventRecord(TypedDict, total=False):
     remedy: Repeated
 
 
-class StepRecord(TypedDict, total=False):
+class _StepRequired(TypedDict):
+    step: Count
+
+
+class StepRecord(_StepRequired, total=False):
     """One optimizer step as AdaptiveClip saw it."""
 
-    step: Required[Count]
     optimizer: int
     grad_norm: float
     clip_threshold: float | None

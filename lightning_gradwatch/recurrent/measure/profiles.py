@@ -124,7 +124,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         total=_by_time(total[:, 0], swept.layout, direction),
                         direct=_by_time(direct, swept.layout, direction),
                         curves=curves,
-                        inexact_reason=swept.inexact_reason,
+                        inexact_reason=swept.inexact_reason or _nothing_known(call, swept.layout.timesteps),
                         layers=call.shape.num_layers,
                         truncated=truncated,
                         ends=ends,
@@ -285,3 +285,8 @@ def _lag_curves(sweep: DirectionSweep, layout: Layout, anchors: Anchors, directi
     for row, curve in zip(table, curves, strict=True):
         row[: len(curve)] = np.nan_to_num(curve.numpy(), nan=np.inf, posinf=np.inf)
     return table
+
+
+def _nothing_known(call: RecurrentCall, timesteps: int) -> str | None:
+    """Why a call of one timestep that is measured by itself says nothing of the way back; None where a call says something."""
+    return call.apart if timesteps == 1 else None

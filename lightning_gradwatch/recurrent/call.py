@@ -2,88 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.autograd.graph import Node
-from torch.nn.utils.rnn import PackedSequence
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning_gradwatch.recurrent.limit import Limit
-    from lightning_gradwatch.recurrent.measure.chain_lags import Trail
-
-
-class WeaklyHeld:
-    """What may be referred to weakly although it has slots, in Python 3.10 too.
-
-    There PyTorch's compiler also refers so to what it meets.
-    """
-
-    __slots__ = ("__weakref__",)
-
-
-@dataclass(frozen=True, slots=True)
-class Shape(WeaklyHeld):
-    """What kind of recurrence a module computes, and how large it is.
-
-    Args:
-        mode: PyTorch's own name: ``RNN_TANH``, ``RNN_RELU``, ``LSTM`` or ``GRU``.
-        hidden_size: width of the gates, and of c.
-        state_size: width of h; differs from ``hidden_size`` only with ``proj_size``.
-    """
-
-    mode: str
-    num_layers: int
-    num_directions: int
-    hidden_size: int
-    state_size: int
-    has_bias: bool
-    dropout: float
-    batch_first: bool
-
-    @classmethod
-    def of(cls, module: nn.RNNBase) -> Shape:
-        """The shape of a fused module as it is now."""
-        return cls(
-            mode=module.mode,
-            num_layers=module.num_layers,
-            num_directions=2 if module.bidirectional else 1,
-            hidden_size=module.hidden_size,
-            state_size=module.proj_size or module.hidden_size,
-            has_bias=module.bias,
-            dropout=float(module.dropout) if module.training and module.num_layers > 1 else 0.0,
-            batch_first=module.batch_first,
-        )
-
-    @property
-    def kind(self) -> str:
-        """The kind as the run log names it: ``RNN``, ``LSTM`` or ``GRU``."""
-        return "RNN" if self.mode.startswith("RNN") else self.mode
-
-    @property
-    def weights_per_direction(self) -> int:
-        """How many flat weights one layer has in one direction."""
-        return 2 + 2 * self.has_bias + (self.state_size != self.hidden_size)
-
-
-Edge = tuple[Node, int]
-"""The place in the graph where a tensor was made. It stays right when the tensor is changed in place later."""
-
-
-def edge_of(tensor: Tensor | None) -> Edge | None:
-    """Where a tensor was made; None of a leaf."""
-    if tensor is None or tensor.grad_fn is None:
-        return None
-    return tensor.grad_fn, tensor.output_nr
-
-
-def is_handed_over(state: Tensor | None) -> bool:
-    """Whether a state is a leaf that asks for a gradient and is no parameter: somebody may hand its gradient back by hand."""
-    return state is not None and state.is_leaf and state.requires_grad and not isinstance(state, nn.Parameter)
+from lightning_gradwatch.recurrent.gradient_slot import GradientSlot
+from lightning_gradwatch.recurrent.graph.edges import Edge, edge_of
+from lightning_gradwatch.recurrent.limit import Limit
+from lightning_gradwatch.recurrent.shape import Shape
+from lightning_gradwatch.recurrent.trail import Trail
+from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,118 +21,6 @@ class Edges:
     input: Edge | None
     given: tuple[Edge | None, ...]
     made: tuple[Edge | None, ...]
-
-
-class GradientSlot:
-    """Keeps the gradient that autograd shows it.
-
-    It holds nothing but gradients: a hook that led back to the call would close the cycle output → hook → call →
-    output, which only the garbage collector frees.
-    """
-
-    __slots__ = ("_gradients", "_view")
-    _paused: ClassVar[bool] = False
-
-    def __init__(self) -> None:
-        self._gradients: list[Tensor] = []
-        self._view: _View | None = None
-
-    def __call__(self, gradient: Tensor | None) -> None:
-        if gradient is not None and not GradientSlot._paused:
-            self._gradients.append(gradient)
-
-    def watch(self, tensor: Tensor) -> None:
-        """Be shown what arrives at a tensor that needs a gradient.
-
-        A hook on the operation that made it runs after all of the tensor's own: what a model's hook makes of the gradient
-        (clamps it, say) is what flows on, and what is kept.
-        """
-        node, number = tensor.grad_fn, tensor.output_nr
-        if node is None:
-            tensor.register_hook(self)
-        else:
-            node.register_prehook(_OfResult(self, number))  # pyright: ignore[reportArgumentType]
-
-    def watch_result(self, tensor: Tensor) -> None:
-        """The same of what an operator returned and nobody has used yet.
-
-        It may be another view of all that the operator made (transposed, without a batch). Changing such a view in place takes it
-        out of the graph and leaves what it is a view of, so that this is what is watched.
-        """
-        base = tensor._base
-        if base is None or base.grad_fn is None or base.numel() != tensor.numel():
-            self.watch(tensor)
-            return
-        self._view = _View.of(tensor, base)
-        self.watch(base)
-
-    @classmethod
-    @contextmanager
-    def paused(cls) -> Generator[None]:
-        """Have no slot keep anything: what runs through the graph now is no backward pass of the training."""
-        cls._paused = True
-        try:
-            yield
-        finally:
-            cls._paused = False
-
-    @classmethod
-    def is_paused(cls) -> bool:
-        """Whether what runs through the graph now is no backward pass of the training."""
-        return GradientSlot._paused
-
-    @property
-    def arrived(self) -> bool:
-        """Whether a gradient was shown."""
-        return bool(self._gradients)
-
-    def value(self) -> Tensor | None:
-        """The gradient, summed where several backward passes sent one; None if none arrived."""
-        if not self._gradients:
-            return None
-        total = self._gradients[0]
-        for gradient in self._gradients[1:]:
-            total = total + gradient
-        return total if self._view is None else self._view.of_gradient(total)
-
-    def clear(self) -> None:
-        """Forget what was kept."""
-        self._gradients.clear()
-
-
-class _OfResult:
-    """Shows a slot the gradient of one of the results of an operation."""
-
-    __slots__ = ("_number", "_slot")
-
-    def __init__(self, slot: GradientSlot, number: int) -> None:
-        self._slot, self._number = slot, number
-
-    def __call__(self, gradients: Sequence[Tensor | None]) -> None:
-        self._slot(gradients[self._number])
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """How a tensor lies in another one of as many elements."""
-
-    size: torch.Size
-    stride: tuple[int, ...]
-    offset: int
-    base_size: torch.Size
-    base_stride: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tensor: Tensor, base: Tensor) -> _View:
-        offset = int(tensor.storage_offset() - base.storage_offset())
-        return cls(tensor.size(), tensor.stride(), offset, base.size(), base.stride())
-
-    def of_gradient(self, gradient: Tensor) -> Tensor:
-        """The view's part of the other one's gradient, which may lie in memory in another way."""
-        if gradient.stride() != self.base_stride:
-            laid_out = gradient.new_empty_strided(self.base_size, self.base_stride)
-            gradient = laid_out.copy_(gradient)
-        return gradient.as_strided(self.size, self.stride, int(gradient.storage_offset()) + self.offset)
 
 
 @dataclass(slots=True)
@@ -337,50 +153,3 @@ class RecurrentCall(WeaklyHeld):
         for tensor, slot in pairs:
             if tensor is not None and tensor.requires_grad:
                 slot.watch_result(tensor)
-
-
-def read_call(
-    name: str,
-    index: int,
-    module: nn.RNNBase,
-    inputs: tuple[object, ...],
-    outputs: object,
-    rng_state: Tensor | None,
-    doubt: str | None = None,
-) -> RecurrentCall:
-    """A call from what a forward hook is shown.
-
-    Raises:
-        TypeError: the module's forward takes or returns something other than PyTorch's own does.
-    """
-    source, hx = inputs[0], inputs[1] if len(inputs) > 1 else None
-    if not isinstance(outputs, tuple) or len(outputs) != 2:  # pyright: ignore[reportUnknownArgumentType]
-        raise TypeError(f"its forward returned {type(outputs).__name__}, not (output, state)")
-    result, state = outputs  # pyright: ignore[reportUnknownVariableType]
-    h_n, c_n = state if isinstance(state, tuple) else (state, None)  # pyright: ignore[reportUnknownVariableType]
-    h0, c0 = hx if isinstance(hx, tuple | list) else (hx, None)  # pyright: ignore[reportUnknownVariableType]
-    packed = source if isinstance(source, PackedSequence) else None
-    given = packed.data if packed is not None else source
-    made = result.data if isinstance(result, PackedSequence) else result  # pyright: ignore[reportUnknownVariableType]
-    if not (isinstance(given, Tensor) and isinstance(made, Tensor) and isinstance(h_n, Tensor)):
-        raise TypeError("its forward takes or returns something other than tensors and packed sequences")
-    if isinstance(result, PackedSequence) != (packed is not None):
-        raise TypeError("its forward packs the sequences itself")
-    return RecurrentCall(
-        module=name,
-        index=index,
-        shape=Shape.of(module),
-        weights=tuple(module._flat_weights),  # pyright: ignore[reportPrivateUsage, reportArgumentType]
-        input=given,
-        h0=h0 if isinstance(h0, Tensor) else None,
-        c0=c0 if isinstance(c0, Tensor) else None,
-        output=made,
-        h_n=h_n,
-        c_n=c_n if isinstance(c_n, Tensor) else None,
-        batch_sizes=packed.batch_sizes if packed is not None else None,
-        sorted_indices=packed.sorted_indices if packed is not None else None,
-        unsorted_indices=packed.unsorted_indices if packed is not None else None,
-        rng_state=rng_state,
-        doubt=doubt,
-        limit=getattr(made.grad_fn, "limit", None),
-    )

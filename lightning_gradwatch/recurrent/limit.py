@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.recurrent.call import GradientSlot
+from lightning_gradwatch.recurrent.pause import is_paused
 
 
 class Limit:
@@ -34,7 +34,7 @@ class Limit:
 
     def hook(self, gradient: Tensor) -> Tensor | None:
         """For a tensor in the graph. It rests while GradWatch follows a gradient that is none of the training's."""
-        if GradientSlot.is_paused():
+        if is_paused():
             return None
         return gradient * self._coefficient(gradient)
 
@@ -53,6 +53,6 @@ class Limit:
         wide = torch.float32 if gradient.device.type == "mps" else torch.float64
         norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True, dtype=wide)
         coefficient = (self.factor * self.bound / norm).clamp_(max=1.0)
-        if not GradientSlot.is_paused():
+        if not is_paused():
             self._coefficients.append(coefficient)
         return coefficient.to(gradient.dtype)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_gradwatch.recurrent.call import Shape
 from lightning_gradwatch.recurrent.limit import Limit
+from lightning_gradwatch.recurrent.shape import Shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lightning_gradwatch.recurrent.call import GradientSlot
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.loops import tensors
 from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.recurrent.graph.between import nodes_until
+from lightning_gradwatch.recurrent.pause import is_paused
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class FirstLook:
     def _listen(self, name: str, call: int, node: Node, number: int) -> None:
         def arrives(gradients: Sequence[Tensor | None]) -> None:
             gradient = gradients[number]
-            if gradient is not None and self.backward is None and self._handles and not GradientSlot.is_paused():
+            if gradient is not None and self.backward is None and self._handles and not is_paused():
                 self._arrives(name, call, node, gradient)
 
         node.register_prehook(arrives)  # pyright: ignore[reportArgumentType]

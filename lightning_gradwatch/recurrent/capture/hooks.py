@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradwatch.recurrent.call import RecurrentCall, read_call
+from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.capture.direct_calls import hear_direct_calls
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.hook_order import FirstHooks
 from lightning_gradwatch.recurrent.capture.inner_calls import InnerCalls, has_own_forward
 from lightning_gradwatch.recurrent.capture.loops import Loops
+from lightning_gradwatch.recurrent.capture.read_call import read_call
 from lightning_gradwatch.recurrent.capture.slots import Slots
 from lightning_gradwatch.recurrent.capture.taps import listen
 from lightning_gradwatch.recurrent.loop import Loop

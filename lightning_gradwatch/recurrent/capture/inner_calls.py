@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_gradwatch.recurrent.call import RecurrentCall, Shape
+from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.capture.direct_calls import own_forward
+from lightning_gradwatch.recurrent.shape import Shape
 
 _OPERATORS = {getattr(torch._VF, name): name for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}  # type: ignore[attr-defined]
 

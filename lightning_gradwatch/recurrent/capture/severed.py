@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.recurrent.call import Edge, RecurrentCall, edge_of, is_handed_over
+from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.graph.edges import Edge, edge_of
 from lightning_gradwatch.recurrent.graph.latest import Latest
 from lightning_gradwatch.recurrent.graph.slices import have_common_origin
+from lightning_gradwatch.recurrent.initial_state import is_handed_over
 from lightning_gradwatch.recurrent.loop import Loop
 
 FEW = 3

@@ -7,7 +7,6 @@ one matrix product each. Where nothing is bounded, it agrees with PyTorch's to r
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Adjoint, Ends, Weights
+from lightning_gradwatch.recurrent.adjoint.quiet import without_warnings
 from lightning_gradwatch.recurrent.adjoint.rnn import RNNAdjoint
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.control.omega import Omega
@@ -32,7 +32,7 @@ class Rule:
     omega: Omega | None = None
 
 
-def rehang(call: RecurrentCall, rule: Rule) -> tuple[Tensor, Tensor, Tensor | None]:
+def reattach(call: RecurrentCall, rule: Rule) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output, h_n and c_n of a call with the same values, whose gradient follows the rule.
 
     They are copies: a model may change them in place, and the backward needs them as they were.
@@ -68,10 +68,7 @@ class _Bounded(torch.autograd.Function):
         source, output, h0, c0, *weights = ctx.saved_tensors
         call = replace(ctx.call, input=source, output=output, h0=h0, c0=c0, weights=tuple(weights))
         wanted = ctx.needs_input_grad[3]
-        with warnings.catch_warnings(), torch.autocast(source.device.type, enabled=False):
-            # The user's own forward gives these once where they are due.
-            warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
-            warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
+        with without_warnings(), torch.autocast(source.device.type, enabled=False):
             back = _Back(call, ctx.rule, *gradients)
             back.run(with_input=wanted)
         found = [back.source if wanted else None, None, back.h0, back.c0, *back.weights]

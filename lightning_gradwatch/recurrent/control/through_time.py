@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradwatch.recurrent.call import read_call
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.inner_calls import has_own_forward
 from lightning_gradwatch.recurrent.capture.loops import tensors
 from lightning_gradwatch.recurrent.capture.modules import plain_name
+from lightning_gradwatch.recurrent.capture.read_call import read_call
 from lightning_gradwatch.recurrent.capture.scripted import scripted
 from lightning_gradwatch.recurrent.capture.taps import listen
-from lightning_gradwatch.recurrent.control.bounded_backward import Rule, rehang
+from lightning_gradwatch.recurrent.control.bounded_backward import Rule, reattach
 
 
 class ThroughTime:
@@ -109,7 +109,7 @@ class ThroughTime:
         if not call.output.requires_grad:
             return None
         self.seen = True
-        output, h_n, c_n = rehang(call, self.rule)
+        output, h_n, c_n = reattach(call, self.rule)
         packed = outputs[0]
         if isinstance(packed, PackedSequence):
             output = packed._replace(data=output)

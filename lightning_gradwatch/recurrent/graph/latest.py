@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch.autograd.graph import Node
 
-from lightning_gradwatch.recurrent.call import Edge
-from lightning_gradwatch.recurrent.measure.lags import below, number, oldest
+from lightning_gradwatch.recurrent.graph.edges import Edge, below, number, oldest
 
 
 class Latest:

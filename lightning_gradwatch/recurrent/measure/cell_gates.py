@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lightning_gradwatch.forward import Saturation
 from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Adjoint, Weights
-from lightning_gradwatch.recurrent.call import Shape
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
 from lightning_gradwatch.recurrent.measure.gates import GateCount
 from lightning_gradwatch.recurrent.measure.gradient_norm import local
+from lightning_gradwatch.recurrent.shape import Shape
 from lightning_gradwatch.thresholds import SUSPICIOUS_SHARE
 
 _MODES = {"RNN": ("RNN_TANH", "RNN_RELU"), "LSTM": ("LSTM",), "GRU": ("GRU",)}

@@ -13,14 +13,15 @@ from torch import Tensor
 from lightning_gradwatch.forward import Saturation
 from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import Floats, Profile
-from lightning_gradwatch.recurrent.call import RecurrentCall, is_handed_over
+from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.chain import Chain
+from lightning_gradwatch.recurrent.initial_state import is_handed_over, is_truncated
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, REVERSE, Layout, pick_sequences
-from lightning_gradwatch.recurrent.loop import Loop, loop_profiles
+from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.measure import equal_ends
 from lightning_gradwatch.recurrent.measure.anchors import Anchors, lags
 from lightning_gradwatch.recurrent.measure.cell_gates import get_nothing, look_at_gates
-from lightning_gradwatch.recurrent.measure.chain import (
-    Chain,
+from lightning_gradwatch.recurrent.measure.chain_gradients import (
     Norms,
     arrived,
     as_one,
@@ -29,6 +30,7 @@ from lightning_gradwatch.recurrent.measure.chain import (
     without_ends,
 )
 from lightning_gradwatch.recurrent.measure.direction import DirectionSweep
+from lightning_gradwatch.recurrent.measure.loop_profiles import loop_profiles
 from lightning_gradwatch.recurrent.measure.rows import MIXED
 from lightning_gradwatch.recurrent.measure.sweep import CHUNK, Sweep, sweep
 from lightning_gradwatch.thresholds import SUSPICIOUS_SHARE
@@ -88,7 +90,7 @@ def _saturation(call: RecurrentCall, swept: Sweep, chunk: int) -> Saturations | 
 def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None = None) -> list[Profile]:
     """The profiles of a swept call, lowest layer first; for an LSTM one of h and one of c, which share the lagged curves."""
     found: list[Profile] = []
-    truncated = is_cut_off(call.h0) or is_cut_off(call.c0)
+    truncated = is_truncated(call.h0) or is_truncated(call.c0)
     runs = equal_ends.of_call(call, swept.layout, CHUNK)
     from_loss = [_by_time(_sent(one), swept.layout, d) for d, one in enumerate(swept.directions[-1])]
     for layer, pair in enumerate(swept.directions):
@@ -228,7 +230,7 @@ def _of_chain(
             curves=curves[layer],
             inexact_reason=reason,
             layers=first.shape.num_layers,
-            truncated=is_cut_off(first.h0) or is_cut_off(first.c0),
+            truncated=is_truncated(first.h0) or is_truncated(first.c0),
             handed_over=_is_handed_over(first),
             ends=ends,
             fused=False,
@@ -247,11 +249,6 @@ def _steps(chain: Chain) -> list[Tensor | None]:
     if chain.calls[0].input.dim() < 3:
         return []
     return [x for call in chain.calls for x in call.input.unbind(call.time_dim())]
-
-
-def is_cut_off(state: Tensor | None) -> bool:
-    """Whether an initial state says something and yet comes without a graph: then what made it is out of the gradient's reach."""
-    return state is not None and not state.requires_grad and bool(state.detach().any())
 
 
 def _is_handed_over(call: RecurrentCall) -> bool:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from lightning_gradwatch.recurrent.call import Edge, GradientSlot, RecurrentCall
-from lightning_gradwatch.recurrent.measure.lags import obstacle
+from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.graph.edges import Edge
+from lightning_gradwatch.recurrent.graph.second_pass import obstacle
+from lightning_gradwatch.recurrent.pause import paused
 
 MIXED = (
     "between its calls a row of the state comes from other rows (a new order, a norm over the batch), and a row was only taken to be the "
@@ -43,7 +45,7 @@ def _back(sent: Sequence[tuple[Edge, Tensor]], made: Sequence[Edge]) -> Sequence
     ones = [torch.zeros_like(state) for _, state in sent]
     for one in ones:
         one[:, ::2] = 1.0
-    with GradientSlot.paused():
+    with paused():
         return torch.autograd.grad(
             [GradientEdge(*edge) for edge, _ in sent],
             [GradientEdge(*edge) for edge in made],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,12 +11,14 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Weights
-from lightning_gradwatch.recurrent.call import GradientSlot, RecurrentCall
+from lightning_gradwatch.recurrent.adjoint.quiet import without_warnings
+from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
 from lightning_gradwatch.recurrent.layout import FORWARD, Layout, pick_sequences
 from lightning_gradwatch.recurrent.measure.anchors import Anchors, choose_anchors, smallest_normal, too_small
 from lightning_gradwatch.recurrent.measure.direction import Boundary, DirectionSweep
 from lightning_gradwatch.recurrent.measure.reached import reached_sequences
+from lightning_gradwatch.recurrent.pause import paused
 
 CHUNK = 256
 """Timesteps whose gates are held at once: it bounds the memory that a sweep needs."""
@@ -75,10 +76,7 @@ def sweep(
 
 def _run(call: RecurrentCall, layout: Layout, anchors: Anchors, *, chunk: int, gates: bool, saturation: bool) -> _Stack:
     stack = _Stack(call, layout, anchors, chunk, gates, saturation)
-    with warnings.catch_warnings(), GradientSlot.paused():
-        # The user's own forward gives these once where they are due.
-        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
-        warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
+    with without_warnings(), paused():
         if call.shape.num_directions == 1:
             stack.sweep_unidirectional()
         else:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Ends, Weights
-from lightning_gradwatch.recurrent.call import Shape
+from lightning_gradwatch.recurrent.shape import Shape
 
 T, B, INPUT, HIDDEN = 5, 3, 2, 4
 

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import Capture, loop_profiles, measure_lags
-from lightning_gradwatch.recurrent.call import GradientSlot
-from lightning_gradwatch.recurrent.measure import lags
+from lightning_gradwatch.recurrent.graph import second_pass
+from lightning_gradwatch.recurrent.pause import is_paused
 
 TIME, BATCH, WIDTH = 6, 3, 5
 
@@ -159,8 +159,8 @@ def test_code_of_the_users_in_the_loop_runs_back_once(code: str) -> None:
 @pytest.mark.parametrize("code", [None, *CODE])
 def test_a_pytorch_that_does_not_show_hooks_leaves_the_lags_out(code: str | None, monkeypatch) -> None:
     """Before PyTorch 2.10 it cannot be told what would run twice: nothing does, and the reason is given."""
-    monkeypatch.setattr(lags, "TELLS_HOOKS", False)
-    monkeypatch.setattr(lags, "_unpack_hooks", lambda node: iter(()))
+    monkeypatch.setattr(second_pass, "TELLS_HOOKS", False)
+    monkeypatch.setattr(second_pass, "_unpack_hooks", lambda node: iter(()))
     model = Model(True, CODE[code][0] if code else None)
     model.loss()[0].backward()
     expected, Counts.runs = Counts.runs, 0
@@ -175,7 +175,7 @@ def test_a_pytorch_that_starts_at_no_edge_leaves_the_lags_out(monkeypatch) -> No
     model = Model(True)
     torch.manual_seed(0)
     expected = measured(model)
-    monkeypatch.setattr(lags, "STARTS_AT_EDGES", False)
+    monkeypatch.setattr(second_pass, "STARTS_AT_EDGES", False)
     torch.manual_seed(0)
     found = measured(model)
     assert "before 2.5" in str(found.inexact_reason)
@@ -218,7 +218,7 @@ def test_a_second_pass_that_fails_leaves_the_backward_pass_alone() -> None:
         return made
 
     def refuse(gradients: tuple[Tensor, ...]) -> None:
-        if GradientSlot.is_paused():
+        if is_paused():
             raise ValueError("not twice\nand more")
 
     model = Model(True, refuses)

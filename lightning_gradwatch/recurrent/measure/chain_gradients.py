@@ -4,58 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.recurrent.call import GradientSlot, RecurrentCall
-from lightning_gradwatch.recurrent.measure.chain_lags import Gradients
+from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.chain import Chain
+from lightning_gradwatch.recurrent.gradient_slot import GradientSlot
 from lightning_gradwatch.recurrent.measure.reached import reached_sequences
 from lightning_gradwatch.recurrent.measure.sweep import TOLERANCES, Sweep, sweep
-
-
-@dataclass(slots=True)
-class Chain:
-    """Calls of which each begins with what the one before ended with, itself or changed by operations in the graph.
-
-    Args:
-        plain: nothing lies between them, and nothing of one is an input of a later one: they are as one call would be.
-        unfollowed: why there is no trail.
-    """
-
-    calls: list[RecurrentCall]
-    plain: bool = True
-    unfollowed: str | None = None
-
-    @property
-    def module(self) -> str:
-        """The module's qualified name."""
-        return self.calls[0].module
-
-    @property
-    def index(self) -> int:
-        """Which sequence of the module within the step."""
-        return self.calls[0].index
-
-    @index.setter
-    def index(self, value: int) -> None:
-        self.calls[0].index = value
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done when the first call ran."""
-        return self.calls[0].step
-
-    def starts(self) -> list[tuple[RecurrentCall, int]]:
-        """Each call with the timestep at which it begins."""
-        return list(zip(self.calls, accumulate(self.lengths(), initial=0), strict=False))
-
-    def lengths(self) -> list[int]:
-        """Timesteps of each call."""
-        return [call.timesteps() for call in self.calls]
+from lightning_gradwatch.recurrent.trail import Gradients
 
 
 @dataclass(slots=True)

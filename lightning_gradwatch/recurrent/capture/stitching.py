@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.chain import Chain
 from lightning_gradwatch.recurrent.graph.latest import Latest
 from lightning_gradwatch.recurrent.loop import Loop
-from lightning_gradwatch.recurrent.measure.chain import Chain
 
 BIDIRECTIONAL = "its state goes on from call to call, and calls of a bidirectional module are measured each by itself"
 PACKED = "its state goes on from call to call, and calls with packed sequences are measured each by itself"

@@ -1,0 +1,98 @@
+"""Whether a part of the graph may be run through once more within the training's own backward pass, without being felt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from lightning_gradwatch.recurrent.graph.edges import Edge, below, number, oldest
+
+PURE = ("torch._functorch", "torch._dynamo", "torch.autograd.graph", "lightning_gradwatch")
+"""Whose Python code in the graph may run twice: compiled functions, ``save_on_cpu``, and our own, which rests meanwhile."""
+
+
+TELLS_HOOKS = hasattr(cast("Any", torch)._C._autograd.SavedTensor, "unpack_hook")
+"""Whether PyTorch shows the hooks on what an operation saved for its backward pass."""
+
+
+STARTS_AT_EDGES = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 5)
+"""Whether ``autograd.grad`` can begin at a place in the graph whose tensor is gone."""
+
+
+def obstacle(tensors: Iterable[Tensor], roots: Iterable[Edge], edges: set[Edge]) -> str | None:
+    """Why a second pass from ``roots`` to the other ``edges``, where ``tensors`` were made, would be felt; None where it would not."""
+    if not STARTS_AT_EDGES:
+        return "PyTorch before 2.5 cannot run a part of the graph a second time; no lags were measured"
+    reason = _obstacle(tensors, [node for node, _ in roots], edges)
+    return None if reason is None else f"{reason}; no lags were measured"
+
+
+def _obstacle(tensors: Iterable[Tensor], roots: list[Node], edges: set[Edge]) -> str | None:
+    for tensor in tensors:
+        if tensor.retains_grad:
+            return "its states retain their gradients, which a second pass would add to"
+        if not all(is_pure(hook) for hook in hooks_on(tensor)):
+            return "a hook on its states would be called twice"
+    for node in _between(roots, edges):
+        function = getattr(type(node), "_forward_cls", None)
+        if function is not None and not is_pure(function):
+            return f"the backward of {function.__name__} in it would run twice"
+        if not TELLS_HOOKS and _saved_by(type(node)):
+            return "PyTorch before 2.10 cannot tell whether code of the model's own, as in activation checkpointing, would run twice"
+        for hook in _unpack_hooks(node):
+            if hook.__module__ == "torch.utils.checkpoint":
+                return (
+                    "a part of it is recomputed in the backward pass (activation checkpointing) and would be so twice"
+                )
+            if not is_pure(hook):
+                return "a hook on what it saves for the backward pass would be called twice"
+    return None
+
+
+def hooks_on(tensor: Tensor) -> list[Any]:
+    """The backward hooks of a tensor."""
+    return list((tensor._backward_hooks or {}).values())
+
+
+def is_pure(code: Any) -> bool:
+    """Whether running it twice in one backward pass changes nothing."""
+    owner = getattr(code, "__self__", None)
+    module = code.__module__ if owner is None else type(owner).__module__
+    return (module or "").startswith(PURE)
+
+
+def _between(roots: list[Node], edges: set[Edge]) -> list[Node]:
+    """The nodes through which ``roots`` hang on the other states: children first."""
+    states, first = {node for node, _ in edges}, oldest(edges)
+    leads: dict[Node, bool] = {}
+    stack = [(node, False) for node in roots]
+    while stack:
+        node, entered = stack.pop()
+        children = [child for child, _ in below(node) if number(child) >= first]
+        if entered:
+            leads[node] = any(child in states or leads[child] for child in children)
+        elif node not in leads:
+            leads[node] = False
+            stack.append((node, True))
+            stack += [(child, False) for child in children]
+    return [node for node, does in leads.items() if does]
+
+
+def _unpack_hooks(node: Node) -> Iterator[Any]:
+    """The hooks that bring back what an operation saved for its backward pass."""
+    for name in _saved_by(type(node)):
+        saved = getattr(node, name)
+        for one in saved if isinstance(saved, tuple) else (saved,):
+            hook = getattr(cast("Any", one), "unpack_hook", None)
+            if hook is not None:
+                yield hook
+
+
+@cache
+def _saved_by(kind: type) -> list[str]:
+    return [name for name in dir(kind) if name.startswith("_raw_saved")]

@@ -103,7 +103,7 @@ def bad_loss(value: float, moment: Moment, context: Context, sizes: Collection[i
     lead = f"The loss is {value}" + (" although every recurrent input and state is finite" if sizes else "")
     if entries and math.isnan(value) and math.isnan(entries[0].value):
         return _loss_event(value, moment, f"{lead}, and the batch holds a NaN: {entries[0].told}.", _FILL)
-    found = suspects(nodes_until([None if context.loss is None else context.loss.grad_fn], states))
+    found = suspects(nodes_until([None if context.loss is None else context.loss.grad_fn], states), of_loss=True)
     parts = [f"{lead}.", _of_batch(entries), _came_from(context), told(found)]
     return _loss_event(value, moment, " ".join(filter(None, parts)), _mend(found, entries))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
@@ -94,28 +95,50 @@ _POSSIBLE = {
 
 _HIDING = {"where", "nan_to_num", "masked_fill"}
 
+_EMPTY = Suspect(
+    "a tensor without entries",
+    "has a mean of NaN",
+    "Leave the term out where its mask selects nothing, or divide a sum by mask.sum().clamp(min=1).",
+)
+_IGNORED = Suspect(
+    "cross_entropy (nll_loss)",
+    "is NaN where ignore_index leaves it no target",
+    "Leave out batches without a target, or take reduction='sum' and divide by the number of targets, at least 1.",
+)
+_MEAN = 1
+"""How PyTorch numbers the reduction of a loss to its mean."""
 
-def suspects(nodes: Iterable[Node]) -> list[Suspect]:
+
+def suspects(nodes: Iterable[Node], *, of_loss: bool = False) -> list[Suspect]:
     """Those among the nodes, each once: your own functions, then the likely ones, then the possible ones; nearest first in each.
 
     Args:
         nodes: as :func:`nodes_between` gives them, nearest to the loss first.
+        of_loss: whether the loss itself is not finite, and not only what it sends back.
     """
     own: dict[str, Suspect] = {}
     sure: dict[str, Suspect] = {}
     possible: dict[str, Suspect] = {}
-    for node in nodes:
+    last: list[Suspect] = []
+    for place, node in enumerate(nodes):
         name = _plain(node.name())
         made = _own_function(node)
         if made is not None:
             own.setdefault(made.name, made)
+        elif of_loss and _is_empty(node):
+            return [_EMPTY]
+        elif of_loss and name.startswith("NllLoss") and getattr(node, "_saved_reduction", None) == _MEAN:
+            possible.setdefault(_IGNORED.name, _IGNORED)
         elif name in _SURE and not (name == "Pow" and _is_smooth(node)):
             sure.setdefault(_SURE[name].name, _SURE[name])
+        elif name == "Div" and of_loss and place and _divides_by_constant(node):  # Lightning's own stands first
+            last = [_POSSIBLE[name]]
         elif name in _POSSIBLE and (name != "Div" or not _divides_by_constant(node) or _HIDING & possible.keys()):
             possible.setdefault(_POSSIBLE[name].name, _POSSIBLE[name])
     if own or sure:  # what hides a NaN needs another that made it, and then belongs to the story
         possible = {name: one for name, one in possible.items() if name in _HIDING}
-    return [*own.values(), *sure.values(), *possible.values()][:MOST_NAMED]
+    found = [*own.values(), *sure.values(), *possible.values()]
+    return (found or last)[:MOST_NAMED]
 
 
 def told(found: list[Suspect]) -> str:
@@ -140,6 +163,12 @@ def _is_smooth(power: Node) -> bool:
     """Whether its exponent, where that is a number, gives it a finite slope everywhere."""
     exponent = getattr(power, "_saved_exponent", None)  # a number outlives the backward pass, a tensor does not
     return isinstance(exponent, int | float) and (exponent >= 1 or exponent == 0)
+
+
+def _is_empty(node: Node) -> bool:
+    """Whether what the operation made has no entries."""
+    made: Any = node._input_metadata  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
+    return any(0 in one.shape for one in made)
 
 
 def _divides_by_constant(node: Node) -> bool:

@@ -138,6 +138,12 @@ def _outlives(found: Evidence) -> Said | None:
     followed = found.horizon + 1  # the longest lag seen, which the sequence need not be
     of = "" if followed >= found.timesteps else f" over which it could be followed, of {found.timesteps}"
     seen = min(followed, found.timesteps)
+    due = min([found.real_timesteps, *(reached for reached, _ in found.dues)])
+    if followed < VANISHING_SHARE * due:
+        return (
+            Verdict.UNDECIDED,
+            f"The gradient could be followed over {seen} of {found.timesteps} timesteps only, too few to judge.",
+        )
     return Verdict.HEALTHY, f"The gradient stays above 1 % for all of the {seen} timesteps{of}{_speed(found)}."
 
 
@@ -213,7 +219,8 @@ HANDED_OVER = (
 def _fall(found: Evidence) -> str:
     real = found.real_timesteps
     rest = "" if real == found.timesteps else f" (at {found.timesteps - real} more the inputs are equal, as in padding)"
-    return f"The gradient falls under 1 % after {found.horizon} of {real} timesteps{rest}{_speed(found)}"
+    of = f" of {real} timesteps" if (found.horizon or 0) <= real else f" timesteps, more than the {real} that count"
+    return f"The gradient falls under 1 % after {found.horizon}{of}{rest}{_speed(found)}"
 
 
 def _low(found: Evidence) -> str:

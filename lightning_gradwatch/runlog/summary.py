@@ -131,5 +131,6 @@ def _unseen(module: str, event: Record, events: int) -> LayerSummary:
         samples=0,
         events=events,
         verdict=_UNSEEN[event["kind"]],
-        sentence=event.get("message") or "It was not observed.",
+        sentence=(event.get("message") or "").removeprefix(f"{module} was not observed.").strip()
+        or "It is not known why.",
     )

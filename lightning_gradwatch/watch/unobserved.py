@@ -11,6 +11,7 @@ from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.discovery import is_outside
+from lightning_gradwatch.recurrent.capture.hooks import FROZEN
 from lightning_gradwatch.recurrent.capture.modules import added, discover
 from lightning_gradwatch.watch.observation import Collector
 
@@ -19,7 +20,19 @@ _ADDED_REMEDY = (
     "Make it in __init__ or configure_model, or train on in a fit of its own: each fit looks for the modules anew."
 )
 
+UNUSED = "no loss reached its output"
+
 _SCRIPTED_REMEDY = "Leave it unscripted while it trains, and script it afterwards: the weights are the same."
+
+_FROZEN_REMEDY = (
+    "If it is frozen on purpose, there is nothing to do. Otherwise let it train: "
+    "module.requires_grad_(True), outside of no_grad()."
+)
+
+_UNUSED_REMEDY = "If it should be trained, let what it returns reach the loss; if not, there is nothing to do."
+
+_REMEDIES = {FROZEN: _FROZEN_REMEDY, UNUSED: _UNUSED_REMEDY}
+"""Where the reason is known, what helps against that one."""
 
 
 class Unobserved:
@@ -78,7 +91,7 @@ class Unobserved:
     def end_step(self, capture: Capture, observed: Collection[str]) -> None:
         """Note why calls of this step were not observed, while the gradients are there."""
         for call in capture.calls:
-            capture.unseen.setdefault(call.module, "no loss reached its output")
+            capture.unseen.setdefault(call.module, UNUSED)
         for name, module in capture.modules.items():
             if name not in observed and any(p.grad is not None for p in module.parameters()):
                 self._called_around.add(name)
@@ -103,4 +116,6 @@ class Unobserved:
         fields = {"module": name, "detail": f"{reason[0].upper()}{reason[1:]}."}
         if name in self.reasons:
             fields["remedy"] = _SCRIPTED_REMEDY
+        elif reason in _REMEDIES:
+            fields["remedy"] = _REMEDIES[reason]
         return moment.event(EventKind.NOT_OBSERVED, **fields)

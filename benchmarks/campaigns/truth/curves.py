@@ -7,6 +7,7 @@ import re
 
 from benchmarks.campaigns.truth.sentences import SAID, Context
 from benchmarks.campaigns.truth.verdicts import GROWN, Words, of_late
+from lightning_gradwatch.thresholds import VANISHING_SHARE
 
 # ------------------------------------------------------------------ how far, how fast
 
@@ -31,8 +32,8 @@ _RATE = "growth rate <n:rate> nats per timestep«: <how:words>»"
 _SPREAD = "<int:shortest> to« over» <int:longest> in the last <int:of> samples"
 _SPEED = f"« («{_SPREAD}»«; »«{_RATE}»)»"
 _FALL = (
-    "The gradient falls under 1 % after <n:h> of <int:t> timesteps« (at <int:more> more the inputs are equal, "
-    "as in padding)»" + _SPEED
+    "The gradient falls under 1 % after <n:h>« of <int:t>» timesteps«, more than the <int:counted> that "
+    "count»« (at <int:more> more the inputs are equal, as in padding)»" + _SPEED
 )
 _LOW = "«, with the loss down to <n:loss> from <n:first>»"
 
@@ -75,7 +76,8 @@ def _in_words(c: Context, words: str, factor: float) -> None:
 def falls(c: Context, m: Words) -> None:
     """A horizon, the length of the sequences and how fast the gradient falls."""
     horizon(c, m["h"])
-    timesteps(c, str(int(m["t"].replace(",", "")) + int(m.get("more", "0").replace(",", ""))))
+    real = m["t"] if "t" in m else m["counted"]
+    timesteps(c, str(int(real.replace(",", "")) + int(m.get("more", "0").replace(",", ""))))
     rate(c, m)
     if "more" in m:
         found = c.truth.padding()
@@ -180,6 +182,12 @@ def _outlives_what_is_seen(c: Context, m: Words) -> None:
     found = c.between(lambda one: one.reached)
     if found is not None:
         c.number(m["seen"], 1, found[1], "how far it can be followed")
+
+
+@SAID("The gradient could be followed over <int:seen> of <int:t> timesteps only, too few to judge.")
+def _seen_too_little(c: Context, m: Words) -> None:
+    timesteps(c, m["t"])
+    c.verdict(int(m["seen"]) < VANISHING_SHARE * int(m["t"]), "it is enough to judge")
 
 
 @SAID(f"The gradient grows <n:growth>-fold within <int:t> timesteps{_SPEED}.")

@@ -22,6 +22,9 @@ from lightning_gradwatch.recurrent.capture.slots import Slots
 from lightning_gradwatch.recurrent.capture.taps import listen
 from lightning_gradwatch.recurrent.loop import Loop
 
+FROZEN = "nothing in it needs a gradient"
+"""Why a call is not kept that could not be trained: it is frozen with all before it, or runs under ``no_grad``."""
+
 
 class Capture:
     """Watches recurrent modules. Between :meth:`begin` and :meth:`end` every forward that can train leaves a call or a loop.
@@ -176,7 +179,7 @@ class Capture:
             self.unseen[name] = str(error)
             return
         if not (call.output.requires_grad or call.h_n.requires_grad):
-            self.unseen[name] = "nothing in it needs a gradient"
+            self.unseen[name] = FROZEN
             return
         if not call.output.numel():
             self.unseen[name] = "its batch was empty"

@@ -321,8 +321,8 @@ def _clipped(c: Context, m: Words) -> None:
     "explosions."
 )
 def _habit(c: Context, m: Words) -> None:
-    c.number(m["steps"], _step(c) + 1, _step(c) + 1, "the number of steps")
-    c.verdict(2 * int(m["clipped"]) > int(m["steps"]), "it is not the rule")
+    c.number(m["steps"], 50, _step(c) + 1, "the number of steps")  # said as soon as it has become the rule
+    c.verdict(int(m["steps"]) >= int(m["clipped"]) >= 0.8 * int(m["steps"]), "it is not the rule")
 
 
 @SAID("It is the first step: <n:bound> is a bound that follows from the parameters' size alone.")

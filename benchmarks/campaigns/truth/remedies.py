@@ -115,8 +115,13 @@ helps(
 )
 helps(
     ("nothing recurrent",),
-    "Take it out, or mark the hidden states with tap().",
+    "Take it out if the model has no recurrence.",
+    "If it has one of its own, its state is not passed on from call to call, or tap() has to mark it.",
     "Mark the hidden states of a recurrence with tap().",
+)
+helps(
+    ("unmeasured",),
+    "If it should be trained, let what it returns reach the loss; if not, there is nothing to do.",
 )
 helps(("unmeasured",), "Leave it unscripted while it trains, and script it afterwards: the weights are the same.")
 

@@ -130,13 +130,14 @@ def comes_from(state: Tensor, before: Tensor) -> bool:
 
 
 def _begin_alike(uses: Sequence[Use]) -> bool:
-    """Whether all calls were given the same states. None at all is as good as zeros."""
-    starts = [() if not any(bool(state.any()) for state in use.given) else use.given for use in uses]
-    return all(
-        len(start) == len(starts[0])
-        and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(start, starts[0], strict=True))
-        for start in starts
-    )
+    """Whether all calls after the first were given the same states. None at all is as good as zeros."""
+    return all(_starts_as(use, uses[1]) for use in uses[2:])
+
+
+def _starts_as(use: Use, other: Use) -> bool:
+    """Whether two calls were given the same states."""
+    one, two = (() if not any(bool(s.any()) for s in u.given) else u.given for u in (use, other))
+    return len(one) == len(two) and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def _take_turns_in_time(uses: Sequence[Use]) -> bool:
@@ -151,7 +152,11 @@ def _sequences(use: Use) -> int:
 
 
 def _with_what(uses: Sequence[Use]) -> str:
-    given = uses[-1].given
-    if not given:
-        return "with no state given"
-    return "with the same state" if any(bool(state.any()) for state in given) else "with a state of zeros"
+    what = _state_of(uses[-1])
+    return f"with {what}" if _starts_as(uses[0], uses[1]) else f"all but the first with {what}"
+
+
+def _state_of(use: Use) -> str:
+    if not use.given:
+        return "no state given"
+    return "the same state" if any(bool(state.any()) for state in use.given) else "a state of zeros"

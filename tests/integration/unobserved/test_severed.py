@@ -60,6 +60,14 @@ def begins_trained(net: WithStart, x: Tensor) -> Tensor:
     return sum(net.rnn(x[:, t : t + 1], net.begin(x))[0].square().mean() for t in range(x.shape[1]))
 
 
+def begins_trained_from_the_second_on(net: WithStart, x: Tensor) -> Tensor:
+    state, total = torch.zeros(1, len(x), HIDDEN), 0
+    for t in range(x.shape[1]):
+        output, _ = net.rnn(x[:, t : t + 1], state)
+        state, total = net.start.expand(1, len(x), HIDDEN).contiguous(), total + output.square().mean()
+    return total
+
+
 def begins_trained_cell(net: WithStart, x: Tensor) -> Tensor:
     return sum(net.rnn(x[:, t], net.begin(x)[0]).square().mean() for t in range(x.shape[1]))
 
@@ -98,6 +106,11 @@ SEVERED: dict[str, tuple[Callable[[], nn.Module], Run, str]] = {
     "nn.GRU, no state": (gru, fused(lambda h: None), "net"),
     "nn.GRU, no state, words embedded one by one": (lambda: nn.ModuleList([nn.Embedding(2, WIDTH), gru()]), embedded, "net.1"),
     "nn.GRU, a trained state": (lambda: WithStart(gru()), begins_trained, "net.rnn"),
+    "nn.GRU, a trained state after zeros": (
+        lambda: WithStart(gru()),
+        begins_trained_from_the_second_on,
+        "net.rnn",
+    ),
 }  # fmt: skip
 
 

@@ -115,9 +115,7 @@ def _event(profile: Profile, growth: float, bound: float, moment: Moment) -> Eve
     place = outgrown(profile, bound)
     rate = growth_rate(lagged[: int(np.argmax(lagged)) + 1])
     speed = "" if rate is None else f" ({rate:+.3g} nats per timestep)"
-    cut = (
-        " It ends where the segments do: the state that comes in is cut off from its past." if profile.truncated else ""
-    )
+    cut = " It ends where the state comes in, which has no graph." if profile.truncated else ""
     return moment.event(
         EventKind.EXPLODING_HIDDEN_GRADIENT,
         module=profile.module,

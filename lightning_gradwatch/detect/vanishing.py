@@ -164,8 +164,8 @@ def _detail(
     ]
     if profile.truncated:
         parts.append(
-            "The state that comes in is cut off from its past, as in truncated backpropagation; the horizon is the limit here, not their "
-            f"length: segments longer than {profile.timesteps} would teach nothing more."
+            "The state that comes in has no graph. If it is carried over, as in truncated backpropagation, the horizon is the limit here, "
+            f"not their length: segments longer than {profile.timesteps} would teach nothing more."
         )
     if hungry:
         parts.append(

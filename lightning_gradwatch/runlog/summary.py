@@ -93,8 +93,8 @@ def _segments(found: Evidence) -> str:
         return ""
     leaf = " A gradient handed back by hand is in the totals alone." if found.handed_over else ""
     return (
-        f" The gradient flows within segments of {found.timesteps} timesteps and is cut between them: the state that comes in is "
-        f"detached from its past.{leaf}"
+        f" The state that comes in has no graph: if it is carried over, the gradient flows within segments of {found.timesteps} timesteps "
+        f"and is cut between them.{leaf}"
     )
 
 

@@ -233,6 +233,21 @@ def test_segments_are_named(pieces: int, tmp_path: Path) -> None:
     assert not told(watch)
 
 
+def test_a_first_state_of_data_has_no_past(tmp_path: Path) -> None:
+    """A cell that begins with what the batch holds, as a graph network with its nodes: of a past is spoken only conditionally."""
+
+    def passes(net: nn.Module, x: Tensor) -> Tensor:
+        h = nn.functional.pad(x.reshape(-1, WIDTH), (0, HIDDEN - WIDTH))
+        for _ in range(4):
+            h = net(h.flip(1)[:, :WIDTH], h)
+        return h.square().mean()
+
+    fit(nn.GRUCell(WIDTH, HIDDEN), passes, tmp_path)
+    (layer,) = summarise(load_run(tmp_path / "run").profile_records, [])
+    assert layer.timesteps == 4
+    assert "The state that comes in has no graph: if it is carried over," in layer.sentence
+
+
 def test_segments_of_a_tap(tmp_path: Path) -> None:
     """Tapped states that are detached every fourth step are sequences of four, none of them vanishing."""
 

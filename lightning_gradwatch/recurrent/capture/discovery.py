@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_gradwatch.recurrent.capture.direct_calls import hear_direct_calls
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
-from lightning_gradwatch.recurrent.capture.modules import plain_name
+from lightning_gradwatch.recurrent.capture.modules import beside, plain_name
 from lightning_gradwatch.recurrent.capture.slots import Slots, arguments, parameters, results
 from lightning_gradwatch.recurrent.graph.ways_up import HEAVY, MOVING, above
 
@@ -81,18 +81,10 @@ class Discovery:
         # By identity: a metric's hash changes with what it has seen.
         self._returns: MutableMapping[nn.Module, _Returns] = WeakIdKeyDictionary()
         known = set(known)
-        self._inside = {module for recurrent in known for module in recurrent.modules()}
-        self._names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary(
-            {
-                module: plain_name(name)
-                for name, module in model.named_modules()
-                if name
-                and module not in self._inside
-                and not isinstance(module, torch.jit.ScriptModule)
-                and known.isdisjoint(module.modules())
-                and (candidates is None or plain_name(name) in candidates)
-            }
-        )
+        self._names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary()
+        for module, name in beside(model, known, holding=False).items():
+            if candidates is None or name in candidates:
+                self._names[module] = name
         self._known = {id(module) for module in (*known, *model.modules())}
         self._pytorchs: set[nn.Module] = set()
         self._handles: list[RemovableHandle] = []

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, MutableMapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.loops import tensors
-from lightning_gradwatch.recurrent.capture.modules import plain_name
+from lightning_gradwatch.recurrent.capture.modules import beside
 from lightning_gradwatch.recurrent.graph.between import nodes_until
 from lightning_gradwatch.recurrent.pause import is_paused
 
@@ -77,15 +76,7 @@ class FirstLook:
         self.failure: Exception | None = None
         self._calls: Counter[str] = Counter()
         self._last: dict[str, tuple[int, float, Node]] = {}
-        inside = {module for one in known for module in one.modules()}
-        # By identity: a metric's hash changes with what it has seen.
-        self._names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary(
-            {
-                module: plain_name(name)
-                for name, module in model.named_modules()
-                if name and module not in inside and not isinstance(module, torch.jit.ScriptModule)
-            }
-        )
+        self._names = beside(model, known, holding=True)
         self._handles = [module.register_forward_hook(self._after, with_kwargs=True) for module in self._names]
 
     def close(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_gradwatch.plain import plain
 
@@ -46,6 +48,28 @@ def discover(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[st
             )
         chosen |= matching
     return chosen
+
+
+def beside(model: nn.Module, known: Collection[nn.Module], *, holding: bool) -> MutableMapping[nn.Module, str]:
+    """Module → qualified name of those of a model's modules that take hooks and are no part of ``known``; not the model itself.
+
+    By identity: a metric's hash changes with what it has seen.
+
+    Args:
+        holding: those that hold a known one, too.
+    """
+    known = set(known)
+    inside = {module for one in known for module in one.modules()}
+    return WeakIdKeyDictionary(
+        {
+            module: plain_name(name)
+            for name, module in model.named_modules()
+            if name
+            and module not in inside
+            and not isinstance(module, torch.jit.ScriptModule)
+            and (holding or known.isdisjoint(module.modules()))
+        }
+    )
 
 
 def added(found: Mapping[str, nn.Module], known: Collection[nn.Module], patterns: Sequence[str] | None) -> list[str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.loops import tensors
-from lightning_gradwatch.recurrent.capture.modules import plain_name
+from lightning_gradwatch.recurrent.capture.modules import beside
 from lightning_gradwatch.recurrent.capture.severed import FEW, comes_from
 
 
@@ -30,19 +29,7 @@ class SeveredCells:
         self._calls: Counter[str] = Counter()
         self._detached: Counter[str] = Counter()
         self._last: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-        known = set(known)
-        inside = {module for recurrent in known for module in recurrent.modules()}
-        # By identity: a metric's hash changes with what it has seen.
-        self._names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary(
-            {
-                module: plain_name(name)
-                for name, module in model.named_modules()
-                if name
-                and module not in inside
-                and not isinstance(module, torch.jit.ScriptModule)
-                and known.isdisjoint(module.modules())
-            }
-        )
+        self._names = beside(model, tuple(known), holding=False)
         self._handles = [module.register_forward_hook(self._after, with_kwargs=True) for module in self._names]
 
     def found(self) -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""See where a recurrent network's gradient vanishes or explodes while it trains, and clip it adaptively."""
+"""See where a recurrent network's gradient vanishes or explodes while it
+trains, and clip it adaptively.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used, so that reading a run log imports neither torch nor Lightning."""
+    """Import a public name when it is first used, so that reading a run log
+    imports neither torch nor Lightning.
+    """
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,5 +28,7 @@ class Parameters:
         self.others: list[Tensor] = [weight for weight in self._model.parameters() if id(weight) not in own]
 
     def norms(self, loss: Tensor | None, step: Step) -> PendingNorms | None:
-        """The norms of their gradients, on their way from the device; None where there is no gradient."""
+        """The norms of their gradients, on their way from the device;
+        None where there is no gradient.
+        """
         return gradient_norms(self.watched, self.others, loss=loss, scale=step.scale, windows=step.accumulation)

@@ -1,4 +1,6 @@
-"""What is looked for on the first step of a fit alone: cells of the model's own, and those whose state is severed."""
+"""What is looked for on the first step of a fit alone: cells of the model's own,
+and those whose state is severed.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,16 @@ class FirstStepSearch:
 
     Args:
         model: where to look.
-        modules: qualified name → module that is watched; of one that is not PyTorch's own, the states are looked for.
+        modules: qualified name → module that is watched; of one that is not PyTorch's
+            own, the states are looked for.
         capture: takes the calls.
         is_over: asked by the hooks.
         everywhere: look for cells anywhere in the model.
         severed: look for cells whose state is severed.
 
     Attributes:
-        first: the first number that is not finite that any module made or was sent back; None once the step is over.
+        first: the first number that is not finite that any module made or was sent
+            back; None once the step is over.
     """
 
     def __init__(

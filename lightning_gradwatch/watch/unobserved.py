@@ -45,7 +45,8 @@ class Unobserved:
         strict: let an error of our own through instead of making it a reason.
 
     Attributes:
-        reasons: qualified name of what TorchScript holds → why it cannot be observed, whatever happens.
+        reasons: qualified name of what TorchScript holds → why it cannot
+            be observed, whatever happens.
         measured: the modules that were.
     """
 

@@ -1,4 +1,6 @@
-"""Writes a bundle for a critical event: everything needed to repeat the step that it happened in."""
+"""Writes a bundle for a critical event: everything needed to
+repeat the step that it happened in.
+"""
 
 from __future__ import annotations
 

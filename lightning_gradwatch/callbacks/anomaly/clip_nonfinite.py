@@ -129,7 +129,9 @@ class NonFinite:
 
 
 def _shrink_recurrent_(groups: Sequence[PolicyGroup]) -> bool:
-    """Recurrent weights get 0.02 W_hh for a gradient, all others zero (Pascanu's code); false where there are none."""
+    """Recurrent weights get 0.02 W_hh for a gradient, all others zero (Pascanu's
+    code); false where there are none.
+    """
     if not any(_RECURRENT in name for group in groups for name in group.names):
         return False
     for group in groups:

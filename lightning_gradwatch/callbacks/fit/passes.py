@@ -1,4 +1,6 @@
-"""What is known of the backward passes of a fit: when each is, whether it is sampled, how its loss was scaled."""
+"""What is known of the backward passes of a fit: when each is, whether it is
+sampled, how its loss was scaled.
+"""
 
 from __future__ import annotations
 

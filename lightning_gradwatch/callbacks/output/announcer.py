@@ -1,4 +1,6 @@
-"""What is said on the terminal while a training runs: one line at once for what must not wait until its end."""
+"""What is said on the terminal while a training runs: one line at once for
+what must not wait until its end.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ ROLLED_BACK = "rolled back"
 
 
 class Announcer:
-    """Says the first critical event of each kind, and each way back to an earlier state, when it happens.
+    """Says the first critical event of each kind, and each way back to an
+    earlier state, when it happens.
 
     Args:
         silent: say nothing.

@@ -24,7 +24,9 @@ def say_findings(recorder: WatchRecorder, others: Sequence[Event], run_dir: Path
 
 
 def told_by_others(trainer: Trainer, owner: object, run_dir: Path | None) -> list[Event]:
-    """The events of the other callbacks that write into the same run log: a verdict rests on all that is in it."""
+    """The events of the other callbacks that write into the same run log: a
+    verdict rests on all that is in it.
+    """
     callbacks: list[object] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
     others = [one for one in callbacks if one is not owner and getattr(one, "run_dir", None) == run_dir]
     return [event for one in others for event in getattr(one, "events", ()) if isinstance(event, Event)]

@@ -30,18 +30,20 @@ def open_run_log(
     run_id: str | None = None,
     last: str | Path | None = None,
 ) -> RunLogWriter | None:
-    """The writer of this fit's run log, shared by all callbacks that name the same folder. A collective: call it on all ranks.
+    """The writer of this fit's run log, shared by all callbacks that name the same folder. A
+    collective: call it on all ranks.
 
     Args:
         trainer: whose fit.
         dirpath: where; None is ``<trainer.log_dir or default_root_dir>/gradwatch``.
         owner: the callback; the log is closed when its last owner closes it.
         run_id: of the run that is resumed, whose folder is then continued.
-        last: that folder; with a logger that makes a new folder for each version, it lies elsewhere than the default. A ``dirpath``
-            counts more.
+        last: that folder; with a logger that makes a new folder for each version, it lies elsewhere
+            than the default. A ``dirpath`` counts more.
 
     Returns:
-        The writer, or None where nothing can or should be written (``fast_dev_run``; an unwritable default folder, said in a warning).
+        The writer, or None where nothing can or should be written (``fast_dev_run``; an unwritable
+        default folder, said in a warning).
 
     Raises:
         ValueError: a folder that was asked for by name cannot be written.
@@ -58,8 +60,8 @@ def open_run_log(
             if held
             else _choose(base, run_id, None if dirpath is not None or last is None else Path(last))
         )
-    # Rank 0 decides, at every call: a rank whose callback failed has let go of a log that the others still hold, and a
-    # rank that took a shortcut here would leave the others waiting.
+    # Rank 0 decides, at every call: a rank whose callback failed has let go of a log that the
+    # others still hold, and a rank that took a shortcut here would leave the others waiting.
     offer = trainer.strategy.broadcast(offer)
     if offer.problem is not None:
         message = (

@@ -28,7 +28,9 @@ from lightning_gradwatch.watch.observation import Observation
 from lightning_gradwatch.watch.step import Step
 
 _COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW, EventKind.STEP_SKIPPED)
-"""What follows from the gradients of the parameters: where all ranks see the same ones, rank 0 writes it."""
+"""What follows from the gradients of the parameters: where all ranks see
+the same ones, rank 0 writes it.
+"""
 
 _NOUNS = {Severity.CRITICAL: "critical event", Severity.WARNING: "warning", Severity.INFO: "note"}
 
@@ -154,10 +156,12 @@ class WatchRecorder:
         return any(event.severity == Severity.CRITICAL for event in self.events)
 
     def summary(self, others: Sequence[Event] = ()) -> list[str]:
-        """What was found, in a few lines: per module and layer the verdict; how many events, and the first of the gravest.
+        """What was found, in a few lines: per module and layer the verdict; how many
+        events, and the first of the gravest.
 
         Args:
-            others: events that other callbacks wrote into the same run log, on which a verdict rests too.
+            others: events that other callbacks wrote into the same run
+                log, on which a verdict rests too.
         """
         self._others = list(others)
         lines = ["GradWatch: how far the gradient reaches back through time"]

@@ -5,7 +5,6 @@ vocabulary that every part reports in.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -55,6 +54,8 @@ class EventKind(StrEnum):
     NO_GRADIENT_THROUGH_TIME = "NO_GRADIENT_THROUGH_TIME"
     AMP_OVERFLOW = "AMP_OVERFLOW"
     GRADIENT_CLIPPED = "GRADIENT_CLIPPED"
+    CLIPPING_LIMITS_STEPS = "CLIPPING_LIMITS_STEPS"
+    CLIPPING_WITHOUT_EFFECT = "CLIPPING_WITHOUT_EFFECT"
     STEP_SKIPPED = "STEP_SKIPPED"
     NOT_OBSERVED = "NOT_OBSERVED"
 
@@ -165,6 +166,16 @@ _TEXTS: dict[EventKind, _Text] = {
         Severity.INFO,
         "The gradient norm {value:.4g} was clipped to {threshold:.4g}.{detail}",
         "Nothing to do: this is what clipping is for. If it happens at most steps, lower the learning rate.",
+    ),
+    EventKind.CLIPPING_LIMITS_STEPS: _Text(
+        Severity.WARNING,
+        "Clipping acts on most of the steps.{detail}",
+        "Raise the bound above the gradient norms of ordinary steps, so that it acts on a few.",
+    ),
+    EventKind.CLIPPING_WITHOUT_EFFECT: _Text(
+        Severity.WARNING,
+        "Clipping is asked for and has no effect.{detail}",
+        "Clip after the backward pass, before the step, and the parameters of the optimizer that steps.",
     ),
     EventKind.STEP_SKIPPED: _Text(
         Severity.WARNING,
@@ -293,21 +304,3 @@ class Event:
     def to_record(self) -> dict[str, Any]:
         """The event as one flat record of the run log."""
         return dataclasses.asdict(self)
-
-
-def growth_in_words(rate: float) -> str:
-    """What a growth rate makes of the gradient with each timestep back."""
-    if abs(rate) < KEEPS:
-        return "it keeps its size"
-    if rate < 0:
-        left = 100 * math.exp(rate)
-        return f"it fades, to {left:.0f} % with each" if left >= 1 else "it fades, to under 1 % with each"
-    return (
-        f"it grows, by {100 * math.expm1(rate):.2g} % with each"
-        if rate < math.log(2)
-        else f"it grows, {math.exp(rate):.3g}-fold with each"
-    )
-
-
-KEEPS = 0.005
-"""A growth rate under this, in nats per timestep, is no growth that anybody would notice."""

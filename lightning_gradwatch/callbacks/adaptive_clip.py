@@ -20,7 +20,7 @@ from lightning_gradwatch.callbacks.output.run_folder import identity
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
-from lightning_gradwatch.clip.step.state import OptimizerState
+from lightning_gradwatch.clip.step.state import OptimizerState, clip_counts
 from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, rank_zero_warn
@@ -259,6 +259,15 @@ class AdaptiveClip(Callback):
         self._restored, self._recorder.run_id = state_dict["optimizers"], state_dict["run_id"]
         last = state_dict.get("run_dir")
         self._recorder.run_dir = None if last is None else Path(last)
+
+    @property
+    def clips_by(self) -> str:
+        """In words; empty while it clips nothing."""
+        return self._groups.in_words if self._acting and not self._deferring else ""
+
+    def clip_counts(self) -> dict[int, tuple[int, int]]:
+        """Of each optimizer, by its index, how many steps were clipped, of how many."""
+        return clip_counts(self._states)
 
     def policies_in_use(self) -> list[list[ClipPolicy | TensorPolicy]]:
         """Of each optimizer the policies that hold a state of this fit."""

@@ -67,6 +67,13 @@ class Run:
         """One row per optimizer step that AdaptiveClip saw. Needs the extra ``pandas``."""
         return self._frame(self.step_records, records.STEP)
 
+    @cached_property
+    def clipping(self) -> list[Record]:
+        """What became of each optimizer's gradients between the backward pass and the step, as
+        GradWatch found when the fit ended; empty before.
+        """
+        return records.entries(self.meta.get("clipping"), records.CLIPPING)
+
     def __repr__(self) -> str:
         counts = ((self.profile_records, "profiles"), (self.event_records, "events"), (self.step_records, "steps"))
         return f"<Run {str(self.path)!r}: {', '.join(f'{len(records):,} {name}' for records, name in counts)}>"

@@ -17,13 +17,15 @@ from lightning_gradwatch.callbacks.fit.options import FitOptions
 from lightning_gradwatch.callbacks.fit.passes import BackwardPasses
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
+from lightning_gradwatch.detect.clipping import clipping_event, summarise_clipping
 from lightning_gradwatch.engine.observation import Cells, Observation
 from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import EventKind, Moment
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import describe
-from lightning_gradwatch.trainer.compat import LightningModule, Trainer, rank_zero_warn, show_in_progress_bar
+from lightning_gradwatch.trainer.clip_audit import ClipAudit
+from lightning_gradwatch.trainer.compat import LightningModule, Trainer, rank_zero_warn, say, show_in_progress_bar
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
 from lightning_gradwatch.trainer.sharding import out_of_reach
 
@@ -58,6 +60,7 @@ class FitWatch:
         self._options, self._recorder, self._steps = options, recorder, steps
         self.handling = AnomalyHandling(options.handling)
         self.passes = BackwardPasses(trainer, module, options.every_n_steps)
+        self.audit = ClipAudit(trainer, module, options.every_n_steps, self.harmless)
         self.watch: Watch | None = None
         self.run_dir: Path | None = None
         self._loss: Tensor | None = None
@@ -96,6 +99,7 @@ class FitWatch:
             unreachable = self._unreachable(modules)
             self._report_unreachable(unreachable)
             self._steps.listen(self.trainer)
+            self.audit.listen()
             reachable = {name: module for name, module in modules.items() if name not in unreachable}
             options = self._options.watch
             if unreachable:
@@ -118,8 +122,21 @@ class FitWatch:
         self._recorder.take(watch.take())  # what was found before an error in the midst of it
         if watch.steps or not broken_off:
             self._recorder.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
+        with suppress(Exception) if broken_off else nullcontext():
+            self._conclude_audit()
         nothing = watch.has_nothing() and not self._has_unreachable
         return bool((events or not nothing) and (watch.steps or events or not broken_off))
+
+    def _conclude_audit(self) -> None:
+        """Say what became of the gradients between backward pass and step: the same on all ranks,
+        and written by one.
+        """
+        found = [summarise_clipping(one) for one in self.audit.findings()]
+        self._recorder.take_clipping(found)
+        for one in found:
+            event = clipping_event(one, self.passes.moment, several=len(found) > 1)
+            if event is not None:
+                self._recorder.sink.take(event, write=self.trainer.is_global_zero)
 
     def end_watching(self) -> None:
         """Take the hooks off and close the run log. Calling it again does nothing."""
@@ -130,6 +147,7 @@ class FitWatch:
                 self._recorder.take(watch.take())
             watch.close()
             self._steps.close()
+            self.audit.close()
             if log is not None:
                 log.meta({"modules": describe(watch.capture.modules, watch.observed)})
         close_run_log(self.trainer, owner=self)
@@ -182,9 +200,16 @@ class FitWatch:
             if self.watch is not None:
                 self._take(self.watch.poll())
                 self.watch.capture.begin()
+                self.audit.begin_batch()
                 self.passes.hold(batch)
                 self.handling.keep_start(self.trainer, self.module, batch, batch_idx)
         self.passes.begin_batch(self._steps.done(self.trainer), batch_idx)
+
+    def before_zero_grad(self, optimizer: Optimizer) -> None:
+        """The gradients of the step before are about to be thrown away."""
+        if self.watch is not None:
+            with self.harmless():
+                self.audit.before_zero_grad(optimizer)
 
     def before_backward(self, loss: Tensor) -> None:
         """Keep a reference to the loss until its gradients have arrived; follow it
@@ -198,6 +223,7 @@ class FitWatch:
             else:
                 self.look()  # what a raw ``loss.backward()`` before this one left
             self._loss = loss
+            self.audit.before_backward(loss)
             self._take(self.watch.before_backward(loss, self.passes.describe(self.watch.capture.calls)))
 
     def after_backward(self) -> None:
@@ -211,6 +237,9 @@ class FitWatch:
         """
         if not self.module.automatic_optimization:
             self.after_backward()
+        with self.harmless():
+            if self.watch is not None:
+                self.audit.before_optimizer_step(optimizer)
         self._steps.announce(optimizer)
         self.handling.before_step(self.trainer, self.module, optimizer, self.passes.moment)
 
@@ -253,6 +282,7 @@ class FitWatch:
 
     def _take(self, seen: Observation) -> Observation:
         self._suspicious |= seen.suspicious
+        self.audit.count(seen.norms)
         self._recorder.take(seen)
         return seen
 
@@ -260,6 +290,9 @@ class FitWatch:
         self.look()
         self.passes.hold(None)
         seen = self._take(watch.end_step(self.passes.moment))
+        self.audit.end_batch()
+        for line in self._recorder.first_words() if self._options.first_word else ():
+            say(line)
         if seen.cells:
             self._adopt(watch, seen.cells)
         horizon = self._recorder.horizon_text()

@@ -18,6 +18,7 @@ class FitOptions:
     """GradWatch's arguments, as one fit needs them.
 
     Args:
+        first_word: say how far the gradient reaches once it has been measured.
         config: those of :data:`SEEN_BY`, for the run log and the bundles.
     """
 
@@ -26,6 +27,7 @@ class FitOptions:
     watch: WatchOptions
     handling: HandlingOptions
     config: Mapping[str, Any]
+    first_word: bool = False
 
 
 def check_patterns(modules: str | Sequence[str]) -> None:

@@ -169,7 +169,7 @@ class ClipEvidence:
         return median(factors) if alike and max(norms) > 1.1 * min(norms) else None
 
     def percentile(self, percent: float) -> float:
-        """Of the gradient norms after a backward pass, between neighbours as their distance says."""
+        """Of the gradient norms after a backward pass, interpolated linearly."""
         norms = sorted(sample.before for sample in self.samples)
         place = percent / 100 * (len(norms) - 1)
         low, high = norms[math.floor(place)], norms[math.ceil(place)]

@@ -1,4 +1,4 @@
-"""The clipping of one optimizer's gradients: what was measured, the verdict, the words, the event."""
+"""The clipping of one optimizer's gradients: numbers, verdict, words and event."""
 
 from __future__ import annotations
 
@@ -47,6 +47,15 @@ class ClippingSummary:
     median_coefficient: float | None
     norm_percentiles: dict[str, float] | None
     clipped_steps: int | None
+
+    def line(self, *, several: bool) -> str:
+        """The verdict in a line.
+
+        Args:
+            several: whether the training has several optimizers.
+        """
+        which = f", optimizer {self.optimizer}" if several else ""
+        return f"Clipping{which}: {self.verdict}. {self.sentence}"
 
     def to_record(self) -> dict[str, Any]:
         """An entry of ``clipping`` in run.json."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from lightning_gradwatch.detect.clipping.evidence import ClipEvidence
@@ -110,17 +111,11 @@ _SENTENCES: dict[ClipVerdict, Callable[[ClipEvidence], str]] = {
 def _acted(found: ClipEvidence) -> str:
     """On how many steps the gradient was made smaller, and by how much."""
     who, counted = found.clippers, found.counted
-    name = who.adaptive if who.adaptive and who.bound is None else "It"
+    name = who.adaptive if counted is not None and not who.alone else "It"
     share = "" if found.median_coefficient is None else f", to {found.median_coefficient:.2g} of itself in the median"
-    if counted is not None:
-        on = f"{counted.clipped:,} of {_steps(counted.steps)} ({_percent(counted.clipped, counted.steps)})"
-    else:
-        on = f"{len(found.clipped)} of {_looked_at(found)}"
-    return f"{'Clipping' if name == 'It' else name} made the gradient smaller on {on}{share}"
-
-
-def _percent(some: int, every: int) -> str:
-    return f"{100 * some / every:.2g} %"
+    seen = f"{len(found.clipped)} of {_looked_at(found)}"
+    on = seen if counted is None else f"{counted.clipped:,} of {_steps(counted.steps)}"
+    return f"{name} made the gradient smaller on {on}{share}"
 
 
 def _late(found: ClipEvidence) -> str:
@@ -149,23 +144,28 @@ def _against_limiting(found: ClipEvidence) -> str:
         )
     if who.by_value:
         return (
-            "Clip the norm instead, which keeps the direction: gradient_clip_algorithm=\"norm\" with a bound near "
+            'Clip the norm instead, which keeps the direction: gradient_clip_algorithm="norm" with a bound near '
             f"{_bound(found)}, {_whose(found)}.{_longer(found)}"
         )
-    return f"Raise the bound to about {_bound(found)}, {_whose(found)}, so that it acts on a few.{_longer(found)}"
+    what = "the bound" if who.bound is None else "gradient_clip_val"
+    return f"Raise {what} to about {_bound(found)}, {_whose(found)}, so that it acts on a few.{_longer(found)}"
 
 
 def _whose(found: ClipEvidence) -> str:
-    many = len(found.samples) >= 100
-    return "which 99 % of the gradient norms stayed under" if many else f"the largest norm {_of_samples(found)}"
+    if len(found.samples) >= _MANY:
+        return "under which 99 % of the gradient norms were"
+    return "the largest gradient norm that was seen"
 
 
 def _bound(found: ClipEvidence) -> str:
-    return f"{found.percentile(99.0 if len(found.samples) >= 100 else 100.0):.2g}"
+    """Rounded up to two digits: rounded down it would cut off what it is meant to let through."""
+    bound = found.percentile(99.0) if len(found.samples) >= _MANY else found.largest
+    unit = 10.0 ** (math.floor(math.log10(bound)) - 1)
+    return f"{math.ceil(bound / unit * (1 - 1e-9)) * unit:.2g}"
 
 
-def _of_samples(found: ClipEvidence) -> str:
-    return "on the one step looked at" if len(found.samples) == 1 else f"on the {len(found.samples)} steps looked at"
+_MANY = 100
+"""Samples from which on their 99th percentile is more than the largest one."""
 
 
 def _longer(found: ClipEvidence) -> str:
@@ -227,5 +227,9 @@ def _hooked(found: ClipEvidence) -> str:
     number = found.clippers.hooked
     if not number:
         return ""
-    own = "1 parameter has a hook on its gradient" if number == 1 else f"{number} parameters have hooks on their gradients"
+    own = (
+        "1 parameter has a hook on its gradient"
+        if number == 1
+        else f"{number} parameters have hooks on their gradients"
+    )
     return f" {own}, which act within the backward pass: what they do to it is not seen here."

@@ -4,7 +4,7 @@ gets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -36,10 +36,9 @@ class ClipAudit:
         trainer, module: whose fit it is.
         every: optimizer steps from one that is looked at to the next.
         guard: in which an error of ours does no harm.
-        owner: the callback that is told ``on_before_optimizer_step``.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, every: int, guard: Guard, owner: object) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, every: int, guard: Guard) -> None:
         self._trainer, self._module, self._guard = trainer, module, guard
         self._first_step = trainer.global_step
         known = [] if unsupported_strategy(trainer) else trainer.optimizers
@@ -49,7 +48,7 @@ class ClipAudit:
         self._loss_handle: RemovableHandle | None = None
         self._backwards = 0
         self._suspicions: list[tuple[AuditedOptimizer, AuditedOptimizer, int, Gradients]] = []
-        self._others_first = _others_come_first(trainer, owner)
+        self._others_first = _others_come_first(trainer)
         self._tally = Tally(trainer, module)
         self._clippers: list[Clippers] | None = None
 
@@ -94,14 +93,16 @@ class ClipAudit:
     def end_batch(self) -> None:
         """Of the gradients that were written to and not used, nothing more will be made."""
         for one, _, _, gradients in self._suspicions:
-            one.elsewhere += any(norm > 0 for norm in gradients.norms().values())
+            if any(norm > 0 for norm in gradients.norms().values()):  # not only set to zero
+                one.elsewhere.add(one.steps - 1)
         self._suspicions.clear()
         for one in self._optimizers:
             one.read(wait=False)
 
-    def count(self, norm: float) -> None:
-        """The gradient norm of all parameters in a step, whether or not it is looked at."""
-        self._tally.count(norm)
+    def count(self, norms: Iterable[float]) -> None:
+        """The gradient norms of all parameters, in each step, whether or not it is looked at."""
+        for norm in norms:
+            self._tally.count(norm)
 
     def findings(self) -> list[ClipEvidence]:
         """What is known of each optimizer."""
@@ -118,7 +119,7 @@ class ClipAudit:
                 first_step=self._first_step,
                 counted=self._tally.of(one, who),
                 stale=one.stale,
-                elsewhere=one.elsewhere,
+                elsewhere=sum(sample.step in one.elsewhere for sample in one.samples),
                 unseen=NO_BACKWARD if one.steps and not self._backwards else "",
                 for_others=bool(acted - {one.index}),
             )
@@ -182,15 +183,17 @@ class ClipAudit:
         one.at_backward = self._backwards
 
 
-def _others_come_first(trainer: Trainer, owner: object) -> bool:
-    """Whether another callback is told ``on_before_optimizer_step`` before ``owner``, and may have
-    clipped what is unscaled.
+def _others_come_first(trainer: Trainer) -> bool:
+    """Whether another callback is told ``on_before_optimizer_step`` before the one that watches,
+    and may have clipped by then what is unscaled.
     """
     hook = "on_before_optimizer_step"
     for one in callbacks_of(trainer):
-        if one is owner:
+        if hasattr(type(one), "fit_watch"):
             return False
-        own = getattr(getattr(type(one), hook, None), "__module__", "")
-        if not own.endswith("pytorch.callbacks.callback") and not own.startswith("pytorch_lightning.callbacks.callback"):
+        own = getattr(getattr(one, hook, None), "__module__", "")
+        if not own.endswith("pytorch.callbacks.callback") and not own.startswith(
+            "pytorch_lightning.callbacks.callback"
+        ):
             return True
     return True

@@ -20,8 +20,8 @@ Marks = dict[int, tuple[int, int]]
 
 
 def marks(parameters: Iterable[Tensor]) -> Marks:
-    """As they are now. They cost no operation, and tell a gradient that was written to, or replaced,
-    even where its numbers stayed the same; what writes through ``.data`` leaves none.
+    """As they are now. They cost no operation, and tell a gradient that was written to, or
+    replaced, even where its numbers stayed the same; what writes through ``.data`` leaves none.
     """
     return {id(weight): _mark(weight.grad) for weight in parameters if weight.grad is not None}
 
@@ -32,7 +32,8 @@ def differ(before: Marks, after: Marks) -> bool:
 
 
 class Gradients:
-    """Their norms, on their way from the device, and their marks. Of sharded ones it is a collective.
+    """Their norms, on their way from the device, and their marks. Of sharded ones it is a
+    collective.
 
     Args:
         parameters: those without a gradient are left out.
@@ -46,7 +47,9 @@ class Gradients:
         if own:
             with torch.no_grad():
                 norms = tensor_norms(list(own.values()))
-                self._pending = PendingValues(norms / scale if isinstance(scale, float) else norms / scale.to(norms.device))
+                self._pending = PendingValues(
+                    norms / scale if not isinstance(scale, Tensor) else norms / scale.to(norms.device)
+                )
 
     def ready(self) -> bool:
         """Whether :meth:`norms` need not wait for the device."""
@@ -69,7 +72,7 @@ def sample_of(step: int, before: Gradients, after: Gradients, scale: float) -> C
     first, then = before.norms(), after.norms()
     common = [weight for weight, norm in then.items() if weight in first and (norm > 0 or first[weight] == 0)]
     norm, got = (math.hypot(*(norms[weight] for weight in common)) for norms in (first, then))
-    if not (common and math.isfinite(norm) and math.isfinite(got) and norm > 0):
+    if not (common and math.isfinite(norm) and math.isfinite(got)):
         return None
     touched = differ(before.marks, after.marks)
     grown = any(then[weight] > first[weight] * (1 + _GROWN) for weight in common)

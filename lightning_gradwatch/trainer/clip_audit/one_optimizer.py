@@ -65,7 +65,7 @@ class AuditedOptimizer:
     at_backward: int = -1
     samples: list[ClipSample] = field(default_factory=list[ClipSample])
     stale: int = 0
-    elsewhere: int = 0
+    elsewhere: set[int] = field(default_factory=set[int])
     _looks: list[Look] = field(default_factory=list[Look])
     _left: Marks = field(default_factory=dict[int, tuple[int, int]])
     _looked_at: int = -1
@@ -130,4 +130,6 @@ def touched(others: Iterable[AuditedOptimizer], backward: int) -> list[AuditedOp
     """Those whose gradients were written to since backward pass number ``backward``, and that have
     made no step since: some write to their gradients in their step.
     """
-    return [one for one in others if one.at_backward != backward and one.backward is not None and not one.is_untouched()]
+    return [
+        one for one in others if one.at_backward != backward and one.backward is not None and not one.is_untouched()
+    ]

@@ -31,7 +31,11 @@ def naming(owner: object) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for name in dict.fromkeys(name for base in kind.__mro__ for name in vars(base)):
         method = inspect.unwrap(attribute) if callable(attribute := inspect.getattr_static(kind, name, None)) else None
-        if isinstance(method, FunctionType) and not _is_framework(method.__module__) and _names(method.__code__, method):
+        if (
+            isinstance(method, FunctionType)
+            and not _is_framework(method.__module__)
+            and _names(method.__code__, method)
+        ):
             found[f"{kind.__name__}.{name}"] = name in _EVERY_STEP and _surely_calls(method)
     return found
 
@@ -60,7 +64,7 @@ def _surely_calls(method: FunctionType) -> bool:
 
 
 def _reaches(statements: Sequence[ast.stmt], method: FunctionType) -> bool:
-    """Whether a call is reached, come what may: in no branch, in no loop, behind no early return."""
+    """Whether a call is reached, come what may: in no branch or loop, behind no early return."""
     for statement in statements:
         if isinstance(statement, ast.With) and _reaches(statement.body, method):
             return True

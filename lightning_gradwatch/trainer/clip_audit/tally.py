@@ -41,9 +41,11 @@ class Tally:
             self._largest = max(self._largest, norm)
 
     def of(self, one: AuditedOptimizer, who: Clippers) -> Counted | None:
-        """What is known of every step of an optimizer; None where its samples say something else."""
+        """What is known of every step of an optimizer; None where its samples contradict it."""
         if who.alone and self._one_norm:
-            return None if _contradict(one.samples, who.bound or 0.0) else Counted(self._over, self._steps, self._largest)
+            return (
+                None if _contradict(one.samples, who.bound or 0.0) else Counted(self._over, self._steps, self._largest)
+            )
         if who.adaptive and who.bound is None and not (who.override or who.named):
             clipped, steps = self._adaptive().get(one.index, (0, 0))
             before = self._before.get(one.index, (0, 0))

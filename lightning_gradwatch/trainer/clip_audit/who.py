@@ -15,6 +15,7 @@ def who_clips(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -
     """What is known of who clips the gradients of ``optimizer``."""
     automatic = module.automatic_optimization
     bound = trainer.gradient_clip_val if automatic else None
+    algorithm = trainer.gradient_clip_algorithm
     named = naming(module)
     for callback in callbacks_of(trainer):
         named |= naming(callback)
@@ -22,7 +23,7 @@ def who_clips(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -
     named = {name: surely for name, surely in named.items() if name != override}
     return Clippers(
         bound=float(bound) if bound and bound > 0 else None,
-        by_value=str(trainer.gradient_clip_algorithm or "norm").endswith("value"),
+        by_value=str(getattr(algorithm, "value", algorithm)) == "value",
         override=override or "",
         adaptive=" and ".join(filter(None, (getattr(one, "clips_by", "") for one in callbacks_of(trainer)))),
         named=tuple(named),

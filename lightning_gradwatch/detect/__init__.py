@@ -6,6 +6,7 @@ from lightning_gradwatch.detect.detector import Detector, checked_detectors
 from lightning_gradwatch.detect.diverged import DivergenceDetector
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.exploding import ExplodingDetector
+from lightning_gradwatch.detect.loss_scale import Multiplied, multiplied
 from lightning_gradwatch.detect.nonfinite import NonfiniteSource, locate_nonfinite
 from lightning_gradwatch.detect.nonfinite_call import CallSource
 from lightning_gradwatch.detect.nonfinite_loop import LoopSource
@@ -26,6 +27,7 @@ __all__ = [
     "Episodes",
     "ExplodingDetector",
     "LoopSource",
+    "Multiplied",
     "NonfiniteSource",
     "NormJumpDetector",
     "NormJumps",
@@ -39,4 +41,5 @@ __all__ = [
     "checked_detectors",
     "is_vanishing",
     "locate_nonfinite",
+    "multiplied",
 ]

@@ -313,6 +313,11 @@ class TestNormJump:
         found = jumps(NormJumpDetector(), [1.0] * 64 + [1e3] * 200)
         assert [event.action for event in found] == [None, "ended"]
 
+    def test_what_comes_and_goes_is_told_no_more_unless_it_stays(self) -> None:
+        """Large norms every third step are one event; the same in nine steps in a row are another."""
+        found = jumps(NormJumpDetector(), [1.0] * 20 + [1.0, 1.0, 1e4] * 10 + [1e4] * 12)
+        assert [(event.step, event.action) for event in found] == [(22, None), (29, "ended"), (57, None)]
+
     def test_nothing_absurd_enters_the_baseline(self) -> None:
         """NaN, inf, zeros and jumps leave the bound where it was."""
         detector = NormJumpDetector()

@@ -35,7 +35,7 @@ class Episode:
     def still(self) -> str:
         """Since when it goes on at the end of training, as far as that is known."""
         if self.lost is None:
-            return f"since step {self.begin.step}, still so when training ended"
+            return f"since step {self.begin.step}, not over when training ended"
         return f"since step {self.begin.step}, until nothing was finite any more at step {self.lost}"
 
 

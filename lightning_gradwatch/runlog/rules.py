@@ -36,10 +36,7 @@ def _not_finite(found: Evidence) -> Said | None:
     """From when on, and what was named first since the last sample that was as it should be."""
     if not found.lost:
         return None
-    since = max(found.sound, default=0)
-    named = [event for event in found.trouble if event["step"] >= since]
-    first = min(named, key=lambda event: event["step"], default=None)
-    what = ""
+    first, what = found.first_trouble, ""
     if first is not None:
         said = (first.get("message") or "").rstrip(".")
         what = f" First came {first['kind']} at step {first['step']}: {said}."

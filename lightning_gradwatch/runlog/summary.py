@@ -10,11 +10,15 @@ from lightning_gradwatch.events import EventKind, closes_episode
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import Record, is_finite, reach
 from lightning_gradwatch.runlog.rules import judge, order_in_doubt
+from lightning_gradwatch.runlog.trouble import earlier, risen_loss
 from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 
 __all__ = ["LayerSummary", "Verdict", "is_finite", "reach", "summarise"]
 
 _Group = tuple[str, int, str]
+
+_CALM = (Verdict.HEALTHY, Verdict.SHORTENED, Verdict.UNDECIDED)
+"""Verdicts that name no trouble."""
 
 _UNSEEN = {
     EventKind.NOT_OBSERVED: Verdict.NOT_OBSERVED,
@@ -56,6 +60,8 @@ def _summary(
     ]
     found = Evidence(records, here, everywhere)
     verdict, sentence = judge(found)
+    said_before = earlier(found) if verdict in _CALM else ""
+    said_of_loss = risen_loss(found) if verdict in _CALM else ""
     return LayerSummary(
         module=module,
         kind=found.last[-1].get("kind") or "",
@@ -69,10 +75,12 @@ def _summary(
         samples=found.samples,
         events=len(here),
         verdict=verdict,
-        sentence=sentence + _sequences(found) + _segments(found) + _doubt(found),
+        sentence=sentence + said_before + said_of_loss + _sequences(found) + _segments(found) + _doubt(found),
         starves=found.starves and not found.low,
         horizon_range=None if found.spread is None else str(found.spread),
-        since=found.lost[0] if found.lost else None,
+        since=found.lost_since,
+        troubled=bool(said_before),
+        risen=bool(said_of_loss),
         inexact_reason=_reason(found),
     )
 

@@ -96,7 +96,7 @@ def _gates_saturated(c: Context, m: Words) -> None:
 
 
 @SAID(
-    "Saturation of <place> since step <int:begin>, still so when training ended; the share that reached the "
+    "Saturation of <place> since step <int:begin>, not over when training ended; the share that reached the "
     "gates was smallest, <n:share>, at step <int:step> (bound <n:bound>).",
     "Saturation of <place> from step <int:begin> to step <int:end>; the share that reached the gates was "
     "smallest, <n:share>, at step <int:step> (bound <n:bound>).",

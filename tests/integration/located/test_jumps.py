@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from lightning_gradwatch import EventKind
 from tests.integration.located.remedies.fits import fit
@@ -23,7 +23,7 @@ def regression(net, x):
 
 
 def classes(net, x):
-    return F.cross_entropy(net[2](net[0](x)[0][:, -1]), (x[:, 0, 0] > 0).long())
+    return functional.cross_entropy(net[2](net[0](x)[0][:, -1]), (x[:, 0, 0] > 0).long())
 
 
 def jumps(tmp_path, loss, *, net=None, steps=80, **options):

@@ -86,7 +86,7 @@ class TestVanishing:
         run(detector, [-1] * 5)
         (record,) = detector.finish(Moment(9))
         assert (record.action, record.severity, record.step) == ("ongoing", "info", 9)
-        assert "since step 2, still so when training ended; " in record.message
+        assert "since step 2, not over when training ended; " in record.message
         assert detector.finish(Moment(9)) == []
 
     def test_where_no_timestep_starves_it_is_a_note(self) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.detect import Detector
     from lightning_gradwatch.events import Event, EventKind, Moment, Severity
     from lightning_gradwatch.profile import Profile
+    from lightning_gradwatch.recurrent.capture.scan_taps import tap_scan
     from lightning_gradwatch.recurrent.capture.taps import tap
     from lightning_gradwatch.runlog.reader import load_run
 
@@ -42,6 +43,7 @@ _HOMES = {
     "ZClip": "clip",
     "load_run": "runlog.reader",
     "tap": "recurrent.capture.taps",
+    "tap_scan": "recurrent.capture.scan_taps",
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "ZClip",
     "load_run",
     "tap",
+    "tap_scan",
 ]
 
 

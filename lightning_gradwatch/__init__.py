@@ -1,4 +1,6 @@
-"""See where a recurrent network's gradient vanishes or explodes while it trains, and clip it adaptively."""
+"""See where a recurrent network's gradient vanishes or explodes while it
+trains, and clip it adaptively.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip, NonFiniteGradientError
+    from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
     from lightning_gradwatch.callbacks.grad_watch import AnomalyError, GradWatch
     from lightning_gradwatch.clip import AGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
+    from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
     from lightning_gradwatch.detect import Detector
     from lightning_gradwatch.events import Event, EventKind, Moment, Severity
     from lightning_gradwatch.profile import Profile
@@ -29,7 +32,7 @@ _HOMES = {
     "EventKind": "events",
     "GradWatch": "callbacks.grad_watch",
     "Moment": "events",
-    "NonFiniteGradientError": "callbacks.adaptive_clip",
+    "NonFiniteGradientError": "clip.step.nonfinite",
     "Norm": "clip",
     "Profile": "profile",
     "Severity": "events",
@@ -67,7 +70,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used, so that reading a run log imports neither torch nor Lightning."""
+    """Import a public name when it is first used, so that reading a run log
+    imports neither torch nor Lightning.
+    """
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,6 @@
-"""What arguments must be. Every error has one form: the argument, the rule, what was found, and what to do."""
+"""What arguments must be. Every error has one form: the argument, the rule,
+what was found, and what to do.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ def check(holds: bool, argument: str, rule: str, found: object, remedy: str, own
     """Raise unless the rule holds.
 
     Args:
-        owner: an object whose class is named in front, where an argument's name alone could be anybody's.
+        owner: an object whose class is named in front, where an argument's
+            name alone could be anybody's.
 
     Raises:
         ValueError: it does not.
@@ -72,7 +75,9 @@ def one_of(argument: str, value: object, allowed: Collection[str], remedy: str, 
 
 
 def whole_text(text: str, *, least: int = 1) -> int | None:
-    """The count that a text from the command line or the environment says; None where it says none."""
+    """The count that a text from the command line or the environment
+    says; None where it says none.
+    """
     text = text.strip()
     if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
         return None

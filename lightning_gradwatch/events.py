@@ -1,4 +1,6 @@
-"""What went wrong, where, and what to do about it: the one vocabulary that every part reports in."""
+"""What went wrong, where, and what to do about it: the one
+vocabulary that every part reports in.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ class StrEnum(str, Enum):  # Python 3.10 has none of its own
 
 
 class Severity(StrEnum):
-    """How much an event matters: ``info`` is a note, ``warning`` wants a look, ``critical`` spoils the run."""
+    """How much an event matters: ``info`` is a note, ``warning`` wants a
+    look, ``critical`` spoils the run.
+    """
 
     INFO = "info"
     WARNING = "warning"
@@ -33,7 +37,9 @@ class _Text:
 
 
 class EventKind(StrEnum):
-    """Every kind of event. A kind carries its severity, its message and its remedy, shown alike wherever it appears."""
+    """Every kind of event. A kind carries its severity, its message and its remedy,
+    shown alike wherever it appears.
+    """
 
     NONFINITE_LOSS = "NONFINITE_LOSS"
     NONFINITE_INPUT = "NONFINITE_INPUT"
@@ -59,12 +65,16 @@ class EventKind(StrEnum):
 
     @property
     def page(self) -> str:
-        """The name of the page that explains it, in the documentation and for ``gradwatch explain``: ``not-observed``."""
+        """The name of the page that explains it, in the documentation and for
+        ``gradwatch explain``: ``not-observed``.
+        """
         return self.value.lower().replace("_", "-")
 
     @property
     def message(self) -> str:
-        """The message template; its fields are those of :class:`Event`, and ``place``, ``what`` and ``detail``."""
+        """The message template; its fields are those of :class:`Event`, and
+        ``place``, ``what`` and ``detail``.
+        """
         return _TEXTS[self].message
 
     @property
@@ -171,14 +181,18 @@ _TEXTS: dict[EventKind, _Text] = {
 
 
 ENDED = "ended"
-"""The ``action`` of a record that closes an episode, with its peak. It has the kind of the event that began it, and is a note."""
+"""The ``action`` of a record that closes an episode, with its peak. It has the kind of the
+event that began it, and is a note.
+"""
 
 ONGOING = "ongoing"
 """The same where the episode still went on when training ended."""
 
 
 def closes_episode(record: Mapping[str, Any]) -> bool:
-    """Whether an event's record only says that, and how, an episode ended: it is no event of its own to be counted."""
+    """Whether an event's record only says that, and how, an episode ended: it is no
+    event of its own to be counted.
+    """
     return record.get("action") in (ENDED, ONGOING)
 
 
@@ -190,7 +204,8 @@ class Moment:
         step: optimizer steps done when the forward ran.
         epoch, batch_idx, rank: where in the training.
         loss: of that step, as the training step returned it; None where it is not known.
-        follow_up: whether it is a sample soon after an anomaly, one of several that lie side by side.
+        follow_up: whether it is a sample soon after an anomaly, one of
+            several that lie side by side.
     """
 
     step: int
@@ -213,12 +228,15 @@ class Event:
         kind: what happened.
         step: optimizer steps done when the forward ran.
         epoch, batch_idx, rank: where in the training.
-        module: qualified name of the recurrent module; ``layer`` its layer, ``direction`` ``forward`` or ``reverse``,
-            ``state`` ``h``, ``c``, or the gate whose pre-activation it is: ``gate i``, ``gate f`` …, ``gate`` of a plain recurrence.
-        timestep: index into the sequence as the caller counts it; ``sequence``: index into the batch.
+        module: qualified name of the recurrent module; ``layer`` its layer, ``direction``
+            ``forward`` or ``reverse``, ``state`` ``h``, ``c``, or the gate whose pre-activation it
+            is: ``gate i``, ``gate f`` …, ``gate`` of a plain recurrence.
+        timestep: index into the sequence as the caller counts it;
+            ``sequence``: index into the batch.
         parameter: qualified name of a parameter.
         value, threshold: what was found and what it was held against, in the kind's unit.
-        action: what was done about it (``skipped``, ``clipped`` …); ``ended`` and ``ongoing`` close an episode.
+        action: what was done about it (``skipped``, ``clipped`` …); ``ended``
+            and ``ongoing`` close an episode.
         detail: a sentence more for the message.
         severity, message, remedy: from the kind unless given.
     """

@@ -1,4 +1,6 @@
-"""What a forward pass was like, as far as its gradient depends on it: how far its gates are saturated, and by what."""
+"""What a forward pass was like, as far as its gradient depends on it: how far its
+gates are saturated, and by what.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ class Gate:
         name: ``input gate``, ``update gate``, ``tanh units`` …
         saturated: share of them where its slope is under 1 % of the largest it can have.
         upper: of the saturated ones, the share at the upper end (a gate at 1, a tanh at +1).
-        decides: whether nothing is learned where it is saturated. A forget gate that is open is memory.
+        decides: whether nothing is learned where it is saturated. A
+            forget gate that is open is memory.
     """
 
     name: str
@@ -24,7 +27,9 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """The input channel that a layer's pre-activations come from most: its mean and standard deviation over what was measured."""
+    """The input channel that a layer's pre-activations come from most: its mean and standard
+    deviation over what was measured.
+    """
 
     index: int
     mean: float
@@ -39,7 +44,8 @@ class Saturation:
 
     Args:
         gates: in PyTorch's order.
-        parts: shares of the pre-activations, in absolute value, that come from the inputs, the state and the biases.
+        parts: shares of the pre-activations, in absolute value, that come from the
+            inputs, the state and the biases.
         typical, largest: median and maximum of |x|, the layer's own input.
         channel: the one channel that gives more than all others together; None if none does.
         weight: the largest weight or bias in absolute value; ``hidden``: units of the layer.

@@ -43,7 +43,9 @@ class LaggedGradient(Metric):
         self.add_state("count", torch.zeros(max_lag + 1, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, lagged: Tensor) -> None:
-        """Take in one curve ``(lag,)``; lags where it is not finite are left out, zeros count as the smallest ratio told apart."""
+        """Take in one curve ``(lag,)``; lags where it is not finite are left out, zeros count as
+        the smallest ratio told apart.
+        """
         curve = lagged[: len(self.count)].to(self.log_sum)
         usable = curve.isfinite()
         logs = torch.where(usable, curve.clamp_min(FLOOR).log(), 0.0)
@@ -85,7 +87,8 @@ class LaggedGradient(Metric):
 
 
 class TotalGradient(Metric):
-    """Mean over samples and maximum of the total gradient's norm by timestep ``(time,)``, aligned at the first timestep.
+    """Mean over samples and maximum of the total gradient's norm by timestep ``(time,)``,
+    aligned at the first timestep.
 
     Args:
         max_timesteps: timesteps held; later ones are left out.
@@ -104,7 +107,9 @@ class TotalGradient(Metric):
         self.add_state("largest", torch.zeros(max_timesteps, dtype=torch.float64), dist_reduce_fx="max")
 
     def update(self, total: Tensor, total_max: Tensor) -> None:
-        """Take in one sample: median and maximum over its sequences ``(time,)``; what is not finite is left out."""
+        """Take in one sample: median and maximum over its sequences ``(time,)``;
+        what is not finite is left out.
+        """
         total, total_max = (t[: len(self.sum)].to(self.sum) for t in (total, total_max))
         usable = total.isfinite() & total_max.isfinite()
         length = len(total)

@@ -1,4 +1,6 @@
-"""Which timesteps of a profile look like padding, and which of them the loss makes the gradient cross."""
+"""Which timesteps of a profile look like padding, and which of them the
+loss makes the gradient cross.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Runs of equal inputs at the ends of the sequences measured, in a direction's own order: it begins at ``far`` and ends at ``near``,
-    which is where a loss on its last state sits.
+    """Runs of equal inputs at the ends of the sequences measured, in a direction's own order: it
+    begins at ``far`` and ends at ``near``, which is where a loss on its last state sits.
 
     Args:
-        far, near: timesteps of each sequence; all 0 where too few sequences have such a run, or too short ones.
-        crossed: the loss reaches this direction within the near run alone, so that the gradient must cross it.
+        far, near: timesteps of each sequence; all 0 where too few sequences have
+            such a run, or too short ones.
+        crossed: the loss reaches this direction within the near run alone, so
+            that the gradient must cross it.
         skipped: the loss reaches nothing within the near run.
         alike: all near runs are equally long.
     """
@@ -33,7 +37,9 @@ class Ends:
 
     @property
     def padded(self) -> int:
-        """Timesteps of equal inputs that the gradient has to cross first, median over the sequences that have any; 0 for none."""
+        """Timesteps of equal inputs that the gradient has to cross first, median over the
+        sequences that have any; 0 for none.
+        """
         return _middle(self.near) if self.crossed else 0
 
     def bounds(self, row: int, length: int) -> tuple[int, int]:
@@ -43,7 +49,9 @@ class Ends:
         return min(first, last), last
 
     def timesteps(self, lengths: tuple[int, ...], longest: int) -> int:
-        """Of the longest sequence measured, those that matter; ``longest`` where nothing is padded."""
+        """Of the longest sequence measured, those that matter;
+        ``longest`` where nothing is padded.
+        """
         if not any(self.far) and not (self.skipped and any(self.near)):
             return longest
         return max(
@@ -65,7 +73,8 @@ def find_ends(
     Args:
         leading, trailing: of each sequence, as the caller counts time.
         sent: norms ``(sequence, time)`` of what the loss sends to each timestep.
-        alone: whether the loss reaches the last state alone, where ``sent`` cannot tell because it holds what flows through time too.
+        alone: whether the loss reaches the last state alone, where ``sent`` cannot tell because it
+            holds what flows through time too.
     """
     far, near = (_if_common(runs, lengths) for runs in ((trailing, leading) if reverse else (leading, trailing)))
     if not any(near):
@@ -80,7 +89,9 @@ def find_ends(
 def _split(
     near: tuple[int, ...], reverse: bool, lengths: tuple[int, ...], norms: Floats
 ) -> tuple[list[bool], list[bool]]:
-    """Of each sequence with a near run, whether anything arrives within it, and whether anything does outside of it."""
+    """Of each sequence with a near run, whether anything arrives within it, and
+    whether anything does outside of it.
+    """
     inside: list[bool] = []
     outside: list[bool] = []
     for row, run, length in zip(norms, near, lengths, strict=True):

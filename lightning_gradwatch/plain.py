@@ -1,4 +1,6 @@
-"""Text on its way to a terminal: whatever came from a file, a model or an error must not steer it."""
+"""Text on its way to a terminal: whatever came from a file, a model
+or an error must not steer it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from typing import TextIO
 def plain(text: str) -> str:
     """Without control characters, marks that turn the reading direction, and lone surrogates.
 
-    Each is shown as Python writes it, such as ``\\x1b``; line breaks and other spaces become a space. What is plain stays as it is.
+    Each is shown as Python writes it, such as ``\\x1b``; line breaks and other spaces become a
+    space. What is plain stays as it is.
     """
     return text if text.isprintable() else "".join(map(_shown, text))
 

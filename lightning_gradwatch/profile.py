@@ -1,4 +1,6 @@
-"""Norms by timestep and by lag, and what they say: how far back the gradient reaches, and how fast it fades or grows."""
+"""Norms by timestep and by lag, and what they say: how far back the gradient reaches,
+and how fast it fades or grows.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,17 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
-    """How far back the gradient reaches. ``lag``: timesteps; ``censored``: it was still above 1 % at the longest lag seen."""
+    """How far back the gradient reaches. ``lag``: timesteps; ``censored``: it was still
+    above 1 % at the longest lag seen.
+    """
 
     lag: int | None
     censored: bool
 
 
 def gradient_horizon(lagged: Floats) -> Horizon:
-    """The first lag at which ``lagged`` falls under 1 %; the longest lag, censored, if it never does. There is none where the
-    curve is not finite before it falls.
+    """The first lag at which ``lagged`` falls under 1 %; the longest lag, censored, if it never
+    does. There is none where the curve is not finite before it falls.
 
     Args:
         lagged: ‖∂L_τ/∂s_{τ−k}‖/‖∂L_τ/∂s_τ‖ over lag k ``(lag,)``, lagged[0] = 1.
@@ -40,10 +44,11 @@ def gradient_horizon(lagged: Floats) -> Horizon:
 
 
 def growth_rate(lagged: Floats) -> float | None:
-    """Least-squares slope of log ``lagged`` over lag, in nats per timestep: < 0 vanishing, > 0 exploding.
+    """Least-squares slope of log ``lagged`` over lag, in nats per
+    timestep: < 0 vanishing, > 0 exploding.
 
-    A finite-time Lyapunov exponent of the backward pass. Lags from the first that is not a positive finite number on are left
-    out; with fewer than two left there is none.
+    A finite-time Lyapunov exponent of the backward pass. Lags from the first that is not a positive
+    finite number on are left out; with fewer than two left there is none.
     """
     usable = np.isfinite(lagged) & (lagged > FLOOR)
     count = len(lagged) if usable.all() else int(np.argmin(usable))
@@ -59,27 +64,32 @@ class Profile:
     """The norms of one recurrent call, layer, direction and state, each sequence by itself.
 
     Args:
-        module, call, kind, layer, direction, state: what was measured; ``call`` is its number within the step.
+        module, call, kind, layer, direction, state: what was measured; ``call``
+            is its number within the step.
         timesteps: of the longest sequence.
         batch_size: of the call; the sequences measured are ``sequences``, indices into it.
         lengths: of the measured sequences.
-        total, direct: ‖∂L/∂s_t‖ and its part from outside the recurrence ``(sequence, time)``, NaN past a sequence's end; ``direct``
-            is None where it cannot be told apart.
-        curves: the lagged gradients of every anchor of every sequence ``(curve, lag)``, each starting at 1, NaN past its reach,
-            inf where the gradient is not finite.
+        total, direct: ‖∂L/∂s_t‖ and its part from outside the recurrence ``(sequence, time)``, NaN
+            past a sequence's end; ``direct`` is None where it cannot be told apart.
+        curves: the lagged gradients of every anchor of every sequence ``(curve, lag)``, each
+            starting at 1, NaN past its reach, inf where the gradient is not finite.
         inexact_reason: None if the figures are exact.
         layers: of the module.
         step: optimizer steps done when the forward ran; None where that is known from elsewhere.
-        truncated: whether a state came in whose past is cut off, as in truncated backpropagation through time.
-        primary: whether this state stands for its recurrence where one must; the others share its lagged gradients.
+        truncated: whether a state came in whose past is cut off, as in
+            truncated backpropagation through time.
+        primary: whether this state stands for its recurrence where one must; the
+            others share its lagged gradients.
         ends: the runs of equal inputs at the sequences' ends.
-        gate_gradient: L1 norm of the gradient that reaches the gates' pre-activations, and thus the weights, over that of what the loss
-            sends to the states; None where it is not known.
+        gate_gradient: L1 norm of the gradient that reaches the gates' pre-activations, and thus the
+            weights, over that of what the loss sends to the states; None where it is not known.
         saturation: a closer look at the gates, where ``gate_gradient`` is small.
         fused: of a module that takes whole sequences, not of a loop.
-        handed_over: whether that state is a leaf that asks for a gradient, which somebody may hand back by hand.
+        handed_over: whether that state is a leaf that asks for a gradient, which
+            somebody may hand back by hand.
         apart: whether it is measured by itself although its state goes on from call to call.
-        with_gradient: to how many sequences of the whole batch the loss sends anything; None where it is not known.
+        with_gradient: to how many sequences of the whole batch the loss sends
+            anything; None where it is not known.
         batch_first: of the module; None where there is no such order.
     """
 
@@ -118,14 +128,18 @@ class Profile:
 
     @property
     def real_timesteps(self) -> int:
-        """Of the longest sequence, without padding that the loss does not ask the gradient to cross."""
+        """Of the longest sequence, without padding that the loss does
+        not ask the gradient to cross.
+        """
         return self.ends.timesteps(self.lengths, self.timesteps)
 
     def starved(self) -> int:
-        """How many timesteps, from the sequence's far end on, get under 1 % of the largest total gradient; median over sequences.
+        """How many timesteps, from the sequence's far end on, get under 1 % of the largest total
+        gradient; median over sequences.
 
-        The far end is where a direction's own first step is. Timesteps past the last one that the loss reaches are no part of it: no
-        gradient is due there. Nor is padding: nothing is to be learned from it.
+        The far end is where a direction's own first step is. Timesteps past the last one that the
+        loss reaches are no part of it: no gradient is due there. Nor is padding: nothing is to be
+        learned from it.
         """
         counts: list[int] = []
         for j, (row, length) in enumerate(zip(self.total, self.lengths, strict=True)):
@@ -150,13 +164,17 @@ class Profile:
         return self.inexact_reason is None
 
     def lagged(self) -> Floats:
-        """r_k: the median over the sequences and anchors that reach lag k ``(lag,)``. Empty if no loss reached the output."""
+        """r_k: the median over the sequences and anchors that reach lag k ``(lag,)``. Empty
+        if no loss reached the output.
+        """
         if not self._lagged:  # record, detectors and metrics all ask for it, and a median is not cheap
             self._lagged.append(_median(self.curves))
         return self._lagged[0]
 
     def total_median(self) -> Floats:
-        """Median over the sequences that reach a timestep ``(time,)``; those that get no gradient at all are left out."""
+        """Median over the sequences that reach a timestep ``(time,)``; those that get
+        no gradient at all are left out.
+        """
         return _median(self._finite_or_inf(self.total)[self._reached()])
 
     def total_max(self) -> Floats:
@@ -168,14 +186,17 @@ class Profile:
         return None if self.direct is None else _median(self._finite_or_inf(self.direct)[self._reached()])
 
     def _reached(self) -> npt.NDArray[np.bool_]:
-        """Which of the measured sequences get a gradient at any timestep; all of them, where none does."""
+        """Which of the measured sequences get a gradient at any
+        timestep; all of them, where none does.
+        """
         reached = np.any(np.nan_to_num(self._finite_or_inf(self.total)), axis=1, keepdims=True)[:, 0]
         return reached if reached.any() else ~reached
 
     def due(self) -> tuple[int, int]:
-        """``(reached, timesteps)``, medians over the sequences that get a gradient: how many timesteps, counted from the direction's own
-        first one, lie at or before the last one that gets a gradient; and how many there are. Past it nothing has a loss. Padding is left
-        out of both, unless the gradient reaches nothing else.
+        """``(reached, timesteps)``, medians over the sequences that get a gradient: how many
+        timesteps, counted from the direction's own first one, lie at or before the last one that
+        gets a gradient; and how many there are. Past it nothing has a loss. Padding is left out of
+        both, unless the gradient reaches nothing else.
         """
         rows = zip(self._finite_or_inf(self.total), self.lengths, strict=True)
         pairs = [pair for j, (row, length) in enumerate(rows) if (pair := self._due(j, row[:length])) is not None]
@@ -189,7 +210,9 @@ class Profile:
         return (min(until, last) - first, last - first) if until > first else (until, len(row))
 
     def _finite_or_inf(self, norms: Floats) -> Floats:
-        """NaN within a sequence counts as larger than anything, so that only what lies past its end is left out."""
+        """NaN within a sequence counts as larger than anything, so that only what
+        lies past its end is left out.
+        """
         within = np.arange(self.timesteps)[None, :] < np.asarray(self.lengths)[:, None]
         return np.where(within & np.isnan(norms), np.inf, norms)
 
@@ -200,7 +223,9 @@ class Profile:
         )
 
     def to_record(self, *, keep_sequences: bool = False) -> dict[str, Any]:
-        """The profile as a record of the run log, without the fields that place it in the training."""
+        """The profile as a record of the run log, without the fields
+        that place it in the training.
+        """
         lagged = self.lagged()
         horizon = gradient_horizon(lagged)
         due, of = self.due()
@@ -245,14 +270,18 @@ class Profile:
 
 
 def evenly(count: int) -> npt.NDArray[np.int64] | None:
-    """Evenly spaced timesteps, first and last included, to which a longer list is thinned; None if it is short enough."""
+    """Evenly spaced timesteps, first and last included, to which a longer list is
+    thinned; None if it is short enough.
+    """
     if count <= MAX_POINTS:
         return None
     return np.linspace(0, count - 1, MAX_POINTS).round().astype(np.int64)
 
 
 def logarithmically(count: int) -> npt.NDArray[np.int64] | None:
-    """Lags to which a longer list is thinned: each of the first ones, then ever sparser; None if it is short enough."""
+    """Lags to which a longer list is thinned: each of the first ones, then ever
+    sparser; None if it is short enough.
+    """
     if count <= MAX_POINTS:
         return None
     return np.unique(np.geomspace(1, count, MAX_POINTS).round().astype(np.int64)) - 1

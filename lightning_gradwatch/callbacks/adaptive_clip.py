@@ -1,4 +1,6 @@
-"""The callback that acts: it clips by an adaptive policy and skips a step whose gradients are not finite."""
+"""The callback that acts: it clips by an adaptive policy and skips a step
+whose gradients are not finite.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.callbacks.anomaly.clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
+from lightning_gradwatch.callbacks.anomaly.clip_nonfinite import NonFinite
 from lightning_gradwatch.callbacks.output.clip_events import ClipEvents
 from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.callbacks.output.run_folder import identity
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
+from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.events import Event
@@ -29,16 +32,20 @@ from lightning_gradwatch.trainer.through_time import HeldThroughTime
 
 __all__ = ["AdaptiveClip", "NonFiniteGradientError"]
 
+_ACTIONS = ("skip", "raise", "stop", "shrink_recurrent", "ignore")
+
 
 class AdaptiveClip(Callback):
-    """Measure the gradient norm of each optimizer step, clip by an adaptive policy, skip what is not finite.
+    """Measure the gradient norm of each optimizer step, clip by an adaptive
+    policy, skip what is not finite.
 
-    ``trainer = L.Trainer(callbacks=[AdaptiveClip()])`` leaves a healthy run alone and holds one that explodes. Each
-    optimizer has its own copy of the policy, and only its own parameters count. The norm is the L2 norm before
-    clipping, of unscaled gradients under mixed precision, with at most one host sync a step.
+    ``trainer = L.Trainer(callbacks=[AdaptiveClip()])`` leaves a healthy run alone and holds one
+    that explodes. Each optimizer has its own copy of the policy, and only its own parameters count.
+    The norm is the L2 norm before clipping, of unscaled gradients under mixed precision, with at
+    most one host sync a step.
 
-    Logged, at the Trainer's ``log_every_n_steps``, under the step that LearningRateMonitor uses too. With several
-    optimizers the index follows the prefix: ``gradwatch/1/grad_norm``.
+    Logged, at the Trainer's ``log_every_n_steps``, under the step that LearningRateMonitor uses
+    too. With several optimizers the index follows the prefix: ``gradwatch/1/grad_norm``.
 
     ==============================  ===========================================================  ========================
     key                             meaning                                                      unit
@@ -56,46 +63,54 @@ class AdaptiveClip(Callback):
                                     ``clip_through_time`` bounded
     ==============================  ===========================================================  ========================
 
-    They are those of the parameters under ``policy``; of all that are clipped, where every one has a policy of its own.
-    ``policies={"encoder.*": …}`` adds all but the last two again as ``gradwatch/encoder/grad_norm`` and so on, with what is not
-    a letter, digit, dash or dot made ``_``; ``exclude`` adds ``gradwatch/excluded/grad_norm``. An inf or NaN anywhere
-    concerns the whole step.
+    They are those of the parameters under ``policy``; of all that are clipped, where every one has
+    a policy of its own. ``policies={"encoder.*": …}`` adds all but the last two again as
+    ``gradwatch/encoder/grad_norm`` and so on, with what is not a letter, digit, dash or dot made
+    ``_``; ``exclude`` adds ``gradwatch/excluded/grad_norm``. An inf or NaN anywhere concerns the
+    whole step.
 
-    All are written in ``on_train_batch_end``, from what ``on_before_optimizer_step`` saw. The run log holds every step.
+    All are written in ``on_train_batch_end``, from what ``on_before_optimizer_step``
+    saw. The run log holds every step.
 
-    Events: ``GRADIENT_CLIPPED`` at the first step of each episode of successive clipped steps, for a policy's first 100
-    episodes, and once as a warning where ``Spike``
-    clips nearly every step; ``STEP_SKIPPED`` at each skip; ``AMP_OVERFLOW`` where the gradient scaler skips.
+    Events: ``GRADIENT_CLIPPED`` at the first step of each episode of successive clipped steps, for
+    a policy's first 100 episodes, and once as a warning where ``Spike`` clips nearly every step;
+    ``STEP_SKIPPED`` at each skip; ``AMP_OVERFLOW`` where the gradient scaler skips.
 
-    A skipped step leaves the weights and the optimizer's state as they were, weight decay and momentum included. The
-    Trainer's ``global_step`` and the learning-rate schedule go on all the same. Of an LBFGS with ``line_search_fn`` only a
-    step's first gradients are judged, clipped and logged: those of its probes tell the search how far to go.
+    A skipped step leaves the weights and the optimizer's state as they were, weight decay and
+    momentum included. The Trainer's ``global_step`` and the learning-rate schedule go on all the
+    same. Of an LBFGS with ``line_search_fn`` only a step's first gradients are judged, clipped and
+    logged: those of its probes tell the search how far to go.
 
     Args:
-        policy: ``"spike"``, ``"norm"``, ``"value"``, ``"autoclip"``, ``"zclip"``, ``"agc"``, ``"adagc"``, or a
-            :class:`ClipPolicy` or :class:`TensorPolicy`.
-        exclude: patterns of parameter names that are not clipped and don't count in the norm, such as ``["head.*"]``.
-        policies: patterns of those with a policy of their own, such as ``{"encoder.*": "norm"}``. The first that matches
-            counts, after ``exclude``. A pattern may also name a parameter group: ``group:0``, ``group:<its name>``.
-        on_nonfinite: what to do when the norm is inf or NaN. ``skip`` the step; ``raise`` an error; ``stop`` skips and
-            ends training; ``ignore`` leaves the gradients. ``shrink_recurrent``, as in Pascanu's own code, also at a norm
-            over 1e10: the gradient of each ``weight_hh`` becomes 0.02 of it, all others zero. Under a gradient scaler
-            the scaler skips.
-        on_conflict: when the Trainer's ``gradient_clip_val`` or the module's ``configure_gradient_clipping`` clips too:
-            ``both`` act, said once; ``defer`` measures, logs and skips but leaves clipping to the other; ``raise`` an
-            error before training.
-        max_successive_skips: after so many skips (or shrinks) in a row training is stopped, with a critical event; None for never.
-        clip_through_time: bound of each hidden state's gradient while it flows back, over all parameters' clipping: the L2 norm of
-            ∂L/∂h_t (and of ∂L/∂c_t) of each sequence, in the unit of GradWatch's ``total_max``. After Graves (2013), who clamps
-            entries. For ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, their cells and taps.
-        omega: weight of the regulariser Ω of Pascanu et al. (2013, §3.3) against vanishing, added to the gradient of each
-            ``nn.RNN``'s recurrent weights; the authors use 2.
+        policy: ``"spike"``, ``"norm"``, ``"value"``, ``"autoclip"``, ``"zclip"``, ``"agc"``,
+            ``"adagc"``, or a :class:`ClipPolicy` or :class:`TensorPolicy`.
+        exclude: patterns of parameter names that are not clipped and don't count in
+            the norm, such as ``["head.*"]``.
+        policies: patterns of those with a policy of their own, such as ``{"encoder.*": "norm"}``.
+            The first that matches counts, after ``exclude``. A pattern may also name a parameter
+            group: ``group:0``, ``group:<its name>``.
+        on_nonfinite: what to do when the norm is inf or NaN. ``skip`` the step; ``raise`` an error;
+            ``stop`` skips and ends training; ``ignore`` leaves the gradients. ``shrink_recurrent``,
+            as in Pascanu's own code, also at a norm over 1e10: the gradient of each ``weight_hh``
+            becomes 0.02 of it, all others zero. Under a gradient scaler the scaler skips.
+        on_conflict: when the Trainer's ``gradient_clip_val`` or the module's
+            ``configure_gradient_clipping`` clips too: ``both`` act, said once; ``defer`` measures,
+            logs and skips but leaves clipping to the other; ``raise`` an error before training.
+        max_successive_skips: after so many skips (or shrinks) in a row training is stopped, with a
+            critical event; None for never.
+        clip_through_time: bound of each hidden state's gradient while it flows back, over all
+            parameters' clipping: the L2 norm of ∂L/∂h_t (and of ∂L/∂c_t) of each sequence, in the
+            unit of GradWatch's ``total_max``. After Graves (2013), who clamps entries. For
+            ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, their cells and taps.
+        omega: weight of the regulariser Ω of Pascanu et al. (2013, §3.3) against vanishing, added
+            to the gradient of each ``nn.RNN``'s recurrent weights; the authors use 2.
         dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event. An exception in it is said once and harms nothing.
         log: whether to write to the Trainer's loggers.
         progress_bar: show the last step's clip coefficient in the progress bar; 1 is untouched.
-        figures: at the end of each epoch, hand a figure of norms and thresholds to the loggers that take one. Needs the extra ``report``.
-    """
+        figures: at the end of each epoch, hand a figure of norms and thresholds to the loggers that
+            take one. Needs the extra ``report``.
+    """  # noqa: W505
 
     def __init__(
         self,
@@ -114,7 +129,7 @@ class AdaptiveClip(Callback):
         figures: bool = False,
     ) -> None:
         self._groups = PolicyGroups(policy, exclude, policies)
-        arguments.one_of("on_nonfinite", on_nonfinite, ACTIONS, 'Leave it out for "skip".')
+        arguments.one_of("on_nonfinite", on_nonfinite, _ACTIONS, 'Leave it out for "skip".')
         arguments.one_of("on_conflict", on_conflict, ("both", "defer", "raise"), 'Leave it out for "both".')
         if max_successive_skips is not None:
             remedy = 'Use None for no bound, or `on_nonfinite="stop"` to stop at the first.'
@@ -182,8 +197,8 @@ class AdaptiveClip(Callback):
         self._through_time.begin_batch()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keep the loss, without the scale and the division for accumulation, to be read together with the norm; note the scale
-        for what bounds its gradient through time.
+        """Keep the loss, without the scale and the division for accumulation, to be read together
+        with the norm; note the scale for what bounds its gradient through time.
         """
         self._through_time.before_backward(trainer, pl_module)
         self._loss = as_returned(loss, trainer, pl_module) if self._acting and loss.numel() == 1 else None
@@ -233,7 +248,9 @@ class AdaptiveClip(Callback):
         self._recorder.close(trainer, owner=self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Each optimizer's policy and counts, and the run log's identity; loads under ``weights_only=True``."""
+        """Each optimizer's policy and counts, and the run log's identity;
+        loads under ``weights_only=True``.
+        """
         states = [self._states[index].state_dict() for index in sorted(self._states)]
         return {"optimizers": states, **identity(self._recorder.run_id, self._recorder.run_dir)}
 
@@ -248,7 +265,8 @@ class AdaptiveClip(Callback):
         return [self._states[index].policies() for index in sorted(self._states)]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Lightning binds the module's `log` and `log_dict` to each callback; the module would come along.
+        # Lightning binds the module's `log` and `log_dict` to each callback;
+        # the module would come along.
         return {**{k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}, "_loss": None}
 
     @property

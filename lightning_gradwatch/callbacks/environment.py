@@ -7,7 +7,9 @@ from lightning_gradwatch.trainer.compat import LightningModule, Trainer, rank_ze
 
 
 class GradWatchFromEnvironment(GradWatch):
-    """As :class:`GradWatch`. It is a class of its own so that its state in a checkpoint never collides with the script's."""
+    """As :class:`GradWatch`. It is a class of its own so that its state in a checkpoint
+    never collides with the script's.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, unless the script has a GradWatch of its own."""

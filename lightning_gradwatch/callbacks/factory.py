@@ -1,7 +1,8 @@
-"""``GRADWATCH=1 python train.py`` adds GradWatch to any Lightning script, through Lightning's callback entry points.
+"""``GRADWATCH=1 python train.py`` adds GradWatch to any Lightning script, through
+Lightning's callback entry points.
 
-Lightning calls :func:`callbacks` whenever a Trainer is made. Unless the variable is set, nothing but this module is
-imported, and nothing is added.
+Lightning calls :func:`callbacks` whenever a Trainer is made. Unless the variable is set, nothing
+but this module is imported, and nothing is added.
 
 ====================================  ====================================  =========
 variable                              argument of ``GradWatch``             default
@@ -42,7 +43,8 @@ def callbacks() -> list[Callback]:
     """The callbacks that the environment asks for: none, or one GradWatch.
 
     Raises:
-        ValueError: a variable's value breaks its rule, or a variable of that name is not known; the message names it.
+        ValueError: a variable's value breaks its rule, or a variable of that name is
+            not known; the message names it.
     """
     if not _is_on(os.environ):
         return []

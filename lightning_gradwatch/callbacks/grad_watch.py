@@ -15,31 +15,34 @@ from lightning_gradwatch.callbacks.anomaly.handling import HandlingOptions
 from lightning_gradwatch.callbacks.anomaly.responses import AnomalyError, Response
 from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
 from lightning_gradwatch.callbacks.fit.options import SEEN_BY, FitOptions, check_patterns
-from lightning_gradwatch.callbacks.output.announcer import Announcer
-from lightning_gradwatch.callbacks.output.closing import say_findings, told_by_others
-from lightning_gradwatch.callbacks.output.run_folder import identity, run_id_of
+from lightning_gradwatch.callbacks.output.run_folder import identity, run_id_of, told_by_others
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.detect import Detector, checked_detectors
+from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.events import Event
+from lightning_gradwatch.findings.announcer import Announcer
+from lightning_gradwatch.findings.closing import say_findings
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import discover
 from lightning_gradwatch.runlog.notebook import verdict_table
 from lightning_gradwatch.runlog.verdict import LayerSummary
-from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, was_stopped
+from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, say, was_stopped
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
-from lightning_gradwatch.watch.options import WatchOptions
 
 __all__ = ["AnomalyError", "GradWatch"]
 
 
 class GradWatch(Callback):
-    """Measures how the gradient flows through time in every recurrent module of a model, and reports what goes wrong.
+    """Measures how the gradient flows through time in every recurrent module of a
+    model, and reports what goes wrong.
 
-    It only observes: with it and without it, training is the same to the bit, until ``on_anomaly`` has it act. The first step
-    and then every ``every_n_steps``-th is measured in full; in between, one small reduction a step notices what is out of the ordinary.
+    It only observes: with it and without it, training is the same to the bit, until ``on_anomaly``
+    has it act. The first step and then every ``every_n_steps``-th is measured in full; in between,
+    one small reduction a step notices what is out of the ordinary.
 
-    Logged, on sampled steps, under ``gradwatch/<module>/l<layer>[r]/`` (``r``: reverse direction), all of the hidden state h:
+    Logged, on sampled steps, under ``gradwatch/<module>/l<layer>[r]/`` (``r``: reverse
+    direction), all of the hidden state h:
 
     ================  =========================================================  ==================
     key               meaning                                                    unit
@@ -53,38 +56,47 @@ class GradWatch(Callback):
 
     Args:
         modules: ``"auto"``, or shell-style patterns of qualified names.
-        every_n_steps: optimizer steps from one sampled step to the next, ≥ 1. Where a model makes several steps in a batch by hand, batches
-            count, and each part of a sampled batch is measured.
-        max_sequences: of a batch that a sampled step measures, evenly spread, ≥ 1; None measures all.
+        every_n_steps: optimizer steps from one sampled step to the next, ≥ 1. Where a model makes
+            several steps in a batch by hand, batches count, and each part of a sampled batch is
+            measured.
+        max_sequences: of a batch that a sampled step measures, evenly
+            spread, ≥ 1; None measures all.
         anchors: timesteps of each sequence whose loss is followed back through time, ≥ 1.
         keep_sequences: have the run log keep the total gradient of every measured sequence.
         dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event; an error in it is a warning.
-        summary: say what was found: in a line at once, at the first critical event of each kind and when training goes back to an earlier
-            state; in a few lines when fit ends, however it ends. They are warnings of Lightning's logger where something critical happened.
-        progress_bar: show the shortest horizon of the last sampled step, beside the sequence length, in the progress bar.
-        figures: at the end of each epoch, hand figures to the loggers that take them. Needs the extra ``report``.
-        on_anomaly: what to do at a critical event, or a gradient that is not finite, on any rank; None only observes.
-            ``warn``; ``skip`` the optimizer step; ``stop`` skips and ends training; ``raise`` an :class:`AnomalyError`;
-            ``rollback`` skips and puts weights, carried states, optimizers, schedules, gradient scaler and AdaptiveClip's policies
-            back to the last good state kept in memory, and training goes on with the next batch. Until an anomaly happens, none of them
-            changes the training. At a probe of LBFGS's line search, which copes with an inf or NaN, nothing is done.
-        max_responses: after so many in succession (steps skipped; ways back to one state) training is stopped, ≥ 1.
-        snapshot_every_n_steps: with ``rollback``, optimizer steps from one copy of the state to the next, ≥ 1. Two copies are kept
-            in the CPU's memory.
-        bundles: how many critical events of a run get a bundle, from which ``gradwatch replay`` repeats the step; 0 is none. They lie
-            in ``bundles`` in the run log's folder.
+        summary: say what was found: in a line at once, at the first critical event of each kind and
+            when training goes back to an earlier state; in a few lines when fit ends, however it
+            ends. They are warnings of Lightning's logger where something critical happened.
+        progress_bar: show the shortest horizon of the last sampled step, beside the
+            sequence length, in the progress bar.
+        figures: at the end of each epoch, hand figures to the loggers that take
+            them. Needs the extra ``report``.
+        on_anomaly: what to do at a critical event, or a gradient that is not finite, on any rank;
+            None only observes. ``warn``; ``skip`` the optimizer step; ``stop`` skips and ends
+            training; ``raise`` an :class:`AnomalyError`; ``rollback`` skips and puts weights,
+            carried states, optimizers, schedules, gradient scaler and AdaptiveClip's policies back
+            to the last good state kept in memory, and training goes on with the next batch. Until
+            an anomaly happens, none of them changes the training. At a probe of LBFGS's line
+            search, which copes with an inf or NaN, nothing is done.
+        max_responses: after so many in succession (steps skipped; ways back to one
+            state) training is stopped, ≥ 1.
+        snapshot_every_n_steps: with ``rollback``, optimizer steps from one copy of the state to the
+            next, ≥ 1. Two copies are kept in the CPU's memory.
+        bundles: how many critical events of a run get a bundle, from which ``gradwatch replay``
+            repeats the step; 0 is none. They lie in ``bundles`` in the run log's folder.
         bundle_mib: a bundle larger than this many MiB is not written, ≥ 1.
-        detectors: your own, which judge the profiles of sampled steps beside the built-in ones; see :class:`Detector`. Each fit
-            begins with a copy of them. An error in one is a warning.
+        detectors: your own, which judge the profiles of sampled steps beside the built-in ones; see
+            :class:`Detector`. Each fit begins with a copy of them. An error in one is a warning.
         enabled: False switches everything off.
 
     Attributes:
-        run_dir: where the run log of the last fit lies; None before a fit and where none could be written.
+        run_dir: where the run log of the last fit lies; None before a fit
+            and where none could be written.
 
     Raises:
-        ValueError: an argument breaks its rule; at the start of fit, a pattern that matches nothing, or a ``dirpath`` that
-            cannot be written.
+        ValueError: an argument breaks its rule; at the start of fit, a pattern that matches
+            nothing, or a ``dirpath`` that cannot be written.
     """
 
     fit_watch = FitWatch
@@ -136,7 +148,7 @@ class GradWatch(Callback):
         self.run_dir: Path | None = None
         self._run_id: str | None = None
         # on_anomaly="warn" has a warning of its own.
-        announcer = Announcer(silent=not self.summary or self.on_anomaly == "warn")
+        announcer = Announcer(None if not self.summary or self.on_anomaly == "warn" else say)
         self._found = WatchRecorder(self.keep_sequences, self.on_event, announcer, self.figures)
         self._steps = OptimizerSteps()
         self._fit: FitWatch | None = None
@@ -166,7 +178,9 @@ class GradWatch(Callback):
 
     @property
     def verdicts(self) -> list[LayerSummary]:
-        """What is to be thought of each module, layer and direction, from what was measured so far in the present fit, or in the last."""
+        """What is to be thought of each module, layer and direction, from what was measured so far
+        in the present fit, or in the last.
+        """
         return self._found.verdicts()
 
     @property
@@ -204,7 +218,8 @@ class GradWatch(Callback):
         self._leave()
 
     def _is_over(self) -> bool:
-        """Whether the fit was broken off without a word to us, as where the ``on_exception`` of a callback before us raised.
+        """Whether the fit was broken off without a word to us, as where the ``on_exception``
+        of a callback before us raised.
 
         Then there is nothing to be done but to leave, which whoever asks has us do.
         """
@@ -217,7 +232,9 @@ class GradWatch(Callback):
         return True
 
     def _leave(self) -> None:
-        """Let go of the fit. An error of our own must not: on one rank it would leave the others waiting for its decision."""
+        """Let go of the fit. An error of our own must not: on one rank it would leave the
+        others waiting for its decision.
+        """
         fit, self._fit = self._fit, None
         if fit is not None:
             fit.end_watching()
@@ -229,7 +246,7 @@ class GradWatch(Callback):
         with fit.harmless():
             if fit.conclude(broken_off=broken_off) and self.summary:
                 others = told_by_others(trainer, self, self.run_dir)
-                say_findings(self._found, others, self.run_dir, fit.handling.hint())
+                say_findings(say, self._found, others, self.run_dir, fit.handling.hint())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to keep the calls of this step."""

@@ -1,4 +1,6 @@
-"""Rules for adaptive clipping: one policy a file; a norm in and a decision out, or tensors clipped in place."""
+"""Rules for adaptive clipping: one policy a file; a norm in and a decision
+out, or tensors clipped in place.
+"""
 
 from lightning_gradwatch.clip.make import POLICIES, make_policy
 from lightning_gradwatch.clip.policies.adagc import AdaGC

@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 class ByName:
-    """A vector, or matrix, whose rows have names: those of a step may be others than those of the step before.
+    """A vector, or matrix, whose rows have names: those of a step may be others
+    than those of the step before.
 
     Args:
         default: a row that is not known yet.
@@ -42,7 +43,9 @@ class ByName:
         return self._names, function(self._values)
 
     def state_dict(self, *, known: bool = False) -> dict[str, Any]:
-        """Names, and a tensor on the CPU; with ``known`` without rows that still are the default."""
+        """Names, and a tensor on the CPU; with ``known`` without
+        rows that still are the default.
+        """
         values = self._values.detach().cpu()
         chosen = [i for i, row in enumerate(values) if not (known and torch.equal(row, self.default.to(row)))]
         return {"names": [self._names[i] for i in chosen], "values": values[chosen]}

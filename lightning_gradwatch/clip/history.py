@@ -42,11 +42,15 @@ class History:
         return self._sorted[(len(self._sorted) - 1) // 2]
 
     def largest(self, rank: int = 1) -> float:
-        """The largest of them, or the second largest, the third …; the smallest where there are fewer."""
+        """The largest of them, or the second largest, the third …; the
+        smallest where there are fewer.
+        """
         return self._sorted[-min(rank, len(self._sorted))]
 
     def percentile(self, percentile: float) -> float:
-        """Linear interpolation between the nearest ranks, rounded as ``numpy.percentile`` rounds it."""
+        """Linear interpolation between the nearest ranks, rounded as
+        ``numpy.percentile`` rounds it.
+        """
         position = (len(self._sorted) - 1) * (percentile / 100.0)
         below = math.floor(position)
         low, high = self._sorted[below], self._sorted[min(below + 1, len(self._sorted) - 1)]

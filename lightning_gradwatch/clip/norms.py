@@ -12,9 +12,11 @@ from torch import Tensor
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """L2 norm over all entries of all tensors, as one scalar on the first one's device, without a host sync.
+    """L2 norm over all entries of all tensors, as one scalar on the first
+    one's device, without a host sync.
 
-    Half precisions are summed in float32. It is inf where the squares overflow; :func:`true_norm` settles that.
+    Half precisions are summed in float32. It is inf where the squares overflow;
+    :func:`true_norm` settles that.
     """
     groups: defaultdict[tuple[torch.device, torch.dtype, type], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
@@ -26,7 +28,9 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """L2 norm of each tensor, as one vector on the first one's device, without a host sync; inf as in :func:`global_norm`."""
+    """L2 norm of each tensor, as one vector on the first one's device, without a host sync;
+    inf as in :func:`global_norm`.
+    """
     values = [_values(tensor) for tensor in tensors]
     if len({(v.device, v.dtype, type(v)) for v in values}) == 1:
         return _norms_of_group(values)
@@ -94,7 +98,9 @@ def _norms_of_group(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _side_by_side(scalars: Sequence[Tensor]) -> Tensor:
-    """On the first one's device, in float64 where that has it: one of them may be of a wider range than another."""
+    """On the first one's device, in float64 where that has it: one of them may be
+    of a wider range than another.
+    """
     device = scalars[0].device
     return torch.stack([scalar.to(device, torch.float64 if device.type != "mps" else None) for scalar in scalars])
 

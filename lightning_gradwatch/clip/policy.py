@@ -16,11 +16,13 @@ class Decision:
     """What a policy says about one step.
 
     Args:
-        threshold: the bound that the norm was held against, in the norm's unit; None while there is none yet.
-        coefficient: what the gradients are multiplied by, in (0, 1]; 1.0 leaves them untouched. Only a policy
-            ``as_published`` may return NaN here, where its original does. Of a policy that clips tensors it is the
-            norm after, divided by the norm before.
-        share: of a policy that clips tensors, the share of what it judges that was clipped; else None.
+        threshold: the bound that the norm was held against, in the norm's
+            unit; None while there is none yet.
+        coefficient: what the gradients are multiplied by, in (0, 1]; 1.0 leaves them untouched.
+            Only a policy ``as_published`` may return NaN here, where its original does. Of a policy
+            that clips tensors it is the norm after, divided by the norm before.
+        share: of a policy that clips tensors, the share of what it
+            judges that was clipped; else None.
     """
 
     threshold: float | None
@@ -51,10 +53,11 @@ class ClipPolicy(Protocol):
 
             def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
-    ``AdaptiveClip`` hands it only norms that are finite and greater than zero. While a policy has an attribute
-    ``wants_parameter_norm`` that is true, it is also given the norm of the optimizer's parameters; with ``wants_step_size``,
-    SGD's learning rate as ``step_size``, or None of another optimizer; while it has a ``wants_loss`` that is true, the loss as
-    ``loss``, the mean over all processes, or None where it is not known.
+    ``AdaptiveClip`` hands it only norms that are finite and greater than zero. While a policy has
+    an attribute ``wants_parameter_norm`` that is true, it is also given the norm of the optimizer's
+    parameters; with ``wants_step_size``, SGD's learning rate as ``step_size``, or None of another
+    optimizer; while it has a ``wants_loss`` that is true, the loss as ``loss``, the mean over all
+    processes, or None where it is not known.
     """
 
     def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:
@@ -62,7 +65,9 @@ class ClipPolicy(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, of int, float, str, bool, None, list and dict only (``torch.load(weights_only=True)``)."""
+        """The state, of int, float, str, bool, None, list and dict only
+        (``torch.load(weights_only=True)``).
+        """
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -76,12 +81,16 @@ def usable(norm: float) -> bool:
 
 
 def bounded(norm: float, threshold: float) -> Decision:
-    """Scale by threshold/norm where the norm exceeds the threshold (Pascanu et al. 2013, algorithm 1)."""
+    """Scale by threshold/norm where the norm exceeds the threshold
+    (Pascanu et al. 2013, algorithm 1).
+    """
     return Decision(threshold, ratio(threshold, norm) if norm > threshold else 1.0)
 
 
 def ratio(target: float, norm: float) -> float:
-    """The coefficient that brings ``norm`` to ``target``; never 0, which would drop the gradient for good."""
+    """The coefficient that brings ``norm`` to ``target``; never 0, which
+    would drop the gradient for good.
+    """
     return max(target / norm, sys.float_info.min)
 
 

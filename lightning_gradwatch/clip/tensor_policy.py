@@ -1,4 +1,6 @@
-"""What a policy is that judges each tensor for itself, on the device, where one norm for all would not do."""
+"""What a policy is that judges each tensor for itself, on the device, where
+one norm for all would not do.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from torch import Tensor
 
 @runtime_checkable
 class TensorPolicy(Protocol):
-    """A rule that clips entries, units or tensors. One instance serves one optimizer, or one pattern of it.
+    """A rule that clips entries, units or tensors. One instance serves one
+    optimizer, or one pattern of it.
 
     A policy of your own needs these three methods and nothing else::
 
@@ -28,12 +31,13 @@ class TensorPolicy(Protocol):
 
             def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
-    ``AdaptiveClip`` learns whether the norm is finite only after the call, since asking first would be a second host
-    sync. So where ``norm`` is not, a policy leaves its state and the gradients as they are. If only the squares had
-    overflowed, it is called again for that step with copies in float64.
+    ``AdaptiveClip`` learns whether the norm is finite only after the call, since asking first would
+    be a second host sync. So where ``norm`` is not, a policy leaves its state and the gradients as
+    they are. If only the squares had overflowed, it is called again for that step with copies in
+    float64.
 
-    An attribute ``exclude``, if there is one, holds patterns of parameter names; ``AdaptiveClip`` sees to it that each
-    matches something.
+    An attribute ``exclude``, if there is one, holds patterns of parameter names; ``AdaptiveClip``
+    sees to it that each matches something.
     """
 
     def clip_(
@@ -48,12 +52,15 @@ class TensorPolicy(Protocol):
             norm: the L2 norm over all the gradients, a scalar on the device.
 
         Returns:
-            The share, 0 to 1, of what the policy judges (entries, units, tensors) that was clipped: a scalar on the device.
+            The share, 0 to 1, of what the policy judges (entries, units, tensors) that was
+            clipped: a scalar on the device.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, of tensors, int, float, str, bool, None, list and dict only (``torch.load(weights_only=True)``)."""
+        """The state, of tensors, int, float, str, bool, None, list and dict only
+        (``torch.load(weights_only=True)``).
+        """
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -63,7 +70,9 @@ class TensorPolicy(Protocol):
 
 @contextmanager
 def dense(gradient: Tensor) -> Generator[Tensor]:
-    """What may be changed in place: the gradient, or a sparse one's rows, duplicates summed as its optimizer will do."""
+    """What may be changed in place: the gradient, or a sparse one's rows, duplicates
+    summed as its optimizer will do.
+    """
     if not gradient.is_sparse:
         yield gradient
         return
@@ -73,7 +82,9 @@ def dense(gradient: Tensor) -> Generator[Tensor]:
 
 
 def multiply_(gradient: Tensor, coefficient: Tensor) -> None:
-    """Multiply in place by a tensor that broadcasts. Half precision is rounded once, after the product."""
+    """Multiply in place by a tensor that broadcasts. Half precision is
+    rounded once, after the product.
+    """
     if gradient.element_size() < 4:
         gradient.copy_(gradient.to(coefficient.dtype) * coefficient)
     else:

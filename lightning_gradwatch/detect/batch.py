@@ -46,9 +46,10 @@ def bad_entries(batch: Any, sizes: Collection[int] = ()) -> list[BadEntry]:
     """One for each tensor of the batch with an entry that is not finite, those with NaN first.
 
     Args:
-        batch: a tensor, an array, a number, or containers of them: mappings, lists, tuples, dataclasses, packed sequences, objects.
-        sizes: the numbers of sequences that the recurrent modules were given, to tell which axis of a tensor they are; without one, the
-            first axis is taken.
+        batch: a tensor, an array, a number, or containers of them: mappings, lists, tuples,
+            dataclasses, packed sequences, objects.
+        sizes: the numbers of sequences that the recurrent modules were given, to tell which axis of
+            a tensor they are; without one, the first axis is taken.
     """
     found: list[BadEntry] = []
     for count, (path, leaf) in enumerate(_leaves(batch, "batch", DEEPEST, set())):
@@ -114,7 +115,9 @@ def _packed(path: str, packed: PackedSequence) -> BadEntry | None:
 
 
 def _first_bad(tensor: Tensor) -> tuple[list[int], float, int] | None:
-    """Index and value of the first NaN, else of the first infinity, and how many entries are not finite."""
+    """Index and value of the first NaN, else of the first infinity, and
+    how many entries are not finite.
+    """
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout != torch.strided or tensor.is_nested:
         return None
     plain = tensor.detach()

@@ -1,4 +1,6 @@
-"""What is at hand of a step besides its recurrent calls: the batch, the loss with its graph, a first look at every module."""
+"""What is at hand of a step besides its recurrent calls: the batch, the loss with its
+graph, a first look at every module.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class Context:
     Args:
         loss: with its graph.
         batch: as the training step was given it.
-        made, arrived: the first number that is not finite that any module made, or was sent back, where that was looked for.
+        made, arrived: the first number that is not finite that any module made, or was sent
+            back, where that was looked for.
         cells: the modules that turned out to be cells in that look.
     """
 
@@ -85,7 +88,9 @@ def arrived_at_cell(context: Context, moment: Moment, way: WayBack) -> Event | N
 
 
 def with_source(event: Event, context: Context, sizes: Collection[int]) -> Event:
-    """The event of an input that is not finite, with where it comes from: an entry of the batch, or a module before."""
+    """The event of an input that is not finite, with where it comes from: an entry of
+    the batch, or a module before.
+    """
     entries = bad_entries(context.batch, sizes)
     if entries:
         return _more(event, f"The batch itself holds it, or another like it: {entries[0].told}.")
@@ -96,7 +101,8 @@ def bad_loss(value: float, moment: Moment, context: Context, sizes: Collection[i
     """The event of a loss that is not finite though every recurrent state is.
 
     Args:
-        sizes: numbers of sequences that the recurrent modules were given; none where there was no recurrent module.
+        sizes: numbers of sequences that the recurrent modules were given; none where
+            there was no recurrent module.
         states: where the recurrent states stand in the graph, behind which nothing is looked for.
     """
     entries = None if context.batch is None else bad_entries(context.batch, sizes)

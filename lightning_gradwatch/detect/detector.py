@@ -13,8 +13,8 @@ from lightning_gradwatch.profile import Profile
 class Detector(Protocol):
     """Takes in the profiles of one fit in the order of training, and says what is wrong with them.
 
-    It holds whatever state it needs from one sample to the next, by ``profile.place`` (module, layer,
-    direction) where it needs one for each layer. A profile is read, never changed.
+    It holds whatever state it needs from one sample to the next, by ``profile.place`` (module,
+    layer, direction) where it needs one for each layer. A profile is read, never changed.
     """
 
     def __call__(self, profile: Profile, moment: Moment) -> Event | None:
@@ -23,7 +23,8 @@ class Detector(Protocol):
         Args:
             profile: of one layer and direction of one call of a recurrent module; of the cell state
                 of an LSTM too, which ``profile.primary`` tells apart.
-            moment: when it was, with the loss of the step. ``moment.event(kind, …)`` makes an event of it.
+            moment: when it was, with the loss of the step.
+                ``moment.event(kind, …)`` makes an event of it.
 
         Returns:
             What is to be told, if anything is.

@@ -1,4 +1,6 @@
-"""A training that has diverged: the loss far above where the run began, and staying there, while the weights outgrew theirs."""
+"""A training that has diverged: the loss far above where the run began, and staying there,
+while the weights outgrew theirs.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,19 @@ CLEAR = 1000.0
 """Times its first value, from which on a loss leaves nothing to doubt."""
 
 STAYS = 8
-"""Steps in a row, and no fewer, that a loss must be far above the start; or near it, to have come back."""
+"""Steps in a row, and no fewer, that a loss must be far above the start;
+or near it, to have come back.
+"""
 
 FAST = 64
-"""Steps in which a diverging loss gets from near to far: schedules, returns and annealed terms rise more slowly."""
+"""Steps in which a diverging loss gets from near to far: schedules, returns and
+annealed terms rise more slowly.
+"""
 
 SOON = 256
-"""Steps after the loss rose in which the weights must have grown: what comes later has other causes."""
+"""Steps after the loss rose in which the weights must have grown:
+what comes later has other causes.
+"""
 
 
 _AFTER_A_JUMP = (
@@ -33,11 +41,13 @@ class _Level:
     """How far the loss must have risen, and how much the weights must have grown with it.
 
     Args:
-        far: times its first value, from which on a loss is far above the start; up to ``near`` times it is near.
-        growth: times their norm at the start that half of the weight matrices have grown to; in a healthy training that takes thousands of
-            steps.
+        far: times its first value, from which on a loss is far above the start;
+            up to ``near`` times it is near.
+        growth: times their norm at the start that half of the weight matrices have grown to; in a
+            healthy training that takes thousands of steps.
         last_near: number of the last step whose loss was near the start.
-        far_since: number of the step from which on every loss has been far; ``began``: the same in optimizer steps.
+        far_since: number of the step from which on every loss has been far;
+            ``began``: the same in optimizer steps.
     """
 
     far: float
@@ -63,10 +73,12 @@ class _Level:
 
 
 class DivergenceDetector:
-    """Takes the loss of every step, and the weights' norms of a few; one event until the loss has come back.
+    """Takes the loss of every step, and the weights' norms of a few; one
+    event until the loss has come back.
 
-    Neither alone would do. A loss may rise by its own nature (returns in reinforcement learning, an annealed term, an opponent that gets
-    better), weights grow while they learn. A step that is too long does both at once, and soon.
+    Neither alone would do. A loss may rise by its own nature (returns in reinforcement learning, an
+    annealed term, an opponent that gets better), weights grow while they learn. A step that is too
+    long does both at once, and soon.
 
     Args:
         weights: norm of each weight matrix before training, by a key that stays.
@@ -81,7 +93,9 @@ class DivergenceDetector:
         self._told: Event | None = None
 
     def see(self, loss: float, norm: float, moment: Moment) -> Event | None:
-        """Take in one step's loss and gradient norm. Returns the record of a divergence that has ended."""
+        """Take in one step's loss and gradient norm. Returns the record
+        of a divergence that has ended.
+        """
         if not math.isfinite(loss):
             return None
         if self._first is None:
@@ -118,8 +132,9 @@ class DivergenceDetector:
         return None
 
     def explain(self, event: Event) -> Event:
-        """A loss that is not finite, and of which no more is known, with the divergence before it as its cause; others as they
-        are. One that rose a thousandfold in the few steps before needs no look at the weights.
+        """A loss that is not finite, and of which no more is known, with the divergence before it
+        as its cause; others as they are. One that rose a thousandfold in the few steps before needs
+        no look at the weights.
         """
         if event.kind != EventKind.NONFINITE_LOSS or event.remedy != EventKind.NONFINITE_LOSS.remedy:
             return event
@@ -162,7 +177,9 @@ class DivergenceDetector:
         )
 
     def _risen(self, loss: float) -> float:
-        """How high it is, in times its first value; of a negative one, by how many times its size it has risen."""
+        """How high it is, in times its first value; of a negative one, by how
+        many times its size it has risen.
+        """
         assert self._first is not None
         first = self._first[0]
         return loss / first if first > 0 else (loss - first) / -first

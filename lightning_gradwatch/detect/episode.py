@@ -1,4 +1,6 @@
-"""An anomaly from its begin to its end: one event when it begins, one record when it is over, however long it takes."""
+"""An anomaly from its begin to its end: one event when it begins, one record when it
+is over, however long it takes.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ _WORDS = {
 
 @dataclass(slots=True)
 class Episode:
-    """What goes on: the event of its begin, and the worst that was seen since. ``calm`` counts quiet samples in a row; ``lost`` is
-    the step from which on no sample was finite.
+    """What goes on: the event of its begin, and the worst that was seen since. ``calm`` counts
+    quiet samples in a row; ``lost`` is the step from which on no sample was finite.
     """
 
     begin: Event
@@ -40,8 +42,8 @@ class Episode:
 class Episodes:
     """The open episodes of one detector, by whatever tells their places apart.
 
-    An episode ends after ``end_after`` calm samples in a row; a sample that is neither calm nor worse keeps it open
-    (hysteresis: it takes less to go on than to begin).
+    An episode ends after ``end_after`` calm samples in a row; a sample that is neither calm nor
+    worse keeps it open (hysteresis: it takes less to go on than to begin).
 
     Args:
         end_after: ≥ 1.
@@ -62,7 +64,9 @@ class Episodes:
         return event
 
     def see(self, key: Hashable, value: float, moment: Moment, *, calm: bool) -> Event | None:
-        """Take in another sample of an open episode. Returns the record of its end, if this is it."""
+        """Take in another sample of an open episode. Returns the
+        record of its end, if this is it.
+        """
         episode = self._open[key]
         episode.lost = None
         if value < episode.peak if self._falling else value > episode.peak:

@@ -29,11 +29,13 @@ LEAST_GROWTH_FACTOR = 10.0
 
 
 class ExplodingDetector:
-    """Reports a layer whose gradient grows through time beyond what is ordinary in this run; one event an episode.
+    """Reports a layer whose gradient grows through time beyond what is ordinary in
+    this run; one event an episode.
 
-    The growth of a sample is the largest value of its lagged gradient, dimensionless. The bound is learned for each place from the
-    samples that were quiet, and never lies under ``factor``. A sample over the bound adds log growth/log bound to the evidence, one
-    under it clears it, and an episode begins at 2: so no single odd batch makes an event, unless it is beyond doubt.
+    The growth of a sample is the largest value of its lagged gradient, dimensionless. The bound is
+    learned for each place from the samples that were quiet, and never lies under ``factor``. A
+    sample over the bound adds log growth/log bound to the evidence, one under it clears it, and an
+    episode begins at 2: so no single odd batch makes an event, unless it is beyond doubt.
 
     Args:
         factor: the least bound, dimensionless, > 1.
@@ -59,11 +61,15 @@ class ExplodingDetector:
         return self.factor if learned is None else max(self.factor, learned)
 
     def suspects(self, profile: Profile) -> bool:
-        """Whether this sample is over its bound, whether or not that is enough for an event; not so in an episode, of which all is said."""
+        """Whether this sample is over its bound, whether or not that is enough for an event; not so
+        in an episode, of which all is said.
+        """
         return not self._episodes.is_open(profile.place) and _growth(profile) > self.bound(profile)
 
     def __call__(self, profile: Profile, moment: Moment) -> Event | None:
-        """Take in a profile of h. Returns the event of an episode that begins here, or the record of one that ends here."""
+        """Take in a profile of h. Returns the event of an episode that begins here, or
+        the record of one that ends here.
+        """
         growth = _growth(profile)
         if not 0 < growth < math.inf:
             return None
@@ -84,7 +90,9 @@ class ExplodingDetector:
         return self._begin(place, event, growth)
 
     def confirmed(self) -> list[Event]:
-        """Numbers stopped being finite: what the last sample made suspicious is beyond doubt, and its episodes begin."""
+        """Numbers stopped being finite: what the last sample made suspicious is beyond
+        doubt, and its episodes begin.
+        """
         return [self._begin(place, *suspected) for place, suspected in list(self._suspected.items())]
 
     def _begin(self, place: Hashable, event: Event, growth: float) -> Event:
@@ -103,7 +111,9 @@ def _baseline() -> Baseline:
 
 
 def _growth(profile: Profile) -> float:
-    """The largest lagged gradient; 0 where there is nothing to judge: another state, no lags, or numbers that are not finite."""
+    """The largest lagged gradient; 0 where there is nothing to judge: another state, no lags,
+    or numbers that are not finite.
+    """
     lagged = profile.lagged()
     if not profile.primary or not len(lagged) or not np.isfinite(lagged).all():
         return 0.0
@@ -133,8 +143,9 @@ def _event(profile: Profile, growth: float, bound: float, moment: Moment) -> Eve
 
 
 def outgrown(profile: Profile, bound: float) -> tuple[int, int] | None:
-    """``(timestep, sequence)``: going back from the loss, where the total gradient first exceeds ``bound`` times that with which
-    the way back began, in the sequence where it grows most. None if the total gradient of none does.
+    """``(timestep, sequence)``: going back from the loss, where the total gradient first exceeds
+    ``bound`` times that with which the way back began, in the sequence where it grows most. None if
+    the total gradient of none does.
     """
     worst: tuple[float, int, int] | None = None
     for row, (sequence, length) in enumerate(zip(profile.sequences, profile.lengths, strict=True)):

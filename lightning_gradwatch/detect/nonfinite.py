@@ -1,4 +1,6 @@
-"""Where a NaN or an infinity began: the first place in causal order, batch → forward → loss → backward through time → parameters."""
+"""Where a NaN or an infinity began: the first place in causal order, batch → forward → loss →
+backward through time → parameters.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class NonfiniteSource(Protocol):
         ...
 
     def changed(self) -> bool:
-        """Whether its weights are no longer those of the forward; then they tell nothing of the cause."""
+        """Whether its weights are no longer those of the forward; then
+        they tell nothing of the cause.
+        """
         ...
 
 
@@ -54,8 +58,9 @@ def locate_nonfinite(
     Args:
         places: all recurrent calls and loops of the step, in the order of their forwards.
         loss: its value; None if it is not known.
-        parameters: whose gradients to look through when nothing was found before them. One that is not finite itself is
-            named as the cause of whatever was found, in whichever module it sits.
+        parameters: whose gradients to look through when nothing was found before them. One that is
+            not finite itself is named as the cause of whatever was found, in whichever module it
+            sits.
         context: what else is at hand of the step.
     """
     named = list(parameters)
@@ -115,7 +120,9 @@ def _numbers(gradient: Tensor) -> Tensor:
 
 
 def bad_parameter(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
-    """The first weight that is not finite, if any: then it is the cause, whatever it spoils first."""
+    """The first weight that is not finite, if any: then it is the
+    cause, whatever it spoils first.
+    """
     found = bad_weight(weights)
     if found is None:
         return {}
@@ -125,7 +132,9 @@ def bad_parameter(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
 
 
 def bad_weight(weights: Iterable[tuple[str, Tensor]]) -> tuple[str, str, float, int] | None:
-    """Name, index and value of the first entry of a weight that is not finite, and how many of that weight's are so."""
+    """Name, index and value of the first entry of a weight that is not finite, and
+    how many of that weight's are so.
+    """
     for name, weight in weights:
         finite = weight.detach().isfinite()
         if not bool(finite.all()):
@@ -136,7 +145,9 @@ def bad_weight(weights: Iterable[tuple[str, Tensor]]) -> tuple[str, str, float, 
 
 
 def gate_name(mode: str, gate: int) -> str:
-    """How an event names a gate of that number, in PyTorch's order: ``gate f``. A plain recurrence has one, which needs no letter."""
+    """How an event names a gate of that number, in PyTorch's order: ``gate f``. A plain recurrence
+    has one, which needs no letter.
+    """
     letters = {"LSTM": "ifgo", "GRU": "rzn"}.get(mode)
     return f"gate {letters[gate]}" if letters else "gate"
 

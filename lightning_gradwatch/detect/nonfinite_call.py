@@ -34,7 +34,9 @@ class CallSource:
     start: int = 0
 
     def in_forward(self, moment: Moment) -> Event | None:
-        """Its input and initial state, then gates and states in the order in which they are computed."""
+        """Its input and initial state, then gates and states in the
+        order in which they are computed.
+        """
         kind, place = EventKind.NONFINITE_INPUT, _first_bad_input(self.call, self.sweep.layout)
         if place is None:
             kind, place = EventKind.NONFINITE_STATE, _first_bad_state(self.sweep, self.call.shape.mode)
@@ -46,7 +48,9 @@ class CallSource:
         return moment.event(kind, module=self.call.module, **{**self._in_time(place), **self._cause()})
 
     def in_backward(self, moment: Moment, way: WayBack) -> Event | None:
-        """The place nearest to the loss where a hidden state's gradient is not finite: top layer first, last own step first."""
+        """The place nearest to the loss where a hidden state's gradient is not finite: top
+        layer first, last own step first.
+        """
         best: tuple[tuple[int, ...], dict[str, Any]] | None = None
         for layer, pair in enumerate(self.sweep.directions):
             for direction, sweep in enumerate(pair):
@@ -146,8 +150,9 @@ def _first_bad_input(call: RecurrentCall, layout: Layout) -> dict[str, Any] | No
 
 
 def _first_bad_state(swept: Sweep, mode: str) -> dict[str, Any] | None:
-    """The first gate or state that is not finite in the order in which the module computes: a stack's layers step by step, or, in a
-    bidirectional one, layer after layer; a step's gates before its state.
+    """The first gate or state that is not finite in the order in which the module computes: a
+    stack's layers step by step, or, in a bidirectional one, layer after layer; a step's gates
+    before its state.
     """
     layout = swept.layout
     best: tuple[tuple[int, ...], dict[str, Any]] | None = None
@@ -191,7 +196,9 @@ def _first_bad_state(swept: Sweep, mode: str) -> dict[str, Any] | None:
 def _latest_bad_gradient(
     sweep: DirectionSweep, layout: Layout, layer: int, direction: int
 ) -> tuple[int, dict[str, Any]] | None:
-    """The last own step at which the gradient of h, or of an LSTM's c, is not finite, and the fields of its event."""
+    """The last own step at which the gradient of h, or of an LSTM's c, is not
+    finite, and the fields of its event.
+    """
     states = [("h", sweep.total, sweep.direct)]
     if sweep.total_cell is not None and sweep.direct_cell is not None:
         states.append(("c", sweep.total_cell, sweep.direct_cell))

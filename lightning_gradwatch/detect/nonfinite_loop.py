@@ -36,7 +36,9 @@ class LoopSource:
     loop: Loop
 
     def in_forward(self, moment: Moment) -> Event | None:
-        """The first timestep where the state that it is given, its input or the state that it makes is not finite."""
+        """The first timestep where the state that it is given, its input or the
+        state that it makes is not finite.
+        """
         for t in range(len(self.loop.steps)):
             event = self._in_given(t, moment)
             if event is not None:
@@ -69,7 +71,9 @@ class LoopSource:
         return None
 
     def _bad_gate(self, t: int) -> dict[str, Any] | None:
-        """The first pre-activation that is not finite, of one of PyTorch's own cells; what another one computes inside is not known."""
+        """The first pre-activation that is not finite, of one of PyTorch's own cells; what another
+        one computes inside is not known.
+        """
         x, state = self.loop.steps[t].x, self._h_before(t)
         weights = {name.rpartition(".")[2]: weight.detach() for name, weight in self.loop.weights}
         count, w_ih, w_hh = _GATES.get(self.loop.kind), weights.get("weight_ih"), weights.get("weight_hh")
@@ -96,7 +100,9 @@ class LoopSource:
         }
 
     def _made(self, t: int) -> dict[str, str]:
-        """What is known of how step ``t`` made a state that is not finite of finite ones: PyTorch's cells can only overflow."""
+        """What is known of how step ``t`` made a state that is not finite of finite ones:
+        PyTorch's cells can only overflow.
+        """
         node, before = self.loop.h[t].edge.node, self._h_before(t)
         huge = before is not None and float(before.abs().max()) > math.sqrt(largest_number(before))
         if huge or self.loop.kind in (*_GATES, "tap"):
@@ -108,7 +114,9 @@ class LoopSource:
         return made_in_arithmetic(nodes_until([node], stops))
 
     def _h_before(self, t: int) -> Tensor | None:
-        """The hidden state that went into a step; None if none was given, which PyTorch's cells take for zeros."""
+        """The hidden state that went into a step; None if none was given, which
+        PyTorch's cells take for zeros.
+        """
         given = dict(self.loop.steps[t].given)
         if "h" in given:
             return given["h"].detach()
@@ -128,7 +136,9 @@ class LoopSource:
         return None
 
     def _worded(self, states: list[LoopState], t: int, sequence: int, way: WayBack) -> dict[str, str]:
-        """What is known of how the gradient of step ``t`` came to be not finite, where that of the steps after it is finite."""
+        """What is known of how the gradient of step ``t`` came to be not finite, where that
+        of the steps after it is finite.
+        """
         node = states[t].edge.node
         sizes = [self._size(later, sequence) for later in states[t + 1 :]]
         if not sizes or not sizes[0]:

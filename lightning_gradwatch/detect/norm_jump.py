@@ -17,11 +17,14 @@ NORM_WINDOW = 64
 """Steps that the baseline remembers."""
 
 LEAST_NORM_FACTOR = 20.0
-"""However even a run is, a step less than this many times the ordinary norm is no jump; however uneven, more than this many times
-the largest norm remembered is one."""
+"""However even a run is, a step less than this many times the ordinary norm is no jump; however
+uneven, more than this many times the largest norm remembered is one.
+"""
 
 CALM_STEPS = 8
-"""An episode ends after so many steps in a row on the ordinary side of the middle between the ordinary norm and the bound."""
+"""An episode ends after so many steps in a row on the ordinary side of the middle between
+the ordinary norm and the bound.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,17 @@ class _Step:
 
 
 class NormJumpDetector:
-    """Judges each step's norm against the running median and MAD of the log norms before it; one event an episode.
+    """Judges each step's norm against the running median and MAD of the log norms
+    before it; one event an episode.
 
-    A step over the bound adds its distance from the ordinary norm to the evidence, one under it clears it, and an episode begins at 2:
-    an odd batch that stands out once, as real text has some, is none; an explosion goes on, or goes far. The event is that of the first
-    of these steps, whose batch did it.
+    A step over the bound adds its distance from the ordinary norm to the evidence, one under it
+    clears it, and an episode begins at 2: an odd batch that stands out once, as real text has some,
+    is none; an explosion goes on, or goes far. The event is that of the first of these steps, whose
+    batch did it.
 
-    Norms that are zero or not finite are never remembered, and a jump is remembered as the bound that it broke: a norm that
-    stays up becomes the ordinary one in half a window, and the episode ends.
+    Norms that are zero or not finite are never remembered, and a jump is remembered as the bound
+    that it broke: a norm that stays up becomes the ordinary one in half a window, and the episode
+    ends.
     """
 
     def __init__(self) -> None:
@@ -58,7 +64,8 @@ class NormJumpDetector:
         return self._ordinary.bound()
 
     def __call__(self, norm: float, moment: Moment, detail: Callable[[], str] = lambda: "") -> Event | None:
-        """Take in one step's norm. Returns the event of a jump that begins here, or the record of one that ends here.
+        """Take in one step's norm. Returns the event of a jump that begins here, or
+        the record of one that ends here.
 
         Args:
             detail: what there is to say of this step; asked only where it breaks the bound.
@@ -88,7 +95,9 @@ class NormJumpDetector:
         return event
 
     def overflowed(self, norm: float, limit: float, moment: Moment, detail: str = "") -> Event | None:
-        """Take in a norm over ``limit``, past which its squares overflow float32: a jump whatever was ordinary, unless one goes on."""
+        """Take in a norm over ``limit``, past which its squares overflow float32: a jump whatever
+        was ordinary, unless one goes on.
+        """
         if self._episodes.is_open(()):
             return self._episodes.see((), norm, moment, calm=False)
         bound = min(self.bound() or limit, limit)
@@ -111,10 +120,11 @@ class NormJumpDetector:
 
 
 class NormJumps:
-    """The norm of the recurrent modules' gradients and that of all parameters, judged side by side; one event for both.
+    """The norm of the recurrent modules' gradients and that of all parameters, judged
+    side by side; one event for both.
 
-    Of the whole there is one series for each backward pass within a batch: where the training calls backward by itself, the gradients that
-    earlier passes left are among them.
+    Of the whole there is one series for each backward pass within a batch: where the training calls
+    backward by itself, the gradients that earlier passes left are among them.
     """
 
     def __init__(self) -> None:
@@ -125,11 +135,13 @@ class NormJumps:
     def __call__(
         self, recurrent: float, whole: float, nth: int, moment: Moment, detail: Callable[[bool], str]
     ) -> Event | None:
-        """Take in one step's norms. Returns the event of a jump that begins here, or the record of one that ends here.
+        """Take in one step's norms. Returns the event of a jump that begins here, or
+        the record of one that ends here.
 
         Args:
             nth: which backward pass of the batch it is.
-            detail: what there is to say of the step, by whether it is about the recurrent modules alone.
+            detail: what there is to say of the step, by whether it is
+                about the recurrent modules alone.
         """
         found = [
             (self._recurrent, self._recurrent(recurrent, moment, lambda: detail(True))),

@@ -1,4 +1,6 @@
-"""Recurrent weights through which nothing flows, or which are not those of the module: what a weight drop that does not work leaves."""
+"""Recurrent weights through which nothing flows, or which are not those of the module: what a
+weight drop that does not work leaves.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ _SET = (
 
 
 class RecurrentWeights:
-    """Tells each recurrent weight once: one that is all zeros at two sampled steps, or that a forward no longer takes from the module."""
+    """Tells each recurrent weight once: one that is all zeros at two sampled steps, or that a
+    forward no longer takes from the module.
+    """
 
     def __init__(self) -> None:
         self._zero_at: dict[tuple[str, int, int], int] = {}
@@ -55,7 +59,9 @@ class RecurrentWeights:
                     yield _left(call.module, name, id(weight) in trained, moment)
 
     def _stays_zero(self, place: tuple[str, int, int], weight: Tensor, moment: Moment) -> bool:
-        """Whether it is zero now and was so at another step: one that only begins with zeros is none of it."""
+        """Whether it is zero now and was so at another step: one that only
+        begins with zeros is none of it.
+        """
         if bool(weight.detach().any()):
             self._zero_at.pop(place, None)
             return False
@@ -63,8 +69,8 @@ class RecurrentWeights:
 
 
 def _is_left(module: nn.RNNBase, name: str, weight: Tensor) -> bool:
-    """Whether the module has no such weight any more, and its forward goes on with a tensor of before. It reads no attribute: that
-    may change a parametrized one.
+    """Whether the module has no such weight any more, and its forward goes on with a tensor of
+    before. It reads no attribute: that may change a parametrized one.
     """
     if weight.grad_fn is not None or is_parametrized(module, name):
         return False

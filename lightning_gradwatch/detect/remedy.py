@@ -1,4 +1,6 @@
-"""What helps against a gradient that vanishes or explodes through time, by what was seen: the cell, the depth, the size, the truncation."""
+"""What helps against a gradient that vanishes or explodes through time, by what was seen: the cell,
+the depth, the size, the truncation.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,15 @@ LOST_REMEDY = (
     "Go back to a checkpoint from before, or begin anew, with a lower learning rate: the weights have left where the gradient reached "
     "further."
 )
-"""Where a gradient that once reached far is short and the loss has risen meanwhile: nothing but the weights' way made it so."""
+"""Where a gradient that once reached far is short and the loss has risen meanwhile: nothing
+but the weights' way made it so.
+"""
 
 
 def jump_remedy(ordinary: float | None, moment: Moment) -> str:
-    """What helps against a norm that jumps at that moment; ``ordinary`` is the run's median norm, if it is known."""
+    """What helps against a norm that jumps at that moment; ``ordinary`` is the
+    run's median norm, if it is known.
+    """
     batch = (
         "" if moment.batch_idx is None else f"Look at batch {moment.batch_idx} of epoch {moment.epoch} for an outlier. "
     )
@@ -106,7 +112,8 @@ def exploding_remedy(profile: Profile, lagged: Floats, *, in_total: bool) -> str
 
     Args:
         lagged: its lagged gradient ``(lag,)``.
-        in_total: whether the total gradient outgrows its bound as well, or that of single timesteps only.
+        in_total: whether the total gradient outgrows its bound as well, or
+            that of single timesteps only.
     """
     parts: list[str] = []
     if in_total:

@@ -1,4 +1,6 @@
-"""Gates so far saturated that no gradient reaches their weights: nothing is learned there, whatever flows through time."""
+"""Gates so far saturated that no gradient reaches their weights: nothing is learned
+there, whatever flows through time.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ MOST = 0.8
 """At least one of the gates that decide is saturated on this share of units and timesteps."""
 
 LEARNED = 0.5
-"""A loss under this share of the first one has been learned from: gates that closed meanwhile may well be what was learned."""
+"""A loss under this share of the first one has been learned from: gates that closed
+meanwhile may well be what was learned.
+"""
 
 
 def bound(profile: Profile) -> float:
@@ -39,7 +43,9 @@ def is_cut_off(profile: Profile) -> bool:
 
 @dataclass(slots=True)
 class _Track:
-    """One call of one place: how many samples in a row were cut off, whether one ever was not, and the first loss."""
+    """One call of one place: how many samples in a row were cut off, whether one
+    ever was not, and the first loss.
+    """
 
     first_loss: float | None
     in_a_row: int = 0
@@ -49,7 +55,8 @@ class _Track:
 class SaturationDetector:
     """Reports a layer whose gates are saturated nearly everywhere; one event an episode.
 
-    Gates that close while the loss falls are what a network may well have learned, and are no event.
+    Gates that close while the loss falls are what a network may well
+    have learned, and are no event.
     """
 
     def __init__(self) -> None:

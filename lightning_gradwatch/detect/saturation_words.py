@@ -7,7 +7,9 @@ from enum import Enum, auto
 from lightning_gradwatch.forward import Channel, Gate, Saturation
 
 LARGE = 10.0
-"""Inputs, or weights beside PyTorch's own start of ±1/√hidden, that are more than so many times as large as usual are large."""
+"""Inputs, or weights beside PyTorch's own start of ±1/√hidden, that are more than so many
+times as large as usual are large.
+"""
 
 _WORTH_NAMING = 0.5
 _ONE_SIDED = 0.95
@@ -27,7 +29,9 @@ class Cause(Enum):
 
 
 def cause_of(found: Saturation) -> Cause:
-    """What most of the pre-activations come from. Of inputs and their weights, whichever is larger beside the usual."""
+    """What most of the pre-activations come from. Of inputs and their weights,
+    whichever is larger beside the usual.
+    """
     from_input, from_state, from_bias = found.parts
     if from_bias >= max(from_input, from_state):
         return Cause.BIASES

@@ -7,14 +7,16 @@ import math
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 
 LONGEST_SEARCH = 16
-"""Overflows in a row that a search may always need: PyTorch's scaler starts at 2¹⁶ and halves, so that these bring it down to 1."""
+"""Overflows in a row that a search may always need: PyTorch's scaler starts at 2¹⁶ and halves, so
+that these bring it down to 1.
+"""
 
 
 class ScaleSearch:
     """Notes the first overflow of a row of them; makes an alarm of it when the row does not end.
 
-    It does not end when the scale is under 1, where the gradients overflow though they are made smaller, or after more overflows in a row
-    than it takes to halve the scale down to 1.
+    It does not end when the scale is under 1, where the gradients overflow though they are made
+    smaller, or after more overflows in a row than it takes to halve the scale down to 1.
     """
 
     def __init__(self) -> None:
@@ -27,12 +29,13 @@ class ScaleSearch:
         self._row, self._alarmed = 0, False
 
     def overflowed(self, located: Event, scale: float, moment: Moment, *, complete: bool = True) -> Event | None:
-        """Take in an overflow. Returns the note of a row that begins, or the alarm of one that does not end.
+        """Take in an overflow. Returns the note of a row that begins, or the
+        alarm of one that does not end.
 
         Args:
             located: where it began, which the alarm passes on.
-            complete: whether it is that of a whole step. One of a micro-batch only begins a row: the micro-batches after it have its
-                gradients in theirs.
+            complete: whether it is that of a whole step. One of a micro-batch only begins a row:
+                the micro-batches after it have its gradients in theirs.
         """
         if self._row and not complete:
             return None

@@ -1,4 +1,6 @@
-"""A loss that reaches a direction at few of its timesteps: all the others get no gradient at all."""
+"""A loss that reaches a direction at few of its timesteps: all the
+others get no gradient at all.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,16 @@ from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.thresholds import FEW_SHARE, SEVERAL, is_few
 
 CHANGED = 10
-"""From so many, where it was otherwise earlier in the run: which timesteps the loss reads may be drawn anew at each step."""
+"""From so many, where it was otherwise earlier in the run: which timesteps the loss reads
+may be drawn anew at each step.
+"""
 
 
 @dataclass(slots=True)
 class _Track:
-    """Samples of one call of one place that were few, in a row; the last of them; and whether it was ever otherwise."""
+    """Samples of one call of one place that were few, in a row; the last of them; and
+    whether it was ever otherwise.
+    """
 
     samples: int = 0
     last: Profile | None = None
@@ -25,9 +31,10 @@ class _Track:
 class ShortReachDetector:
     """Reports a layer and direction of which the loss reaches few timesteps; once a place.
 
-    A recurrence hands a gradient on to *earlier* steps of its own order alone: what a direction visits after the last state that the loss
-    reads gets exactly none. So it is with a bidirectional module's output at the last timestep, where the reverse direction has seen one
-    step. Timesteps that vanishing alone keeps from a gradient are no part of this, since the loss lies beyond them.
+    A recurrence hands a gradient on to *earlier* steps of its own order alone: what a direction
+    visits after the last state that the loss reads gets exactly none. So it is with a bidirectional
+    module's output at the last timestep, where the reverse direction has seen one step. Timesteps
+    that vanishing alone keeps from a gradient are no part of this, since the loss lies beyond them.
     """
 
     def __init__(self) -> None:
@@ -35,7 +42,9 @@ class ShortReachDetector:
         self._told: set[Hashable] = set()
 
     def __call__(self, profile: Profile, moment: Moment) -> Event | None:
-        """Take in a profile of h. Samples that follow up an anomaly are left out, as they lie side by side."""
+        """Take in a profile of h. Samples that follow up an anomaly are left
+        out, as they lie side by side.
+        """
         reached, timesteps = profile.due()
         if moment.follow_up or not profile.primary or not reached:
             return None

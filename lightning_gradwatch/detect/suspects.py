@@ -1,6 +1,8 @@
-"""Operations whose slope is infinite or undefined somewhere: the usual suspects where a finite loss sends back a NaN, or is none itself.
+"""Operations whose slope is infinite or undefined somewhere: the usual suspects where a finite loss
+sends back a NaN, or is none itself.
 
-Which of them it was cannot be told: what they computed with is gone after the backward pass. So they are named as suspects only.
+Which of them it was cannot be told: what they computed with is gone after the backward pass. So
+they are named as suspects only.
 """
 
 from __future__ import annotations
@@ -110,7 +112,8 @@ _MEAN = 1
 
 
 def suspects(nodes: Iterable[Node], *, of_loss: bool = False) -> list[Suspect]:
-    """Those among the nodes, each once: your own functions, then the likely ones, then the possible ones; nearest first in each.
+    """Those among the nodes, each once: your own functions, then the likely ones, then the
+    possible ones; nearest first in each.
 
     Args:
         nodes: as :func:`nodes_between` gives them, nearest to the loss first.
@@ -172,7 +175,9 @@ def _is_empty(node: Node) -> bool:
 
 
 def _divides_by_constant(node: Node) -> bool:
-    """Whether the divisor needs no gradient: then a zero in it shows in the loss itself, unless something hides it on the way."""
+    """Whether the divisor needs no gradient: then a zero in it shows in the loss itself, unless
+    something hides it on the way.
+    """
     return len(node.next_functions) < 2 or node.next_functions[1][0] is None
 
 

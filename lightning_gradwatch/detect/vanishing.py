@@ -20,13 +20,17 @@ from lightning_gradwatch.thresholds import CALM_SAMPLES, CALM_SHARE, LOW_LOSS, R
 
 
 def is_vanishing(horizon: float, timesteps: int) -> bool:
-    """Whether a horizon, which the sequence did not cut off, is short beside the sequence; both in timesteps."""
+    """Whether a horizon, which the sequence did not cut off, is short beside
+    the sequence; both in timesteps.
+    """
     return horizon < VANISHING_SHARE * timesteps
 
 
 @dataclass(slots=True)
 class _Track:
-    """The last horizons of one call of one place, in a row, all of them short; and the furthest that was not."""
+    """The last horizons of one call of one place, in a row, all of them short;
+    and the furthest that was not.
+    """
 
     horizons: deque[int]
     starved: deque[int]
@@ -35,16 +39,18 @@ class _Track:
 
 
 class VanishingDetector:
-    """Reports a layer whose gradient horizon stays short over several samples; one event an episode.
+    """Reports a layer whose gradient horizon stays short over several
+    samples; one event an episode.
 
-    A horizon that the sequence cut off (censored) never counts. Nor does one that grows at a pace at which it will be long after as
-    many samples again: such a network is learning to remember.
+    A horizon that the sequence cut off (censored) never counts. Nor does one that grows at a pace
+    at which it will be long after as many samples again: such a network is learning to remember.
 
-    The event is a warning where timesteps *starve*: going back from the loss, the total gradient of the first timesteps stays under 1 %
-    of the largest, so that nothing is learned from what is fed there. Where each timestep has a loss of its own close by (a language
-    model), where the gradient reached further earlier in the run and the loss has not risen since (what has been learned needs little
-    gradient), or where the loss is low by now, it is a note. Of gates that are saturated another detector tells: what is said here would
-    not help them.
+    The event is a warning where timesteps *starve*: going back from the loss, the total gradient of
+    the first timesteps stays under 1 % of the largest, so that nothing is learned from what is fed
+    there. Where each timestep has a loss of its own close by (a language model), where the gradient
+    reached further earlier in the run and the loss has not risen since (what has been learned needs
+    little gradient), or where the loss is low by now, it is a note. Of gates that are saturated
+    another detector tells: what is said here would not help them.
 
     Args:
         samples: how many sampled steps in a row.
@@ -60,8 +66,9 @@ class VanishingDetector:
         self._begun_by: dict[Hashable, int] = {}
 
     def __call__(self, profile: Profile, moment: Moment) -> Event | None:
-        """Take in a profile of h. Returns the event of an episode that begins here, or the record of
-        one that ends here. Samples that follow up an anomaly are left out: it is judged over time.
+        """Take in a profile of h. Returns the event of an episode that begins here, or the record
+        of one that ends here. Samples that follow up an anomaly are left out: it is judged over
+        time.
         """
         lagged = profile.lagged()
         place = profile.place
@@ -133,7 +140,9 @@ class VanishingDetector:
 
 
 def _lost(loss: float | None, track: _Track) -> str:
-    """That the loss has risen since the gradient reached further, in words; nothing where it has not, or is not known."""
+    """That the loss has risen since the gradient reached further, in words; nothing
+    where it has not, or is not known.
+    """
     first = track.first_loss
     if track.furthest is None or loss is None or first is None or not loss > RISEN_LOSS * first > 0:
         return ""

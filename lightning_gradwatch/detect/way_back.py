@@ -1,4 +1,6 @@
-"""How a hidden state's gradient came to be not finite: from outside, in the cell's own arithmetic, or by growth through time."""
+"""How a hidden state's gradient came to be not finite: from outside, in the cell's own
+arithmetic, or by growth through time.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ GREW = 100.0
 
 @dataclass(slots=True)
 class WayBack:
-    """The way from the loss to the recurrent calls of a step, of which those looked at so far have finite gradients.
+    """The way from the loss to the recurrent calls of a step, of which those looked
+    at so far have finite gradients.
 
     Args:
         loss: of the step; None if it is not known. ``value`` is what it was.
@@ -56,22 +59,30 @@ class WayBack:
         self._starts += inputs
 
     def between(self, targets: Sequence[Node]) -> list[Node]:
-        """The operations on the way to where a gradient arrives, from the loss or from the calls passed."""
+        """The operations on the way to where a gradient arrives, from the
+        loss or from the calls passed.
+        """
         roots = [*self._root(), *self._starts]
         return nodes_between(roots, set(targets), self._past - set(targets)) if targets else []
 
     def is_outside(self, targets: Sequence[Node]) -> bool:
-        """Whether the loss sends a gradient there past the calls that were passed; true where it is not known."""
+        """Whether the loss sends a gradient there past the calls that were
+        passed; true where it is not known.
+        """
         return not targets or any(self.is_direct(target, list(self._past - {target})) for target in targets)
 
     def from_later(self, targets: Sequence[Node]) -> dict[str, str]:
-        """Message and remedy of a gradient that comes from later calls alone, whose own are finite."""
+        """Message and remedy of a gradient that comes from later
+        calls alone, whose own are finite.
+        """
         found = suspects(self.between(targets))
         message = f"The gradient that comes back to {{place}} from a later call is {{value}}, though its own are finite. {told(found)}"
         return {"message": message.rstrip(), "remedy": mend(found, "")}
 
     def is_direct(self, target: Node, past: Sequence[Node]) -> bool:
-        """Whether the loss reaches a place without passing through ``past``; true where it is not known."""
+        """Whether the loss reaches a place without passing through
+        ``past``; true where it is not known.
+        """
         return self.loss is None or is_reached(self._root(), target, set(past))
 
     def outside(self, targets: Sequence[Node]) -> dict[str, str]:
@@ -91,7 +102,8 @@ def on_the_way(entered: float, before: float, largest: float, step: int) -> dict
     """Detail and remedy of a gradient that overflowed, if it was large enough for that.
 
     Args:
-        entered: its norm where the gradient came in; ``before``: at the last step at which it was finite.
+        entered: its norm where the gradient came in; ``before``: at the
+            last step at which it was finite.
         largest: number of its format.
         step: index of that timestep.
     """
@@ -109,7 +121,8 @@ def on_the_way(entered: float, before: float, largest: float, step: int) -> dict
 
 
 def in_arithmetic(before: float, step: int, nodes: Sequence[Node], *, only: bool) -> dict[str, str]:
-    """Detail and remedy where the gradient of the step before, on the way back, was finite and not large.
+    """Detail and remedy where the gradient of the step before, on the way
+    back, was finite and not large.
 
     Args:
         nodes: the operations between the two states.
@@ -139,8 +152,10 @@ def hidden_gradient(moment: Moment, fields: Mapping[str, Any], cause: Mapping[st
     """The event of a hidden state's gradient.
 
     Args:
-        fields: with what is known of how it came to be: a ``message`` may hold ``{place}`` and ``{value}``.
-        cause: fields of a weight that is not finite, which then takes the place of what is known besides.
+        fields: with what is known of how it came to be: a ``message`` may
+            hold ``{place}`` and ``{value}``.
+        cause: fields of a weight that is not finite, which then takes the
+            place of what is known besides.
     """
     words = {"message", "remedy", "detail"} & fields.keys()
     plain = {name: value for name, value in fields.items() if not (cause and name in words)} | dict(cause or {})

@@ -1,4 +1,6 @@
-"""A weight that an optimizer step spoilt, found by looking at it: nothing that is computed with it need show it."""
+"""A weight that an optimizer step spoilt, found by looking at it: nothing that is
+computed with it need show it.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Where the tensors of one call hang in the graph, as they were when it ran: ``given`` h0 and c0, ``made`` output, h_n and c_n."""
+    """Where the tensors of one call hang in the graph, as they were when it ran: ``given`` h0 and
+    c0, ``made`` output, h_n and c_n.
+    """
 
     input: Edge | None
     given: tuple[Edge | None, ...]
@@ -25,11 +27,13 @@ class Edges:
 
 @dataclass(slots=True)
 class RecurrentCall(WeaklyHeld):
-    """References to everything that one forward of a fused module read and made. No tensor is copied.
+    """References to everything that one forward of a fused module read
+    and made. No tensor is copied.
 
-    Shapes are the module's own: ``input`` and ``output`` are time-major, batch-first, unbatched, or packed data with
-    ``batch_sizes``; ``h0``, ``c0``, ``h_n``, ``c_n`` are ``(layers·directions, batch, width)`` in the caller's batch order,
-    without ``batch`` if unbatched.
+    Shapes are the module's own: ``input`` and ``output`` are time-major, batch-first, unbatched, or
+    packed data with ``batch_sizes``; ``h0``, ``c0``, ``h_n``, ``c_n`` are
+    ``(layers·directions, batch, width)`` in the caller's batch order, without ``batch`` if
+    unbatched.
     """
 
     module: str
@@ -62,7 +66,9 @@ class RecurrentCall(WeaklyHeld):
     trail: Trail | None = None
     """What the chain that it is part of sends back, once that is to be followed."""
     apart: str | None = None
-    """Why it is measured by itself although its state comes from an earlier call, or goes on into a later one."""
+    """Why it is measured by itself although its state comes from an earlier
+    call, or goes on into a later one.
+    """
 
     _final_versions: tuple[int, ...] = field(init=False, default=())
 
@@ -95,7 +101,9 @@ class RecurrentCall(WeaklyHeld):
         return [state for state in (self.h_n, self.c_n) if state is not None]
 
     def finals_changed(self) -> bool:
-        """Whether h_n or c_n was changed in place since the forward: a measurement that does not read them is right all the same."""
+        """Whether h_n or c_n was changed in place since the forward: a measurement that does not
+        read them is right all the same.
+        """
         if self.parts:
             return any(part.finals_changed() for part in self.parts)
         return tuple(state._version for state in self._finals()) != self._final_versions
@@ -108,7 +116,9 @@ class RecurrentCall(WeaklyHeld):
         return tuple(tensor._version for _, tensor in self._tensors())
 
     def changed(self) -> str | None:
-        """The first of input, initial state, output and weights that was changed in place since the forward; None if none was."""
+        """The first of input, initial state, output and weights that was changed in place since
+        the forward; None if none was.
+        """
         for part in self.parts:
             changed = part.changed()
             if changed is not None:

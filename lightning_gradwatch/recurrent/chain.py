@@ -10,10 +10,12 @@ from lightning_gradwatch.recurrent.call import RecurrentCall
 
 @dataclass(slots=True)
 class Chain:
-    """Calls of which each begins with what the one before ended with, itself or changed by operations in the graph.
+    """Calls of which each begins with what the one before ended with, itself or
+    changed by operations in the graph.
 
     Args:
-        plain: nothing lies between them, and nothing of one is an input of a later one: they are as one call would be.
+        plain: nothing lies between them, and nothing of one is an input of a later one:
+            they are as one call would be.
         unfollowed: why there is no trail.
     """
 

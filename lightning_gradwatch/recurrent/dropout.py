@@ -1,4 +1,6 @@
-"""The dropout masks between the layers of a fused module, drawn again from the generator state of its forward."""
+"""The dropout masks between the layers of a fused module, drawn again from the
+generator state of its forward.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ from lightning_gradwatch.recurrent.layout import Layout
 
 
 def redraw_masks(call: RecurrentCall, layout: Layout) -> list[Tensor]:
-    """One mask below each layer but the first, already divided by the share that is kept; on the CPU.
+    """One mask below each layer but the first, already divided by the
+    share that is kept; on the CPU.
 
-    PyTorch drops from a layer's whole output, in order of layers, time-major whatever the caller's layout. The global
-    generator is put back as it was.
+    PyTorch drops from a layer's whole output, in order of layers, time-major whatever the caller's
+    layout. The global generator is put back as it was.
     """
     shape = call.shape
     if call.rng_state is None or not shape.dropout:

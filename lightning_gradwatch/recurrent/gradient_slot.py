@@ -14,8 +14,8 @@ from lightning_gradwatch.recurrent.pause import is_paused
 class GradientSlot:
     """Keeps the gradient that autograd shows it.
 
-    It holds nothing but gradients: a hook that led back to the call would close the cycle output → hook → call →
-    output, which only the garbage collector frees.
+    It holds nothing but gradients: a hook that led back to the call would close the cycle output →
+    hook → call → output, which only the garbage collector frees.
     """
 
     __slots__ = ("_gradients", "_view")
@@ -31,8 +31,8 @@ class GradientSlot:
     def watch(self, tensor: Tensor) -> None:
         """Be shown what arrives at a tensor that needs a gradient.
 
-        A hook on the operation that made it runs after all of the tensor's own: what a model's hook makes of the gradient
-        (clamps it, say) is what flows on, and what is kept.
+        A hook on the operation that made it runs after all of the tensor's own: what a model's hook
+        makes of the gradient (clamps it, say) is what flows on, and what is kept.
         """
         node, number = tensor.grad_fn, tensor.output_nr
         if node is None:
@@ -43,8 +43,9 @@ class GradientSlot:
     def watch_result(self, tensor: Tensor) -> None:
         """The same of what an operator returned and nobody has used yet.
 
-        It may be another view of all that the operator made (transposed, without a batch). Changing such a view in place takes it
-        out of the graph and leaves what it is a view of, so that this is what is watched.
+        It may be another view of all that the operator made (transposed, without a batch). Changing
+        such a view in place takes it out of the graph and leaves what it is a view of, so that this
+        is what is watched.
         """
         base = tensor._base
         if base is None or base.grad_fn is None or base.numel() != tensor.numel():

@@ -6,10 +6,14 @@ from torch import Tensor, nn
 
 
 def is_handed_over(state: Tensor | None) -> bool:
-    """Whether a state is a leaf that asks for a gradient and is no parameter: somebody may hand its gradient back by hand."""
+    """Whether a state is a leaf that asks for a gradient and is no parameter: somebody may
+    hand its gradient back by hand.
+    """
     return state is not None and state.is_leaf and state.requires_grad and not isinstance(state, nn.Parameter)
 
 
 def is_truncated(state: Tensor | None) -> bool:
-    """Whether an initial state says something and yet comes without a graph: then what made it is out of the gradient's reach."""
+    """Whether an initial state says something and yet comes without a graph: then what made it
+    is out of the gradient's reach.
+    """
     return state is not None and not state.requires_grad and bool(state.detach().any())

@@ -1,4 +1,6 @@
-"""Where a sequence's timesteps lie in a call's tensors: time-major, batch-first, unbatched or packed; forwards or in reverse."""
+"""Where a sequence's timesteps lie in a call's tensors: time-major, batch-first, unbatched or
+packed; forwards or in reverse.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,12 @@ DIRECTIONS = ("forward", "reverse")
 
 
 def pick_sequences(reached: Tensor, limit: int | None) -> list[int]:
-    """Up to ``limit`` sequences, spread evenly over those of a batch that the loss reaches, the first and the last of these among them;
-    None takes the whole batch. Touches no random generator.
+    """Up to ``limit`` sequences, spread evenly over those of a batch that the loss reaches, the
+    first and the last of these among them; None takes the whole batch. Touches no random generator.
 
     Args:
-        reached: whether the loss sends a sequence anything ``(batch,)``. Where it sends none anything, the whole batch is chosen from.
+        reached: whether the loss sends a sequence anything ``(batch,)``. Where it sends none
+            anything, the whole batch is chosen from.
     """
     batch = len(reached)
     if limit is None or limit >= batch:
@@ -32,8 +35,9 @@ def pick_sequences(reached: Tensor, limit: int | None) -> list[int]:
 class Layout:
     """Reads chosen sequences out of a call's tensors, in a direction's own order.
 
-    In *own order* step 0 is the first that the direction visits: the first timestep forwards, the last valid one in
-    reverse. So every sequence starts at 0 and ends at its own length, whichever way it is read.
+    In *own order* step 0 is the first that the direction visits: the first timestep forwards, the
+    last valid one in reverse. So every sequence starts at 0 and ends at its own length, whichever
+    way it is read.
 
     Args:
         call: whose tensors.
@@ -71,16 +75,21 @@ class Layout:
         self.lengths = (batch_sizes[:, None] > position[None, :]).sum(0)
 
     def valid(self, start: int, stop: int) -> Tensor:
-        """Which own-order steps lie within each sequence: ``(stop - start, sequences)``, boolean."""
+        """Which own-order steps lie within each sequence:
+        ``(stop - start, sequences)``, boolean.
+        """
         return torch.arange(start, stop)[:, None] < self.lengths[None, :]
 
     def times(self, direction: int, start: int, stop: int) -> Tensor:
-        """Timesteps as the caller counts them, of own-order steps: ``(stop - start, sequences)``; clamped where invalid."""
+        """Timesteps as the caller counts them, of own-order steps:
+        ``(stop - start, sequences)``; clamped where invalid.
+        """
         own = torch.arange(start, stop)[:, None].expand(-1, len(self.sequences))
         return own if direction == FORWARD else (self.lengths[None, :] - 1 - own).clamp_min(0)
 
     def read(self, tensor: Tensor, direction: int, start: int, stop: int) -> Tensor:
-        """Own-order steps ``start`` to ``stop`` of a tensor laid out as the input or output: ``(time, sequence, width)``.
+        """Own-order steps ``start`` to ``stop`` of a tensor laid out as the input or
+        output: ``(time, sequence, width)``.
 
         Steps past a sequence's end read as zeros.
         """
@@ -100,7 +109,9 @@ class Layout:
         return part if self._whole_batch else part[:, self._chosen.to(tensor.device)]
 
     def write(self, padded: Tensor) -> Tensor:
-        """The inverse of :meth:`read` of all sequences, forwards: ``(time, sequence, width)`` laid out as the input is."""
+        """The inverse of :meth:`read` of all sequences, forwards:
+        ``(time, sequence, width)`` laid out as the input is.
+        """
         if self._rows is not None:
             valid = self.valid(0, self.timesteps)
             rows = padded.new_empty(self._packed_rows, padded.shape[-1])
@@ -111,7 +122,9 @@ class Layout:
         return padded.transpose(0, 1) if self._batch_first else padded
 
     def read_padded(self, tensor: Tensor, direction: int, start: int, stop: int) -> Tensor:
-        """As :meth:`read`, of a tensor that is ``(time, sequence, width)`` already, with the chosen sequences only."""
+        """As :meth:`read`, of a tensor that is ``(time, sequence, width)`` already,
+        with the chosen sequences only.
+        """
         if direction == FORWARD:
             return tensor[start:stop]
         if self.uniform:
@@ -121,7 +134,9 @@ class Layout:
         return values.masked_fill(~self.valid(start, stop).to(tensor.device)[..., None], 0)
 
     def read_state(self, tensor: Tensor | None, index: int) -> Tensor | None:
-        """The chosen sequences of one layer and direction of h0, c0, h_n or c_n: ``(sequence, width)``."""
+        """The chosen sequences of one layer and direction of h0, c0, h_n
+        or c_n: ``(sequence, width)``.
+        """
         if tensor is None:
             return None
         state = tensor[index]

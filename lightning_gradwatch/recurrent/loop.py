@@ -1,4 +1,6 @@
-"""A recurrence that a model runs by itself, step by step: a cell in a Python loop, or hidden states marked with ``tap``."""
+"""A recurrence that a model runs by itself, step by step: a cell in a Python loop, or
+hidden states marked with ``tap``.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 @dataclass(slots=True)
 class LoopState(WeaklyHeld):
-    """One hidden state in the graph. Its slot is shown the *total* gradient: all that the state was used for.
+    """One hidden state in the graph. Its slot is shown the *total* gradient:
+    all that the state was used for.
 
-    ``edge`` is the place in the graph where the state was made: it stays right when the tensor is changed in place later, but for
-    a view, of which such a change makes another.
+    ``edge`` is the place in the graph where the state was made: it stays right when the tensor is
+    changed in place later, but for a view, of which such a change makes another.
     """
 
     tensor: Tensor
@@ -43,8 +46,9 @@ class LoopState(WeaklyHeld):
 
 @dataclass(slots=True, eq=False)
 class Made:
-    """One call of a cell: its input, the states that it made, in the order of the loop's names, and those that it was given, by name,
-    where these are not the very ones of the timestep before. ``number``: which of the calls of its timestep it is.
+    """One call of a cell: its input, the states that it made, in the order of the loop's names, and
+    those that it was given, by name, where these are not the very ones of the timestep before.
+    ``number``: which of the calls of its timestep it is.
     """
 
     x: Tensor | None
@@ -55,7 +59,8 @@ class Made:
 
 @dataclass(slots=True, eq=False)
 class Loop(WeaklyHeld):
-    """States that follow one another: one sequence of steps of a cell, or of a tap. References only, as in a recurrent call.
+    """States that follow one another: one sequence of steps of a cell, or of a tap.
+    References only, as in a recurrent call.
 
     Args:
         module: qualified name of the cell, or the tap's name.
@@ -70,13 +75,17 @@ class Loop(WeaklyHeld):
     names: tuple[str, ...] = ("h",)
     steps: list[Made] = field(default_factory=list[Made])
     besides: dict[int, list[Made]] = field(default_factory=dict[int, list[Made]])
-    """Timestep → further calls of the cell with the same state, which the sequence does not go on from."""
+    """Timestep → further calls of the cell with the same state, which
+    the sequence does not go on from.
+    """
     goes_on: int = 0
     """Which of the calls of a timestep the sequence goes on from."""
     weights: tuple[tuple[str, Tensor], ...] = ()
     versions: tuple[int, ...] = ()
     lagged: list[Tensor | None] | None = None
-    """∂(what the loss sends to the last timestep)/∂s of all states of one name, then of the next, once a backward pass has measured it."""
+    """∂(what the loss sends to the last timestep)/∂s of all states of one name, then of the next,
+    once a backward pass has measured it.
+    """
     totals_are_lagged: bool = False
     """Whether the loss reaches the states through those of one timestep alone."""
     anchor: int | None = None
@@ -164,7 +173,9 @@ class Loop(WeaklyHeld):
         return any(state.slot.arrived for made in self._made() for state in made.states)
 
     def is_truncated(self) -> bool:
-        """Whether its first step was given a state that says something and yet comes without a graph."""
+        """Whether its first step was given a state that says something
+        and yet comes without a graph.
+        """
         return any(is_truncated(state) for _, state in self.steps[0].given)
 
     def release(self) -> None:
@@ -194,7 +205,9 @@ class Loop(WeaklyHeld):
 
 
 def _batch_dim(state: Tensor, x: Tensor | None) -> int:
-    """Which dimension of a state is the batch: the first, unless the input or the shape of PyTorch's own ``h_n`` says the second."""
+    """Which dimension of a state is the batch: the first, unless the input or the shape of
+    PyTorch's own ``h_n`` says the second.
+    """
     if state.dim() < 2:
         return 0
     if x is None:

@@ -1,4 +1,6 @@
-"""Passes through the graph that are none of the training's: what is kept and what is bounded in a backward pass rests meanwhile."""
+"""Passes through the graph that are none of the training's: what is kept and what is bounded in a
+backward pass rests meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ import torch
 
 _KEY = "lightning_gradwatch.pauses"
 _state = cast("Any", torch)._C
-"""Autograd hands what is kept there on to each thread in which it works for a pass, and to no other: a pass that begins in a pause
-is paused in all of its threads, and the training's own, in others at the same time, is not.
+"""Autograd hands what is kept there on to each thread in which it works for a pass, and to no
+other: a pass that begins in a pause is paused in all of its threads, and the training's own, in
+others at the same time, is not.
 """
 
 
@@ -25,7 +28,9 @@ class _Open:
 
 @contextmanager
 def paused() -> Generator[None]:
-    """What this thread does within, and the backward passes that it begins, are none of the training's. Pauses may be nested."""
+    """What this thread does within, and the backward passes that it begins, are none of the
+    training's. Pauses may be nested.
+    """
     depth = _depth()
     with _Open.lock:
         _Open.count += 1

@@ -1,4 +1,6 @@
-"""What the loss sends to the last of several calls that continue one another, at the ends of all of them."""
+"""What the loss sends to the last of several calls that continue one
+another, at the ends of all of them.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,13 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Trail:
-    """The lagged gradients of a chain's calls at their ends. It holds places in the graph and gradients, and no call.
+    """The lagged gradients of a chain's calls at their ends. It holds places in the
+    graph and gradients, and no call.
 
     Attributes:
         totals_are_lagged: whether the loss reaches the chain through its last timestep alone.
-        gradients: ∂L_τ/∂(output, h_n, c_n) of every call, τ being the last timestep that the loss reaches.
+        gradients: ∂L_τ/∂(output, h_n, c_n) of every call, τ being the last
+            timestep that the loss reaches.
         inexact_reason: why there are none.
         mixed: whether a row of the state is not that of one sequence throughout.
     """
@@ -43,7 +47,8 @@ class Trail:
         self._handles, self._made, self.gradients = [], [], None
 
     def wait(self, last: int, roots: list[Edge], at_end: Callable[[Tensor], Tensor]) -> None:
-        """When the backward pass has brought all that the loss sends to the ``roots`` of call ``last``, follow it back.
+        """When the backward pass has brought all that the loss sends to the ``roots`` of
+        call ``last``, follow it back.
 
         Args:
             at_end: leaves of the output's gradient the part of the last timestep.

@@ -1,4 +1,6 @@
-"""The run log: its names (schema), how it is written and read back, and what it amounts to in words (summary)."""
+"""The run log: its names (schema), how it is written and read back, and what it
+amounts to in words (summary).
+"""
 
 from lightning_gradwatch.runlog.reader import Run, RunLogError, load_run
 from lightning_gradwatch.runlog.schema import ProfileRecord, StepRecord

@@ -1,4 +1,6 @@
-"""What a bundle must look like. All of it is looked at once, before anything in it is used: a file may come from anywhere."""
+"""What a bundle must look like. All of it is looked at once, before anything in it is used:
+a file may come from anywhere.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ _MODULES_OWN = frozenset(vars(nn.Module()))
 
 
 def first_fault(content: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
-    """What is wrong with a bundle, in a few words: the first key that is missing or holds what it must not; None if nothing is.
+    """What is wrong with a bundle, in a few words: the first key that is missing or holds what
+    it must not; None if nothing is.
 
     Args:
         content: the file's.
@@ -44,7 +47,9 @@ def first_fault(content: Mapping[str, Any], own: Mapping[str, Any]) -> str | Non
 
 
 def _shape_fault(value: Any, at: str, seen: list[int], depth: int) -> str | None:
-    """Nothing may be nested so that going through it takes for ever; what stands for something else must be whole."""
+    """Nothing may be nested so that going through it takes for ever; what stands
+    for something else must be whole.
+    """
     seen[0] += 1
     if depth > _DEEPEST or seen[0] > _MOST_VALUES:
         return f"{at} is nested too deeply"
@@ -169,7 +174,9 @@ WATCHING: dict[str, Check] = {
     "keep_sequences": _flag,
     "modules": _modules,
 }
-"""The arguments of GradWatch that decide what it looks at. Of a bundle's ``config`` a replay takes nothing else."""
+"""The arguments of GradWatch that decide what it looks at. Of a bundle's
+``config`` a replay takes nothing else.
+"""
 
 _WHOLE: dict[str, Check] = {
     "state_dict": _named(_any),

@@ -39,7 +39,9 @@ class BundleError(ValueError):
 
 
 def args_to_give(maker: Callable[..., Any], held: Collection[str]) -> str:
-    """The option of ``gradwatch replay`` that names the arguments of ``maker`` besides those held; empty where there are none."""
+    """The option of ``gradwatch replay`` that names the arguments of ``maker`` besides those
+    held; empty where there are none.
+    """
     taken = inspect.signature(maker).parameters.values()
     names = [p.name for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in held]
     shown = [f'"{name}": …' for name in names[:_MOST_ARGUMENTS]]
@@ -65,13 +67,16 @@ def write_bundle(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_bundle(path: Path, *, max_mib: int | None = None) -> dict[str, Any]:
-    """Read a bundle, tensors on the CPU. No code in the file is run, and all of it is looked at before any of it is returned.
+    """Read a bundle, tensors on the CPU. No code in the file is run, and all of it is looked
+    at before any of it is returned.
 
     Args:
-        max_mib: what it may take in memory, in MiB; None is a few times what the file takes on the disk.
+        max_mib: what it may take in memory, in MiB; None is a few times
+            what the file takes on the disk.
 
     Raises:
-        BundleError: there is none, or it is damaged, of a newer format, or unfolds to more than it may.
+        BundleError: there is none, or it is damaged, of a newer format,
+            or unfolds to more than it may.
     """
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "nothing"
@@ -121,7 +126,9 @@ def _bound(path: Path, max_mib: int | None) -> int:
 
 
 def _unfolded(path: Path) -> int:
-    """What the parts of the file take once they are unpacked. torch packs nothing, somebody else may have."""
+    """What the parts of the file take once they are unpacked. torch packs
+    nothing, somebody else may have.
+    """
     with zipfile.ZipFile(path) as parts:
         return sum(part.file_size for part in parts.infolist())
 

@@ -32,7 +32,9 @@ _PLACE = ("module", "layer", "direction")
 
 @dataclass(frozen=True)
 class Spread:
-    """Horizons between ``shortest`` and ``longest`` timesteps in so many samples; ``cut``: the sequence cut the longest one off."""
+    """Horizons between ``shortest`` and ``longest`` timesteps in so many samples; ``cut``: the
+    sequence cut the longest one off.
+    """
 
     shortest: int
     longest: int
@@ -49,7 +51,8 @@ class Evidence:
 
     Args:
         records: its profiles, in the order in which they were made.
-        here: the events that name this place, or its module as a whole; closing records of episodes are left out.
+        here: the events that name this place, or its module as a whole; closing
+            records of episodes are left out.
         everywhere: all events of the run, those of other modules and of none included.
     """
 
@@ -79,7 +82,9 @@ class Evidence:
 
     @cached_property
     def lost(self) -> list[int]:
-        """Sampled steps that are not finite and are followed by no finite one. A single one that was skipped spoilt nothing."""
+        """Sampled steps that are not finite and are followed by no finite one. A single one
+        that was skipped spoilt nothing.
+        """
         skipped = {event["step"] for event in self.everywhere if event["kind"] == EventKind.STEP_SKIPPED}
         tail = [step for step in self.steps if step in self.spoilt and step > max(self.sound, default=-1)]
         return [] if len(tail) == 1 and tail[0] in skipped else tail
@@ -113,12 +118,16 @@ class Evidence:
 
     @cached_property
     def padded(self) -> int:
-        """Timesteps of equal inputs, as padding has, that the gradient has to cross first; median over the last samples."""
+        """Timesteps of equal inputs, as padding has, that the gradient has to cross
+        first; median over the last samples.
+        """
         return int(median(record.get("padded") or 0 for record in self.last))
 
     @cached_property
     def gate_share(self) -> float | None:
-        """Of the gradient that the loss sends, how much reaches the gates; median over the last samples."""
+        """Of the gradient that the loss sends, how much reaches the
+        gates; median over the last samples.
+        """
         shares = [share for record in self.last if (share := record.get("gate_gradient")) is not None]
         return median(shares) if shares else None
 
@@ -135,7 +144,9 @@ class Evidence:
         return self.losses is not None and 0 <= self.losses[1] < LOW_LOSS * self.losses[0] < math.inf
 
     def ongoing(self, kind: EventKind) -> Record | None:
-        """The event of an episode of this kind that began here and did not end while training went on; None if there is none."""
+        """The event of an episode of this kind that began here and did not end while training
+        went on; None if there is none.
+        """
         begun = next((event for event in reversed(self.here) if event["kind"] == kind), None)
         if begun is None:
             return None
@@ -165,7 +176,9 @@ class Evidence:
 
     @cached_property
     def spread(self) -> Spread | None:
-        """From where to where the horizon moved in the last samples; None where it hardly did, or there is none."""
+        """From where to where the horizon moved in the last samples; None where
+        it hardly did, or there is none.
+        """
         steps = sorted({record["step"] for record in self.last})
         each = [median_horizon([record for record in self.last if record["step"] == step]) for step in steps]
         found = sorted((horizon, censored) for horizon, censored in each if horizon is not None)
@@ -185,7 +198,9 @@ class Evidence:
 
     @cached_property
     def handed_over(self) -> bool:
-        """Whether in one of the last samples the state came in as a leaf whose gradient somebody may hand back by hand."""
+        """Whether in one of the last samples the state came in as a leaf whose gradient
+        somebody may hand back by hand.
+        """
         return any(record.get("past") == "handed over" for record in self.last)
 
     @cached_property
@@ -195,7 +210,9 @@ class Evidence:
 
     @cached_property
     def cut_off(self) -> bool:
-        """Whether in most of the last samples' sequences the state came in cut off from its past."""
+        """Whether in most of the last samples' sequences the state
+        came in cut off from its past.
+        """
         return 2 * sum(record.get("past") in ("cut off", "handed over") for record in self.last) > len(self.last)
 
     @cached_property
@@ -210,8 +227,9 @@ class Evidence:
 
     @cached_property
     def dues(self) -> list[tuple[int, int]]:
-        """``(reached, timesteps)`` of the last ten samples, also those that lie in the begin of a short run: up to which timestep, in the
-        direction's own order, the loss sends a gradient, of how many. A training may draw the timesteps that it reads.
+        """``(reached, timesteps)`` of the last ten samples, also those that lie in the begin of a
+        short run: up to which timestep, in the direction's own order, the loss sends a gradient, of
+        how many. A training may draw the timesteps that it reads.
         """
         lately = set((self.sound or self.steps)[-LAST_SAMPLES:])
         found = [due(record) for record in self.chosen if record["step"] in lately]
@@ -219,7 +237,9 @@ class Evidence:
 
     @cached_property
     def with_gradient(self) -> tuple[int, int] | None:
-        """``(sequences that the loss reaches, sequences of a batch)``, medians over the last samples; None where it is not known."""
+        """``(sequences that the loss reaches, sequences of a batch)``, medians over the last
+        samples; None where it is not known.
+        """
         known = [
             (record["with_gradient"], record["batch_size"])
             for record in self.last

@@ -1,4 +1,6 @@
-"""Follows a run log while another process writes it: reads only what was appended, locks nothing, keeps only what is recent."""
+"""Follows a run log while another process writes it: reads only what was appended, locks
+nothing, keeps only what is recent.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ _CHUNK = 1 << 20
 
 
 class Tail:
-    """The lines that were appended to one file since the last look. The file may appear later, or be replaced.
+    """The lines that were appended to one file since the last look. The file
+    may appear later, or be replaced.
 
     A last line without its end is not yet there: it may still be being written.
     """
@@ -37,7 +40,8 @@ class Tail:
         self.written: float | None = None  # seconds since the epoch
 
     def poll(self, take: Callable[[bytes], None], restart: Callable[[], None]) -> bool:
-        """Hand each new line to ``take``; call ``restart`` first where it is another file than at the last look.
+        """Hand each new line to ``take``; call ``restart`` first where it is
+        another file than at the last look.
 
         Returns:
             Whether anything was new.
@@ -66,7 +70,8 @@ class Tail:
 
 
 class Follower:
-    """The present state of a run log, brought up to date by :meth:`poll` at the cost of what was appended.
+    """The present state of a run log, brought up to date by :meth:`poll` at
+    the cost of what was appended.
 
     Args:
         path: the folder, or the one around it. It may not exist yet.
@@ -110,7 +115,9 @@ class Follower:
 
     @property
     def ended(self) -> float | None:
-        """When the fit ended, in seconds since the epoch; None while it goes on, and where it was killed."""
+        """When the fit ended, in seconds since the epoch; None while it
+        goes on, and where it was killed.
+        """
         found = ((read_meta(self._folder) if self._folder is not None else None) or {}).get("ended")
         return float(found) if isinstance(found, (int, float)) else None
 
@@ -129,7 +136,9 @@ class Follower:
         return counts
 
     def run(self) -> Run:
-        """The recent records: of each gradient the last sampled steps, the last optimizer steps, the last events."""
+        """The recent records: of each gradient the last sampled steps, the last
+        optimizer steps, the last events.
+        """
         files = self._files
         events = [e for name, file in files.items() if name.startswith("events") for e in file.recent]
         return Run(

@@ -1,4 +1,6 @@
-"""Records as pandas DataFrames. pandas is an extra, so nothing else in the package needs this module."""
+"""Records as pandas DataFrames. pandas is an extra, so nothing else in
+the package needs this module.
+"""
 
 # pandas ships no complete types
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -11,13 +13,15 @@ from lightning_gradwatch.runlog.records import Fields, Record
 if TYPE_CHECKING:
     import pandas as pd
 
-# By the name of a field's check: a column keeps its type when it is empty, or when a value is missing.
+# By the name of a field's check: a column keeps its type when it is
+# empty, or when a value is missing.
 _REQUIRED = {"_count": "int64", "_integer": "int64"}
 _OPTIONAL = {"_count": "Int64", "_integer": "Int64", "_number": "float64", "_flag": "boolean"}
 
 
 def to_frame(records: list[Record], fields: tuple[Fields, Fields]) -> pd.DataFrame:
-    """One row per record, one column per field: first those that the format knows, then those that a newer minor added.
+    """One row per record, one column per field: first those that the format knows, then
+    those that a newer minor added.
 
     Raises:
         ImportError: pandas is missing.

@@ -1,4 +1,6 @@
-"""What one line of a run log's file is: a header, a record, or damage. Every reader judges lines here."""
+"""What one line of a run log's file is: a header, a record, or damage.
+Every reader judges lines here.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ class Lines:
         self.header: dict[str, Any] = {}
 
     def read(self, line: bytes, name: str, fields: tuple[Fields, Fields]) -> Record | int | None:
-        """The record that ``line`` of the file ``name`` holds; of a header the step at which a run was resumed, which
-        supersedes earlier records from there on; None where there is nothing to do.
+        """The record that ``line`` of the file ``name`` holds; of a header the step at which a run
+        was resumed, which supersedes earlier records from there on; None where there is nothing to
+        do.
 
         Raises:
             RunLogError: the file is of a newer format.

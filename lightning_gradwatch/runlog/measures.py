@@ -1,4 +1,6 @@
-"""What one profile of a run log, or a few of them, say: the measures on which evidence and verdicts rest."""
+"""What one profile of a run log, or a few of them, say: the measures on
+which evidence and verdicts rest.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ Record = Mapping[str, Any]
 
 
 def reach(record: Record | None) -> float:
-    """How many timesteps a gradient that is not short reaches back, a little more if it was cut off; 0 of one that is short or explodes."""
+    """How many timesteps a gradient that is not short reaches back, a little more if it was cut
+    off; 0 of one that is short or explodes.
+    """
     if record is None or record.get("horizon") is None or not is_finite(record) or growth(record) > EXPLODING_FACTOR:
         return 0.0
     horizon, censored = record["horizon"], bool(record["horizon_censored"])
@@ -44,7 +48,9 @@ def growth(record: Record) -> float:
 
 
 def starves(record: Record) -> bool:
-    """Whether the end of the sequence that is furthest from the loss gets under 1 % of the largest total gradient."""
+    """Whether the end of the sequence that is furthest from the loss gets under 1 %
+    of the largest total gradient.
+    """
     if record.get("starved") is not None:
         return record["starved"] > 0
     total = [norm for norm in record["total"] if not math.isnan(norm)]
@@ -54,7 +60,9 @@ def starves(record: Record) -> bool:
 
 
 def due(record: Record) -> tuple[int, int]:
-    """``(reached, timesteps)`` of a profile: up to which timestep, in the direction's own order, the loss sends a gradient, of how many."""
+    """``(reached, timesteps)`` of a profile: up to which timestep, in the direction's own order,
+    the loss sends a gradient, of how many.
+    """
     if record.get("reached") is not None and record.get("reachable") is not None:
         return record["reached"], record["reachable"]
     total = record["total"][::-1] if record.get("direction") == "reverse" else record["total"]
@@ -68,13 +76,17 @@ def middle(counts: Sequence[int]) -> int:
 
 
 def recent_steps(steps: Sequence[int]) -> set[int]:
-    """Those of the last share of the training: told by the steps themselves, which do not depend on how many samples were kept."""
+    """Those of the last share of the training: told by the steps themselves, which do not depend
+    on how many samples were kept.
+    """
     late = [step for step in steps if step >= (1 - LAST_SHARE) * steps[-1]]
     return set(steps[-min(LAST_SAMPLES, max(SEVERAL, len(late))) :])
 
 
 def median_horizon(records: Sequence[Record]) -> tuple[int | None, bool]:
-    """The lower median, where a horizon that the sequence cut off counts as longer than any that was seen."""
+    """The lower median, where a horizon that the sequence cut off counts as
+    longer than any that was seen.
+    """
     cut = [record["horizon"] for record in records if record.get("horizon") is not None and record["horizon_censored"]]
     full = sorted(
         record["horizon"] for record in records if record.get("horizon") is not None and not record["horizon_censored"]

@@ -35,9 +35,10 @@ class Portable:
     def __call__(self, value: Any, at: str) -> Any:
         """``value``, with its tensors on the CPU; ``at`` names it in :attr:`problems`.
 
-        Kept as they are: tensors, numbers, strings, lists, dicts, tuples, sets. Taken apart, to be put together by
-        :func:`restored`: named tuples, packed sequences, dataclasses, NumPy arrays, bytes and complex numbers. A tensor of a class
-        of its own becomes a plain one, a mapping a dict.
+        Kept as they are: tensors, numbers, strings, lists, dicts, tuples, sets. Taken apart, to be
+        put together by :func:`restored`: named tuples, packed sequences, dataclasses, NumPy arrays,
+        bytes and complex numbers. A tensor of a class of its own becomes a plain one, a mapping a
+        dict.
         """
         if isinstance(value, Tensor):
             plain = value.detach().as_subclass(Tensor).cpu()
@@ -96,7 +97,8 @@ class Portable:
 def restored(value: Any) -> Any:
     """What :class:`Portable` was given.
 
-    A named tuple or dataclass is of its own class where that has been imported already, else a likeness with the same names.
+    A named tuple or dataclass is of its own class where that has been imported already, else
+    a likeness with the same names.
     """
     if type(value) in (list, tuple):
         return type(value)(restored(item) for item in value)
@@ -116,7 +118,9 @@ def _as_tensor(value: bytes | complex) -> dict[str, Any]:
 
 
 def fits_kind(held: Mapping[Any, Any]) -> bool:
-    """Whether a dict that stands for something else is one that :class:`Portable` may have made; what is in it has been looked at."""
+    """Whether a dict that stands for something else is one that :class:`Portable` may have made;
+    what is in it has been looked at.
+    """
     kind, name, fields = held[KIND], held.get("type", ""), held.get("fields")
     if not isinstance(name, str) or not isinstance(kind, str):
         return False

@@ -11,7 +11,9 @@ import torch
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """The states of torch's generators (of the CPU and of ``device``), Python's and NumPy's; reading them draws nothing."""
+    """The states of torch's generators (of the CPU and of ``device``), Python's and
+    NumPy's; reading them draws nothing.
+    """
     states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)  # kept by the host: no sync
@@ -24,7 +26,9 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Put the generators back. CUDA's state means nothing on another kind of device and is passed over there."""
+    """Put the generators back. CUDA's state means nothing on another kind of
+    device and is passed over there.
+    """
     torch.set_rng_state(states["torch"])
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))

@@ -30,8 +30,8 @@ class Run:
     Args:
         path: the folder.
         meta: what run.json says, or the header of the files where it is missing.
-        profile_records, event_records, step_records: the records, every known field there (None where it does not
-            apply), events of all ranks merged by step.
+        profile_records, event_records, step_records: the records, every known field there (None
+            where it does not apply), events of all ranks merged by step.
         skipped_lines: how many torn or malformed lines were passed over.
     """
 
@@ -44,13 +44,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """How a report calls this run: the folder, and the one around it where the folder's own name says nothing."""
+        """How a report calls this run: the folder, and the one around it where the
+        folder's own name says nothing.
+        """
         path = self.path.resolve()
         return path.parent.name if path.name == _SUBFOLDER and path.parent.name else path.name or str(path)
 
     @cached_property
     def profiles(self) -> pd.DataFrame:
-        """One row per profile; ``total``, ``direct``, ``lagged`` hold lists. Needs the extra ``pandas``."""
+        """One row per profile; ``total``, ``direct``, ``lagged`` hold
+        lists. Needs the extra ``pandas``.
+        """
         return self._frame(self.profile_records, records.PROFILE)
 
     @cached_property
@@ -83,11 +87,12 @@ class Run:
 def load_run(path: str | Path) -> Run:
     """Read the run log in ``path``, or in ``path/gradwatch``.
 
-    Torn lines and lines that are no record are passed over and counted. Where a run was resumed, the records that the
-    resumed run wrote again supersede the earlier ones.
+    Torn lines and lines that are no record are passed over and counted. Where a run was resumed,
+    the records that the resumed run wrote again supersede the earlier ones.
 
     Raises:
-        RunLogError: ``path`` is not a folder, holds no run log, cannot be read, or is of a newer format.
+        RunLogError: ``path`` is not a folder, holds no run log, cannot be
+            read, or is of a newer format.
     """
     try:
         folder = locate(Path(path))
@@ -143,7 +148,9 @@ class _Files:
         return self._lines.skipped
 
     def read(self, name: str, fields: tuple[Fields, Fields]) -> list[Record]:
-        """The valid records of a file that no resumed run supersedes; none where there is no such file."""
+        """The valid records of a file that no resumed run supersedes;
+        none where there is no such file.
+        """
         found: list[Record] = []
         path = self.folder / name
         if not path.exists():

@@ -25,7 +25,9 @@ _Key = tuple[str, int, str, str]
 
 
 class RecentProfiles:
-    """The profiles of the last sampled steps, and of each gradient the one before the last ten that reached furthest, for the verdict."""
+    """The profiles of the last sampled steps, and of each gradient the one before the last ten that
+    reached furthest, for the verdict.
+    """
 
     def __init__(self) -> None:
         self._steps: dict[_Key, dict[int, list[Record]]] = {}
@@ -72,7 +74,9 @@ class RecentProfiles:
 
 
 def _thin(record: Record) -> Record:
-    """A copy that holds a heatmap's column and nothing else that is long; no horizon where it does not count as a reach."""
+    """A copy that holds a heatmap's column and nothing else that is long; no horizon
+    where it does not count as a reach.
+    """
     total: Sequence[float] = record["total"]
     at: Sequence[int] = record["at"] if record["at"] is not None else range(len(total))
     kept = sorted({place * (len(total) - 1) // (_POINTS - 1) for place in range(_POINTS)}) if total else []

@@ -1,4 +1,6 @@
-"""Tells a record from a damaged line: the checks that the types of its fields in the schema ask for."""
+"""Tells a record from a damaged line: the checks that the types of
+its fields in the schema ask for.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ _CHECKS: dict[Any, Check] = {
 
 
 def _checks_of(record: type[Any]) -> tuple[Fields, Fields]:
-    """Field → check: of those that must be there, and of those that may be missing or null, and are then None."""
+    """Field → check: of those that must be there, and of those that may be
+    missing or null, and are then None.
+    """
     checks = {name: _check_of(hint) for name, hint in get_type_hints(record, include_extras=True).items()}
     required: frozenset[str] = record.__required_keys__
     return (
@@ -107,7 +111,8 @@ STEP = _checks_of(StepRecord)
 
 
 def checked(raw: Mapping[str, Any], fields: tuple[Fields, Fields]) -> Record:
-    """The record that ``raw`` holds, with every known field there and of its type; unknown fields are kept as they are.
+    """The record that ``raw`` holds, with every known field there and of its type;
+    unknown fields are kept as they are.
 
     Raises:
         MalformedError: a field is missing, or of another type than the format says.

@@ -112,7 +112,9 @@ def _barely_reached(found: Evidence) -> Said | None:
 
 
 def order_in_doubt(found: Evidence) -> bool:
-    """Whether one sequence alone gets a gradient, as when what the module takes for sequences is time."""
+    """Whether one sequence alone gets a gradient, as when what the
+    module takes for sequences is time.
+    """
     return (
         found.time_first
         and found.with_gradient is not None
@@ -159,8 +161,8 @@ def _too_few(found: Evidence) -> Said | None:
 
 
 def _shortened(found: Evidence) -> Said | None:
-    """A gradient that once reached far has shown what is there to learn; what has been learned needs little of it. Where the loss has
-    risen since, it was not learning that shortened it.
+    """A gradient that once reached far has shown what is there to learn; what has been learned
+    needs little of it. Where the loss has risen since, it was not learning that shortened it.
     """
     reached = max(found.before, key=reach, default=None)
     first, last = found.losses or (math.nan, math.nan)

@@ -1,4 +1,6 @@
-"""Names and shapes of the run log: append-only JSON Lines, one record a line, a header line first."""
+"""Names and shapes of the run log: append-only JSON Lines, one
+record a line, a header line first.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ EVENTS_FILE = "events.jsonl"
 STEPS_FILE = "steps.jsonl"
 
 HEADER_KEY = "gradwatch_header"
-"""A line that holds this key opens a file, or marks where a resumed run goes on (``resumed_at_step``)."""
+"""A line that holds this key opens a file, or marks where a resumed run
+goes on (``resumed_at_step``).
+"""
 
 
 def events_file(rank: int) -> str:
@@ -132,13 +136,17 @@ class RunRecord(TypedDict, total=False):
 
 
 def is_primary(record: Mapping[str, Any]) -> bool:
-    """Whether a record's state stands for its recurrence; in a run log that does not say, it is h."""
+    """Whether a record's state stands for its recurrence; in a run
+    log that does not say, it is h.
+    """
     primary = record.get("primary")
     return (record.get("state") or "h") == "h" if primary is None else bool(primary)
 
 
 def to_json(value: Any) -> Any:
-    """``value`` as strict JSON: numbers that JSON lacks become ``"nan"``, ``"inf"`` and ``"-inf"``."""
+    """``value`` as strict JSON: numbers that JSON lacks become
+    ``"nan"``, ``"inf"`` and ``"-inf"``.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,6 @@
-"""What a run's profiles and events amount to, per module, layer and direction, as a verdict in words."""
+"""What a run's profiles and events amount to, per module, layer and
+direction, as a verdict in words.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ _UNSEEN = {
 
 
 def summarise(profile_records: Iterable[Record], event_records: Iterable[Record]) -> list[LayerSummary]:
-    """A verdict for each module, layer and direction that was profiled, and for each module that was not observed."""
+    """A verdict for each module, layer and direction that was profiled, and for
+    each module that was not observed.
+    """
     groups: dict[_Group, list[Record]] = {}
     for record in profile_records:
         groups.setdefault((record["module"], record["layer"], record["direction"]), []).append(record)
@@ -88,7 +92,9 @@ def _sequences(found: Evidence) -> str:
 
 
 def _segments(found: Evidence) -> str:
-    """That the gradient ends where a segment begins, as in truncated backpropagation through time."""
+    """That the gradient ends where a segment begins, as in
+    truncated backpropagation through time.
+    """
     if not found.cut_off or found.timesteps <= 1 or found.horizon is None:
         return ""
     leaf = " A gradient handed back by hand is in the totals alone." if found.handed_over else ""
@@ -108,7 +114,9 @@ def _doubt(found: Evidence) -> str:
 
 
 def _goes_on(found: Evidence) -> bool:
-    """Whether its calls continue one another and each was measured by itself; calls of one timestep have a sentence of their own."""
+    """Whether its calls continue one another and each was measured by itself; calls of one
+    timestep have a sentence of their own.
+    """
     return found.left_out and found.timesteps > 1
 
 

@@ -39,17 +39,21 @@ class LayerSummary:
     """One layer and direction of one module.
 
     Args:
-        module, kind, layer, direction: which; ``layer`` and ``direction`` are None for a module never observed.
+        module, kind, layer, direction: which; ``layer`` and ``direction`` are
+            None for a module never observed.
         timesteps: the longest sequence among the last samples.
-        horizon: timesteps, median over the last samples; ``horizon_censored``: the gradient outlives the sequence.
+        horizon: timesteps, median over the last samples; ``horizon_censored``: the
+            gradient outlives the sequence.
         growth_rate: nats per timestep, median over the last samples.
         exact: whether every one of the last samples was.
         samples: sampled steps in the whole run; ``events``: events that name this place.
         verdict: one word; ``sentence``: the same in a sentence, without the place.
         inexact_reason: why the last sample that is not exact is not.
-        horizon_range: from where to where the horizon moved in the last samples, in words; None where it hardly did.
+        horizon_range: from where to where the horizon moved in the last samples, in
+            words; None where it hardly did.
         since: the step from which on ``verdict`` holds, where that is known.
-        starves: some timesteps get under 1 % of the largest total gradient. Where none does, vanishing is no more than a note.
+        starves: some timesteps get under 1 % of the largest total gradient. Where none does,
+            vanishing is no more than a note.
     """
 
     module: str
@@ -87,7 +91,9 @@ class LayerSummary:
 
     @property
     def is_note(self) -> bool:
-        """Whether the gradient vanishes and no timestep starves of it: nothing to be alarmed about, as the event says too."""
+        """Whether the gradient vanishes and no timestep starves of it: nothing to be
+        alarmed about, as the event says too.
+        """
         return self.verdict is Verdict.VANISHING and not self.starves
 
     @property

@@ -25,16 +25,19 @@ from lightning_gradwatch.runlog.schema import (
 
 
 class RunLogWriter:
-    """Appends the records of one training run to a folder: one record a line, flushed at once, no locks, no mmap.
+    """Appends the records of one training run to a folder: one record a line,
+    flushed at once, no locks, no mmap.
 
-    A write that fails (disk full, folder gone) is said in one warning and ends the log, never the training: ``failed``
-    is then true. A copy (``copy.deepcopy``, pickle) writes nothing, so that two writers never share a file.
+    A write that fails (disk full, folder gone) is said in one warning and ends the log, never the
+    training: ``failed`` is then true. A copy (``copy.deepcopy``, pickle) writes nothing, so that
+    two writers never share a file.
 
     Args:
         folder: where; created where it is missing.
         header: what the first line of each file says besides the format version.
         rank: only rank 0 writes profiles, steps and run.json; the others write their own events.
-        resumed_at_step: optimizer steps done when a resumed run began; it supersedes earlier records from there on.
+        resumed_at_step: optimizer steps done when a resumed run began; it supersedes
+            earlier records from there on.
     """
 
     def __init__(
@@ -70,7 +73,9 @@ class RunLogWriter:
             self._append(STEPS_FILE, record)
 
     def meta(self, mapping: Mapping[str, Any]) -> None:
-        """Merge ``mapping`` into run.json, mapping by mapping, and replace the file in one move (rank 0)."""
+        """Merge ``mapping`` into run.json, mapping by mapping, and replace
+        the file in one move (rank 0).
+        """
         if self._rank != 0 or self.failed or self._closed:
             return
         path = self.folder / RUN_FILE
@@ -119,7 +124,9 @@ class RunLogWriter:
         return file
 
     def _mark_resumption(self) -> None:
-        """Open at once the files that exist: they must say that they are superseded even if nothing more comes."""
+        """Open at once the files that exist: they must say that they are
+        superseded even if nothing more comes.
+        """
         mine = [events_file(self._rank)] + ([PROFILES_FILE, STEPS_FILE] if self._rank == 0 else [])
         for name in mine:
             if (self.folder / name).exists():
@@ -142,15 +149,19 @@ class RunLogWriter:
 
 
 def choose_folder(base: Path, *, run_id: str | None, last: Path | None = None) -> Path:
-    """The folder that a run may write to: a free one, which is then its own, or the one that it wrote to before.
+    """The folder that a run may write to: a free one, which is then its own, or
+    the one that it wrote to before.
 
-    A free one is claimed by its run.json, which of several processes only one can make: two that start at the same moment never
-    share a folder.
+    A free one is claimed by its run.json, which of several processes only one can make: two that
+    start at the same moment never share a folder.
 
     Args:
-        base: the folder wished for; where another run's records lie in it, ``base-1``, ``base-2`` … are tried.
-        run_id: of the run that is resumed; the folder whose run.json has it is continued. None is a new one.
-        last: the folder that it wrote to, looked at first; another one's, or one that has gone, is passed over.
+        base: the folder wished for; where another run's records lie in it,
+            ``base-1``, ``base-2`` … are tried.
+        run_id: of the run that is resumed; the folder whose run.json has it
+            is continued. None is a new one.
+        last: the folder that it wrote to, looked at first; another one's, or one
+            that has gone, is passed over.
 
     Raises:
         OSError: ``base`` is a file, or cannot be looked into, or written to.
@@ -223,5 +234,7 @@ def _encode(record: Mapping[str, Any], indent: int | None = None) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and scalars of other libraries as lists and numbers; everything else, as in a config, by its text."""
+    """Arrays and scalars of other libraries as lists and numbers; everything
+    else, as in a config, by its text.
+    """
     return to_json(value.tolist()) if hasattr(value, "tolist") else str(value)

@@ -1,4 +1,6 @@
-"""What modules keep in plain attributes, such as a hidden state that is carried from batch to batch."""
+"""What modules keep in plain attributes, such as a hidden state that
+is carried from batch to batch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from torch import Tensor, nn
 
 
 def attributes(module: nn.Module, chosen: Callable[[Any], bool]) -> dict[str, dict[str, Any]]:
-    """Copies of the chosen ones, by module name and attribute; torch's own modules are passed over."""
+    """Copies of the chosen ones, by module name and attribute;
+    torch's own modules are passed over.
+    """
     found = {
         name: {key: nested(value) for key, value in vars(child).items() if key not in _NNS_OWN and chosen(value)}
         for name, child in module.named_modules()
@@ -20,7 +24,9 @@ def attributes(module: nn.Module, chosen: Callable[[Any], bool]) -> dict[str, di
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether it is a tensor, or a list, tuple or dict with nothing else in it. Parameters have their own place."""
+    """Whether it is a tensor, or a list, tuple or dict with nothing else in it.
+    Parameters have their own place.
+    """
     leaves = _leaves(value)
     return len(leaves) > 0 and all(isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter) for leaf in leaves)
 
@@ -37,7 +43,8 @@ def nested(value: Any) -> Any:
 
 
 def may_carry(value: Any) -> bool:
-    """Whether it holds tensors, or None and empty containers in their place, as before the first batch; nothing else.
+    """Whether it holds tensors, or None and empty containers in their place, as before
+    the first batch; nothing else.
 
     A leaf that needs a gradient is no such tensor: an optimizer may hold it.
     """

@@ -1,4 +1,6 @@
-"""Lightning under whichever of its two names the user's script has: ``lightning.pytorch`` or ``pytorch_lightning``."""
+"""Lightning under whichever of its two names the user's script has:
+``lightning.pytorch`` or ``pytorch_lightning``.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 else:
 
     def _namespace() -> str:
-        """The name already imported, else the one installed; the other is never imported, since that costs a second."""
+        """The name already imported, else the one installed; the other is never
+        imported, since that costs a second.
+        """
         names = ("lightning.pytorch", "pytorch_lightning")
         for name in names:
             if name in sys.modules:
@@ -51,7 +55,8 @@ else:
     _rank_zero = importlib.import_module(f"{_name}.utilities.rank_zero")
     rank_zero_module = _rank_zero.rank_zero_module
 
-    # Where a script has imported both names, a class that derives from both passes either one's checks.
+    # Where a script has imported both names, a class that derives from
+    # both passes either one's checks.
     _bases = [sys.modules[n].Callback for n in ("lightning.pytorch", "pytorch_lightning") if n in sys.modules]
     Callback = _bases[0] if len(_bases) == 1 else type("Callback", tuple(_bases), {})
 
@@ -106,12 +111,16 @@ def accumulation(trainer: Trainer) -> int:
 
 
 def show_in_progress_bar(trainer: Trainer, texts: Mapping[str, str]) -> None:
-    """Show texts behind the progress bar, past ``self.log``: no logger, no ``callback_metrics``, no checkpoint sees them."""
+    """Show texts behind the progress bar, past ``self.log``: no logger, no
+    ``callback_metrics``, no checkpoint sees them.
+    """
     trainer._logger_connector._progress_bar_metrics.update(texts)  # pyright: ignore[reportPrivateUsage, reportCallIssue, reportArgumentType]
 
 
 def was_stopped(trainer: Trainer) -> bool:
-    """Whether the fit is over, be it that it ended or that it was broken off: Lightning notes this before it calls any callback."""
+    """Whether the fit is over, be it that it ended or that it was broken off: Lightning notes
+    this before it calls any callback.
+    """
     return trainer.state.status.stopped
 
 

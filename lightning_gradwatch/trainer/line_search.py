@@ -8,11 +8,12 @@ from lightning_gradwatch.trainer.compat import Trainer
 
 
 class LineSearch:
-    """Of one fit. LBFGS with ``line_search_fn`` evaluates a step's loss again and again, each time with a closure that ends in
-    ``on_before_optimizer_step``: first where the weights are, then at probes along its direction.
+    """Of one fit. LBFGS with ``line_search_fn`` evaluates a step's loss again and again, each time
+    with a closure that ends in ``on_before_optimizer_step``: first where the weights are, then at
+    probes along its direction.
 
-    A probe's gradient says how far to go. One that is not finite is an answer like any other, with which the search goes on;
-    one that was altered, or taken away, misleads it.
+    A probe's gradient says how far to go. One that is not finite is an answer like any other, with
+    which the search goes on; one that was altered, or taken away, misleads it.
     """
 
     def __init__(self) -> None:

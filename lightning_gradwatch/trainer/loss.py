@@ -13,7 +13,8 @@ from lightning_gradwatch.trainer.mixed_precision import loss_scale
 
 @torch.no_grad()
 def as_returned(loss: Tensor, trainer: Trainer, module: LightningModule) -> Tensor:
-    """The loss that goes into the backward pass, without the scale and the division for accumulation.
+    """The loss that goes into the backward pass, without the scale and
+    the division for accumulation.
 
     Args:
         loss: a scalar.
@@ -24,8 +25,8 @@ def as_returned(loss: Tensor, trainer: Trainer, module: LightningModule) -> Tens
 
 
 def common_loss(trainer: Trainer, loss: float | None) -> float | None:
-    """The mean of all processes' losses, for decisions that all must take alike; None where one of them does not know its
-    own. A collective where there are several.
+    """The mean of all processes' losses, for decisions that all must take alike; None where one of
+    them does not know its own. A collective where there are several.
 
     Args:
         loss: of this process.

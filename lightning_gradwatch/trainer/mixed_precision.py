@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_gradwatch.scaler import scale_of
 from lightning_gradwatch.trainer.compat import Trainer
 
 
@@ -19,28 +20,30 @@ def active_scaler(trainer: Trainer) -> Any | None:
 def loss_scale(trainer: Trainer) -> Tensor | float:
     """What multiplies the loss of this backward pass; 1.0 without a scaler.
 
-    The scale is kept as it is now, on its device: read later it may have been updated, read now it would be a host sync.
+    The scale is kept as it is now, on its device: read later it may have been updated,
+    read now it would be a host sync.
     """
     scaler = active_scaler(trainer)
     if scaler is None:
         return 1.0
-    scale = scaler._scale
-    # It is made when the first loss is scaled.
-    return scale.clone() if isinstance(scale, Tensor) else float(scaler.get_scale())
+    return scale_of(scaler)
 
 
 def unscale_once(scaler: Any, optimizer: Optimizer) -> None:
     """See to it that the gradients are unscaled.
 
-    Lightning unscales before this hook, except for optimizers that do it in their own step (``fused=True``); those
-    accept gradients that are unscaled already. A second ``unscale_`` would raise.
+    Lightning unscales before this hook, except for optimizers that do it in their own step
+    (``fused=True``); those accept gradients that are unscaled already. A second ``unscale_`` would
+    raise.
     """
     if _state(scaler, optimizer)["stage"].name == "READY":
         scaler.unscale_(optimizer)
 
 
 def scaler_will_skip(scaler: Any, optimizer: Optimizer) -> bool:
-    """Whether the scaler itself found an inf or NaN. A host sync: ask only when the norm is not finite."""
+    """Whether the scaler itself found an inf or NaN. A host sync: ask
+    only when the norm is not finite.
+    """
     found = _state(scaler, optimizer)["found_inf_per_device"].values()
     return any(float(flag) > 0 for flag in found)
 

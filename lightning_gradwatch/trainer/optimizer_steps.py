@@ -1,4 +1,6 @@
-"""How many optimizer steps a training has done, also those of a bare optimizer, of which Lightning knows nothing."""
+"""How many optimizer steps a training has done, also those of a bare optimizer, of
+which Lightning knows nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from lightning_gradwatch.trainer.compat import Trainer
 
 
 class OptimizerSteps:
-    """Of one fit. A step through Lightning comes with ``on_before_optimizer_step`` and is in ``trainer.global_step``; one that a model
-    makes by itself, with ``self.optimizers(use_pl_optimizer=False)``, is heard by a hook on the optimizer alone.
+    """Of one fit. A step through Lightning comes with ``on_before_optimizer_step`` and is in
+    ``trainer.global_step``; one that a model makes by itself, with
+    ``self.optimizers(use_pl_optimizer=False)``, is heard by a hook on the optimizer alone.
 
     Attributes:
         bare: the steps that Lightning did not count.

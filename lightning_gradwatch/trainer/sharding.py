@@ -15,7 +15,8 @@ _STRATEGIES = {
 def out_of_reach(trainer: Trainer, module: nn.Module) -> str | None:
     """Why a module cannot be measured under the Trainer's strategy; None where it can.
 
-    Gathering the weights would be a collective, which the ranks would have to reach together on a decision that each takes alone.
+    Gathering the weights would be a collective, which the ranks would have to reach together on a
+    decision that each takes alone.
     """
     for kind in type(trainer.strategy).__mro__:
         if kind.__name__ in _STRATEGIES:
@@ -26,5 +27,7 @@ def out_of_reach(trainer: Trainer, module: nn.Module) -> str | None:
 
 
 def gradients_are_common(trainer: Trainer) -> bool:
-    """Whether every rank sees the same gradients of the parameters, so that what follows from them need be said once."""
+    """Whether every rank sees the same gradients of the parameters, so that what
+    follows from them need be said once.
+    """
     return any(kind.__name__ == "DDPStrategy" for kind in type(trainer.strategy).__mro__)

@@ -1,4 +1,6 @@
-"""AdaptiveClip's hand on the gradient while it flows back through time: clipping, and the regulariser Ω."""
+"""AdaptiveClip's hand on the gradient while it flows back through time:
+clipping, and the regulariser Ω.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ class HeldThroughTime:
             )
 
     def share(self) -> float | None:
-        """The share of this batch's hidden states whose gradient was clipped; None without a bound. A host sync."""
+        """The share of this batch's hidden states whose gradient was clipped;
+        None without a bound. A host sync.
+        """
         return None if self._hooks is None or self.bound is None else self._limit.share()
 
     def end(self) -> None:

@@ -10,7 +10,7 @@ MODULES = {
     ".".join(("lightning_gradwatch", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-LINES = 300
+LINES = 320
 """A file that is longer holds a second idea."""
 
 

@@ -21,13 +21,13 @@ class Start:
         batch: a copy, on its device; what is neither a tensor nor a usual container is a reference.
         random: the states of the random generators.
         buffers: copies by name: a forward changes them (running means, spectral norms).
-        attributes: by module name, tensors that modules keep in plain attributes, as a hidden state that is carried from batch to
-            batch; ``numbers`` likewise.
+        attributes: by module name, tensors that modules keep in plain attributes, as a hidden state
+            that is carried from batch to batch; ``numbers`` likewise.
         gradients: copies by parameter name, of the micro-batches before this one.
         weights: parameter name → how often it had been changed in place.
         frozen: parameters that need no gradient; a step of several optimizers takes turns.
-        parameters, optimizers: copies, where one batch takes several optimizer steps; None elsewhere, where the weights are
-            still as they were when an anomaly is found.
+        parameters, optimizers: copies, where one batch takes several optimizer steps; None
+            elsewhere, where the weights are still as they were when an anomaly is found.
         counts: Lightning's counters.
     """
 
@@ -74,14 +74,18 @@ class Start:
         )
 
     def changed_numbers(self, since: Start) -> dict[str, dict[str, Any]]:
-        """The attributes that the training itself has changed: the others are the module's configuration."""
+        """The attributes that the training itself has changed: the others
+        are the module's configuration.
+        """
         return {
             name: {key: n for key, n in own.items() if since.numbers.get(name, {}).get(key) != n}
             for name, own in self.numbers.items()
         }
 
     def changed(self, module: LightningModule) -> list[str]:
-        """Parameters that the step has changed in place before any optimizer could, so that their values at its start are lost."""
+        """Parameters that the step has changed in place before any optimizer could, so that
+        their values at its start are lost.
+        """
         if self.parameters is not None:
             return []
         return [name for name, p in module.named_parameters() if p._version != self.weights.get(name, p._version)]

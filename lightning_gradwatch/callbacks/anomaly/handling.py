@@ -1,4 +1,6 @@
-"""What GradWatch does besides looking, where it was asked to: respond to an anomaly, and write its bundle."""
+"""What GradWatch does besides looking, where it was asked to: respond to an
+anomaly, and write its bundle.
+"""
 
 from __future__ import annotations
 
@@ -54,11 +56,15 @@ class AnomalyHandling:
 
     @property
     def wanted(self) -> bool:
-        """Whether anything is to be done at a critical event, which must then be known before the optimizer step."""
+        """Whether anything is to be done at a critical event, which must then be
+        known before the optimizer step.
+        """
         return self._responder is not None or self._bundles is not None
 
     def respond(self, trainer: Trainer, modules: Mapping[str, nn.Module], report: Callable[[Event], None]) -> None:
-        """Be ready to act. Outside of what an error of our own ends: what one rank does, all must do."""
+        """Be ready to act. Outside of what an error of our own ends:
+        what one rank does, all must do.
+        """
         options = self.options
         if options.on_anomaly is None:
             return
@@ -84,7 +90,9 @@ class AnomalyHandling:
             self._bundles.begin_batch(trainer, module, batch, batch_idx)
 
     def see(self, events: Sequence[Event], trainer: Trainer, module: LightningModule) -> None:
-        """Take the critical ones of new events, while the step can still be skipped or written down."""
+        """Take the critical ones of new events, while the step can
+        still be skipped or written down.
+        """
         for event in events:
             if event.severity != Severity.CRITICAL or event.kind == EventKind.STEP_SKIPPED:
                 continue

@@ -1,4 +1,6 @@
-"""What GradWatch does about an anomaly, where it was asked to do anything: warn, skip, stop, raise, or go back."""
+"""What GradWatch does about an anomaly, where it was asked to do anything: warn,
+skip, stop, raise, or go back.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks.anomaly.rollback import GoodStates, State
 from lightning_gradwatch.callbacks.anomaly.step_control import is_skipped, skip_step, stop_training
-from lightning_gradwatch.callbacks.output.announcer import ROLLED_BACK
 from lightning_gradwatch.detect import locate_nonfinite
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+from lightning_gradwatch.findings.announcer import ROLLED_BACK
 from lightning_gradwatch.plain import plain, warn
 from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.recurrent.measure.gradient_norm import gradient_norms
@@ -52,13 +54,15 @@ class AnomalyError(FloatingPointError):
 class Responder:
     """Acts on the critical events of one fit, on all ranks alike.
 
-    An optimizer step is anomalous if a critical event came up on any rank since the step before, or if a gradient that
-    it would use is not finite. The latter holds on while an episode lasts, of which there is one event only. A gradient
-    scaler's own search for its scale is none, and no probe of LBFGS's line search is.
+    An optimizer step is anomalous if a critical event came up on any rank since the step before, or
+    if a gradient that it would use is not finite. The latter holds on while an episode lasts, of
+    which there is one event only. A gradient scaler's own search for its scale is none, and no
+    probe of LBFGS's line search is.
 
     Args:
         response: what to do.
-        most: after so many in succession training is stopped; steps skipped, or ways back to one state.
+        most: after so many in succession training is stopped; steps
+            skipped, or ways back to one state.
         every: optimizer steps from one copy of the state to the next, for ``rollback``.
         report: takes the event that says what was done.
     """
@@ -125,7 +129,9 @@ class Responder:
 
     @contextlib.contextmanager
     def _keeping(self) -> Generator[None]:
-        """No copy of the state must harm a healthy training: without one, the training is stopped where it would go back."""
+        """No copy of the state must harm a healthy training: without one, the training is
+        stopped where it would go back.
+        """
         try:
             yield
         except Exception as error:  # of an optimizer whose state cannot be copied, say
@@ -137,10 +143,11 @@ class Responder:
             )
 
     def _common(self, trainer: Trainer, event: Event | None) -> Event | None:
-        """The event on which all ranks agree: any rank's own; of several, one that says more than that a gradient is not finite.
+        """The event on which all ranks agree: any rank's own; of several, one that says more than
+        that a gradient is not finite.
 
-        One flag is reduced at each optimizer step; the events are exchanged at an anomaly only, and with them whether each rank has a
-        state to go back to.
+        One flag is reduced at each optimizer step; the events are exchanged at an anomaly only, and
+        with them whether each rank has a state to go back to.
         """
         if not trainer.strategy.reduce_boolean_decision(event is not None, all=False):
             return None

@@ -20,7 +20,9 @@ from lightning_gradwatch.trainer.mixed_precision import active_scaler
 
 @runtime_checkable
 class HasPolicies(Protocol):
-    """A callback whose policies hold a state that is to be put back with the weights: AdaptiveClip is one."""
+    """A callback whose policies hold a state that is to be put back with
+    the weights: AdaptiveClip is one.
+    """
 
     def policies_in_use(self) -> list[list[ClipPolicy | TensorPolicy]]:
         """Of each optimizer the policies that hold a state of this fit."""
@@ -29,15 +31,18 @@ class HasPolicies(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """A training's state after ``step`` optimizer steps, copied to the CPU; attributes stay on their devices.
+    """A training's state after ``step`` optimizer steps, copied to the CPU;
+    attributes stay on their devices.
 
     Args:
         step: Lightning's ``global_step``.
         tensors: parameters and buffers by name, the buffers that no checkpoint holds among them.
-        attributes: by module name, plain attributes that carry tensors from batch to batch, as a hidden state, or may yet.
+        attributes: by module name, plain attributes that carry tensors from batch to batch,
+            as a hidden state, or may yet.
         optimizers, schedulers: their ``state_dict``.
         scaler: of the gradient scaler; None without one.
-        clips: the state of the policies of each callback of the Trainer that has some, by its position. Its counts go on.
+        clips: the state of the policies of each callback of the Trainer that has some, by
+            its position. Its counts go on.
     """
 
     step: int
@@ -67,7 +72,9 @@ class State:
 
     @torch.no_grad()
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
-        """Put back everything but attributes, in place: whoever holds a reference to a parameter sees the old value."""
+        """Put back everything but attributes, in place: whoever holds a reference to
+        a parameter sees the old value.
+        """
         for name, tensor in _tensors(module).items():
             if (saved := self.tensors.get(name)) is None:  # a buffer that was registered since
                 continue
@@ -75,7 +82,8 @@ class State:
                 tensor.copy_(saved)
             else:  # a buffer that grows as it trains
                 tensor.data = saved.to(tensor.device, copy=True)
-        # What is loaded becomes the optimizer's own, and is changed in place by its next step: hence copies of the copies.
+        # What is loaded becomes the optimizer's own, and is changed in place by its next
+        # step: hence copies of the copies.
         for optimizer, saved in zip(trainer.optimizers, self.optimizers, strict=True):
             optimizer.load_state_dict(copied(saved))
         for config, saved in zip(trainer.lr_scheduler_configs, self.schedulers, strict=True):
@@ -90,7 +98,8 @@ class State:
                     policy.load_state_dict(copied(state))
 
     def restore_attributes(self, module: LightningModule) -> None:
-        """Put them back. To be done when the next batch begins: until then the module's own hooks may read what the step left.
+        """Put them back. To be done when the next batch begins: until then the module's own
+        hooks may read what the step left.
 
         What a metric has seen stays.
         """
@@ -104,8 +113,9 @@ class State:
 class GoodStates:
     """Two copies of the training's state: one that proved good, and a younger one that has yet to.
 
-    A copy is taken every ``every`` optimizer steps, and counts as good when the next one is due and no anomaly was seen in
-    between: an anomaly is seen some time after it was sown. What training began with counts as good.
+    A copy is taken every ``every`` optimizer steps, and counts as good when the next one is due and
+    no anomaly was seen in between: an anomaly is seen some time after it was sown. What training
+    began with counts as good.
 
     Args:
         every: optimizer steps from one copy to the next, ≥ 1.
@@ -119,7 +129,9 @@ class GoodStates:
         self.good = take()
 
     def count(self) -> bool:
-        """A step without an anomaly has been taken. Returns whether a younger state has proved good by it."""
+        """A step without an anomaly has been taken. Returns whether a
+        younger state has proved good by it.
+        """
         self._steps += 1
         if self._steps < self._every:
             return False

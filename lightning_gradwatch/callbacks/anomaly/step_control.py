@@ -1,4 +1,6 @@
-"""Skip an optimizer step, or stop the training: the one place that does either, whichever callback decides it."""
+"""Skip an optimizer step, or stop the training: the one place that does either,
+whichever callback decides it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from lightning_gradwatch.trainer.compat import Trainer
 from lightning_gradwatch.trainer.mixed_precision import active_scaler, unscale_once
 
 _skipped: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
-"""Optimizer → Lightning's ``global_step`` of the last step of it that was skipped: by it one callback knows that another has acted."""
+"""Optimizer → Lightning's ``global_step`` of the last step of it that was skipped: by it one
+callback knows that another has acted.
+"""
 
 
 def skip_step(trainer: Trainer, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:

@@ -17,6 +17,8 @@ from lightning_gradwatch.callbacks.fit.options import FitOptions
 from lightning_gradwatch.callbacks.fit.passes import BackwardPasses
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
+from lightning_gradwatch.engine.observation import Cells, Observation
+from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import EventKind, Moment
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
@@ -24,15 +26,14 @@ from lightning_gradwatch.recurrent.capture.modules import describe
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer, rank_zero_warn, show_in_progress_bar
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
 from lightning_gradwatch.trainer.sharding import out_of_reach
-from lightning_gradwatch.watch.engine import Watch
-from lightning_gradwatch.watch.observation import Cells, Observation
 
 
 class FitWatch:
-    """What GradWatch watches, when it samples, where it writes and what it does about an anomaly, in one fit.
+    """What GradWatch watches, when it samples, where it writes and what it
+    does about an anomaly, in one fit.
 
-    An error of our own ends the watching with one warning. The training goes on, and so does the acting on
-    anomalies: what one rank does all must do.
+    An error of our own ends the watching with one warning. The training goes on, and so does the
+    acting on anomalies: what one rank does all must do.
 
     Args:
         trainer, module: whose fit it is.
@@ -80,7 +81,9 @@ class FitWatch:
     # ------------------------------------------------------------------ begin and end
 
     def open_log(self, dirpath: str | Path | None, resumed: Mapping[str, Any]) -> None:
-        """Open the run log, that of the run which this one continues if there is one. A collective."""
+        """Open the run log, that of the run which this one continues
+        if there is one. A collective.
+        """
         last = resumed.get("run_dir")
         log = open_run_log(self.trainer, dirpath, owner=self, run_id=resumed.get("run_id"), last=last)
         self._recorder.open(self.trainer, log)
@@ -104,7 +107,8 @@ class FitWatch:
         """Gather what is left to be found. Returns whether there is anything to be said at the end.
 
         Args:
-            broken_off: by an error, which may keep us from looking once more: a device without memory, or one that failed.
+            broken_off: by an error, which may keep us from looking once more: a device
+                without memory, or one that failed.
         """
         watch, events = self.watch, self._recorder.events
         if watch is None:
@@ -183,7 +187,9 @@ class FitWatch:
         self.passes.begin_batch(self._steps.done(self.trainer), batch_idx)
 
     def before_backward(self, loss: Tensor) -> None:
-        """Keep a reference to the loss until its gradients have arrived; follow it through loops on a sampled step."""
+        """Keep a reference to the loss until its gradients have arrived; follow it
+        through loops on a sampled step.
+        """
         with self.harmless():
             if self.watch is None:
                 return
@@ -200,7 +206,9 @@ class FitWatch:
             self.look()
 
     def before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Look at what a raw ``loss.backward()`` left, while the weights are still those of its forward; act."""
+        """Look at what a raw ``loss.backward()`` left, while the weights are
+        still those of its forward; act.
+        """
         if not self.module.automatic_optimization:
             self.after_backward()
         self._steps.announce(optimizer)
@@ -219,7 +227,9 @@ class FitWatch:
             self._recorder.draw(self.trainer)
 
     def look(self) -> None:
-        """Take the calls whose gradients have arrived, record what they tell, and have it acted on."""
+        """Take the calls whose gradients have arrived, record what
+        they tell, and have it acted on.
+        """
         watch = self.watch
         if watch is None:
             return

@@ -1,4 +1,6 @@
-"""What is known of the backward passes of a fit: when each is, whether it is sampled, how its loss was scaled."""
+"""What is known of the backward passes of a fit: when each is, whether it is
+sampled, how its loss was scaled.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_gradwatch.engine.sampling import Now, Sampling
+from lightning_gradwatch.engine.step import Call, Step
 from lightning_gradwatch.events import Moment
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer, accumulation, logged_step
 from lightning_gradwatch.trainer.mixed_precision import active_scaler, loss_scale
-from lightning_gradwatch.watch.sampling import Now, Sampling
-from lightning_gradwatch.watch.step import Call, Step
 
 
 class BackwardPasses:

@@ -1,4 +1,6 @@
-"""What AdaptiveClip says of the steps that it took: each step, the begin of an episode of clipping, and a habit."""
+"""What AdaptiveClip says of the steps that it took: each step, the begin of an
+episode of clipping, and a habit.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ class ClipEvents:
         self._recorder.clipped(trainer, index, outcome, detail=" ".join(details))
 
     def _tell_habit(self, trainer: Trainer, index: int, group: PolicyGroup, outcome: Outcome) -> None:
-        """Say once that a policy made to clip explosions alone clips nearly every step: then it sets the length of the steps."""
+        """Say once that a policy made to clip explosions alone clips nearly every step: then
+        it sets the length of the steps.
+        """
         state, key = group.state, (index, group.pattern)
         often = state.steps >= _HABIT_STEPS and state.clip_rate >= _HABIT_SHARE
         if key in self._habits or not often or not outcome.decision.clipped or not isinstance(state.policy, Spike):

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.callbacks.output.loggers import Scalars
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log, run_id_of
 from lightning_gradwatch.clip.step.state import ClipState
 from lightning_gradwatch.clip.step.step import Outcome
 from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.findings.event_sink import EventSink
 from lightning_gradwatch.runlog.schema import StepRecord
 from lightning_gradwatch.trainer.compat import Trainer, logged_step, rank_zero_warn, show_in_progress_bar
 
@@ -68,7 +68,9 @@ class ClipRecorder:
         close_run_log(trainer, owner=owner)
 
     def step(self, trainer: Trainer, index: int, outcome: Outcome, state: ClipState, *, skipped: bool = False) -> None:
-        """Write one optimizer step to the run log, and keep it for the loggers where it is their turn."""
+        """Write one optimizer step to the run log, and keep it for the
+        loggers where it is their turn.
+        """
         self._last = "skipped" if skipped else f"{outcome.decision.coefficient:.3g}"
         record = StepRecord(
             step=trainer.global_step,
@@ -107,7 +109,8 @@ class ClipRecorder:
         self._pending_step = logged_step(trainer)
 
     def flush(self, trainer: Trainer, through_time: Callable[[], float | None] = lambda: None) -> None:
-        """Write the batch's steps to the loggers: one row a batch, whatever the number of optimizers.
+        """Write the batch's steps to the loggers: one row a batch,
+        whatever the number of optimizers.
 
         Args:
             through_time: asked only when its turn has come, since it waits for the device.

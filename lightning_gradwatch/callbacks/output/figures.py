@@ -1,4 +1,6 @@
-"""Figures for the Trainer's loggers, from a few of a fit's samples that are spread over all of it."""
+"""Figures for the Trainer's loggers, from a few of a fit's samples
+that are spread over all of it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Figures:
                 self._drawn = False
 
     def draw(self, trainer: Trainer) -> None:
-        """Hand a figure of each gradient to every logger that takes one, if there is a sample that none shows yet."""
+        """Hand a figure of each gradient to every logger that takes one, if there
+        is a sample that none shows yet.
+        """
         if self._drawn or not trainer.loggers:
             return
         from lightning_gradwatch.report.logger_figures import log_figures

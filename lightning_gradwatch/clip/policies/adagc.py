@@ -22,10 +22,11 @@ _ABSURD = 100.0  # what lies under the warm-up's median divided by this is no le
 class AdaGC(ArgumentsMixin):
     """Bound each parameter tensor's gradient by λ times a running mean γ_i of its own norms.
 
-    Wang, Li, Chen et al. (2025), "AdaGC: Improving training stability for large language model pretraining", algorithm 1.
-    For the first ``warmup_steps`` all gradients are scaled by min(1, c/(N + ε)), and γ_i is the least clipped ‖g_i‖ so
-    far. After that, if ‖g_i‖ > λγ_i: g_i ← g_i·λγ_i/(‖g_i‖ + ε) and n = λγ_i, else n = ‖g_i‖; then γ_i ← βγ_i + (1−β)n.
-    After warm-up it does not preserve the direction of the whole gradient, only of each tensor's.
+    Wang, Li, Chen et al. (2025), "AdaGC: Improving training stability for large language model
+    pretraining", algorithm 1. For the first ``warmup_steps`` all gradients are scaled by min(1,
+    c/(N + ε)), and γ_i is the least clipped ‖g_i‖ so far. After that, if ‖g_i‖ > λγ_i: g_i ←
+    g_i·λγ_i/(‖g_i‖ + ε) and n = λγ_i, else n = ‖g_i‖; then γ_i ← βγ_i + (1−β)n. After warm-up it
+    does not preserve the direction of the whole gradient, only of each tensor's.
 
     ``as_published`` is this rule. The hardened form differs where that breaks:
 
@@ -47,7 +48,7 @@ class AdaGC(ArgumentsMixin):
         warmup_steps: steps before a tensor's own bound holds.
         eps: ε of the published form.
         as_published: follow the paper where it breaks, too.
-    """
+    """  # noqa: W505
 
     _arguments = ("max_norm", "clip_factor", "beta", "warmup_steps", "eps", "as_published")
 
@@ -95,7 +96,9 @@ class AdaGC(ArgumentsMixin):
         return share_of([coefficients < 1])
 
     def state_dict(self) -> dict[str, Any]:
-        """γ by name, where there is one yet; the warm-up's norms (0: none) until it is over; the number of steps."""
+        """γ by name, where there is one yet; the warm-up's norms (0: none) until
+        it is over; the number of steps.
+        """
         return {
             "levels": self._levels.state_dict(known=True),
             "warmup": self._warmup.state_dict(),
@@ -146,7 +149,9 @@ class AdaGC(ArgumentsMixin):
 
 
 def _least_ordinary(collected: Tensor) -> Tensor:
-    """Of each row the least entry that is not far under its median; zeros are none, and a row of them gives inf."""
+    """Of each row the least entry that is not far under its median; zeros are
+    none, and a row of them gives inf.
+    """
     known = collected > 0
     ordered = torch.where(known, collected, math.inf).sort(dim=1).values
     median = ordered.gather(1, ((known.sum(1, keepdim=True) - 1) // 2).clamp(min=0))

@@ -15,14 +15,16 @@ from lightning_gradwatch.clip.tensor_policy import dense, multiply_, share_of
 
 
 class AGC(ArgumentsMixin, StatelessMixin):
-    """Bound each unit's gradient by its weights: with c_i = λ·max(‖w_i‖, ε), g_i ← g_i·c_i/‖g_i‖ if ‖g_i‖ > c_i.
+    """Bound each unit's gradient by its weights: with c_i = λ·max(‖w_i‖, ε), g_i
+    ← g_i·c_i/‖g_i‖ if ‖g_i‖ > c_i.
 
-    Brock, De, Smith and Simonyan (2021), "High-performance large-scale image recognition without normalization", eq. 3.
-    A unit is what one output of a layer reads: a row of a matrix, a filter of a convolution; a vector is one unit. The
-    paper leaves out the last layer. It does not preserve the direction of the whole gradient, only of each unit's.
+    Brock, De, Smith and Simonyan (2021), "High-performance large-scale image recognition without
+    normalization", eq. 3. A unit is what one output of a layer reads: a row of a matrix, a filter
+    of a convolution; a vector is one unit. The paper leaves out the last layer. It does not
+    preserve the direction of the whole gradient, only of each unit's.
 
-    ``as_published`` is timm's ``adaptive_clip_grad`` to the bit, which scales by c_i/max(‖g_i‖, 1e-6) in the gradient's own
-    precision. The hardened form differs where that breaks:
+    ``as_published`` is timm's ``adaptive_clip_grad`` to the bit, which scales by c_i/max(‖g_i‖,
+    1e-6) in the gradient's own precision. The hardened form differs where that breaks:
 
     ===================================  =============================================  ================================
     input                                as published                                   hardened
@@ -38,7 +40,7 @@ class AGC(ArgumentsMixin, StatelessMixin):
         eps: ε, so that a unit whose weights are zero can learn.
         exclude: patterns of parameter names that are left alone, such as ``["head.*"]``.
         as_published: follow the published code where it breaks, too.
-    """
+    """  # noqa: W505
 
     _arguments = ("clip_factor", "eps", "exclude", "as_published")
 

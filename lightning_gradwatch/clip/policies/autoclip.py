@@ -13,13 +13,15 @@ _ABSURD = 100.0  # times the median: what lies beyond enters the history as this
 
 
 class AutoClip(ArgumentsMixin):
-    """Append N to the history, then clip at its p-th percentile: c = percentile(history, p); g ← g·c/N if N > c.
+    """Append N to the history, then clip at its p-th percentile: c =
+    percentile(history, p); g ← g·c/N if N > c.
 
-    Seetharaman, Wichern, Pardo and Le Roux (2020), "AutoClip: Adaptive gradient clipping for source separation
-    networks", eq. 4. It clips most steps (at p = 10, nine in ten): it normalises rather than waits for an explosion.
+    Seetharaman, Wichern, Pardo and Le Roux (2020), "AutoClip: Adaptive gradient clipping for source
+    separation networks", eq. 4. It clips most steps (at p = 10, nine in ten): it normalises rather
+    than waits for an explosion.
 
-    ``as_published`` keeps every norm and scales by c/(N + 1e-6), as ``clip_grad_norm_`` does. The hardened form
-    differs where that breaks:
+    ``as_published`` keeps every norm and scales by c/(N + 1e-6), as ``clip_grad_norm_`` does. The
+    hardened form differs where that breaks:
 
     ================================  ======================================  ==================================
     input                             as published                            hardened
@@ -35,7 +37,7 @@ class AutoClip(ArgumentsMixin):
         percentile: p, in per cent.
         window: how many norms the hardened form keeps.
         as_published: follow the paper where it breaks, too.
-    """
+    """  # noqa: W505
 
     _arguments = ("percentile", "window", "as_published")
 

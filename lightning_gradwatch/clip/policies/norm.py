@@ -9,8 +9,9 @@ from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, StatelessM
 class Norm(ArgumentsMixin, StatelessMixin):
     """Scale the gradient to norm c where it exceeds c: g ← g·c/N if N > c.
 
-    Pascanu, Mikolov and Bengio (2013), "On the difficulty of training recurrent neural networks", algorithm 1.
-    It needs no hardening but one: a norm that is not finite leaves the gradient as it is.
+    Pascanu, Mikolov and Bengio (2013), "On the difficulty of training recurrent neural networks",
+    algorithm 1. It needs no hardening but one: a norm that is not finite leaves the gradient as it
+    is.
 
     Args:
         max_norm: c, in the norm's unit.

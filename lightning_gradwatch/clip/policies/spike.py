@@ -38,32 +38,40 @@ _SHIFT = 4.0  # ... and then the level rises by this factor at most
 class Spike(ArgumentsMixin):
     """Leave ordinary steps untouched; bring an exploding one back to the ordinary level.
 
-    With m the median and p the largest of the last ``window`` ordinary norms, and q the third largest of all norms that the optimizer
-    took in the last 1000 steps, a step is exploding if its norm N is more than 3 q and either more than ``least_factor``·m and
-    ``peak_factor``·p, or more than ``most_factor``·m. It is scaled to m, g ← g·m/N; and to m/10 where the optimizer does not go along
-    the gradient (Adam), since what is left of it stays in the second moments for a thousand steps. All of it is in terms of ratios, so
-    the decision does not depend on the loss's scale. Our own; the median rather than the mean as in Leys et al. (2013), "Detecting
-    outliers"; the largest rather than a deviation, since a network that leaves a plateau may make norms of a hundred medians, but climbs
-    there; the long memory, since a rare class has a large gradient each time that it comes up.
+    With m the median and p the largest of the last ``window`` ordinary norms, and q the third
+    largest of all norms that the optimizer took in the last 1000 steps, a step is exploding if its
+    norm N is more than 3 q and either more than ``least_factor``·m and ``peak_factor``·p, or more
+    than ``most_factor``·m. It is scaled to m, g ← g·m/N; and to m/10 where the optimizer does not
+    go along the gradient (Adam), since what is left of it stays in the second moments for a
+    thousand steps. All of it is in terms of ratios, so the decision does not depend on the loss's
+    scale. Our own; the median rather than the mean as in Leys et al. (2013), "Detecting outliers";
+    the largest rather than a deviation, since a network that leaves a plateau may make norms of a
+    hundred medians, but climbs there; the long memory, since a rare class has a large gradient each
+    time that it comes up.
 
-    How far out of the ordinary a norm must be depends on the harm that it does. Where the optimizer goes along the gradient (SGD), the
-    length of the step is known: one that would move the parameters by more than ``longest_step`` of their own norm is
-    exploding from 3 m on, and is brought back to that length at least.
+    How far out of the ordinary a norm must be depends on the harm that it does. Where the optimizer
+    goes along the gradient (SGD), the length of the step is known: one that would move the
+    parameters by more than ``longest_step`` of their own norm is exploding from 3 m on, and is
+    brought back to that length at least.
 
-    A run that has exploded is not trusted for the next 1000 steps: a step over 3 m and q is shortened to the larger of them. Under SGD an
-    exploding step that was too long halves the length that is allowed, down to a quarter of ``longest_step``, and no step is longer; and
-    for 20 steps no norm enters the history as more than m, so that instability cannot raise the bound. A run that has not exploded is
-    never touched.
+    A run that has exploded is not trusted for the next 1000 steps: a step over 3 m and q is
+    shortened to the larger of them. Under SGD an exploding step that was too long halves the length
+    that is allowed, down to a quarter of ``longest_step``, and no step is longer; and for 20 steps
+    no norm enters the history as more than m, so that instability cannot raise the bound. A run
+    that has not exploded is never touched.
 
-    From the first step on: until 10 norms are known, the bound is 30 times the second largest so far, but at least 0.1 norms of the
-    parameters; under SGD at least a step of a tenth of the parameters' length. The very first step may be as long as the parameters
-    under SGD, and is brought back to a tenth of that. Of another optimizer it may have a norm of 100 times theirs; or, however large, one
-    that fits the loss: N·‖w‖ ≤ 100·abs(L), since the loss may be a sum and Adam takes no notice of its scale. One beyond both is brought
-    back to a tenth of the parameters' norm, and remembered as it was.
+    From the first step on: until 10 norms are known, the bound is 30 times the second largest so
+    far, but at least 0.1 norms of the parameters; under SGD at least a step of a tenth of the
+    parameters' length. The very first step may be as long as the parameters under SGD, and is
+    brought back to a tenth of that. Of another optimizer it may have a norm of 100 times theirs;
+    or, however large, one that fits the loss: N·‖w‖ ≤ 100·abs(L), since the loss may be a sum and
+    Adam takes no notice of its scale. One beyond both is brought back to a tenth of the parameters'
+    norm, and remembered as it was.
 
-    A permanent change of level (another loss, another batch size) is not an explosion. Where 20 exploding steps in a row
-    scatter by less than a decade and do not rise, the level is raised, fourfold at most, and again after 20 more. A run that
-    explodes does not stay within these bounds, or falls out of them when the level rises.
+    A permanent change of level (another loss, another batch size) is not an explosion. Where 20
+    exploding steps in a row scatter by less than a decade and do not rise, the level is raised,
+    fourfold at most, and again after 20 more. A run that explodes does not stay within these
+    bounds, or falls out of them when the level rises.
 
     What it was measured on is in the documentation, *Clipping compared*.
 
@@ -114,7 +122,9 @@ class Spike(ArgumentsMixin):
 
     @property
     def wants_parameter_norm(self) -> bool:
-        """True for the first steps, until the norms speak for themselves; then at times, where a step's length is known."""
+        """True for the first steps, until the norms speak for themselves; then at times,
+        where a step's length is known.
+        """
         return self._settling or (self._size is not None and self._age >= _STEPS_BETWEEN)
 
     @property
@@ -133,7 +143,8 @@ class Spike(ArgumentsMixin):
 
         Args:
             loss: of this step, where it is known; only the very first one's is asked for.
-            step_size: how far the optimizer moves the parameters per unit of the norm; None where it does not go along the gradient.
+            step_size: how far the optimizer moves the parameters per unit of the norm; None where
+                it does not go along the gradient.
         """
         longest = self._longest(parameter_norm, step_size)
         bound, limit, level = self._bounds(parameter_norm, step_size, longest, loss)
@@ -151,7 +162,9 @@ class Spike(ArgumentsMixin):
         return Decision(threshold, ratio(target, norm) if target < norm else 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Ordinary norms and those taken, oldest first, the row of explosions, what is left of the mistrust, the parameters' norm."""
+        """Ordinary norms and those taken, oldest first, the row of explosions, what is left of the
+        mistrust, the parameters' norm.
+        """
         return {
             "history": self._history.to_list(),
             "memory": self._memory.to_list(),
@@ -184,7 +197,9 @@ class Spike(ArgumentsMixin):
     def _bounds(
         self, parameter_norm: float | None, step_size: float | None, longest: float, loss: float | None
     ) -> tuple[float, float, float]:
-        """The largest norm that is no explosion (inf: anything goes), the one that it is shortened to, and the ordinary one."""
+        """The largest norm that is no explosion (inf: anything goes), the one that it is
+        shortened to, and the ordinary one.
+        """
         bound, level = self._first(parameter_norm, step_size, loss) if self._settling else self._usual()
         part_of_the_run = self._memory.largest(_RANK) if len(self._memory) else 0.0
         bound = max(bound, _RANK_FACTOR * part_of_the_run)
@@ -216,7 +231,9 @@ class Spike(ArgumentsMixin):
         return bound, level
 
     def _take(self, norm: float, level: float) -> None:
-        """Remember a norm that was no explosion; for a while after one as no more than a multiple of the ordinary norm."""
+        """Remember a norm that was no explosion; for a while after one as no more than a
+        multiple of the ordinary norm.
+        """
         self._held.clear()
         if self._shaken:
             self._shaken -= 1
@@ -226,7 +243,9 @@ class Spike(ArgumentsMixin):
         self._history.append(norm)
 
     def _explode(self, norm: float, level: float, longest: float, *, known: bool) -> None:
-        """Trust the run no more, for a while; save after the very first norm, where the length of the step is not known either."""
+        """Trust the run no more, for a while; save after the very first norm, where the length
+        of the step is not known either.
+        """
         if not len(self._history):
             self._history.append(level if known else norm)
             if not known:

@@ -17,10 +17,11 @@ from lightning_gradwatch.clip.tensor_policy import dense, share_of
 class Value(ArgumentsMixin, StatelessMixin):
     """Clamp each entry to [−c, c].
 
-    Mikolov (2012), "Statistical language models based on neural networks", §3.2.2. It does not preserve the gradient's
-    direction. Its share of what was clipped counts tensors.
+    Mikolov (2012), "Statistical language models based on neural networks", §3.2.2. It does not
+    preserve the gradient's direction. Its share of what was clipped counts tensors.
 
-    ``as_published`` is ``torch.nn.utils.clip_grad_value_``. The hardened form differs where that hides a fault:
+    ``as_published`` is ``torch.nn.utils.clip_grad_value_``. The hardened form
+    differs where that hides a fault:
 
     ==================  =======================================  ===============================================
     input               as published                             hardened
@@ -31,7 +32,7 @@ class Value(ArgumentsMixin, StatelessMixin):
     Args:
         max_value: c, in the gradient's unit.
         as_published: clamp an inf, too.
-    """
+    """  # noqa: W505
 
     _arguments = ("max_value", "as_published")
 
@@ -53,7 +54,8 @@ class Value(ArgumentsMixin, StatelessMixin):
             with dense(gradient) as values:
                 if values.numel():
                     limit = bound.to(values.device, values.dtype)
-                    # Two passes, which on the CPU take a third of the time of abs().amax() with its copy.
+                    # Two passes, which on the CPU take a third of the time
+                    # of abs().amax() with its copy.
                     flags.append(torch.maximum(whole(values.amax()), -whole(values.amin())) > limit)
                     values.clamp_(-limit, limit)
         return share_of(flags)

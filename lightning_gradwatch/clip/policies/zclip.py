@@ -16,18 +16,21 @@ _LEAST_SPREAD = 0.05  # of μ: the least σ of the hardened form
 class ZClip(ArgumentsMixin):
     """Clip where the norm's z-score against a running mean and variance exceeds z₀.
 
-    Kumar, Owen, Chowdhury and Güra (2025), "ZClip: Adaptive spike mitigation for LLM pre-training", algorithm 1.
-    During the first ``warmup_steps`` the norms are collected and clipped at ``max_norm``; then μ is their mean and σ²
-    their population variance. After that, with z = (N − μ)/(σ + ε):
+    Kumar, Owen, Chowdhury and Güra (2025), "ZClip: Adaptive spike mitigation for LLM pre-training",
+    algorithm 1. During the first ``warmup_steps`` the norms are collected and clipped at
+    ``max_norm``; then μ is their mean and σ² their population variance. After that, with z = (N −
+    μ)/(σ + ε):
 
-    - ``adaptive_scaling``: if z > z₀, c = f·(μ + z₀σ/(z/z₀)), so that the worse the spike, the nearer to μ;
+    - ``adaptive_scaling``: if z > z₀, c = f·(μ + z₀σ/(z/z₀)), so that the
+      worse the spike, the nearer to μ;
     - ``mean``: if z > z₀, c = μ;
     - ``percentile``: if N > μ + z₀σ, c = μ + z₀σ.
 
     The gradient is scaled to min(c or N, ``max_norm``). The averages take x = c or N:
     μ ← αμ + (1−α)x, *then* σ² ← ασ² + (1−α)(x − μ)².
 
-    ``as_published`` agrees with PyPI's zclip 1.0.0 to rounding. The hardened form differs where that breaks:
+    ``as_published`` agrees with PyPI's zclip 1.0.0 to rounding. The hardened
+    form differs where that breaks:
 
     =============================  ======================================  =====================================
     input                          as published                            hardened
@@ -49,7 +52,7 @@ class ZClip(ArgumentsMixin):
         factor: f of ``adaptive_scaling``.
         skip_update_on_spike: leave μ and σ alone on a step that was clipped.
         as_published: follow the published code where it breaks, too.
-    """
+    """  # noqa: W505
 
     _arguments = (
         "mode",
@@ -146,14 +149,17 @@ class ZClip(ArgumentsMixin):
         self._variance = self.alpha * self._variance + (1 - self.alpha) * _square(x - mean)
 
     def _decision(self, norm: float, bound: float | None, clipped: float | None) -> Decision:
-        """Scale to c or ``max_norm``, whichever is less; an ordinary norm is shown beside its bound."""
+        """Scale to c or ``max_norm``, whichever is less; an ordinary
+        norm is shown beside its bound.
+        """
         threshold = _least(bound if clipped is None else clipped, self.max_norm)
         target = _least(clipped, self.max_norm)
         if target is None:
             return Decision(threshold, 1.0)
         if not self.as_published:
             return Decision(threshold, bounded(norm, target).coefficient)
-        # The published warm-up is clip_grad_norm_, which scales from c − 1e-6 on; later it scales from c on.
+        # The published warm-up is clip_grad_norm_, which scales from c − 1e-6
+        # on; later it scales from c on.
         scales = norm > target or bound is None
         return Decision(threshold, min(1.0, target / (norm + 1e-6)) if scales else 1.0)
 

@@ -26,7 +26,8 @@ class PolicyGroup:
         key: how it is called in the loggers' keys; empty for what no pattern names.
         pattern: what names them.
         trained: all that the policy governs, those without a gradient in this step among them.
-        by_rate: the gradients by how far the optimizer moves a parameter per unit of the gradient; None where it does not go along it.
+        by_rate: the gradients by how far the optimizer moves a parameter per unit of the gradient;
+            None where it does not go along it.
     """
 
     key: str

@@ -18,9 +18,11 @@ class ClipState:
 
     Args:
         policy: None where nothing is clipped.
-        steps: optimizer steps seen with gradients; ``clipped`` and ``skipped``: how many of them were.
+        steps: optimizer steps seen with gradients; ``clipped`` and
+            ``skipped``: how many of them were.
         successive_skips: skips, or gradients replaced, since the last step taken as it was.
-        in_episode: whether the step before was clipped, so that an episode of clipping is one event.
+        in_episode: whether the step before was clipped, so that an
+            episode of clipping is one event.
         episodes: how many there were.
     """
 

@@ -1,4 +1,6 @@
-"""One optimizer step of AdaptiveClip: measure all groups in one host sync, then clip each by its policy."""
+"""One optimizer step of AdaptiveClip: measure all groups in one host
+sync, then clip each by its policy.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class Measured:
     Args:
         norm: before clipping.
         parameter_norm: where its policy wants it.
-        travel: how far an unclipped step moves the parameters, where its policy wants that and it takes a reading.
+        travel: how far an unclipped step moves the parameters, where its policy
+            wants that and it takes a reading.
         clipped_norm, share: where its policy has clipped the tensors already.
     """
 
@@ -47,7 +50,8 @@ class Outcome:
 def measure(
     groups: Sequence[PolicyGroup], *, deferring: bool, loss: Tensor | None = None
 ) -> tuple[list[Measured], float | None]:
-    """Norms of all groups, and the loss, which is read beside them; where a policy works on tensors, it clips them on the way.
+    """Norms of all groups, and the loss, which is read beside them; where a policy works on
+    tensors, it clips them on the way.
 
     Args:
         groups: of one optimizer.
@@ -95,7 +99,9 @@ def whole_norm(measured: Sequence[Measured]) -> float:
 
 
 def headline_of(groups: Sequence[PolicyGroup], outcomes: Sequence[Outcome], state: OptimizerState) -> Outcome:
-    """What became of the parameters that no pattern names; of all that are clipped, where none of these has a gradient."""
+    """What became of the parameters that no pattern names; of all that are clipped,
+    where none of these has a gradient.
+    """
     if groups[0].state is state.rest:
         return outcomes[0]
     clipped = [outcome for group, outcome in zip(groups, outcomes, strict=True) if group.state.policy is not None]
@@ -124,7 +130,9 @@ def _launch(group: PolicyGroup, *, deferring: bool) -> dict[str, Tensor]:
 
 
 def _step_size(group: PolicyGroup, measured: Measured) -> float | None:
-    """How far the optimizer moves the parameters per unit of the gradient's norm; None where it does not go along it."""
+    """How far the optimizer moves the parameters per unit of the gradient's norm; None
+    where it does not go along it.
+    """
     if group.by_rate is None:
         return None
     if measured.travel is not None and math.isfinite(measured.travel):

@@ -1,4 +1,6 @@
-"""What every kind of recurrence offers to the sweep: gates recomputed at once, then the adjoint recurrence step by step."""
+"""What every kind of recurrence offers to the sweep: gates recomputed at once, then the
+adjoint recurrence step by step.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from lightning_gradwatch.recurrent.shape import Shape
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights of one layer and direction, in the dtype of the sweep. ``w_hr`` is there with ``proj_size`` only."""
+    """The weights of one layer and direction, in the dtype of the sweep. ``w_hr`` is
+    there with ``proj_size`` only.
+    """
 
     w_ih: Tensor
     w_hh: Tensor
@@ -61,7 +65,8 @@ class Carry:
 
 @dataclass(slots=True)
 class Ends:
-    """Where sequences end within a chunk, and what the loss sends straight to their final cell state.
+    """Where sequences end within a chunk, and what the loss sends
+    straight to their final cell state.
 
     Args:
         at: step within the chunk → the sequences whose last valid step it is.
@@ -72,7 +77,9 @@ class Ends:
     cell: Tensor | None = None
 
     def begin(self, step: int, carry: Carry) -> None:
-        """Let the sequences that end at ``step`` begin: nothing comes back from beyond their end."""
+        """Let the sequences that end at ``step`` begin: nothing
+        comes back from beyond their end.
+        """
         ending = self.at.get(step)
         if ending is None:
             return
@@ -85,7 +92,9 @@ F = TypeVar("F")
 
 
 class Adjoint(ABC, Generic[F]):
-    """One layer in one direction. All tensors are time-major, in the direction's own order, without graph."""
+    """One layer in one direction. All tensors are time-major, in the
+    direction's own order, without graph.
+    """
 
     def __init__(self, weights: Weights, shape: Shape) -> None:
         self.weights = weights
@@ -106,14 +115,17 @@ class Adjoint(ABC, Generic[F]):
         return Carry(hidden, cell)
 
     def pre_activations(self, x: Tensor, h_previous: Tensor) -> Tensor:
-        """What enters the gates' nonlinearities: ``(time, sequence, gate, hidden)``, in PyTorch's order of gates."""
+        """What enters the gates' nonlinearities:
+        ``(time, sequence, gate, hidden)``, in PyTorch's order of gates.
+        """
         w = self.weights
         a = functional.linear(x, w.w_ih, w.b_ih) + functional.linear(h_previous, w.w_hh, w.b_hh)
         return a.unflatten(-1, (-1, self.shape.hidden_size))
 
     @abstractmethod
     def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> F:
-        """Recompute the gates of all steps of a chunk at once, and from them the factors of the adjoint recurrence.
+        """Recompute the gates of all steps of a chunk at once, and from them the
+        factors of the adjoint recurrence.
 
         Args:
             x: ``(time, sequence, input)``.
@@ -129,19 +141,24 @@ class Adjoint(ABC, Generic[F]):
     def sweep(
         self, factors: F, direct: Tensor, carry: Carry, ends: Ends, limit: Limit | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the adjoint recurrence from the chunk's last step to its first; ``carry`` is updated in place.
+        """Run the adjoint recurrence from the chunk's last step to its first;
+        ``carry`` is updated in place.
 
         Args:
             direct: ``(time, stream, sequence, state)``.
-            limit: bounds ∂L/∂h_t and ∂L/∂c_t of the first stream at every step, before they flow on.
+            limit: bounds ∂L/∂h_t and ∂L/∂c_t of the first stream at
+                every step, before they flow on.
 
         Returns:
-            ∂L/∂h ``(time, stream, sequence, state)`` and ∂L/∂c ``(time, stream, sequence, hidden)``, both total.
+            ∂L/∂h ``(time, stream, sequence, state)`` and ∂L/∂c
+            ``(time, stream, sequence, hidden)``, both total.
         """
 
     @abstractmethod
     def input_delta(self, factors: F, hidden: Tensor, cell: Tensor | None) -> Tensor:
-        """δ, the gradient of W_ih x_t + b_ih, of every step: ``(time, stream, sequence, gates·hidden)``."""
+        """δ, the gradient of W_ih x_t + b_ih, of every step:
+        ``(time, stream, sequence, gates·hidden)``.
+        """
 
     def recurrent_delta(self, factors: F, hidden: Tensor, input_delta: Tensor) -> Tensor:
         """The gradient of W_hh h_{t−1} + b_hh: the same but in a GRU."""

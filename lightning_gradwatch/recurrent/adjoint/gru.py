@@ -1,4 +1,6 @@
-"""The adjoint of nn.GRU, gates r, z, n: n = tanh(W_in x + b_in + r⊙(W_hn h + b_hn)), h_t = (1−z)n + z h_{t−1}."""
+"""The adjoint of nn.GRU, gates r, z, n: n = tanh(W_in x + b_in + r⊙(W_hn h +
+b_hn)), h_t = (1−z)n + z h_{t−1}.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from lightning_gradwatch.recurrent.limit import Limit
 class GRUFactors:
     """What g_t is multiplied with to give each δ.
 
-    ``h``, ``z``: ``(time, sequence, hidden)``. ``recurrent``, ``input``: ``(time, sequence, 3, hidden)``, the gates r, z, n as
-    W_hh and W_ih see them; they differ in n, which reaches W_hn through r.
+    ``h``, ``z``: ``(time, sequence, hidden)``. ``recurrent``, ``input``:
+    ``(time, sequence, 3, hidden)``, the gates r, z, n as W_hh and W_ih see them; they differ in n,
+    which reaches W_hn through r.
     """
 
     h: Tensor

@@ -1,4 +1,6 @@
-"""The adjoint of nn.LSTM, gates i, f, g, o: c_t = f c_{t−1} + i g, m_t = o tanh c_t, h_t = m_t, or W_hr m_t with ``proj_size``."""
+"""The adjoint of nn.LSTM, gates i, f, g, o: c_t = f c_{t−1} + i g, m_t = o tanh c_t, h_t = m_t,
+or W_hr m_t with ``proj_size``.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from lightning_gradwatch.recurrent.limit import Limit
 class LSTMFactors:
     """What ∂L/∂c_t and ∂L/∂m_t are multiplied with.
 
-    ``m``, ``c``, ``forget``, ``output_to_cell`` = o(1−tanh²c), ``output_gate`` = tanh c·o(1−o): ``(time, sequence, hidden)``;
-    ``cell_gates``: ``(time, sequence, 3, hidden)``, the gates i, f, g.
+    ``m``, ``c``, ``forget``, ``output_to_cell`` = o(1−tanh²c), ``output_gate`` = tanh c·o(1−o):
+    ``(time, sequence, hidden)``; ``cell_gates``: ``(time, sequence, 3, hidden)``, the gates i, f,
+    g.
     """
 
     m: Tensor
@@ -29,8 +32,8 @@ class LSTMFactors:
 
 
 class LSTMAdjoint(Adjoint[LSTMFactors]):
-    """∂m = W_hrᵀg (or g); ∂c = q + ∂m·o(1−tanh²c); δ_i = ∂c·g·i(1−i), δ_f = ∂c·c_{t−1}·f(1−f), δ_g = ∂c·i(1−g²),
-    δ_o = ∂m·tanh c·o(1−o); g_{t−1} = d_{t−1} + W_hhᵀδ, q_{t−1} = ∂c·f.
+    """∂m = W_hrᵀg (or g); ∂c = q + ∂m·o(1−tanh²c); δ_i = ∂c·g·i(1−i), δ_f = ∂c·c_{t−1}·f(1−f), δ_g
+    = ∂c·i(1−g²), δ_o = ∂m·tanh c·o(1−o); g_{t−1} = d_{t−1} + W_hhᵀδ, q_{t−1} = ∂c·f.
     """
 
     def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> LSTMFactors:

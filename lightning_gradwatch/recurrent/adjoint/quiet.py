@@ -1,4 +1,6 @@
-"""Calls of PyTorch's recurrent operators without the warnings that the user's own forward gives once, where they are due."""
+"""Calls of PyTorch's recurrent operators without the warnings that the user's own forward
+gives once, where they are due.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,9 @@ import torch
 
 
 def _must_stay_whole() -> bool:
-    """Asked by the compiler itself while it traces a hook; its answer is a constant of the graph."""
+    """Asked by the compiler itself while it traces a hook; its
+    answer is a constant of the graph.
+    """
     from torch._dynamo.symbolic_convert import InstructionTranslator  # a second's import, made by then
 
     try:
@@ -22,7 +24,7 @@ cast("Any", _must_stay_whole)._dynamo_marked_constant = True
 
 
 def must_not_break() -> bool:
-    """Whether a hook is traced where a break in the graph is an error (``fullgraph=True``), so that it must do nothing. Elsewhere a
-    hook that cannot be traced makes a break, and is called.
+    """Whether a hook is traced where a break in the graph is an error (``fullgraph=True``), so that
+    it must do nothing. Elsewhere a hook that cannot be traced makes a break, and is called.
     """
     return torch.compiler.is_compiling() and _must_stay_whole()

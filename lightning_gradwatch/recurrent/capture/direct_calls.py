@@ -16,8 +16,8 @@ _CALLER = nn.Module.__call__.__code__.co_filename
 
 
 class Direct:
-    """Stands in for the forward of one module, and passes everything on as it is. What is called by the module's own ``__call__``
-    its hooks see; of any other call the listeners are told.
+    """Stands in for the forward of one module, and passes everything on as it is. What is called by
+    the module's own ``__call__`` its hooks see; of any other call the listeners are told.
 
     A copy of the module takes a stand-in along that nobody listens to.
     """
@@ -59,8 +59,8 @@ def own_forward(module: nn.Module) -> Callable[..., Any] | None:
 
 
 def hear_direct_calls(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
-    """Have a forward hook (with keywords) told of every call of a module's ``forward`` that goes around it as well; call what is
-    returned to end it.
+    """Have a forward hook (with keywords) told of every call of a module's ``forward`` that goes
+    around it as well; call what is returned to end it.
     """
     listener: Listener = partial(hook, module)
     direct = vars(module).get("forward")

@@ -23,7 +23,9 @@ _Place = tuple[int, int, torch.Size]
 """Where a tensor lies in memory: its storage, offset and shape."""
 
 RETURNS = 2
-"""So often a state must have come back through other operations before a module is taken for a cell."""
+"""So often a state must have come back through other operations
+before a module is taken for a cell.
+"""
 
 
 class _Returns:
@@ -46,17 +48,19 @@ _OUTSIDE = " outside of the model"
 
 
 def is_outside(name: str) -> bool:
-    """Whether a name is that of a module which the model does not hold: another model, run beside it, may be one."""
+    """Whether a name is that of a module which the model does not hold: another
+    model, run beside it, may be one.
+    """
     return name.split(" #")[0].endswith(_OUTSIDE)
 
 
 class Discovery:
-    """Finds cells: modules called several times in one forward of which something that they return comes back as their input, itself
-    or a few operations later.
+    """Finds cells: modules called several times in one forward of which something that they return
+    comes back as their input, itself or a few operations later.
 
-    It watches for one training step every module without a recurrent one inside, whether it is called or its ``forward`` is, and
-    those that the model holds in a list of its own, where PyTorch does not know of them. It holds no tensor, so that the step
-    needs no more memory than any other.
+    It watches for one training step every module without a recurrent one inside, whether it is
+    called or its ``forward`` is, and those that the model holds in a list of its own, where PyTorch
+    does not know of them. It holds no tensor, so that the step needs no more memory than any other.
 
     Args:
         known: recurrent modules that are watched already.
@@ -64,7 +68,8 @@ class Discovery:
         is_over: asked by the hooks, for where nobody said that the fit is over.
 
     Attributes:
-        failure: an error of our own in a hook, kept for whoever ends the search instead of breaking the forward.
+        failure: an error of our own in a hook, kept for whoever ends the search
+            instead of breaking the forward.
     """
 
     def __init__(
@@ -100,8 +105,9 @@ class Discovery:
             self._everywhere = torch_module.register_module_forward_hook(self._after_any, with_kwargs=True)
 
     def found(self) -> dict[str, tuple[nn.Module, Slots | None]]:
-        """Qualified name → the module, and its slots where it is a cell. Of cells in one another the innermost whose states are all
-        that there is to be carried; a part of a cell that sees its state come back is none.
+        """Qualified name → the module, and its slots where it is a cell. Of cells in one another
+        the innermost whose states are all that there is to be carried; a part of a cell that sees
+        its state come back is none.
         """
         cells = {module: slots for module, made in self._returns.items() if (slots := made.slots(module)) is not None}
         for outer in list(cells):
@@ -190,7 +196,9 @@ class Discovery:
         return {node for node, path in self._returns[module].nodes.items() if path in (slots.made or ())}
 
     def _unlisted(self, modules: Iterable[nn.Module]) -> dict[nn.Module, str]:
-        """Names for modules that the model has not registered: where a list or dictionary of its own holds them, or their class."""
+        """Names for modules that the model has not registered: where a list or dictionary of its
+        own holds them, or their class.
+        """
         holders: dict[nn.Module, str] = {}
         for name, holder in self._model.named_modules():
             for attribute, value in vars(holder).items():
@@ -214,7 +222,8 @@ def _note(module: nn.Module, returns: _Returns, path: str, tensor: Tensor) -> No
     if known is not None and tensor.requires_grad and not known[0].expired():
         returns.itself[known[1], path] += 1
     elif tensor.grad_fn is not None and any(parameter.dim() > 1 for parameter in module.parameters()):
-        # Between two calls of one of PyTorch's own layers the state may only be moved about: what is computed there is the state.
+        # Between two calls of one of PyTorch's own layers the state may only be moved about: what
+        # is computed there is the state.
         own = _is_own(module)
         for out in above(tensor.grad_fn, returns.nodes, stop=HEAVY if own else None, only=None if own else MOVING):
             returns.changed[out, path] += 1

@@ -10,14 +10,20 @@ from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.loop import Loop
 
 DEPTH = 3
-"""How many operations may lie between a module's state and the one that is tapped (an index, a view)."""
+"""How many operations may lie between a module's state and the one
+that is tapped (an index, a view).
+"""
 
 NAMED_BY_TORCH = ("RNN", "GRU", "LSTM")
-"""Kinds of PyTorch's own modules: these are reported under the module's name, a cell of one's own under the tap's."""
+"""Kinds of PyTorch's own modules: these are reported under the module's name, a
+cell of one's own under the tap's.
+"""
 
 
 def without_duplicates(calls: Sequence[RecurrentCall | Loop]) -> list[RecurrentCall | Loop]:
-    """All but taps whose states are those of a module of PyTorch's own, and cells of one's own whose states are tapped."""
+    """All but taps whose states are those of a module of PyTorch's own, and cells of
+    one's own whose states are tapped.
+    """
     taps = [call for call in calls if isinstance(call, Loop) and call.kind == "tap"]
     if not taps:
         return list(calls)

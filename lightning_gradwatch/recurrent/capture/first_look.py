@@ -1,4 +1,6 @@
-"""The first number that is not finite in any module, on the one step on which it is not known yet which of them are cells."""
+"""The first number that is not finite in any module, on the one step on which it is not
+known yet which of them are cells.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class Arrived:
     Args:
         module, call, sequence, value: as above.
         node: the place in the graph.
-        later: call number, norm of the gradient and place in the graph of the same module's call that had one just before.
+        later: call number, norm of the gradient and place in the graph of the same module's
+            call that had one just before.
     """
 
     module: str
@@ -56,7 +59,8 @@ class Arrived:
 
 
 class FirstLook:
-    """Looks at what every module makes, and at the gradients that arrive there. A host sync for each: for one step.
+    """Looks at what every module makes, and at the gradients that arrive there. A
+    host sync for each: for one step.
 
     Args:
         model: of whose modules; TorchScript takes no hooks.

@@ -7,7 +7,8 @@ from typing import Any
 
 
 class FitIsOver:
-    """Asked by every hook before it does anything. A copy of it, as a copied model carries along, asks nobody.
+    """Asked by every hook before it does anything. A copy of it, as a copied
+    model carries along, asks nobody.
 
     Args:
         ask: whether the fit is over; it takes the hooks off where it is. None is never.

@@ -1,4 +1,6 @@
-"""Forward hooks that are shown what a module's forward returned before any other hook can change it."""
+"""Forward hooks that are shown what a module's forward returned
+before any other hook can change it.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,21 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradwatch.recurrent.capture.compiled import must_not_break
 
 Seen = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any, str | None], None]
-"""Shown ``(module, inputs, kwargs, outputs, doubt)``; ``doubt`` says why the outputs may not be what the forward returned."""
+"""Shown ``(module, inputs, kwargs, outputs, doubt)``; ``doubt`` says why the outputs may
+not be what the forward returned.
+"""
 
 DOUBT = "another forward hook ran before GradWatch's and may have changed what the forward returned"
 
 
 class FirstHooks:
-    """PyTorch calls global forward hooks first, then a module's own in their order, each with what the one before made of the result.
+    """PyTorch calls global forward hooks first, then a module's own in their order, each with what
+    the one before made of the result.
 
-    Before each training step :meth:`settle` goes to the front again: of a module's hooks, and of the global ones while there are
-    any but those that only look (``only_looks``). Only hooks that change how the gradient flows back (``holds_gradient``, of a
-    :class:`ThroughTime`) stay before it.
+    Before each training step :meth:`settle` goes to the front again: of a module's hooks, and of
+    the global ones while there are any but those that only look (``only_looks``). Only hooks that
+    change how the gradient flows back (``holds_gradient``, of a :class:`ThroughTime`) stay before
+    it.
     """
 
     def __init__(self) -> None:
@@ -94,7 +100,9 @@ class FirstHooks:
         own[2](module, inputs, kwargs, outputs, None if surely else DOUBT)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is inert: a copied or pickled model carries the hooks along, and they must do nothing there."""
+        """A copy is inert: a copied or pickled model carries the hooks along,
+        and they must do nothing there.
+        """
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

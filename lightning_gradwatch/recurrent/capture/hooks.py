@@ -23,21 +23,26 @@ from lightning_gradwatch.recurrent.capture.taps import listen
 from lightning_gradwatch.recurrent.loop import Loop
 
 FROZEN = "nothing in it needs a gradient"
-"""Why a call is not kept that could not be trained: it is frozen with all before it, or runs under ``no_grad``."""
+"""Why a call is not kept that could not be trained: it is frozen with all before
+it, or runs under ``no_grad``.
+"""
 
 
 class Capture:
-    """Watches recurrent modules. Between :meth:`begin` and :meth:`end` every forward that can train leaves a call or a loop.
+    """Watches recurrent modules. Between :meth:`begin` and :meth:`end` every forward that can
+    train leaves a call or a loop.
 
     Args:
-        modules: qualified name → ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or any module that is called once a timestep.
+        modules: qualified name → ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or any module
+            that is called once a timestep.
         clock: optimizer steps done so far, of which each call keeps the number.
         is_over: asked by each hook, for where nobody said that the fit is over.
 
     Attributes:
         calls: of the present step, in order of their first forward.
         unseen: module name → why its last forward could not be kept.
-        failure: an error of our own in a hook, kept for the next look instead of breaking the forward.
+        failure: an error of our own in a hook, kept for the next look
+            instead of breaking the forward.
     """
 
     def __init__(
@@ -128,13 +133,16 @@ class Capture:
         return arrived
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is inert: a copied or pickled model carries our hooks along, and they must do nothing there."""
+        """A copy is inert: a copied or pickled model carries our hooks along,
+        and they must do nothing there.
+        """
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__({})
 
-    # ------------------------------------------------------------------ hooks: nothing in them may reach the user's forward
+    # ------------------------------------------------------------------ hooks: nothing in them
+    # may reach the user's forward
 
     def _guarded(self, keep: Callable[[], None]) -> None:
         if self._is_over() or not (self._active and torch.is_grad_enabled()):
@@ -148,7 +156,8 @@ class Capture:
         self._guarded(lambda: self._save_generator(module))
 
     def _save_generator(self, module: nn.Module) -> None:
-        # The state of the CPU's generator is what the masks between layers can be drawn from again; cuDNN keeps its own.
+        # The state of the CPU's generator is what the masks between layers can be drawn
+        # from again; cuDNN keeps its own.
         if module.training and next(module.parameters()).device.type == "cpu":
             self._rng_state = torch.get_rng_state()
 
@@ -218,8 +227,9 @@ class Capture:
         self._guarded(lambda: self.loops.tap(name, state))
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters of the watched modules. Those of the recurrent weights alone would not do: an infinite input that saturates
-        its gates spoils the gradient of the input weight, and no other.
+        """All parameters of the watched modules. Those of the recurrent weights alone would not do:
+        an infinite input that saturates its gates spoils the gradient of the input weight, and no
+        other.
         """
         for module in self.modules.values():
             yield from module.parameters()

@@ -20,7 +20,9 @@ _RNN_FILE = nn.RNNBase.__init__.__code__.co_filename
 
 
 def has_own_forward(module: nn.RNNBase) -> bool:
-    """Whether a subclass changed ``forward``, so that what goes in and comes out need not be what PyTorch's own takes."""
+    """Whether a subclass changed ``forward``, so that what goes in and comes out need
+    not be what PyTorch's own takes.
+    """
     if own_forward(module) is not None:
         return True
     code = getattr(
@@ -30,10 +32,12 @@ def has_own_forward(module: nn.RNNBase) -> bool:
 
 
 class InnerCalls(TorchFunctionMode):
-    """Sees the calls of PyTorch's fused operators while it is entered, and passes everything on as it is.
+    """Sees the calls of PyTorch's fused operators while it is entered, and
+    passes everything on as it is.
 
     Args:
-        keep: told how to read each call, given its module's name and its index, before the forward can change what was made.
+        keep: told how to read each call, given its module's name and its index, before the
+            forward can change what was made.
 
     Attributes:
         seen: whether there was one.
@@ -56,7 +60,9 @@ class InnerCalls(TorchFunctionMode):
     def _read(
         self, args: tuple[Any, ...], result: tuple[Tensor, ...], rng_state: Tensor | None, name: str, index: int
     ) -> RecurrentCall:
-        """The operators take (input, hx, weights, …, batch_first), or packed (data, batch_sizes, hx, weights, …)."""
+        """The operators take (input, hx, weights, …, batch_first), or packed
+        (data, batch_sizes, hx, weights, …).
+        """
         packed = isinstance(args[1], Tensor) and args[1].dtype == torch.int64 and args[1].dim() == 1
         batch_sizes = args[1] if packed else None
         hx, weights = (args[2], args[3]) if packed else (args[1], args[2])

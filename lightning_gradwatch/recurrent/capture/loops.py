@@ -1,4 +1,6 @@
-"""Which calls of a cell follow one another: sequences found by the identity of the state that comes in."""
+"""Which calls of a cell follow one another: sequences found by the
+identity of the state that comes in.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,16 @@ Place = tuple[Loop, int, Made]
 
 
 class Loops:
-    """Joins the calls of cells, and the taps, of one training step to sequences, each appended to ``calls`` when it begins.
+    """Joins the calls of cells, and the taps, of one training step to sequences, each
+    appended to ``calls`` when it begins.
 
-    A cell may be called several times with one state: one of these calls is the timestep, from which the sequence goes on; the
-    others stand beside it. Where one of them is gone on from as well, a sequence of its own branches off.
+    A cell may be called several times with one state: one of these calls is the timestep, from
+    which the sequence goes on; the others stand beside it. Where one of them is gone on from as
+    well, a sequence of its own branches off.
 
     Attributes:
-        slots: module name → which of the tensors that it takes and returns are its states, where that was found out.
+        slots: module name → which of the tensors that it takes and returns are its
+            states, where that was found out.
         undecided: modules of which that is still looked for.
         without_gradient: tap → how many of its states in this step need no gradient.
     """
@@ -69,7 +74,9 @@ class Loops:
         loop.add(Made(None, (LoopState.of(state),)))
 
     def split_taps(self) -> None:
-        """Make each piece of a tap's states through which a gradient flows a sequence of its own. It walks through the graph."""
+        """Make each piece of a tap's states through which a gradient flows a sequence of its
+        own. It walks through the graph.
+        """
         for name, (loop, *_) in list(self._of_module.items()):
             pieces = segments(loop) if loop.kind == "tap" else [loop]
             if len(pieces) > 1 and loop in self._calls:
@@ -103,7 +110,8 @@ class Loops:
         loop = self._begin(name, _kind(module), names, _weights(name, module))
         loop.doubt = doubt
         if isinstance(module, nn.LSTMCell):
-            # Without a batch dimension PyTorch squeezes both results, and h no longer hangs on this c in the graph.
+            # Without a batch dimension PyTorch squeezes both results, and h no longer
+            # hangs on this c in the graph.
             loop.c_is_total = made[-1][1].dim() == 2
         self._put(loop, call)
 
@@ -153,7 +161,9 @@ class Loops:
             self._put(branch, call)
 
     def _join_starts(self, loop: Loop, count: int) -> None:
-        """The cell is called ``1 + count`` times in a timestep: so are those sequences of one timestep that began as this one did."""
+        """The cell is called ``1 + count`` times in a timestep: so are those sequences of one
+        timestep that began as this one did.
+        """
         for other in list(self._of_module[loop.module]):
             if len(loop.besides.get(0, ())) >= count:
                 return
@@ -169,7 +179,9 @@ class Loops:
         self._know(loop, 0, other.steps[0])
 
     def _source(self, name: str, states: Iterable[Tensor]) -> Place | None:
-        """The call whose state this one was given, itself or a few operations later: the latest where there are several."""
+        """The call whose state this one was given, itself or a few operations later: the
+        latest where there are several.
+        """
         found: list[Place] = []
         for state in states:
             place = self._by_tensor.get(id(state))
@@ -188,7 +200,9 @@ class Loops:
         return first
 
     def _through_graph(self, name: str, state: Tensor) -> list[Place]:
-        """The calls of a module that a state hangs on, through a few operations, the nearest first."""
+        """The calls of a module that a state hangs on, through a few
+        operations, the nearest first.
+        """
         if name not in self._of_module or state.grad_fn is None:
             return []
         found: list[Place] = []
@@ -221,8 +235,8 @@ def tensors(values: Iterable[Any]) -> list[Tensor]:
 def _named(
     slots: Slots, given: list[tuple[str, Tensor]], made: list[tuple[str, Tensor]]
 ) -> tuple[tuple[str, Tensor], ...]:
-    """The states that a call was given. Where it is not known which they are, what else it was given (a mask, say) may well hold
-    infinities: only one of the same shape is taken for it.
+    """The states that a call was given. Where it is not known which they are, what else it was
+    given (a mask, say) may well hold infinities: only one of the same shape is taken for it.
     """
     if slots.given is None:
         given = [one for one in given[1:] if one[1].shape == made[0][1].shape][:1]

@@ -22,11 +22,12 @@ def plain_name(name: str) -> str:
 
 
 def discover(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[str, nn.Module]:
-    """Qualified name → recurrent module: ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, their cells, and what derives from them.
+    """Qualified name → recurrent module: ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, their
+    cells, and what derives from them.
 
     Args:
-        patterns: shell-style patterns of qualified names; None takes all. A pattern may also name a module of one's own that is
-            called once a timestep.
+        patterns: shell-style patterns of qualified names; None takes all. A pattern may also name a
+            module of one's own that is called once a timestep.
 
     Raises:
         ValueError: a pattern matches no recurrent module, nor any other.
@@ -51,7 +52,8 @@ def discover(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[st
 
 
 def beside(model: nn.Module, known: Collection[nn.Module], *, holding: bool) -> MutableMapping[nn.Module, str]:
-    """Module → qualified name of those of a model's modules that take hooks and are no part of ``known``; not the model itself.
+    """Module → qualified name of those of a model's modules that take hooks and are no part of
+    ``known``; not the model itself.
 
     By identity: a metric's hash changes with what it has seen.
 
@@ -73,7 +75,8 @@ def beside(model: nn.Module, known: Collection[nn.Module], *, holding: bool) -> 
 
 
 def added(found: Mapping[str, nn.Module], known: Collection[nn.Module], patterns: Sequence[str] | None) -> list[str]:
-    """Qualified names of those of the recurrent modules found that train and are not among ``known``.
+    """Qualified names of those of the recurrent modules found that
+    train and are not among ``known``.
 
     Args:
         patterns: as for :func:`discover`.

@@ -17,13 +17,16 @@ _OPERATOR = re.compile(r"aten::(lstm|gru|rnn_tanh|rnn_relu)(_cell)?\(")
 
 
 def scripted(model: nn.Module) -> dict[str, str]:
-    """Qualified name → class of the modules of PyTorch's own recurrent classes that TorchScript holds."""
+    """Qualified name → class of the modules of PyTorch's own recurrent
+    classes that TorchScript holds.
+    """
     return {name: module.original_name for name, module in _modules(model) if module.original_name in _KINDS}
 
 
 def scripted_recurrences(model: nn.Module) -> dict[str, str]:
-    """Qualified name → class of all modules that TorchScript holds with a recurrence inside: of PyTorch's own classes, with one of their
-    operators, or with a loop that carries a tensor from round to round.
+    """Qualified name → class of all modules that TorchScript holds with a recurrence inside: of
+    PyTorch's own classes, with one of their operators, or with a loop that carries a tensor from
+    round to round.
     """
     found = scripted(model)
     for name, module in _modules(model):

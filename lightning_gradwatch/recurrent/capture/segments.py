@@ -1,4 +1,6 @@
-"""A tap's states where the gradient is cut now and then, as in truncated backpropagation through time by hand."""
+"""A tap's states where the gradient is cut now and then, as in truncated
+backpropagation through time by hand.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from lightning_gradwatch.recurrent.loop import Loop
 
 
 def segments(loop: Loop) -> list[Loop]:
-    """The sequences within which each state hangs on one before in the graph; ``[loop]`` where that is so throughout."""
+    """The sequences within which each state hangs on one before in the graph;
+    ``[loop]`` where that is so throughout.
+    """
     edges = [(state.edge.node, state.edge.output_nr) for state in loop.h]
     latest = Latest([(edge,) for edge in edges])
     starts = [t for t, edge in enumerate(edges) if not t or latest.below(edge) < 0]

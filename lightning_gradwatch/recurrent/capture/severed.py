@@ -1,8 +1,10 @@
-"""Modules whose calls are the timesteps of one sequence although no gradient flows from one to the one before.
+"""Modules whose calls are the timesteps of one sequence although no gradient
+flows from one to the one before.
 
-A module may well be called several times for good reasons: an encoder for several sequences, both directions by hand, one call for each
-element of a batch. So it is called severed on evidence alone: its state is that of an earlier call, detached; or its calls take
-the timesteps of one tensor, each beginning anew.
+A module may well be called several times for good reasons: an encoder for several sequences, both
+directions by hand, one call for each element of a batch. So it is called severed on evidence alone:
+its state is that of an earlier call, detached; or its calls take the timesteps of one tensor, each
+beginning anew.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ FEWEST_UNITS = 4
 """Fewer numbers than this may well lie on a line by chance."""
 
 STRAIGHT = 1 - 1e-6
-"""The squared correlation of two rows of which one is the other, shifted, scaled, or with some units dropped."""
+"""The squared correlation of two rows of which one is the other, shifted,
+scaled, or with some units dropped.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,9 @@ class Use:
 
 @torch.no_grad()
 def severed(calls: Sequence[RecurrentCall | Loop]) -> dict[str, str]:
-    """Module or tap → in a sentence, how its state is severed at every step. It compares values: for sampled steps."""
+    """Module or tap → in a sentence, how its state is severed at every step. It
+    compares values: for sampled steps.
+    """
     by_module: dict[str, list[RecurrentCall | Loop]] = {}
     for call in calls:
         by_module.setdefault(call.module, []).append(call)
@@ -109,7 +115,8 @@ def _come_detached(uses: Sequence[Use]) -> bool:
 
 
 def comes_from(state: Tensor, before: Tensor) -> bool:
-    """Whether the values of a state are those of an earlier one: itself, or masked, scaled, normalised, or with units dropped out.
+    """Whether the values of a state are those of an earlier one: itself, or masked, scaled,
+    normalised, or with units dropped out.
 
     What is not 0 of most of its rows must lie on a line over the same units of the earlier state.
     """
@@ -130,7 +137,9 @@ def comes_from(state: Tensor, before: Tensor) -> bool:
 
 
 def _begin_alike(uses: Sequence[Use]) -> bool:
-    """Whether all calls after the first were given the same states. None at all is as good as zeros."""
+    """Whether all calls after the first were given the same states.
+    None at all is as good as zeros.
+    """
     return all(_starts_as(use, uses[1]) for use in uses[2:])
 
 
@@ -141,7 +150,9 @@ def _starts_as(use: Use, other: Use) -> bool:
 
 
 def _take_turns_in_time(uses: Sequence[Use]) -> bool:
-    """Whether the calls take, each for several sequences at once, one slice after the other of what was one tensor."""
+    """Whether the calls take, each for several sequences at once, one slice after
+    the other of what was one tensor.
+    """
     rows = min(_sequences(use) for use in uses)
     return rows > 1 and have_common_origin([use.input for use in uses if use.input is not None])
 

@@ -1,4 +1,6 @@
-"""Cells of one's own whose state is detached at every step: no output comes back as an input, only its values do."""
+"""Cells of one's own whose state is detached at every step: no output comes back
+as an input, only its values do.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,13 @@ from lightning_gradwatch.recurrent.capture.severed import FEW, comes_from
 
 
 class SeveredCells:
-    """Watches every module without a recurrent one inside for one training step. Of a module that is given something without a graph it
-    holds what its last call was given and made of the same shape, detached.
+    """Watches every module without a recurrent one inside for one training step. Of a module that
+    is given something without a graph it holds what its last call was given and made of the same
+    shape, detached.
 
     Attributes:
-        failure: an error of our own in a hook, kept for whoever ends the search instead of breaking the forward.
+        failure: an error of our own in a hook, kept for whoever ends the search
+            instead of breaking the forward.
     """
 
     def __init__(self, model: nn.Module, known: Iterable[nn.Module], is_over: FitIsOver | None = None) -> None:
@@ -71,7 +75,9 @@ class SeveredCells:
 
     @staticmethod
     def _is_new(state: Tensor, before: list[Tensor]) -> bool:
-        """Whether it was not given to the call before as well: a module that changes nothing yet gives back what it was given."""
+        """Whether it was not given to the call before as well: a module that changes nothing
+        yet gives back what it was given.
+        """
         return not any(state.shape == other.shape and torch.equal(state, other) for other in before)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -17,7 +17,8 @@ class Slots:
 
     Args:
         names: of the states, the leading one first.
-        given: path among the arguments at which each goes in, as :func:`arguments` names it; None where that is not known.
+        given: path among the arguments at which each goes in, as :func:`arguments` names
+            it; None where that is not known.
         made: path in what is returned at which each comes out; None for the first tensor there is.
         parameters: names of the forward's positional parameters.
     """
@@ -29,7 +30,9 @@ class Slots:
 
     @classmethod
     def of(cls, module: nn.Module) -> Slots | None:
-        """Of a cell of PyTorch's own, by its definition; None of any other, whose slots are to be found."""
+        """Of a cell of PyTorch's own, by its definition; None of any
+        other, whose slots are to be found.
+        """
         if type(module).forward is nn.LSTMCell.forward:
             return cls(("h", "c"), ("hx[0]", "hx[1]"), ("[0]", "[1]"), ("input", "hx"))
         if type(module).forward in (nn.RNNCell.forward, nn.GRUCell.forward):
@@ -38,15 +41,16 @@ class Slots:
 
     @classmethod
     def unknown(cls, module: nn.Module) -> Slots:
-        """Of a cell of which nothing is known: any tensor that it takes may be its state, the first that it returns is (of what derives
-        from an LSTM's cell, the first two).
+        """Of a cell of which nothing is known: any tensor that it takes may be its state, the first
+        that it returns is (of what derives from an LSTM's cell, the first two).
         """
         return cls(("h", "c") if isinstance(module, nn.LSTMCell) else ("h",), parameters=parameters(module))
 
     @classmethod
     def found(cls, module: nn.Module, returns: Mapping[tuple[str, str], int]) -> Slots:
-        """From how often each output came back at each input: ``(path out, path in)`` → times. A single state is called h; several
-        have the names of the parameters at which they go in, and one that is called h there leads.
+        """From how often each output came back at each input: ``(path out, path in)`` → times. A
+        single state is called h; several have the names of the parameters at which they go in, and
+        one that is called h there leads.
         """
         made = list(dict.fromkeys(out for out, _ in returns))
         given = [max((pair for pair in returns if pair[0] == out), key=lambda pair: returns[pair])[1] for out in made]
@@ -58,7 +62,9 @@ class Slots:
         return cls(names, given, made, parameters(module))
 
     def states_given(self, taken: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-        """The states among the arguments, by name; all arguments where it is not known which are."""
+        """The states among the arguments, by name; all arguments
+        where it is not known which are.
+        """
         if self.given is None:
             return [("h", tensor) for tensor in taken.values()]
         return [(name, taken[path]) for name, path in _pairs(self.names, self.given) if path in taken]
@@ -76,7 +82,9 @@ class Slots:
 
 
 def _pairs(names: Sequence[str], paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Those that have both. (A compiled cell is traced through here, and torch 2.6 cannot trace ``zip(strict=...)``.)"""
+    """Those that have both. (A compiled cell is traced through here, and torch 2.6
+    cannot trace ``zip(strict=...)``.)
+    """
     return [(names[i], paths[i]) for i in range(min(len(names), len(paths)))]
 
 
@@ -99,7 +107,9 @@ def arguments(inputs: tuple[Any, ...], kwargs: Mapping[str, Any], names: tuple[s
 
 
 def results(outputs: Any) -> dict[str, Tensor]:
-    """Path → tensor of what a call returned: ``[1][0]``, ``.c``; the empty path where it is a tensor itself."""
+    """Path → tensor of what a call returned: ``[1][0]``, ``.c``; the empty
+    path where it is a tensor itself.
+    """
     found: dict[str, Tensor] = {}
     _gather("", outputs, found)
     return found

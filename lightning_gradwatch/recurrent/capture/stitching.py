@@ -1,4 +1,6 @@
-"""Calls of a fused module that continue one another, as one chain: a module fed one timestep or one chunk at a time."""
+"""Calls of a fused module that continue one another, as one chain: a module fed one
+timestep or one chunk at a time.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ RESIZED = "its state goes on from call to call in batches of different sizes, an
 
 
 def stitch(calls: Sequence[RecurrentCall | Loop]) -> list[RecurrentCall | Loop | Chain]:
-    """Join each call whose initial state hangs, in the graph, on an earlier call of the same module to that call.
+    """Join each call whose initial state hangs, in the graph, on an earlier call
+    of the same module to that call.
 
-    Whatever lies between: nothing, a mask, a norm, an index. It walks through the graph: for sampled steps. Calls that continue one
-    another but cannot be joined stay apart and say why.
+    Whatever lies between: nothing, a mask, a norm, an index. It walks through the graph: for
+    sampled steps. Calls that continue one another but cannot be joined stay apart and say why.
     """
     found: list[RecurrentCall | Loop | Chain] = []
     by_module: dict[str, list[RecurrentCall]] = {}
@@ -58,7 +61,9 @@ def _chains(calls: Sequence[RecurrentCall]) -> list[Chain]:
 
 
 def _why_apart(before: RecurrentCall, call: RecurrentCall) -> str | None:
-    """Why two calls that follow one another cannot be measured as one sequence; None where they can."""
+    """Why two calls that follow one another cannot be measured as one
+    sequence; None where they can.
+    """
     if call.shape.num_directions == 2:
         return BIDIRECTIONAL
     if call.batch_sizes is not None or before.batch_sizes is not None:
@@ -69,7 +74,9 @@ def _why_apart(before: RecurrentCall, call: RecurrentCall) -> str | None:
 
 
 def _is_plain(before: RecurrentCall, call: RecurrentCall) -> bool:
-    """Whether the second begins with the very states that the first one ended with, and all is as if they were one call."""
+    """Whether the second begins with the very states that the first one ended with, and
+    all is as if they were one call.
+    """
     return (
         call.edges.given == before.edges.made[1:]
         and not call.shape.dropout

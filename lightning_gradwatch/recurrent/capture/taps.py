@@ -15,11 +15,12 @@ _listeners: list[Callable[[str, Tensor], None]] = []
 def tap(h: T, name: str = "tap") -> T:
     """Mark ``h`` as the next hidden state of the recurrence ``name``, and return it unchanged.
 
-    Call it once a timestep, on what goes into the next one. A GradWatch that is training measures the states of a name as one
-    sequence; without one, nothing happens.
+    Call it once a timestep, on what goes into the next one. A GradWatch that is training measures
+    the states of a name as one sequence; without one, nothing happens.
 
     Args:
-        h: ``(batch, hidden)`` or ``(hidden,)``; of more dimensions, the batch first, or ``(1, batch, hidden)``.
+        h: ``(batch, hidden)`` or ``(hidden,)``; of more dimensions, the batch
+            first, or ``(1, batch, hidden)``.
         name: under which the recurrence is reported.
 
     Raises:

@@ -1,8 +1,10 @@
-"""A fused module's backward pass with a hand on the hidden state at every timestep: its forward stays PyTorch's own.
+"""A fused module's backward pass with a hand on the hidden state at every timestep:
+its forward stays PyTorch's own.
 
-PyTorch's operators hand out no gradient between two timesteps, so there is nothing to hold on to. What they made is kept, and hung
-into the graph again behind a backward of our own: the adjoint recurrence in closed form, and the weights' gradients from its δ by
-one matrix product each. Where nothing is bounded, it agrees with PyTorch's to rounding.
+PyTorch's operators hand out no gradient between two timesteps, so there is nothing to hold on to.
+What they made is kept, and hung into the graph again behind a backward of our own: the adjoint
+recurrence in closed form, and the weights' gradients from its δ by one matrix product each. Where
+nothing is bounded, it agrees with PyTorch's to rounding.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from lightning_gradwatch.recurrent.limit import Limit
 
 @dataclass(frozen=True)
 class Rule:
-    """What is done to a gradient on its way through time: bounded, and Ω's added to that of the recurrent weights."""
+    """What is done to a gradient on its way through time: bounded, and Ω's added to
+    that of the recurrent weights.
+    """
 
     limit: Limit | None = None
     omega: Omega | None = None
@@ -77,7 +81,8 @@ class _Bounded(torch.autograd.Function):
 
 
 class _Back:
-    """One backward pass of one call. All tensors between are ``(time, sequence, width)`` of all sequences.
+    """One backward pass of one call. All tensors between are
+    ``(time, sequence, width)`` of all sequences.
 
     Attributes:
         source, h0, c0, weights: the gradients found, in the module's own layout.
@@ -142,7 +147,9 @@ class _Back:
         )
 
     def _lower_states(self, layer: int, inputs: list[Tensor]) -> list[Tensor]:
-        """Both directions' states, in their own order; what the next layer reads is added to ``inputs``."""
+        """Both directions' states, in their own order; what the next
+        layer reads is added to ``inputs``.
+        """
         own: list[Tensor] = []
         for direction in range(self.call.shape.num_directions):
             adjoint = self._adjoint(layer, direction)
@@ -157,7 +164,9 @@ class _Back:
     def _back_layer(
         self, layer: int, inputs: Tensor, states: Sequence[Tensor], gradient: Tensor, with_input: bool
     ) -> Tensor | None:
-        """∂L/∂x of a layer from ∂L/∂h of its output, both in the caller's time; weights and initial states on the way."""
+        """∂L/∂x of a layer from ∂L/∂h of its output, both in the caller's time; weights
+        and initial states on the way.
+        """
         width, directions = self.call.shape.state_size, self.call.shape.num_directions
         below: Tensor | None = None
         for direction in range(directions):
@@ -174,7 +183,8 @@ class _Back:
         """δ of a direction in its own order, with one stream."""
         h_start, c_start = self._start(adjoint, index)
         h_previous = torch.cat([h_start[None], h[:-1]])
-        # For an RNN the recorded states say all; a ReLU computed again might fall to the other side of zero.
+        # For an RNN the recorded states say all; a ReLU computed again might
+        # fall to the other side of zero.
         factors = adjoint.of_states(h) if isinstance(adjoint, RNNAdjoint) else adjoint.prepare(x, h_previous, c_start)
         direct = direct[:, None].clone()
         ends = self._ends(index, direct)

@@ -1,4 +1,6 @@
-"""A regulariser against vanishing: it pulls the recurrent weights to where the gradient keeps its norm from step to step."""
+"""A regulariser against vanishing: it pulls the recurrent weights to where the gradient
+keeps its norm from step to step.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,14 @@ from lightning_gradwatch.recurrent.limit import Limit
 
 
 class Omega:
-    """Ω of Pascanu, Mikolov and Bengio (2013), "On the difficulty of training recurrent neural networks", §3.3.
+    """Ω of Pascanu, Mikolov and Bengio (2013), "On the difficulty of training
+    recurrent neural networks", §3.3.
 
-    Ω_k = (‖(∂L/∂a_{k+1}) ∂a_{k+1}/∂a_k‖ / ‖∂L/∂a_{k+1}‖ − 1)² (eq. 9), a_k being what φ is applied to. What training gets is its
-    *immediate* derivative for W_hh (eq. 10): states and gradients count as constants, and no other parameter is touched.
-    Averaged over the timesteps and sequences where ∂L/∂a_{k+1} is not zero, as in the authors' own code, which takes the norms
-    of ∂L/∂h and squares them.
+    Ω_k = (‖(∂L/∂a_{k+1}) ∂a_{k+1}/∂a_k‖ / ‖∂L/∂a_{k+1}‖ − 1)² (eq. 9), a_k being what φ is applied
+    to. What training gets is its *immediate* derivative for W_hh (eq. 10): states and gradients
+    count as constants, and no other parameter is touched. Averaged over the timesteps and sequences
+    where ∂L/∂a_{k+1} is not zero, as in the authors' own code, which takes the norms of ∂L/∂h and
+    squares them.
 
     Args:
         weight: what the derivative is multiplied by.

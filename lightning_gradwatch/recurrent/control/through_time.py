@@ -21,10 +21,11 @@ from lightning_gradwatch.recurrent.control.bounded_backward import Rule, reattac
 
 
 class ThroughTime:
-    """Attached to a model, it has every hidden state's gradient follow a rule: of fused modules by a backward of our own, of cells
-    and taps by a hook on each state.
+    """Attached to a model, it has every hidden state's gradient follow a rule: of fused modules by
+    a backward of our own, of cells and taps by a hook on each state.
 
-    Its forward hooks come before all others, so that a GradWatch sees what they leave, whichever was there first.
+    Its forward hooks come before all others, so that a GradWatch sees what they
+    leave, whichever was there first.
 
     Attributes:
         seen: whether any hidden state was held since :meth:`attach`.
@@ -43,7 +44,8 @@ class ThroughTime:
         """Put the hooks on.
 
         Raises:
-            ValueError: a recurrent module whose gradient cannot be held; or Ω, and there is no nn.RNN.
+            ValueError: a recurrent module whose gradient cannot be
+                held; or Ω, and there is no nn.RNN.
         """
         self.detach()
         self.seen = False
@@ -85,7 +87,9 @@ class ThroughTime:
             self._end_listening = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is inert: a copied or pickled model carries the hooks along, and they must do nothing there."""
+        """A copy is inert: a copied or pickled model carries the hooks along,
+        and they must do nothing there.
+        """
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""What lies between two places of an autograd graph: read off its nodes, whose numbers are gone after the backward pass."""
+"""What lies between two places of an autograd graph: read off its nodes, whose numbers
+are gone after the backward pass.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def nodes_between(roots: Iterable[Node | None], targets: Collection[Node], past:
 
 
 def nodes_until(roots: Iterable[Node | None], stops: Collection[Node]) -> list[Node]:
-    """All nodes that a root's gradient reaches without passing through a stop, nearest to the roots first; the stops left out."""
+    """All nodes that a root's gradient reaches without passing through a stop, nearest to the
+    roots first; the stops left out.
+    """
     return _reachable([root for root in roots if root is not None], [], stops)[0]
 
 

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 Edge = tuple[Node, int]
-"""The place in the graph where a tensor was made. It stays right when the tensor is changed in place later."""
+"""The place in the graph where a tensor was made. It stays right when the
+tensor is changed in place later.
+"""
 
 
 def edge_of(tensor: Tensor | None) -> Edge | None:
@@ -24,7 +26,9 @@ def pair(edge: GradientEdge) -> Edge:
 
 
 def oldest(edges: Iterable[Edge]) -> int:
-    """Operations made before lead to none of these. (PyTorch counts them; a leaf has the largest number of all.)"""
+    """Operations made before lead to none of these. (PyTorch counts them; a leaf
+    has the largest number of all.)
+    """
     numbers = [number(node) for node, _ in edges]
     return 0 if max(numbers, default=0) > 2**63 else min(numbers, default=0)
 

@@ -13,7 +13,8 @@ class Latest:
     """Finds, for a place in the graph, the number of the latest call that it hangs on; −1 for none.
 
     Args:
-        made: of each call, in their order, where its results were made. Operations older than all of these are not walked through.
+        made: of each call, in their order, where its results were made. Operations older than all
+            of these are not walked through.
     """
 
     def __init__(self, made: Sequence[Iterable[Edge | None]]) -> None:

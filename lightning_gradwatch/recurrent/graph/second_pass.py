@@ -1,4 +1,6 @@
-"""Whether a part of the graph may be run through once more within the training's own backward pass, without being felt."""
+"""Whether a part of the graph may be run through once more within the training's own
+backward pass, without being felt.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from torch.autograd.graph import Node
 from lightning_gradwatch.recurrent.graph.edges import Edge, below, number, oldest
 
 PURE = ("torch._functorch", "torch._dynamo", "torch.autograd.graph", "lightning_gradwatch")
-"""Whose Python code in the graph may run twice: compiled functions, ``save_on_cpu``, and our own, which rests meanwhile."""
+"""Whose Python code in the graph may run twice: compiled functions, ``save_on_cpu``, and
+our own, which rests meanwhile.
+"""
 
 
 TELLS_HOOKS = hasattr(cast("Any", torch)._C._autograd.SavedTensor, "unpack_hook")
@@ -25,7 +29,9 @@ STARTS_AT_EDGES = tuple(int(number) for number in torch.__version__.split(".")[:
 
 
 def obstacle(tensors: Iterable[Tensor], roots: Iterable[Edge], edges: set[Edge]) -> str | None:
-    """Why a second pass from ``roots`` to the other ``edges``, where ``tensors`` were made, would be felt; None where it would not."""
+    """Why a second pass from ``roots`` to the other ``edges``, where ``tensors`` were made, would
+    be felt; None where it would not.
+    """
     if not STARTS_AT_EDGES:
         return "PyTorch before 2.5 cannot run a part of the graph a second time; no lags were measured"
     reason = _obstacle(tensors, [node for node, _ in roots], edges)

@@ -9,15 +9,19 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 DEPTH = 6
-"""How many operations may lie between a slice and its use (an embedding, a layer, an activation)."""
+"""How many operations may lie between a slice and its use (an
+embedding, a layer, an activation).
+"""
 
 Origin = Node | int
-"""An operation that made something which several tensors come from; or the memory of a tensor without a graph."""
+"""An operation that made something which several tensors come from; or the
+memory of a tensor without a graph.
+"""
 
 
 def have_common_origin(tensors: Sequence[Tensor]) -> bool:
-    """Whether all of ``tensors`` come, within a few operations, from one tensor that is no parameter. It looks into the graph, which must
-    not have been used up by a backward pass yet.
+    """Whether all of ``tensors`` come, within a few operations, from one tensor that is no
+    parameter. It looks into the graph, which must not have been used up by a backward pass yet.
     """
     common: set[Origin] | None = None
     for tensor in tensors:
@@ -50,7 +54,9 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _saved_data(node: Node) -> Iterator[Tensor]:
-    """What an operation saved of tensors without a graph, as indices or an input, unless bringing it back would be felt."""
+    """What an operation saved of tensors without a graph, as indices or an input, unless
+    bringing it back would be felt.
+    """
     for name in _saved_by(type(node)):
         try:
             if getattr(getattr(node, f"_raw{name}"), "unpack_hook", None) is None:

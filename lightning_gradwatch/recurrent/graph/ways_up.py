@@ -10,7 +10,9 @@ from torch.autograd.graph import Node
 T = TypeVar("T")
 
 REACH = 8
-"""How many operations may lie between a state that comes out and the same state when it goes in again (a mask, a norm)."""
+"""How many operations may lie between a state that comes out and the same state when it
+goes in again (a mask, a norm).
+"""
 
 MOVING = (
     "Alias",
@@ -52,7 +54,9 @@ MOVING = (
     "View",
     "Where",
 )
-"""Operations that move a state about, mask it or scale it, by the names of their nodes in the graph."""
+"""Operations that move a state about, mask it or scale it, by the
+names of their nodes in the graph.
+"""
 
 HEAVY = (
     "Addbmm",
@@ -78,7 +82,8 @@ HEAVY = (
 def above(
     node: Node, wanted: Mapping[int, T], *, stop: tuple[str, ...] | None = None, only: tuple[str, ...] | None = None
 ) -> list[T]:
-    """Which of the nodes ``wanted``, by their numbers in the graph, lie within :data:`REACH` operations above ``node``.
+    """Which of the nodes ``wanted``, by their numbers in the graph, lie within
+    :data:`REACH` operations above ``node``.
 
     Args:
         stop: nodes with names that begin so are not passed through.

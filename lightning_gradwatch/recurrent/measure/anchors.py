@@ -1,4 +1,6 @@
-"""The anchors of a lagged profile: timesteps τ whose direct loss L_τ is followed back through time."""
+"""The anchors of a lagged profile: timesteps τ whose direct loss L_τ
+is followed back through time.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,13 @@ from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, REVERSE, L
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """Timesteps as the caller counts them, ``(anchor, sequence)``, latest first, −1 where a sequence has fewer.
+    """Timesteps as the caller counts them, ``(anchor, sequence)``, latest first,
+    −1 where a sequence has fewer.
 
-    ``scale`` has the same shape: 1/‖∂L_τ‖ of all that enters at τ. A sweep is linear, so each anchor's may start at norm 1,
-    whatever the size of the loss; the profile divides by the norm at lag 0 anyhow. The whole loss's is multiplied by ``lift``, a power
-    of two, for the sweep, and its norms are divided by it again. ``smallest`` is the smallest ‖∂L_τ‖.
+    ``scale`` has the same shape: 1/‖∂L_τ‖ of all that enters at τ. A sweep is linear, so each
+    anchor's may start at norm 1, whatever the size of the loss; the profile divides by the norm at
+    lag 0 anyhow. The whole loss's is multiplied by ``lift``, a power of two, for the sweep, and its
+    norms are divided by it again. ``smallest`` is the smallest ‖∂L_τ‖.
     """
 
     timestep: Tensor
@@ -30,7 +34,9 @@ class Anchors:
         return len(self.timestep)
 
     def begun(self, start: int) -> int:
-        """How many anchors lie at ``start`` or later in any sequence: going back in time, only these carry a gradient so far."""
+        """How many anchors lie at ``start`` or later in any sequence: going back in time, only
+        these carry a gradient so far.
+        """
         return int((self.timestep >= start).any(1).sum()) if len(self) else 0
 
     def beginnings(self) -> list[int]:
@@ -39,7 +45,9 @@ class Anchors:
 
 
 def direct_norms(call: RecurrentCall, layout: Layout, chunk: int) -> Tensor:
-    """‖what the loss sends directly to each timestep‖: ``(time, sequence)`` float64 on the CPU, states' last steps included."""
+    """‖what the loss sends directly to each timestep‖: ``(time, sequence)`` float64 on the
+    CPU, states' last steps included.
+    """
     squares = torch.zeros(layout.timesteps, len(layout.sequences), dtype=torch.float64)
     output = call.output_gradient.value()
     if output is not None:
@@ -60,7 +68,9 @@ def direct_norms(call: RecurrentCall, layout: Layout, chunk: int) -> Tensor:
 
 
 def norm(tensor: Tensor) -> Tensor:
-    """L2 norm over the last dimension, accumulated in float64: squares of vanished gradients underflow in float32."""
+    """L2 norm over the last dimension, accumulated in float64: squares of vanished
+    gradients underflow in float32.
+    """
     dtype = torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     found = torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype)
     if tensor.dtype != dtype or bool(found.isfinite().all()):
@@ -72,15 +82,18 @@ def norm(tensor: Tensor) -> Tensor:
 
 
 def last_timestep(layout: Layout, direction: int) -> Tensor:
-    """The timestep at which each sequence's final state stands: its last one forwards, 0 in reverse."""
+    """The timestep at which each sequence's final state stands: its
+    last one forwards, 0 in reverse.
+    """
     return layout.lengths - 1 if direction == FORWARD else torch.zeros_like(layout.lengths)
 
 
 def choose_anchors(call: RecurrentCall, layout: Layout, count: int, chunk: int) -> Anchors:
-    """Up to ``count`` anchors a sequence, spread evenly over the timesteps that the loss reaches directly.
+    """Up to ``count`` anchors a sequence, spread evenly over the timesteps
+    that the loss reaches directly.
 
-    The last of these is always among them; in a bidirectional module the first as well, since it is the last of the
-    reverse direction.
+    The last of these is always among them; in a bidirectional module the first as well, since it is
+    the last of the reverse direction.
     """
     norms = direct_norms(call, layout, chunk)
     dtype = torch.float64 if call.weights[0].dtype == torch.float64 else torch.float32
@@ -102,11 +115,15 @@ def choose_anchors(call: RecurrentCall, layout: Layout, count: int, chunk: int) 
 
 
 LOW = 2.0**-30
-"""Gradients under this are lifted to it for a sweep: float32 holds nothing under 1e-45, and they are to fade by 1e-29 at least."""
+"""Gradients under this are lifted to it for a sweep: float32 holds nothing under 1e-45, and they
+are to fade by 1e-29 at least.
+"""
 
 
 def lift_of(largest: float, dtype: torch.dtype) -> float:
-    """The power of two by which gradients are multiplied of which ``largest`` is the largest norm; 1 where they are large enough."""
+    """The power of two by which gradients are multiplied of which ``largest`` is the largest norm;
+    1 where they are large enough.
+    """
     if not 0 < largest < LOW or torch.finfo(dtype).bits < 32:
         return 1.0
     return min(

@@ -1,4 +1,6 @@
-"""The gates of a loop over a cell: what share of the gradient reaches them, and how far they are saturated."""
+"""The gates of a loop over a cell: what share of the gradient reaches them,
+and how far they are saturated.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from lightning_gradwatch.thresholds import SUSPICIOUS_SHARE
 _MODES = {"RNN": ("RNN_TANH", "RNN_RELU"), "LSTM": ("LSTM",), "GRU": ("GRU",)}
 _GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 _CLOSE = 1e-3
-"""By how much a recomputed state may differ from the recorded one, relative to the largest: under autocast it is rounded."""
+"""By how much a recomputed state may differ from the recorded one, relative to the
+largest: under autocast it is rounded.
+"""
 
 _NOTHING = 1e-12
 """Weights whose gradients are under this share of the states' get none."""
@@ -32,7 +36,9 @@ Gates = tuple[float | None, Saturation | None]
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """All steps of the chosen sequences at once, each a row: ``(time·sequence, width)``. ``c`` and ``to_c`` of an LSTM only."""
+    """All steps of the chosen sequences at once, each a row: ``(time·sequence, width)``.
+    ``c`` and ``to_c`` of an LSTM only.
+    """
 
     sequences: int
     x: Tensor
@@ -45,7 +51,9 @@ class _Steps:
 
 @torch.no_grad()
 def look_at_gates(loop: Loop, sequences: Sequence[int]) -> Gates:
-    """Of one of PyTorch's own cells from its inputs and states. Of another one no more is known than whether its weights get a gradient."""
+    """Of one of PyTorch's own cells from its inputs and states. Of another one no more is known
+    than whether its weights get a gradient.
+    """
     if not any(weight.requires_grad for _, weight in loop.weights) or loop.weights_changed():
         return None, None
     steps = _steps(loop, sequences)
@@ -141,7 +149,9 @@ def _agree(again: Tensor, made: Tensor) -> bool:
 
 
 def _sent(adjoint: Adjoint[Any], factors: Any, steps: _Steps, to_h: Tensor, delta: Tensor) -> Tensor:
-    """What the loss sends to each state: its gradient without what came back from the step after it ``(time·sequence, hidden)``."""
+    """What the loss sends to each state: its gradient without what came back from the step after
+    it ``(time·sequence, hidden)``.
+    """
     carried = adjoint.recurrent_delta(factors, to_h, delta)[0, 0].matmul(adjoint.weights.w_hh)
     if adjoint.shape.mode == "GRU":
         carried = carried + steps.to_h * factors.z[0]

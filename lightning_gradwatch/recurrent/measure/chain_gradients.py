@@ -1,4 +1,6 @@
-"""Several calls of a fused module that are one sequence, and the gradients of all its hidden states."""
+"""Several calls of a fused module that are one sequence, and the
+gradients of all its hidden states.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Norms:
 
 
 def as_one(chain: Chain) -> RecurrentCall:
-    """A plain chain as one call over all its timesteps. What the loss sends to a state between two calls is left out."""
+    """A plain chain as one call over all its timesteps. What the loss sends to a state
+    between two calls is left out.
+    """
     first, last = chain.calls[0], chain.calls[-1]
     time = first.time_dim()
     sent = [_or_zeros(call.output_gradient.value(), call.output) for call in chain.calls]
@@ -62,8 +66,9 @@ def as_one(chain: Chain) -> RecurrentCall:
 
 
 def without_ends(chain: Chain, joined: RecurrentCall) -> RecurrentCall:
-    """A joined call without what the loss sends to the ends of all calls but the last: where it sends something to h_n too, the
-    output's gradient is not all of it, and no anchor can stand there.
+    """A joined call without what the loss sends to the ends of all calls but the last: where it
+    sends something to h_n too, the output's gradient is not all of it, and no anchor can stand
+    there.
     """
     sent = joined.output_gradient.value()
     assert sent is not None
@@ -77,12 +82,15 @@ def arrived(chain: Chain) -> list[Gradients]:
 
 
 def reached_by(chain: Chain) -> Tensor:
-    """Whether the loss sends anything to a sequence at any timestep: ``(batch,)``, boolean, on the CPU."""
+    """Whether the loss sends anything to a sequence at any timestep:
+    ``(batch,)``, boolean, on the CPU.
+    """
     return torch.stack([reached_sequences(call) for call in chain.calls]).any(0)
 
 
 def measure_ends(chain: Chain, gradients: Sequence[Gradients], sequences: list[int]) -> Norms:
-    """The gradients of all hidden states, from those that arrive at each call's output, h_n and c_n.
+    """The gradients of all hidden states, from those that arrive at
+    each call's output, h_n and c_n.
 
     Calls of one length are swept at once, side by side.
     """
@@ -110,7 +118,9 @@ def measure_ends(chain: Chain, gradients: Sequence[Gradients], sequences: list[i
 
 
 def _groups(calls: Sequence[RecurrentCall], lengths: Sequence[int]) -> list[list[int]]:
-    """Numbers of calls that may be swept side by side: of one length, with the same weights and no dropout to be drawn again."""
+    """Numbers of calls that may be swept side by side: of one length, with the same weights
+    and no dropout to be drawn again.
+    """
     first = calls[0]
     alike = all(now is then for call in calls for now, then in zip(call.weights, first.weights, strict=True))
     if first.shape.dropout or not alike:
@@ -127,7 +137,9 @@ def _alone(call: RecurrentCall, gradients: Gradients) -> RecurrentCall:
 
 
 def _side_by_side(calls: Sequence[RecurrentCall], sequences: list[int]) -> RecurrentCall:
-    """Calls as one of a larger batch, time-major: the chosen sequences of the first, then those of the next …"""
+    """Calls as one of a larger batch, time-major: the chosen sequences of the
+    first, then those of the next …
+    """
     first = calls[0]
     chosen = torch.tensor(sequences, device=first.output.device)
 

@@ -1,4 +1,6 @@
-"""What the loss sends to the last of several calls that continue one another, followed back through all of them."""
+"""What the loss sends to the last of several calls that continue one another,
+followed back through all of them.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,12 @@ from lightning_gradwatch.recurrent.trail import Trail
 
 
 def follow(calls: Sequence[RecurrentCall], loss: Tensor) -> None:
-    """Have the coming backward pass of ``loss`` measure what reaches each of ``calls``, a chain, from the last timestep that has a loss.
+    """Have the coming backward pass of ``loss`` measure what reaches each of ``calls``, a chain,
+    from the last timestep that has a loss.
 
-    Where the loss reaches the chain through that timestep alone, these are the total gradients. Otherwise, when all has arrived there,
-    what lies between the calls is run through once more, as for a loop over a cell.
+    Where the loss reaches the chain through that timestep alone, these are the total gradients.
+    Otherwise, when all has arrived there, what lies between the calls is run through once more, as
+    for a loop over a cell.
     """
     trail = Trail([call.edges.made for call in calls])
     for call in calls:

@@ -1,4 +1,6 @@
-"""One layer in one direction during a sweep: its states from chunk to chunk, and the norms found on the way back."""
+"""One layer in one direction during a sweep: its states from chunk to chunk, and
+the norms found on the way back.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from lightning_gradwatch.recurrent.measure.gates import GateCount
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """The chosen sequences' states at both ends, ``(sequence, width)``; None where absent. ``h_n`` and ``c_n`` are those recorded."""
+    """The chosen sequences' states at both ends, ``(sequence, width)``; None where absent. ``h_n``
+    and ``c_n`` are those recorded.
+    """
 
     h0: Tensor | None
     c0: Tensor | None
@@ -29,20 +33,25 @@ class Boundary:
 
 
 class DirectionSweep:
-    """Climbs forwards through the chunks, then goes back through them; both in the direction's own order.
+    """Climbs forwards through the chunks, then goes back through them;
+    both in the direction's own order.
 
     Attributes:
         total: ‖∂L/∂h_t‖ ``(time, stream, sequence)``, float64.
         total_cell: ‖∂L/∂c_t‖, LSTM only.
         direct: ‖d_t‖ ``(time, sequence)``.
         direct_cell: ‖∂L/∂c_n‖ at each sequence's last step, LSTM only.
-        first_bad_state: own-order step of each sequence's first state that is not finite, or its length.
+        first_bad_state: own-order step of each sequence's first state
+            that is not finite, or its length.
         first_bad_value: that number, of the earliest of them.
-        first_bad_gate: own-order step, row of ``layout.sequences``, gate and value of the first pre-activation that is not finite, if there
-            is one and it was asked for; of several at the same step the first sequence's, and of these the first gate's.
-        gate_gradient: Σ|δ|, what of the whole loss's gradient reaches the gates' pre-activations; ``sent``: Σ|d|, what the loss sends.
+        first_bad_gate: own-order step, row of ``layout.sequences``, gate and value of the first
+            pre-activation that is not finite, if there is one and it was asked for; of several at
+            the same step the first sequence's, and of these the first gate's.
+        gate_gradient: Σ|δ|, what of the whole loss's gradient reaches the gates' pre-activations;
+            ``sent``: Σ|d|, what the loss sends.
         gate_count: what was counted at the gates, if it was asked for.
-        replay_error: largest difference of recomputed and recorded outputs, relative to the largest output; 0 below the top.
+        replay_error: largest difference of recomputed and recorded outputs, relative to the
+            largest output; 0 below the top.
         final_error: the same of recomputed and recorded final states.
     """
 
@@ -69,7 +78,8 @@ class DirectionSweep:
         self._climbed: dict[int, tuple[Tensor, Any]] = {}
         self._carry: Carry = adjoint.new_carry(streams, sequences)
         ends = last_timestep(layout, direction)
-        # Which streams a final state belongs to: all of the loss, and the anchors that stand at its own timestep.
+        # Which streams a final state belongs to: all of the loss, and the anchors
+        # that stand at its own timestep.
         own = torch.where(anchors.timestep == ends, anchors.scale, 0.0)
         self._lift = anchors.lift
         share = torch.cat([torch.full((1, sequences), anchors.lift, dtype=torch.float64), own]).to(like)[..., None]
@@ -95,10 +105,12 @@ class DirectionSweep:
         self._recorded_ends = boundary.h_n, boundary.c_n
 
     def climb(self, chunk: int, start: int, stop: int, x: Tensor, recorded: Tensor | None) -> Tensor:
-        """Go through a chunk forwards and make it ready for :meth:`back`. Returns its states ``(time, sequence, state)``.
+        """Go through a chunk forwards and make it ready for :meth:`back`. Returns its
+        states ``(time, sequence, state)``.
 
         Args:
-            recorded: the states as the forward recorded them (top layer); None has them computed again from the chunk's start.
+            recorded: the states as the forward recorded them (top layer); None has them
+                computed again from the chunk's start.
         """
         if chunk in self._climbed:
             return self._climbed[chunk][0]
@@ -126,11 +138,12 @@ class DirectionSweep:
         return states
 
     def back(self, chunk: int, start: int, stop: int, direct: Tensor, *, with_input: bool) -> Tensor | None:
-        """Go back through a chunk that was climbed. Returns ∂L/∂x ``(time, stream, sequence, input)`` if asked.
+        """Go back through a chunk that was climbed. Returns ∂L/∂x
+        ``(time, stream, sequence, input)`` if asked.
 
         Args:
-            direct: ``(time, stream, sequence, state)``, what comes from above, of the streams that have begun; final states are
-                added here.
+            direct: ``(time, stream, sequence, state)``, what comes from above, of the streams that
+                have begun; final states are added here.
         """
         streams = direct.shape[1]
         ends = Ends(cell=None if self._c_n is None else self._c_n[:streams])
@@ -156,7 +169,9 @@ class DirectionSweep:
         return delta.matmul(self.adjoint.weights.w_ih) if with_input else None
 
     def gate_share(self) -> float | None:
-        """What share of the gradient that the loss sends to the states reaches the gates; None where it sends none."""
+        """What share of the gradient that the loss sends to the states reaches the
+        gates; None where it sends none.
+        """
         share = self.gate_gradient / self.sent if self.sent else math.nan
         return share if math.isfinite(share) else None
 

@@ -11,7 +11,9 @@ from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.layout import FORWARD, Layout
 
 Runs = tuple[tuple[int, ...], tuple[int, ...]]
-"""Of each sequence, how many timesteps at its begin have one and the same input, and how many at its end; 0 where none repeats."""
+"""Of each sequence, how many timesteps at its begin have one and the same input, and how many at
+its end; 0 where none repeats.
+"""
 
 NONE: Runs = ((), ())
 """Not known."""
@@ -30,7 +32,9 @@ def of_call(call: RecurrentCall, layout: Layout, chunk: int) -> Runs:
 
 @torch.no_grad()
 def of_steps(given: Sequence[Tensor | None], sequences: Sequence[int], lengths: Sequence[int]) -> Runs:
-    """Those of a loop, from the inputs ``given`` to its steps; not known where there are none or their shape changes."""
+    """Those of a loop, from the inputs ``given`` to its steps; not known where there
+    are none or their shape changes.
+    """
     inputs = [x for x in given if x is not None]
     if not inputs or len(inputs) != len(given) or len({x.shape for x in inputs}) != 1 or inputs[0].dim() < 2:
         return NONE

@@ -1,4 +1,6 @@
-"""A closer look at the gates of a recurrence: how many are saturated, and whether by the inputs, the state or the biases."""
+"""A closer look at the gates of a recurrence: how many are saturated, and whether by the
+inputs, the state or the biases.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ FLAT = 0.01
 SIGMOID, TANH, RELU = "sigmoid", "tanh", "relu"
 
 _EDGE = {SIGMOID: 5.9864, TANH: 2.9932, RELU: 0.0}
-"""Beyond this |a| the slope is so: 4σ(a)(1−σ(a)) and 1−tanh²(a) are 0.01 there. A relu's is 0 at a ≤ 0."""
+"""Beyond this |a| the slope is so: 4σ(a)(1−σ(a)) and 1−tanh²(a) are 0.01
+there. A relu's is 0 at a ≤ 0.
+"""
 
 _GATES = {
     "LSTM": (
@@ -30,7 +34,9 @@ _GATES = {
     "RNN_TANH": (("tanh units", TANH, True),),
     "RNN_RELU": (("relu units", RELU, True),),
 }
-"""By PyTorch's mode name, in its order of gates: name, nonlinearity, and whether nothing is learned where it is saturated."""
+"""By PyTorch's mode name, in its order of gates: name, nonlinearity, and whether nothing is
+learned where it is saturated.
+"""
 
 _CELL_STATE = ("cell state", TANH, True)
 
@@ -56,7 +62,8 @@ class GateCount:
         """Take in some timesteps.
 
         Args:
-            x: ``(time, sequence, input)``; ``h_previous``: ``(time, sequence, state)``; ``c``: ``(time, sequence, hidden)``, LSTM only.
+            x: ``(time, sequence, input)``; ``h_previous``: ``(time, sequence, state)``; ``c``:
+                ``(time, sequence, hidden)``, LSTM only.
             valid: ``(time, sequence)``, which of them there are.
         """
         w, inside = self.adjoint.weights, valid.to(x.device)

@@ -1,4 +1,6 @@
-"""The one small reduction of an ordinary step: the norm of each parameter's gradient, read without blocking."""
+"""The one small reduction of an ordinary step: the norm of each parameter's
+gradient, read without blocking.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ class PendingValues:
 
     def __init__(self, values: Tensor) -> None:
         if values.device.type == "cuda":
-            # A pinned target and an event: reading a device tensor directly would wait for all work queued before it.
+            # A pinned target and an event: reading a device tensor directly would wait
+            # for all work queued before it.
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
             self._arrived: torch.cuda.Event | None = torch.cuda.Event()
@@ -40,7 +43,8 @@ class Norms:
     """The gradients of one backward pass, read.
 
     Args:
-        by_parameter: the norm of each parameter that has a gradient, those of the recurrent modules first.
+        by_parameter: the norm of each parameter that has a gradient, those
+            of the recurrent modules first.
         recurrent: how many those are.
         loss: beside them; None where it was not a scalar on their device.
     """
@@ -88,7 +92,9 @@ class PendingNorms:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's own part of a tensor that may be sharded (DTensor): an operation on the whole would be a collective."""
+    """This process's own part of a tensor that may be sharded (DTensor): an operation on
+    the whole would be a collective.
+    """
     return getattr(tensor, "_local_tensor", tensor)
 
 
@@ -136,14 +142,18 @@ def _norms(gradients: list[Tensor]) -> list[Tensor]:
 
 
 def numbers(gradient: Tensor) -> Tensor:
-    """The numbers of a gradient, which may be sharded, or sparse: there rows that came twice stand twice."""
+    """The numbers of a gradient, which may be sharded, or sparse: there
+    rows that came twice stand twice.
+    """
     own = local(gradient)
     return own._values() if own.is_sparse else own
 
 
 @torch.no_grad()
 def matrix_norms(model: nn.Module) -> dict[int, float]:
-    """The norm of each weight matrix, by the identity of its parameter; one host sync. Those not made yet are left out."""
+    """The norm of each weight matrix, by the identity of its parameter; one host sync.
+    Those not made yet are left out.
+    """
     weights = [p for p in model.parameters() if not isinstance(p, UninitializedParameter) and p.dim() > 1]
     weights = [p for p in weights if p.is_floating_point() and numbers(p).numel()]
     norms = torch.stack(_norms([numbers(p) for p in weights])).tolist() if weights else []

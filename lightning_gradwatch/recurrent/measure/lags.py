@@ -19,11 +19,13 @@ from lightning_gradwatch.recurrent.pause import is_paused, paused
 def measure_lags(loop: Loop, loss: Tensor) -> None:
     """Have the coming backward pass of ``loss`` measure the loop's lagged gradients.
 
-    What the loss sends to the states of the last timestep that it reaches, where direct and total are the same thing, is followed back
-    to all states before: with one state h, d_T = ∂loss/∂h_T and then ∂(d_T·h_T)/∂h_{T−k} for all k at once. That holds for any
-    recurrence. Where the loss reaches the states through those of one timestep alone, these are the total gradients. Otherwise, when
-    the backward pass has come there, what lies between the states is run through once more; nothing outside of them is, and nothing
-    accumulates in a parameter, since no parameter is asked for. Code in the graph that may not run twice leaves the lags out.
+    What the loss sends to the states of the last timestep that it reaches, where direct and total
+    are the same thing, is followed back to all states before: with one state h, d_T = ∂loss/∂h_T
+    and then ∂(d_T·h_T)/∂h_{T−k} for all k at once. That holds for any recurrence. Where the loss
+    reaches the states through those of one timestep alone, these are the total gradients.
+    Otherwise, when the backward pass has come there, what lies between the states is run through
+    once more; nothing outside of them is, and nothing accumulates in a parameter, since no
+    parameter is asked for. Code in the graph that may not run twice leaves the lags out.
     """
     loop.forget_lags()
     loop.inexact_reason = None
@@ -36,7 +38,8 @@ def measure_lags(loop: Loop, loss: Tensor) -> None:
     loop.inexact_reason = obstacle([state.tensor for state in loop.states], _last(loop), _edges(loop))
     if loop.inexact_reason is not None:
         return
-    # A bound on the gradient is no part of the lags; beyond the leading state, what it left cannot be told from what was sent.
+    # A bound on the gradient is no part of the lags; beyond the leading state, what it left
+    # cannot be told from what was sent.
     followed = 1 if _is_bounded(loop) else len(loop.names)
     for step in range(len(loop.steps)):
         for number in range(followed):
@@ -44,7 +47,9 @@ def measure_lags(loop: Loop, loss: Tensor) -> None:
 
 
 def _wait(loop: Loop, step: int, number: int) -> RemovableHandle:
-    """A hook on one of the states of a timestep, which follows what arrives there if nothing has arrived at a later one."""
+    """A hook on one of the states of a timestep, which follows what arrives there if
+    nothing has arrived at a later one.
+    """
     edge, reference = loop.steps[step].states[number].edge, weakref.ref(loop)
 
     def follow(gradients: tuple[Tensor | None, ...]) -> None:
@@ -60,9 +65,11 @@ def _wait(loop: Loop, step: int, number: int) -> RemovableHandle:
 
 
 def _follow(loop: Loop, step: int, number: int, sent: Tensor) -> None:
-    """Within the backward pass: the loop's own graph is still there, and all that is sent to this state has arrived.
+    """Within the backward pass: the loop's own graph is still there, and all that is
+    sent to this state has arrived.
 
-    What came to it from another state of the timestep that was followed before (h of an LSTM hangs on c) is in the sums already.
+    What came to it from another state of the timestep that was followed before (h of an LSTM
+    hangs on c) is in the sums already.
     """
     states, before = loop.states, loop.lagged
     own = number * len(loop.steps) + step
@@ -103,8 +110,8 @@ def _last(loop: Loop) -> set[Edge]:
 
 
 def _reached_alone(loop: Loop, loss: Tensor) -> int | None:
-    """The timestep to whose states all comes first that the loss sends to any; None where there are several. What bounds their gradients
-    (a :class:`Limit`) is no part of the lagged ones.
+    """The timestep to whose states all comes first that the loss sends to any; None where there are
+    several. What bounds their gradients (a :class:`Limit`) is no part of the lagged ones.
     """
     if _is_bounded(loop):
         return None

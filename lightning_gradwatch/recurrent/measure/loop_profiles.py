@@ -21,10 +21,12 @@ from lightning_gradwatch.thresholds import FLOOR
 
 @torch.no_grad()
 def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
-    """The profiles of a loop's states, one each. They have no direct part: a hook on the state sees the total only.
+    """The profiles of a loop's states, one each. They have no direct part: a hook on
+    the state sees the total only.
 
-    Where the batch changes in size from step to step, a row is taken for the same sequence as long as it is there. Measured are
-    the sequences that the first step has; the lags, of those that the last one still has.
+    Where the batch changes in size from step to step, a row is taken for the same sequence as long
+    as it is there. Measured are the sequences that the first step has; the lags, of those that the
+    last one still has.
     """
     rows = [len(loop.rows(state.tensor)) for state in loop.h]
     reached = _reached(loop, rows[0])
@@ -71,7 +73,9 @@ def _lost(loop: Loop) -> str | None:
 
 
 def _small(loop: Loop, totals: Floats) -> str | None:
-    """Whether gradients of those that a curve shows lie where their number format holds fewer digits."""
+    """Whether gradients of those that a curve shows lie where their
+    number format holds fewer digits.
+    """
     normal = torch.finfo(loop.h[0].tensor.dtype).tiny
     within = totals[np.isfinite(totals)]
     small = (within > 0) & (within < normal) & (within >= FLOOR * within.max(initial=0.0))
@@ -79,7 +83,9 @@ def _small(loop: Loop, totals: Floats) -> str | None:
 
 
 def _reached(loop: Loop, batch: int) -> Tensor:
-    """Which of the sequences that the first step has get a gradient at any step: ``(batch,)``, boolean."""
+    """Which of the sequences that the first step has get a gradient at
+    any step: ``(batch,)``, boolean.
+    """
     reached = torch.zeros(batch, dtype=torch.bool)
     for state in loop.states:
         gradient = state.slot.value()
@@ -113,7 +119,9 @@ def _inexact(loop: Loop, rows: list[int], series: Series, totals: Any) -> str | 
 
 
 def _rows_stay(loop: Loop, rows: list[int]) -> bool:
-    """Whether, wherever the batch changes in size, the rows that stay are the first ones, in order: as ``h[:n]`` leaves them."""
+    """Whether, wherever the batch changes in size, the rows that stay are the first ones, in
+    order: as ``h[:n]`` leaves them.
+    """
     for t in range(1, len(rows)):
         if rows[t] == rows[t - 1]:
             continue
@@ -142,7 +150,9 @@ def _norms(loop: Loop, state: LoopState, gradient: Tensor | None) -> Tensor:
 
 
 def _curves(loop: Loop, series: Series, sequences: list[int]) -> Any:
-    """``(curve, lag)`` of those of the chosen sequences that the loss reached at the anchor, of all states together."""
+    """``(curve, lag)`` of those of the chosen sequences that the loss reached at the
+    anchor, of all states together.
+    """
     until = _anchor(loop) + 1
     joint = torch.zeros(until, len(sequences), dtype=torch.float64)
     for i, name in enumerate(loop.names):

@@ -64,7 +64,9 @@ def _with_gates(loop: Loop, found: list[Profile]) -> list[Profile]:
 
 
 def _chunk(call: RecurrentCall, max_sequences: int | None) -> int:
-    """Timesteps that a sweep holds at once: fewer where it takes all of a large batch, so that it needs no more memory."""
+    """Timesteps that a sweep holds at once: fewer where it takes all of a large batch,
+    so that it needs no more memory.
+    """
     batch = call.h_n.shape[1] if call.h_n.dim() == 3 else 1
     return CHUNK if max_sequences is not None else max(CHUNK * 64 // max(batch, 64), 16)
 
@@ -88,7 +90,9 @@ def _saturation(call: RecurrentCall, swept: Sweep, chunk: int) -> Saturations | 
 
 
 def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None = None) -> list[Profile]:
-    """The profiles of a swept call, lowest layer first; for an LSTM one of h and one of c, which share the lagged curves."""
+    """The profiles of a swept call, lowest layer first; for an LSTM one of h and one of c,
+    which share the lagged curves.
+    """
     found: list[Profile] = []
     truncated = is_truncated(call.h0) or is_truncated(call.c0)
     runs = equal_ends.of_call(call, swept.layout, CHUNK)
@@ -104,7 +108,8 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                 *runs,
                 reverse=direction == REVERSE,
                 lengths=tuple(swept.layout.lengths.tolist()),
-                # To what lies below the top of a bidirectional stack, the loss comes by both directions.
+                # To what lies below the top of a bidirectional stack, the
+                # loss comes by both directions.
                 sent=from_loss[direction] if top else sum(from_loss[1:], start=from_loss[0]),
             )
             for state, total, direct in states:
@@ -154,8 +159,9 @@ def _order(call: RecurrentCall) -> bool | None:
 def chain_profiles(chain: Chain, max_sequences: int | None, anchors: int) -> list[Profile]:
     """The profiles of calls that continue one another, as of one sequence.
 
-    What arrives at the end of each call is all that the loss sends there, so its total gradients are exact whatever lies between.
-    Lags come from the anchors of one sweep where the calls are as one; otherwise from the :class:`Trail`, from the last timestep alone.
+    What arrives at the end of each call is all that the loss sends there, so its total gradients
+    are exact whatever lies between. Lags come from the anchors of one sweep where the calls are as
+    one; otherwise from the :class:`Trail`, from the last timestep alone.
     """
     reached = reached_by(chain)
     sequences = pick_sequences(reached, max_sequences)
@@ -176,7 +182,9 @@ def chain_profiles(chain: Chain, max_sequences: int | None, anchors: int) -> lis
 
 
 def _followed(chain: Chain, totals: Norms, sequences: list[int]) -> tuple[list[Floats], str | None]:
-    """``(curve, lag)`` of each layer as the trail found them; and why there are none, where it says so."""
+    """``(curve, lag)`` of each layer as the trail found them; and why
+    there are none, where it says so.
+    """
     trail, layers = chain.calls[-1].trail, range(len(totals.h))
     lagged = None
     if trail is not None and trail.totals_are_lagged:
@@ -190,7 +198,9 @@ def _followed(chain: Chain, totals: Norms, sequences: list[int]) -> tuple[list[F
 
 
 def _over_first(norms: Tensor) -> Floats:
-    """``(time, sequence)`` → ``(curve, lag)`` of the sequences that the last timestep's loss reaches."""
+    """``(time, sequence)`` → ``(curve, lag)`` of the sequences that
+    the last timestep's loss reaches.
+    """
     curves = norms.flip(0).T
     reached = curves[curves[:, 0] != 0]
     return np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)
@@ -256,7 +266,9 @@ def _is_handed_over(call: RecurrentCall) -> bool:
 
 
 def _by_time(norms: Tensor, layout: Layout, direction: int) -> Floats:
-    """``(time, sequence)`` in own order → ``(sequence, time)`` as the caller counts, NaN past the end."""
+    """``(time, sequence)`` in own order → ``(sequence, time)`` as the
+    caller counts, NaN past the end.
+    """
     times = layout.times(direction, 0, layout.timesteps)
     valid = layout.valid(0, layout.timesteps)
     placed = torch.full_like(norms, torch.nan)
@@ -266,7 +278,9 @@ def _by_time(norms: Tensor, layout: Layout, direction: int) -> Floats:
 
 
 def _lag_curves(sweep: DirectionSweep, layout: Layout, anchors: Anchors, direction: int) -> Floats:
-    """``(curve, lag)``: each anchor's gradient by lag over that at lag 0; anchors whose own gradient is 0 are left out."""
+    """``(curve, lag)``: each anchor's gradient by lag over that at lag 0; anchors whose
+    own gradient is 0 are left out.
+    """
     norms = sweep.total[:, 1:]
     if sweep.total_cell is not None:
         norms = torch.hypot(norms, sweep.total_cell[:, 1:])  # an LSTM's state is h and c together
@@ -288,5 +302,7 @@ def _lag_curves(sweep: DirectionSweep, layout: Layout, anchors: Anchors, directi
 
 
 def _nothing_known(call: RecurrentCall, timesteps: int) -> str | None:
-    """Why a call of one timestep that is measured by itself says nothing of the way back; None where a call says something."""
+    """Why a call of one timestep that is measured by itself says nothing of the way back;
+    None where a call says something.
+    """
     return call.apart if timesteps == 1 else None

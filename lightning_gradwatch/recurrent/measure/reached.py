@@ -10,9 +10,11 @@ from lightning_gradwatch.recurrent.call import RecurrentCall
 
 @torch.no_grad()
 def reached_sequences(call: RecurrentCall) -> Tensor:
-    """Whether the loss sends anything to a sequence, to its output or its final states: ``(batch,)``, boolean, on the CPU.
+    """Whether the loss sends anything to a sequence, to its output or its final states:
+    ``(batch,)``, boolean, on the CPU.
 
-    What is not finite counts as something. One pass over the gradients that have arrived, and a host sync: for sampled steps.
+    What is not finite counts as something. One pass over the gradients that have arrived, and
+    a host sync: for sampled steps.
     """
     reached = torch.zeros(_batch_size(call), dtype=torch.bool)
     output = call.output_gradient.value()
@@ -44,7 +46,9 @@ def _of_output(call: RecurrentCall, gradient: Tensor) -> Tensor:
 
 
 def _of_packed(call: RecurrentCall, rows: Tensor) -> Tensor:
-    """From the rows of packed data, time by time and longest sequence first, to the caller's order."""
+    """From the rows of packed data, time by time and longest
+    sequence first, to the caller's order.
+    """
     assert call.batch_sizes is not None
     position = torch.cat([torch.arange(int(count)) for count in call.batch_sizes])
     reached = torch.zeros(int(call.batch_sizes[0]), dtype=torch.bool)

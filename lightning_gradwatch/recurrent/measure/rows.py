@@ -20,10 +20,11 @@ MIXED = (
 
 
 def rows_are_mixed(calls: Sequence[RecurrentCall]) -> bool:
-    """Whether, at the first, the middle or the last transition of a chain, a row hangs on other rows of the state before.
+    """Whether, at the first, the middle or the last transition of a chain, a row hangs on
+    other rows of the state before.
 
-    What lies between two calls is run through backwards with ones in every other row of the later state; the rows between must get
-    nothing. What may not run twice is not looked at.
+    What lies between two calls is run through backwards with ones in every other row of the later
+    state; the rows between must get nothing. What may not run twice is not looked at.
     """
     last = len(calls) - 1
     return any(_mixes(calls[place], calls[place + 1]) for place in sorted({0, last // 2, last - 1}))

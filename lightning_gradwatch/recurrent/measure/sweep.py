@@ -1,4 +1,6 @@
-"""Replay a recurrent call's adjoint: total and direct gradients of every hidden state, and those of single anchors by lag."""
+"""Replay a recurrent call's adjoint: total and direct gradients of every hidden state, and
+those of single anchors by lag.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,18 @@ CHUNK = 256
 """Timesteps whose gates are held at once: it bounds the memory that a sweep needs."""
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""By how much recomputed outputs may differ from recorded ones, relative to the largest, in an exact measurement."""
+"""By how much recomputed outputs may differ from recorded ones, relative to the
+largest, in an exact measurement.
+"""
 
 
 @dataclass(slots=True)
 class Sweep:
     """What one sweep found. ``directions[layer][direction]`` holds the norms.
 
-    ``inexact_reason`` is None when the recomputed outputs agree with the recorded ones and nothing was missing.
-    ``with_gradient``: to how many sequences of the whole batch the loss sends anything.
+    ``inexact_reason`` is None when the recomputed outputs agree with the recorded ones and nothing
+    was missing. ``with_gradient``: to how many sequences of the whole batch the loss sends
+    anything.
     """
 
     layout: Layout
@@ -55,9 +60,9 @@ def sweep(
 ) -> Sweep:
     """Run the adjoint of ``call`` over up to ``max_sequences`` of its sequences, exactly for those.
 
-    Stream 0 carries the whole loss; each further stream one anchor's direct loss L_τ alone. Memory beyond the call's own
-    tensors grows with ``chunk``, not with the sequence, save for the norms themselves and, in a bidirectional stack, what one
-    layer hands to the next.
+    Stream 0 carries the whole loss; each further stream one anchor's direct loss L_τ alone. Memory
+    beyond the call's own tensors grows with ``chunk``, not with the sequence, save for the norms
+    themselves and, in a bidirectional stack, what one layer hands to the next.
 
     Args:
         gates: look for the first pre-activation that is not finite as well.
@@ -126,7 +131,9 @@ class _Stack:
         )
 
     def _chunks(self, chunk: int) -> list[tuple[int, int]]:
-        """At most ``chunk`` steps each; a new one begins behind each anchor, so that no stream is carried before it begins."""
+        """At most ``chunk`` steps each; a new one begins behind each anchor, so that no
+        stream is carried before it begins.
+        """
         steps = self.layout.timesteps
         edges = {*range(0, steps, chunk), steps}
         if self.call.shape.num_directions == 1:
@@ -135,7 +142,9 @@ class _Stack:
         return list(pairwise(ordered))
 
     def _streams(self, start: int) -> int:
-        """How many streams carry a gradient at ``start`` or later; all of them where a direction runs the other way."""
+        """How many streams carry a gradient at ``start`` or later; all of them where
+        a direction runs the other way.
+        """
         return 1 + (self.anchors.begun(start) if self.call.shape.num_directions == 1 else len(self.anchors))
 
     def _cast(self, tensor: Tensor | None) -> Tensor | None:
@@ -176,7 +185,9 @@ class _Stack:
         return direct
 
     def sweep_unidirectional(self) -> None:
-        """Chunk by chunk through the whole stack: up it forwards, to know the states between chunks; then down it, backwards."""
+        """Chunk by chunk through the whole stack: up it forwards, to know the states between
+        chunks; then down it, backwards.
+        """
         for chunk in range(len(self.chunks)):
             self._climb(chunk)
         for chunk in range(len(self.chunks) - 1, -1, -1):
@@ -200,7 +211,9 @@ class _Stack:
             x = sweep.climb(chunk, start, stop, x, self._recorded(FORWARD, start, stop) if top else None)
 
     def sweep_bidirectional(self) -> None:
-        """Layer by layer: a layer's two directions run against each other, so each needs all of what its neighbour gives."""
+        """Layer by layer: a layer's two directions run against each other, so each needs
+        all of what its neighbour gives.
+        """
         inputs: list[Callable[[int, int, int], Tensor]] = [self._input]
         for layer, pair in enumerate(self.directions[:-1]):
             states = self._run_layer(pair, inputs[layer])
@@ -227,7 +240,9 @@ class _Stack:
     def _back_layer(
         self, layer: int, source: Callable[[int, int, int], Tensor], gradient: Callable[[int, int, int], Tensor]
     ) -> Tensor | None:
-        """Both directions of a layer; ∂L/∂x in the caller's time ``(time, stream, sequence, input)``, None at the bottom."""
+        """Both directions of a layer; ∂L/∂x in the caller's time
+        ``(time, stream, sequence, input)``, None at the bottom.
+        """
         top = layer == len(self.directions) - 1
         total: Tensor | None = None
         for direction, sweep in enumerate(self.directions[layer]):
@@ -249,7 +264,9 @@ class _Stack:
         return total
 
     def _flip_streams(self, own: Tensor, direction: int) -> Tensor:
-        """``(time, stream, sequence, width)`` from a direction's own order to the caller's time, or back: it is its own inverse."""
+        """``(time, stream, sequence, width)`` from a direction's own order to the caller's time,
+        or back: it is its own inverse.
+        """
         streams = own.unbind(1)
         return torch.stack([self.layout.read_padded(s, direction, 0, self.layout.timesteps) for s in streams], 1)
 
@@ -263,7 +280,9 @@ class _Stack:
         return all(bool(sweep.total[:, 0].isfinite().all()) for pair in self.directions for sweep in pair)
 
     def _too_small(self) -> str | None:
-        """Whether gradients that arrived, and are not added to larger ones, lie where the number format holds fewer digits."""
+        """Whether gradients that arrived, and are not added to larger ones, lie where the
+        number format holds fewer digits.
+        """
         normal = smallest_normal(self.call)
         for one in self.directions[-1]:
             for direct, total in ((one.direct, one.total), (one.direct_cell, one.total_cell)):

@@ -1,4 +1,6 @@
-"""Where numbers that are not finite began, in the model of one fit: what the detectors ask is gathered here."""
+"""Where numbers that are not finite began, in the model of one fit: what the
+detectors ask is gathered here.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,12 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from lightning_gradwatch.detect import CallSource, Context, LoopSource, NonfiniteSource, locate_nonfinite
+from lightning_gradwatch.engine.step import Call
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent import Capture, Chain, Loop, stitch, sweep
 from lightning_gradwatch.recurrent.capture.first_look import FirstLook
 from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, numbers
-from lightning_gradwatch.watch.step import Call
 
 
 class Read(NamedTuple):
@@ -48,7 +50,8 @@ class Locator:
         """The event that says where, if anything is not finite.
 
         Args:
-            first: what was seen on the step on which cells are looked for, which are named by ``cells``.
+            first: what was seen on the step on which cells are looked
+                for, which are named by ``cells``.
         """
         context = Context(loss, batch, first and first.forward, first and first.backward, cells)
         value = None if loss is None else _worst(loss.detach().flatten())
@@ -65,7 +68,9 @@ class Locator:
         return watched + [(plain_name(name), parameter) for name, parameter in self._model.named_parameters()]
 
     def grown_most(self, step: Read, before: Read | None, *, recurrent: bool) -> str:
-        """In words, the parameter whose gradient grew most since the step before, among those that make up the norm."""
+        """In words, the parameter whose gradient grew most since the step before,
+        among those that make up the norm.
+        """
         if before is None:
             return ""
         then = dict(zip(map(id, before.parameters), before.norms.by_parameter, strict=True))
@@ -89,14 +94,18 @@ class Locator:
 
 
 def _with_starts(calls: Sequence[Call]) -> list[tuple[Call, int]]:
-    """Each call with the timestep at which it begins in the sequence that it belongs to, where it was fed in parts."""
+    """Each call with the timestep at which it begins in the sequence that it belongs
+    to, where it was fed in parts.
+    """
     chains = [chain for chain in stitch(calls) if isinstance(chain, Chain)]
     starts = {id(call): start for chain in chains for call, start in chain.starts()}
     return [(call, starts.get(id(call), 0)) for call in calls]
 
 
 def _worst(loss: Tensor) -> float | None:
-    """The first entry that is not finite of a loss, which may be a vector; the first at all, where all are finite."""
+    """The first entry that is not finite of a loss, which may be a vector; the
+    first at all, where all are finite.
+    """
     bad = loss[~loss.isfinite()]
     return next(map(float, (*bad[:1], *loss[:1])), None)
 

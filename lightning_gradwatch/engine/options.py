@@ -17,7 +17,8 @@ class WatchOptions:
         find_cells: look for cells of the model's own on the first step.
         max_sequences: swept on a sampled step; None takes all.
         anchors: of each lagged profile.
-        detectors: of the user's own, which judge the profiles beside the built-in ones. They are of this watch alone.
+        detectors: of the user's own, which judge the profiles beside the built-in
+            ones. They are of this watch alone.
         strict: let an error of our own about one loop through, instead of a warning.
     """
 

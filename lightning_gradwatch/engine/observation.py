@@ -1,4 +1,6 @@
-"""What the watching of a fit finds: profiles and events, kept in order until they are handed out."""
+"""What the watching of a fit finds: profiles and events, kept in
+order until they are handed out.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent.capture.slots import Slots
-from lightning_gradwatch.watch.step import Step
 
 Cells = Mapping[str, tuple[nn.Module, Slots | None]]
 """Qualified name → a cell, and where its state goes in and comes out, where that is known."""
@@ -31,8 +33,10 @@ class Observation:
     Args:
         samples: each with its profiles.
         events: in order.
-        suspicious: whether something was out of the ordinary, so that the next steps are worth a closer look.
-        cells: of the model's own, that the first step showed; ``Watch.adopt`` takes those that can be measured.
+        suspicious: whether something was out of the ordinary, so that the next
+            steps are worth a closer look.
+        cells: of the model's own, that the first step showed; ``Watch.adopt``
+            takes those that can be measured.
     """
 
     samples: tuple[Sample, ...] = ()
@@ -42,7 +46,9 @@ class Observation:
 
 
 class Collector:
-    """Gathers what is found in the course of a step, so that an error in its midst loses nothing."""
+    """Gathers what is found in the course of a step, so that an
+    error in its midst loses nothing.
+    """
 
     def __init__(self) -> None:
         self._samples: list[Sample] = []

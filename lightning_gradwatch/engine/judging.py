@@ -1,4 +1,6 @@
-"""What a backward pass's norms, loss and weights tell: jumps, numbers that are not finite, divergence."""
+"""What a backward pass's norms, loss and weights tell: jumps, numbers
+that are not finite, divergence.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,24 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.detect import Context, DivergenceDetector, NormJumps, ScaleSearch, WeightWatch, bad_loss
 from lightning_gradwatch.detect.weights import AFTER_THE_LAST_STEP, SATURATED
+from lightning_gradwatch.engine.locator import Locator, Read, wide_norm
+from lightning_gradwatch.engine.observation import Collector
+from lightning_gradwatch.engine.search import FirstStepSearch
+from lightning_gradwatch.engine.step import Call, Step
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, PendingNorms, local, matrix_norms
-from lightning_gradwatch.watch.locator import Locator, Read, wide_norm
-from lightning_gradwatch.watch.observation import Collector
-from lightning_gradwatch.watch.search import FirstStepSearch
-from lightning_gradwatch.watch.step import Call, Step
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
-"""Under a loss scale, gradients that overflow behind a finite loss and finite states are the scaler's search."""
+"""Under a loss scale, gradients that overflow behind a finite loss and finite
+states are the scaler's search.
+"""
 
 
 @dataclass(slots=True)
 class Pending:
-    """A backward pass whose norms are still on their way from the device. ``nth``: which one of its batch it is."""
+    """A backward pass whose norms are still on their way from the device.
+    ``nth``: which one of its batch it is.
+    """
 
     norms: PendingNorms
     calls: list[Call]
@@ -78,7 +84,9 @@ class Judge:
         return True
 
     def _begins_nonfinite(self, pending: Pending, confirmed: Callable[[], Iterable[Event]]) -> bool:
-        """Look for where it began; once an episode, which a finite step ends. Returns whether one begins."""
+        """Look for where it began; once an episode, which a finite step
+        ends. Returns whether one begins.
+        """
         if self._nonfinite:
             return False
         step = pending.step
@@ -104,7 +112,9 @@ class Judge:
         return event is not None
 
     def look_at_loss(self, norms: Norms, pending: Pending) -> None:
-        """Tell a loss that is not finite though its gradient is, once, until it is finite again; and one that runs away."""
+        """Tell a loss that is not finite though its gradient is, once, until it is finite
+        again; and one that runs away.
+        """
         step, loss = pending.step, norms.loss
         if loss is None and step.sampled:
             loss = step.loss_value()

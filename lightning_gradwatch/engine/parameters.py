@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.measure.gradient_norm import PendingNorms, gradient_norms
-from lightning_gradwatch.watch.step import Step
 
 
 class Parameters:
@@ -28,5 +28,7 @@ class Parameters:
         self.others: list[Tensor] = [weight for weight in self._model.parameters() if id(weight) not in own]
 
     def norms(self, loss: Tensor | None, step: Step) -> PendingNorms | None:
-        """The norms of their gradients, on their way from the device; None where there is no gradient."""
+        """The norms of their gradients, on their way from the device;
+        None where there is no gradient.
+        """
         return gradient_norms(self.watched, self.others, loss=loss, scale=step.scale, windows=step.accumulation)

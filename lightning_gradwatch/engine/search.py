@@ -1,4 +1,6 @@
-"""What is looked for on the first step of a fit alone: cells of the model's own, and those whose state is severed."""
+"""What is looked for on the first step of a fit alone: cells of the model's own,
+and those whose state is severed.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,13 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from lightning_gradwatch.engine.observation import Cells
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.discovery import Discovery
 from lightning_gradwatch.recurrent.capture.first_look import FirstLook
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.severed_cells import SeveredCells
 from lightning_gradwatch.recurrent.capture.slots import Slots
-from lightning_gradwatch.watch.observation import Cells
 
 
 class FirstStepSearch:
@@ -20,14 +22,16 @@ class FirstStepSearch:
 
     Args:
         model: where to look.
-        modules: qualified name → module that is watched; of one that is not PyTorch's own, the states are looked for.
+        modules: qualified name → module that is watched; of one that is not PyTorch's
+            own, the states are looked for.
         capture: takes the calls.
         is_over: asked by the hooks.
         everywhere: look for cells anywhere in the model.
         severed: look for cells whose state is severed.
 
     Attributes:
-        first: the first number that is not finite that any module made or was sent back; None once the step is over.
+        first: the first number that is not finite that any module made or was sent
+            back; None once the step is over.
     """
 
     def __init__(

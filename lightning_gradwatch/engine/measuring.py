@@ -9,6 +9,11 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from lightning_gradwatch.detect import RecurrentWeights
+from lightning_gradwatch.engine.observation import Collector
+from lightning_gradwatch.engine.options import WatchOptions
+from lightning_gradwatch.engine.profile_detectors import ProfileDetectors
+from lightning_gradwatch.engine.step import Call, Step
+from lightning_gradwatch.engine.unobserved import Unobserved
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import (
@@ -22,17 +27,13 @@ from lightning_gradwatch.recurrent import (
     stitch,
 )
 from lightning_gradwatch.recurrent.capture.duplicates import without_duplicates
-from lightning_gradwatch.watch.observation import Collector
-from lightning_gradwatch.watch.options import WatchOptions
-from lightning_gradwatch.watch.profile_detectors import ProfileDetectors
-from lightning_gradwatch.watch.step import Call, Step
-from lightning_gradwatch.watch.unobserved import Unobserved
 
 UNANNOUNCED = "its backward pass went past Lightning (use self.manual_backward(loss)); no lags were measured"
 
 
 class Measuring:
-    """Of one fit. A loop is somebody's own, and may be beyond what was thought of: an error about one leaves it out.
+    """Of one fit. A loop is somebody's own, and may be beyond what was thought of: an
+    error about one leaves it out.
 
     Args:
         model: whose calls they are.
@@ -49,7 +50,9 @@ class Measuring:
         self._detectors, self._recurrent_weights = ProfileDetectors(options.detectors), RecurrentWeights()
 
     def follow(self, loss: Tensor) -> None:
-        """Before the backward pass of a sampled step: have it follow the loss back through the loops."""
+        """Before the backward pass of a sampled step: have it follow
+        the loss back through the loops.
+        """
         calls = without_duplicates(self._capture.calls)
         for call in calls:
             if isinstance(call, Loop) and len(call.h) > 1:
@@ -61,7 +64,9 @@ class Measuring:
                     follow(call.calls, loss)
 
     def sample(self, calls: Sequence[Call], step: Step, *, everything: bool = False) -> None:
-        """Measure the calls, in ``everything`` all sequences; so too where the growth through time turns out suspicious."""
+        """Measure the calls, in ``everything`` all sequences; so too where the growth
+        through time turns out suspicious.
+        """
         unscale, stitched = step.unscale(), stitch(without_duplicates(calls))
         for chain in stitched if step.sampled else ():
             if isinstance(chain, Chain):
@@ -76,7 +81,9 @@ class Measuring:
         self._judge(profiles, replace(step.moment, loss=step.loss_value()))
 
     def confirmed(self) -> list[Event]:
-        """Numbers stopped being finite: the growth through time that was suspicious before is beyond doubt."""
+        """Numbers stopped being finite: the growth through time that was
+        suspicious before is beyond doubt.
+        """
         return self._detectors.exploding.confirmed()
 
     def finish(self, moment: Moment) -> None:

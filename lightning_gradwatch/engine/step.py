@@ -40,7 +40,9 @@ class Step:
     batch: Any = None
 
     def unscale(self) -> float:
-        """By what hidden-state gradients are multiplied to undo both. A host sync where a scaler is at work."""
+        """By what hidden-state gradients are multiplied to undo both. A host
+        sync where a scaler is at work.
+        """
         return self.accumulation / float(self.scale)
 
     def loss_value(self) -> float | None:

@@ -1,4 +1,6 @@
-"""The detectors that judge a fit's profiles: the built-in ones, and the user's own behind a guard."""
+"""The detectors that judge a fit's profiles: the built-in ones, and
+the user's own behind a guard.
+"""
 
 from __future__ import annotations
 

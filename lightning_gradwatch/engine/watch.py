@@ -1,4 +1,6 @@
-"""What GradWatch does during one fit: take the calls of a step, judge them, and hand out what was found."""
+"""What GradWatch does during one fit: take the calls of a step, judge
+them, and hand out what was found.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +9,20 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
+from lightning_gradwatch.engine.judging import Judge, Pending
+from lightning_gradwatch.engine.locator import Locator
+from lightning_gradwatch.engine.measuring import Measuring
+from lightning_gradwatch.engine.observation import Cells, Collector, Observation
+from lightning_gradwatch.engine.options import WatchOptions
+from lightning_gradwatch.engine.parameters import Parameters
+from lightning_gradwatch.engine.search import FirstStepSearch
+from lightning_gradwatch.engine.severed import SeveredStates
+from lightning_gradwatch.engine.step import Call, Step
+from lightning_gradwatch.engine.unobserved import Unobserved
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.scripted import scripted_recurrences
-from lightning_gradwatch.watch.judging import Judge, Pending
-from lightning_gradwatch.watch.locator import Locator
-from lightning_gradwatch.watch.measuring import Measuring
-from lightning_gradwatch.watch.observation import Cells, Collector, Observation
-from lightning_gradwatch.watch.options import WatchOptions
-from lightning_gradwatch.watch.parameters import Parameters
-from lightning_gradwatch.watch.search import FirstStepSearch
-from lightning_gradwatch.watch.severed import SeveredStates
-from lightning_gradwatch.watch.step import Call, Step
-from lightning_gradwatch.watch.unobserved import Unobserved
 
 __all__ = ["Watch"]
 
@@ -29,8 +31,8 @@ class Watch:
     """Watches the recurrent modules of one model during one fit.
 
     A step goes: ``capture.begin``, the forward, :meth:`before_backward`, the backward pass,
-    :meth:`after_backward`, :meth:`end_step`; :meth:`poll` whenever there is time, :meth:`finish` and
-    :meth:`close` at the end. What was found before an error is handed out by :meth:`take`.
+    :meth:`after_backward`, :meth:`end_step`; :meth:`poll` whenever there is time, :meth:`finish`
+    and :meth:`close` at the end. What was found before an error is handed out by :meth:`take`.
 
     Args:
         model: its names are those of the events.
@@ -91,7 +93,9 @@ class Watch:
         return self.take()
 
     def after_backward(self, loss: Tensor | None, step: Step) -> Observation:
-        """Take the calls whose gradients have arrived; measure them if the step is sampled or its norm is out of the ordinary."""
+        """Take the calls whose gradients have arrived; measure them if the step is sampled or
+        its norm is out of the ordinary.
+        """
         if self.capture.failure is not None:
             raise self.capture.failure
         if step.sampled:
@@ -140,7 +144,9 @@ class Watch:
         return self._unobserved.events(self.capture, self.observed, moment)
 
     def finish(self, moment: Moment) -> Observation:
-        """Training is over: judge what is still on its way, look at the weights that the last step left, close the episodes."""
+        """Training is over: judge what is still on its way, look at the weights that the last
+        step left, close the episodes.
+        """
         self._unobserved.report_added(moment)
         self._read(wait=True)
         self._judge.finish(self._parameters.watched, moment)
@@ -164,7 +170,8 @@ class Watch:
         if norms is not None:
             self._pending.append(Pending(norms, calls, loss, step, self._nth))
             self._nth += 1
-        # To sample is to wait for the device anyhow; what the first look saw is gone when the step ends.
+        # To sample is to wait for the device anyhow; what the first look
+        # saw is gone when the step ends.
         self._read(wait=step.sampled or self._search.first is not None)
         if norms is None:
             if step.sampled:
@@ -178,7 +185,9 @@ class Watch:
             _release(pending.calls)
 
     def _judge_one(self, pending: Pending) -> None:
-        """Judge a step by its norms. One that begins an anomaly is measured in full; a sampled one as far as it was asked for."""
+        """Judge a step by its norms. One that begins an anomaly is measured in full; a sampled
+        one as far as it was asked for.
+        """
         step, norms = pending.step, pending.norms.read()
         finite = math.isfinite(norms.whole)
         begins = self._judge(norms, pending, self._measuring.confirmed)

@@ -124,7 +124,9 @@ class TestWhatIsBuilt:
             names = {name.partition("/")[2] for name in archive.getnames()}
         needed = {"Makefile", "constraints.txt", "CONTRIBUTING.md", "CITATION.cff", "tests/conftest.py", "docs/conf.py"}
         assert needed <= names
-        assert [name for name in names if any(made in name for made in ("_build", "__pycache__", "reference/events"))] == []
+        assert [
+            name for name in names if any(made in name for made in ("_build", "__pycache__", "reference/events"))
+        ] == []
 
     def test_what_it_says_of_versions_agrees(self, metadata) -> None:
         """A classifier names no Python that pip would refuse."""
@@ -264,7 +266,11 @@ class TestWithTheExtra:
         assert done.returncode == 0, done.stderr
         left = drawing.folder / "gradwatch-demo"
         assert {"report.html", "profiles.png", "agreement-lstm", "explosion-bare"} <= {f.name for f in left.iterdir()}
-        for line in (f"events {left / 'agreement-rnn'}", f"report {left / 'agreement-gru'}", "explain vanishing-hidden-gradient"):
+        for line in (
+            f"events {left / 'agreement-rnn'}",
+            f"report {left / 'agreement-gru'}",
+            "explain vanishing-hidden-gradient",
+        ):
             shown = drawing.command(*shlex.split(line))
             assert (shown.returncode, shown.stderr) == (0, "")
         assert (left / "agreement-gru" / "report.html").stat().st_size > 100_000

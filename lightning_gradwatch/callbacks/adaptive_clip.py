@@ -13,15 +13,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.callbacks.anomaly.clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
+from lightning_gradwatch.callbacks.anomaly.clip_nonfinite import NonFinite
 from lightning_gradwatch.callbacks.output.clip_events import ClipEvents
 from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.callbacks.output.run_folder import identity
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
+from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.events import Event
+from lightning_gradwatch.runlog.format import check_state
 from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, rank_zero_warn
 from lightning_gradwatch.trainer.conflict import defers, unsupported_strategy
 from lightning_gradwatch.trainer.line_search import LineSearch
@@ -30,6 +32,8 @@ from lightning_gradwatch.trainer.mixed_precision import active_scaler, scaler_wi
 from lightning_gradwatch.trainer.through_time import HeldThroughTime
 
 __all__ = ["AdaptiveClip", "NonFiniteGradientError"]
+
+_ACTIONS = ("skip", "raise", "stop", "shrink_recurrent", "ignore")
 
 
 class AdaptiveClip(Callback):
@@ -126,7 +130,7 @@ class AdaptiveClip(Callback):
         figures: bool = False,
     ) -> None:
         self._groups = PolicyGroups(policy, exclude, policies)
-        arguments.one_of("on_nonfinite", on_nonfinite, ACTIONS, 'Leave it out for "skip".')
+        arguments.one_of("on_nonfinite", on_nonfinite, _ACTIONS, 'Leave it out for "skip".')
         arguments.one_of("on_conflict", on_conflict, ("both", "defer", "raise"), 'Leave it out for "both".')
         if max_successive_skips is not None:
             remedy = 'Use None for no bound, or `on_nonfinite="stop"` to stop at the first.'
@@ -252,7 +256,10 @@ class AdaptiveClip(Callback):
         return {"optimizers": states, **identity(self._recorder.run_id, self._recorder.run_dir)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state for the fit that follows."""
+        """Keep the state for the fit that follows. One of a newer version is a ValueError: to begin
+        without the histories would clip otherwise than the run that is resumed.
+        """
+        check_state(state_dict, "AdaptiveClip")
         self._restored, self._recorder.run_id = state_dict["optimizers"], state_dict["run_id"]
         last = state_dict.get("run_dir")
         self._recorder.run_dir = None if last is None else Path(last)

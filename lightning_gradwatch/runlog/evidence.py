@@ -267,6 +267,11 @@ class Evidence:
         return next((reason.rstrip(".") for reason in missing if reason), None)
 
     @property
+    def fused(self) -> bool:
+        """Whether the module takes whole sequences, in an order of axes that is known."""
+        return self.last[-1].get("batch_first") is not None
+
+    @property
     def time_first(self) -> bool:
         """Whether the module takes its input as (time, batch, …)."""
         return self.last[-1].get("batch_first") is False

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from itertools import starmap
 from statistics import median
 
-from lightning_gradwatch.events import EventKind, closes_episode, growth_in_words
+from lightning_gradwatch.events import EventKind, closes_episode
+from lightning_gradwatch.growth import growth_in_words
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import growth, middle, reach
 from lightning_gradwatch.runlog.verdict import Verdict
@@ -109,14 +110,12 @@ def _barely_reached(found: Evidence) -> Said | None:
 
 
 def order_in_doubt(found: Evidence) -> bool:
-    """Whether one sequence alone gets a gradient, as when what the
-    module takes for sequences is time.
+    """Whether one sequence alone gets a gradient, as when what the module takes for
+    sequences is time.
     """
-    return (
-        found.time_first
-        and found.with_gradient is not None
-        and found.with_gradient[0] == 1 < SEVERAL <= found.with_gradient[1]
-    )
+    some, batch = found.with_gradient or (0, 0)
+    doubtful = found.time_first or (found.fused and bool(found.message(EventKind.ONE_SEQUENCE_REACHED)))
+    return doubtful and some == 1 < SEVERAL <= batch
 
 
 def _without_lags(found: Evidence) -> Said | None:

@@ -4,6 +4,7 @@ direction, as a verdict in words.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from lightning_gradwatch.events import EventKind, closes_episode
@@ -19,6 +20,9 @@ _Group = tuple[str, int, str]
 
 _CALM = (Verdict.HEALTHY, Verdict.SHORTENED, Verdict.UNDECIDED)
 """Verdicts that name no trouble."""
+
+_MANY_CHANNELS = 10
+"""From so many on a tenth of them is a number of channels."""
 
 _UNSEEN = {
     EventKind.NOT_OBSERVED: Verdict.NOT_OBSERVED,
@@ -75,7 +79,9 @@ def _summary(
         samples=found.samples,
         events=len(here),
         verdict=verdict,
-        sentence=sentence + said_before + said_of_loss + _sequences(found) + _segments(found) + _doubt(found),
+        sentence="".join(
+            (sentence, said_before, said_of_loss, _channels(found), _sequences(found), _segments(found), _doubt(found))
+        ),
         starves=found.starves and not found.low,
         horizon_range=None if found.spread is None else str(found.spread),
         since=found.lost_since,
@@ -85,18 +91,33 @@ def _summary(
     )
 
 
+def _channels(found: Evidence) -> str:
+    """How far the channels of a scan reach, each by itself: their distribution is its memory."""
+    last = found.last[-1]
+    reaches, count = last.get("channel_horizons"), last.get("channels")
+    if not reaches or not count or count < _MANY_CHANNELS:
+        return ""
+    half, tenth = (reaches[math.ceil(share * len(reaches)) - 1] for share in (0.5, 0.9))
+    outlive = last.get("channels_censored") or 0
+    cut = f"; {outlive:,} outlive the sequence" if outlive else ""
+    return f" Of its {count:,} channels half reach {half:,} timesteps or more, a tenth {tenth:,}{cut}."
+
+
 def _sequences(found: Evidence) -> str:
     """How many sequences of a batch get a gradient, where it is not all of them."""
     if found.with_gradient is None or found.with_gradient[0] >= found.with_gradient[1]:
         return ""
     some, batch = found.with_gradient
     said = f" Of the {batch:,} sequences of a batch {some:,} {'gets' if some == 1 else 'get'} a gradient."
-    if order_in_doubt(found):
-        said += (
-            f" The module has batch_first=False and took its input for {found.timesteps:,} timesteps of {batch:,} sequences: if "
-            f"{batch:,} is the number of timesteps, batch_first=True was forgotten."
-        )
-    return said
+    return said + (_order(found, batch) if order_in_doubt(found) else "")
+
+
+def _order(found: Evidence, batch: int) -> str:
+    """What it may be if one sequence alone gets a gradient."""
+    took = f"took its input for {found.timesteps:,} timesteps of {batch:,} sequences: if {batch:,} is the number of timesteps"
+    if found.time_first:
+        return f" The module has batch_first=False and {took}, batch_first=True was forgotten."
+    return f" The module has batch_first=True and {took}, its input has time first."
 
 
 def _segments(found: Evidence) -> str:

@@ -22,6 +22,7 @@ _WHAT = {
     EventKind.VANISHING_HIDDEN_GRADIENT: "it vanished",
     EventKind.SATURATED_GATES: "its gates were saturated",
     EventKind.FEW_TIMESTEPS_REACHED: "the loss reached few of its timesteps",
+    EventKind.ONE_SEQUENCE_REACHED: "the loss reached one of its sequences",
     EventKind.STEP_SKIPPED: "the optimizer step was skipped",
 }
 _MOST = 3

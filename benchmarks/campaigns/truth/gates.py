@@ -68,8 +68,30 @@ def _with_gradient(c: Context, m: Words) -> None:
 
 
 @SAID(
+    "The loss reaches <int:n> of the <int:batch> sequences of <place> only.",
+    "It is the first one« in <int:samples> samples in a row».",
+    "It is the last one« in <int:samples> samples in a row».",
+    "It is number <int:index>« in <int:samples> samples in a row».",
+)
+def _one_sequence(c: Context, m: Words) -> None:
+    """Always the same one."""
+    c.verdict(c.case.cause == "few sequences", "more than one is reached")
+    if "n" in m:
+        _with_gradient(c, m)
+
+
+@SAID(
+    "The module has batch_first=<name:batch_first> and took its input for <int:t> timesteps of <int:batch> sequences."
+)
+def _took(c: Context, m: Words) -> None:
+    c.verdict(c.case.cause == "few sequences", "more than one is reached")
+
+
+@SAID(
     "The module has batch_first=False and took its input for <int:t> timesteps of <int:batch> sequences: if "
-    "<int:perhaps> is the number of timesteps, batch_first=True was forgotten."
+    "<int:perhaps> is the number of timesteps, batch_first=True was forgotten.",
+    "The module has batch_first=True and took its input for <int:t> timesteps of <int:batch> sequences: if "
+    "<int:perhaps> is the number of timesteps, its input has time first.",
 )
 def _batch_first(c: Context, m: Words) -> None:
     timesteps(c, m["t"])

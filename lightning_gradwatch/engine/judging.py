@@ -1,0 +1,213 @@
+"""What a backward pass's norms, loss and weights tell: jumps, numbers
+that are not finite, divergence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gradwatch.detect import (
+    Context,
+    DivergenceDetector,
+    Multiplied,
+    NormJumps,
+    ScaleSearch,
+    WeightWatch,
+    bad_loss,
+    multiplied,
+)
+from lightning_gradwatch.detect.weights import AFTER_THE_LAST_STEP, SATURATED
+from lightning_gradwatch.engine.locator import Locator, Read, wide_norm
+from lightning_gradwatch.engine.observation import Collector
+from lightning_gradwatch.engine.search import FirstStepSearch
+from lightning_gradwatch.engine.step import Call, Step
+from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, PendingNorms, local, matrix_norms
+
+_SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
+"""Under a loss scale, gradients that overflow behind a finite loss and finite
+states are the scaler's search.
+"""
+
+
+FEW = 8
+"""Steps before one, of which its gradients are those of a multiplied loss, if they are."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """A backward pass whose norms are still on their way from the device.
+    ``nth``: which one of its batch it is.
+    """
+
+    norms: PendingNorms
+    calls: list[Call]
+    loss: Tensor | None
+    step: Step
+    nth: int
+
+
+class Judge:
+    """Of one fit.
+
+    Args:
+        model: whose training it is.
+        locator: finds where numbers that are not finite began.
+        search: for cells, which knows them on the first step.
+        found: takes the events.
+    """
+
+    def __init__(self, model: nn.Module, locator: Locator, search: FirstStepSearch, found: Collector) -> None:
+        self._model, self._locator, self._search, self._found = model, locator, search, found
+        self._norm_jumps, self._scale_search = NormJumps(), ScaleSearch()
+        self._divergence, self._weights = DivergenceDetector(matrix_norms(model)), WeightWatch()
+        self._before: defaultdict[int, deque[Read]] = defaultdict(lambda: deque(maxlen=FEW))  # by the pass's number
+        self._last_jump: Event | None = None
+        self._bad_loss = False
+        self._nonfinite = False  # an episode goes on
+
+    def __call__(self, norms: Norms, pending: Pending, confirmed: Callable[[], Iterable[Event]]) -> bool:
+        """Take in a pass's norms. Returns whether an anomaly begins with them.
+
+        Args:
+            confirmed: what is beyond doubt once numbers stopped being finite; asked only then.
+        """
+        return self._jumps(norms, pending) if math.isfinite(norms.whole) else self._begins_nonfinite(pending, confirmed)
+
+    def _jumps(self, norms: Norms, pending: Pending) -> bool:
+        """Take in finite norms. Returns whether a jump begins with them."""
+        step, before = pending.step, self._before[pending.nth]
+        if not step.complete:  # the micro-batches to come may still spoil it
+            return False
+        self._nonfinite = False
+        self._scale_search.ended()
+        read = Read(pending.norms.parameters, norms)
+        event = self._norm_jumps(
+            norms.of_recurrent,
+            norms.whole,
+            pending.nth,
+            step.moment,
+            partial(self._told_of, read, before),
+            loss=norms.loss,
+            multiplied=partial(_multiplied, read, before),
+        )
+        before.append(read)
+        self._tell(event)
+        if event is None or event.action is not None:
+            return False
+        self._last_jump = event
+        return True
+
+    def _begins_nonfinite(self, pending: Pending, confirmed: Callable[[], Iterable[Event]]) -> bool:
+        """Look for where it began; once an episode, which a finite step
+        ends. Returns whether one begins.
+        """
+        if self._nonfinite:
+            return False
+        step = pending.step
+        event = self._locator(
+            pending.calls,
+            step.moment,
+            loss=pending.loss,
+            batch=step.batch,
+            first=self._search.first,
+            cells=self._search.cells(),
+        )
+        if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
+            self._tell(self._scale_search.overflowed(event, float(step.scale), step.moment, complete=step.complete))
+            return False
+        if event is None:
+            event = self._overflowed(pending)
+        else:
+            self._nonfinite = True
+            if event.kind != EventKind.NONFINITE_INPUT:
+                for before in confirmed():
+                    self._tell(before)
+        self._tell(event)
+        return event is not None
+
+    def look_at_loss(self, norms: Norms, pending: Pending) -> None:
+        """Tell a loss that is not finite though its gradient is, once, until it is finite
+        again; and one that runs away.
+        """
+        step, loss = pending.step, norms.loss
+        if loss is None and step.sampled:
+            loss = step.loss_value()
+        if loss is None:
+            return
+        if step.complete and pending.nth == 0:
+            self._tell(self._divergence.see(loss, norms.whole, step.moment))
+        if step.sampled:
+            self._look_for_divergence(step.moment)
+        bad = not math.isfinite(loss)
+        if bad and not self._bad_loss:
+            event = bad_loss(loss, step.moment, Context(pending.loss, step.batch), sizes=(), states=())
+            message = f"{event.message} Its gradients are finite all the same, so it spoils no weight."
+            self._tell(replace(event, severity=Severity.WARNING, message=message))
+        self._bad_loss = bad
+
+    def look_at_weights(self, watched: Iterable[Tensor], moment: Moment, message: str = SATURATED) -> None:
+        """Tell a recurrent module's weight that is not finite."""
+        own = {id(weight) for weight in watched if weight.requires_grad}
+        weights = ((name, local(weight)) for name, weight in self._locator.named() if id(weight) in own)
+        self._tell(self._weights(weights, message, moment))
+
+    def finish(self, watched: Iterable[Tensor], moment: Moment) -> None:
+        """Training is over: look at what the last step left, and end the episode of a jump."""
+        if not self._nonfinite:
+            self.look_at_weights(watched, moment, AFTER_THE_LAST_STEP)
+            self._look_for_divergence(moment)
+        for event in self._norm_jumps.finish(moment):
+            self._found.add(event)
+
+    def close(self) -> None:
+        """Let go of the steps before, whose parameters it holds."""
+        self._before.clear()
+
+    def _overflowed(self, pending: Pending) -> Event | None:
+        """Every entry is finite: only the sum of their squares left float32."""
+        step = pending.step
+        limit = math.sqrt(torch.finfo(torch.float32).max) / float(step.scale)
+        norm = wide_norm(pending.norms.parameters, step.scale)
+        detail = "It is that of all parameters of the model."
+        return self._norm_jumps.overflowed(norm, limit, pending.nth, step.moment, detail)
+
+    def _look_for_divergence(self, moment: Moment) -> None:
+        if self._divergence.is_suspicious():
+            self._tell(self._divergence(matrix_norms(self._model), moment, self._last_jump))
+
+    def _told_of(self, read: Read, before: Sequence[Read], recurrent: bool) -> str:
+        """Whose norm it is, and which parameter's grew most, or that all grew as the loss did."""
+        whose = "all parameters of the recurrent modules" if recurrent else "all parameters of the model"
+        if _multiplied(read, before) is not None:
+            grown = "The gradients grew as the loss did: it seems to be the loss itself that is larger."
+        else:
+            grown = self._locator.grown_most(read, before[-1] if before else None, recurrent=recurrent)
+        share = any(local(weight) is not weight for weight in read.parameters)
+        return f"It is that of {whose}{', of this process alone' if share else ''}. {grown}".rstrip()
+
+    def _tell(self, event: Event | None) -> None:
+        """Take an event, with what is known of its cause."""
+        self._found.add(None if event is None else self._divergence.explain(event))
+
+
+def _multiplied(read: Read, before: Sequence[Read]) -> Multiplied | None:
+    """Whether the loss itself was multiplied since the few steps before."""
+    losses = [one.norms.loss for one in before if one.norms.loss is not None]
+    then: defaultdict[int, list[float]] = defaultdict(list)
+    for one in before:
+        for parameter, norm in zip(one.parameters, one.norms.by_parameter, strict=True):
+            then[id(parameter)].append(norm)
+    now = {id(p): norm for p, norm in zip(read.parameters, read.norms.by_parameter, strict=True) if norm > 0}
+    usual = {own: size for own, norms in then.items() if 2 * len(norms) > len(before) and (size := median(norms)) > 0}
+    grown = [norm / usual[own] for own, norm in now.items() if own in usual]
+    others = len(before) > 1 and len(grown) < len(now)
+    return multiplied(read.norms.loss, median(losses) if losses else None, grown, others=others)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
     from lightning_gradwatch.detect import Detector
     from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+    from lightning_gradwatch.outside.loop_watch import watch
     from lightning_gradwatch.profile import Profile
     from lightning_gradwatch.recurrent.capture.taps import tap
     from lightning_gradwatch.runlog.reader import load_run
@@ -42,6 +43,7 @@ _HOMES = {
     "ZClip": "clip",
     "load_run": "runlog.reader",
     "tap": "recurrent.capture.taps",
+    "watch": "outside.loop_watch",
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "ZClip",
     "load_run",
     "tap",
+    "watch",
 ]
 
 

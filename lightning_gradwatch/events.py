@@ -140,7 +140,7 @@ _TEXTS: dict[EventKind, _Text] = {
     ),
     EventKind.SATURATED_GATES: _Text(
         Severity.WARNING,
-        "Hardly any gradient reaches the weights of {place}: {value:.2g} of what the loss sends to its hidden states "
+        "Little gradient reaches the weights of {place}: {value:.2g} times what the loss sends to its hidden states "
         "(bound {threshold:.2g}).{detail}",
         "Standardise the inputs, or begin with smaller weights and a lower learning rate: a saturated gate has no slope that a gradient "
         "could pass through.",

@@ -86,14 +86,14 @@ def _saturated(found: Evidence) -> Said | None:
     if event is None:
         return None
     said = (event.get("message") or "").partition(": ")[2] or "nearly all of its gates are saturated."
-    return Verdict.SATURATED, f"Hardly any gradient reaches its weights: {said}"
+    return Verdict.SATURATED, f"Little gradient reaches its weights: {said}"
 
 
 def _perhaps_saturated(found: Evidence) -> Said | None:
     share = found.gate_share
     if share is None or share >= CUT_OFF_SHARE or found.samples >= SATURATION_SAMPLES:
         return None
-    said = f"In the only sample {share:.2g} of what the loss sends to its hidden states reaches its weights"
+    said = f"In the only sample {share:.2g} times what the loss sends to its hidden states reaches its weights"
     return Verdict.UNDECIDED, f"{said}; one cannot tell whether it stays so."
 
 

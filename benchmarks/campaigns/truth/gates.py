@@ -108,7 +108,7 @@ def gates(c: Context, said: str) -> None:
         c.number(said, found[0] - 1e-6, found[1] + 1e-6, "the share", slack=0.05)
 
 
-_GATE_WORDS = "Hardly any gradient reaches the weights of <place>: <n:share> of what the loss sends to its hidden states (bound <n:bound>)."
+_GATE_WORDS = "Little gradient reaches the weights of <place>: <n:share> times what the loss sends to its hidden states (bound <n:bound>)."
 
 
 @SAID(_GATE_WORDS)
@@ -127,7 +127,7 @@ def _episode_of_saturation(c: Context, m: Words) -> None:
     gates(c, m["share"])
 
 
-@SAID("Hardly any gradient reaches its weights: <any>.")
+@SAID("Little gradient reaches its weights: <any>.")
 def _hardly_any_gradient(c: Context, m: Words) -> None:
     saturated(c, m)
 
@@ -154,7 +154,7 @@ def _one_channel(c: Context, m: Words) -> None:
 
 
 @SAID(
-    "In the only sample <n:share> of what the loss sends to its hidden states reaches its weights; one cannot "
+    "In the only sample <n:share> times what the loss sends to its hidden states reaches its weights; one cannot "
     "tell whether it stays so."
 )
 def _one_sample(c: Context, m: Words) -> None:

@@ -17,7 +17,7 @@ from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.hook_order import FirstHooks
 from lightning_gradwatch.recurrent.capture.inner_calls import InnerCalls, has_own_forward
 from lightning_gradwatch.recurrent.capture.loops import Loops
-from lightning_gradwatch.recurrent.capture.read_call import read_call
+from lightning_gradwatch.recurrent.capture.read_call import in_order, read_call
 from lightning_gradwatch.recurrent.capture.slots import Slots
 from lightning_gradwatch.recurrent.capture.taps import listen
 from lightning_gradwatch.recurrent.loop import Loop
@@ -174,11 +174,13 @@ class Capture:
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
     ) -> None:
         assert isinstance(module, nn.RNNBase)
-        arguments = (*inputs, *(kwargs[key] for key in ("input", "hx")[len(inputs) :] if key in kwargs))
         rng_state, self._rng_state = self._rng_state, None
         if has_own_forward(module):
             doubt = "its forward was replaced after training began"
-        self._read(module, lambda name, index: read_call(name, index, module, arguments, outputs, rng_state, doubt))
+        self._read(
+            module,
+            lambda name, index: read_call(name, index, module, in_order(inputs, kwargs), outputs, rng_state, doubt),
+        )
 
     def _read(self, module: nn.Module, read: Callable[[str, int], RecurrentCall]) -> None:
         name = self._names[id(module)]

@@ -92,7 +92,7 @@ def _channels(found: Evidence) -> str:
         return f" Of its {count:,} channels {outlive:,} outlive the sequence."
     half, tenth = (reaches[math.ceil(share * len(reaches)) - 1] for share in (0.5, 0.9))
     best = f"{outlive:,} outlive the sequence" if outlive >= count / 10 else f"a tenth {tenth:,}"
-    return f" Of its {count:,} channels half reach {half:,} timesteps or more, {best}."
+    return f" Of its {count:,} channels half reach {half:,} timestep{'' if half == 1 else 's'} or more, {best}."
 
 
 def _sequences(found: Evidence) -> str:

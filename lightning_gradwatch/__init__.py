@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
     from lightning_gradwatch.detect import Detector
     from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+    from lightning_gradwatch.outside.loop_watch import watch
     from lightning_gradwatch.profile import Profile
     from lightning_gradwatch.recurrent.capture.scan_taps import tap_scan
     from lightning_gradwatch.recurrent.capture.taps import tap
@@ -50,6 +51,7 @@ _HOMES = {
     "load_run": "runlog.reader",
     "tap": "recurrent.capture.taps",
     "tap_scan": "recurrent.capture.scan_taps",
+    "watch": "outside.loop_watch",
 }
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "load_run",
     "tap",
     "tap_scan",
+    "watch",
 ]
 
 

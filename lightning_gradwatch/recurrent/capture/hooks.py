@@ -232,18 +232,18 @@ class Capture:
         self._guarded(lambda: self.loops.keep(self._names[id(module)], module, inputs, kwargs, outputs, doubt))
 
     def _after_tap(self, name: str, state: Tensor) -> None:
-        self.marked[name] = None
-        self._guarded(lambda: self.loops.tap(name, state))
+        self._guarded(lambda: self._mark(name, self.loops.tap(name, state)))
 
     def _after_scan(self, scan: Scan) -> None:
-        if self._active and not torch.is_grad_enabled():
-            self._leave_out(scan.module, FROZEN)
-        self._guarded(lambda: self._leave_out(scan.module, self._scans.keep(scan)))
+        if torch.is_grad_enabled():
+            self._guarded(lambda: self._mark(scan.module, self._scans.keep(scan)))
+        elif not self._is_over() and self._active:
+            self._mark(scan.module, FROZEN)
 
-    def _leave_out(self, name: str, reason: str | None) -> None:
+    def _mark(self, name: str, unseen: str | None) -> None:
         self.marked[name] = None
-        if reason is not None:
-            self.unseen[name] = reason
+        if unseen is not None:
+            self.unseen[name] = unseen
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All parameters of the watched modules. Those of the recurrent weights alone would not do:

@@ -97,10 +97,12 @@ def _channels(found: Evidence) -> str:
     reaches, count = last.get("channel_horizons"), last.get("channels")
     if not reaches or not count or count < _MANY_CHANNELS:
         return ""
-    half, tenth = (reaches[math.ceil(share * len(reaches)) - 1] for share in (0.5, 0.9))
     outlive = last.get("channels_censored") or 0
-    cut = f"; {outlive:,} outlive the sequence" if outlive else ""
-    return f" Of its {count:,} channels half reach {half:,} timesteps or more, a tenth {tenth:,}{cut}."
+    if outlive >= count / 2:
+        return f" Of its {count:,} channels {outlive:,} outlive the sequence."
+    half, tenth = (reaches[math.ceil(share * len(reaches)) - 1] for share in (0.5, 0.9))
+    best = f"{outlive:,} outlive the sequence" if outlive >= count / 10 else f"a tenth {tenth:,}"
+    return f" Of its {count:,} channels half reach {half:,} timestep{'' if half == 1 else 's'} or more, {best}."
 
 
 def _sequences(found: Evidence) -> str:

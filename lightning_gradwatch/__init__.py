@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
     from lightning_gradwatch.callbacks.grad_watch import AnomalyError, GradWatch
+    from lightning_gradwatch.callbacks.start_finder import StartFinder
     from lightning_gradwatch.clip import AGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
     from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
     from lightning_gradwatch.detect import Detector
     from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+    from lightning_gradwatch.outside.loop_watch import watch
     from lightning_gradwatch.profile import Profile
+    from lightning_gradwatch.recurrent.capture.scan_taps import tap_scan
     from lightning_gradwatch.recurrent.capture.taps import tap
     from lightning_gradwatch.runlog.reader import load_run
+    from lightning_gradwatch.starts import Comparison, compare_starts, initialise_
 
 __version__ = "0.1.0"
 
@@ -27,6 +31,7 @@ _HOMES = {
     "AnomalyError": "callbacks.grad_watch",
     "AutoClip": "clip",
     "ClipPolicy": "clip",
+    "Comparison": "starts",
     "Detector": "detect",
     "Event": "events",
     "EventKind": "events",
@@ -37,11 +42,16 @@ _HOMES = {
     "Profile": "profile",
     "Severity": "events",
     "Spike": "clip",
+    "StartFinder": "callbacks.start_finder",
     "TensorPolicy": "clip",
     "Value": "clip",
     "ZClip": "clip",
+    "compare_starts": "starts",
+    "initialise_": "starts",
     "load_run": "runlog.reader",
     "tap": "recurrent.capture.taps",
+    "tap_scan": "recurrent.capture.scan_taps",
+    "watch": "outside.loop_watch",
 }
 
 __all__ = [
@@ -51,6 +61,7 @@ __all__ = [
     "AnomalyError",
     "AutoClip",
     "ClipPolicy",
+    "Comparison",
     "Detector",
     "Event",
     "EventKind",
@@ -61,11 +72,16 @@ __all__ = [
     "Profile",
     "Severity",
     "Spike",
+    "StartFinder",
     "TensorPolicy",
     "Value",
     "ZClip",
+    "compare_starts",
+    "initialise_",
     "load_run",
     "tap",
+    "tap_scan",
+    "watch",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What a growth rate means, in words."""
+"""A growth rate in words."""
 
 from __future__ import annotations
 

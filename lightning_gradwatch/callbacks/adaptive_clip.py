@@ -14,15 +14,17 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
 from lightning_gradwatch.callbacks.anomaly.clip_nonfinite import NonFinite
+from lightning_gradwatch.callbacks.clip_facts import ClipFacts
 from lightning_gradwatch.callbacks.output.clip_events import ClipEvents
 from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.callbacks.output.run_folder import identity
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
-from lightning_gradwatch.clip.step.state import OptimizerState, clip_counts
+from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.events import Event
+from lightning_gradwatch.runlog.format import check_state
 from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, rank_zero_warn
 from lightning_gradwatch.trainer.conflict import defers, unsupported_strategy
 from lightning_gradwatch.trainer.line_search import LineSearch
@@ -35,7 +37,7 @@ __all__ = ["AdaptiveClip", "NonFiniteGradientError"]
 _ACTIONS = ("skip", "raise", "stop", "shrink_recurrent", "ignore")
 
 
-class AdaptiveClip(Callback):
+class AdaptiveClip(ClipFacts, Callback):
     """Measure the gradient norm of each optimizer step, clip by an adaptive
     policy, skip what is not finite.
 
@@ -255,19 +257,13 @@ class AdaptiveClip(Callback):
         return {"optimizers": states, **identity(self._recorder.run_id, self._recorder.run_dir)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state for the fit that follows."""
+        """Keep the state for the fit that follows. One of a newer version is a ValueError: to begin
+        without the histories would clip otherwise than the run that is resumed.
+        """
+        check_state(state_dict, "AdaptiveClip")
         self._restored, self._recorder.run_id = state_dict["optimizers"], state_dict["run_id"]
         last = state_dict.get("run_dir")
         self._recorder.run_dir = None if last is None else Path(last)
-
-    @property
-    def clips_by(self) -> str:
-        """In words; empty while it clips nothing."""
-        return self._groups.in_words if self._acting and not self._deferring else ""
-
-    def clip_counts(self) -> dict[int, tuple[int, int]]:
-        """Of each optimizer, by its index, how many steps were clipped, of how many."""
-        return clip_counts(self._states)
 
     def policies_in_use(self) -> list[list[ClipPolicy | TensorPolicy]]:
         """Of each optimizer the policies that hold a state of this fit."""

@@ -188,7 +188,8 @@ def test_a_training_that_breaks_off_has_its_verdict(tmp_path) -> None:
     assert verdict(watch) is ClipVerdict.STEP_LIMITER
     assert watch.clipping[0].steps == 15
     optimizer = model.optimizers(use_pl_optimizer=False)
-    assert not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
 
 
 def test_a_resumed_training_says_where_it_began(tmp_path) -> None:

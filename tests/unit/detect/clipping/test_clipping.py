@@ -63,7 +63,10 @@ def test_where_all_steps_are_known_they_count() -> None:
     limits = evidence(few, clippers=who, steps=400, counted=Counted(390, 400, 7.0))
     assert judge_clipping(limits) is ClipVerdict.STEP_LIMITER
     never = evidence(few, clippers=who, steps=400, counted=Counted(0, 400, 0.8))
-    assert "No gradient reached the bound of 1: the largest norm of all 400 steps is 0.8." in summarise_clipping(never).sentence
+    assert (
+        "No gradient reached the bound of 1: the largest norm of all 400 steps is 0.8."
+        in summarise_clipping(never).sentence
+    )
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=60), st.sampled_from([0, 50, 90, 99, 100]))

@@ -102,5 +102,8 @@ def test_a_method_that_clips_is_found(kind: type, found: dict[str, bool]) -> Non
 def test_code_without_a_file_is_no_proof() -> None:
     """What was typed in names the function; that it is always called cannot be read."""
     names: dict[str, Any] = {}
-    exec("import torch\nclass Typed:\n    def training_step(self):\n        torch.nn.utils.clip_grad_norm_([], 1.0)\n", names)
+    exec(
+        "import torch\nclass Typed:\n    def training_step(self):\n        torch.nn.utils.clip_grad_norm_([], 1.0)\n",
+        names,
+    )
     assert naming(names["Typed"]()) == {"Typed.training_step": False}

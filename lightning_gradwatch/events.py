@@ -184,9 +184,7 @@ _TEXTS: dict[EventKind, _Text] = {
         "Nothing to do: this is what clipping is for. If it happens at most steps, lower the learning rate.",
     ),
     EventKind.CLIPPING_LIMITS_STEPS: _Text(
-        Severity.WARNING,
-        "Clipping acts on most of the steps.{detail}",
-        "Raise the bound above the gradient norms of ordinary steps, so that it acts on a few.",
+        Severity.WARNING, "Clipping acts on most of the steps.{detail}", "Raise the bound, so that it acts on a few."
     ),
     EventKind.CLIPPING_WITHOUT_EFFECT: _Text(
         Severity.WARNING,

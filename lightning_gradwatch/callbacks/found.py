@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lightning_gradwatch.audit import ClippingSummary
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
-from lightning_gradwatch.detect.clipping import ClippingSummary
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.runlog.verdict import LayerSummary

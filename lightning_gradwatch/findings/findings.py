@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from lightning_gradwatch.detect.clipping import ClippingSummary
+from lightning_gradwatch.audit import ClippingSummary
 from lightning_gradwatch.engine.observation import Observation
 from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lightning_gradwatch.detect.clipping import ClipVerdict
+from lightning_gradwatch.audit import ClipVerdict
 from lightning_gradwatch.runlog.reader import Run
 
 _SIGNS: dict[str, str] = {  # told apart without colour

@@ -20,7 +20,7 @@ Document = dict[str, Any]
 
 
 def diagnose(run: Run) -> Document:
-    """Verdicts, clipping, events and advice; ``docs/reference/diagnosis.md`` explains each field."""
+    """Verdicts, clipping, events, advice; ``docs/reference/diagnosis.md`` explains each field."""
     events = [event for event in run.event_records if not closes_episode(event)]
     layers = summarise(run.profile_records, run.event_records)
     found = _groups(events)

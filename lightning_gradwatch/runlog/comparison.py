@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from lightning_gradwatch.detect.clipping import ClipVerdict
+from lightning_gradwatch.audit import ClipVerdict
 from lightning_gradwatch.events import Severity, closes_episode
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.runlog.summary import LayerSummary, summarise

@@ -19,7 +19,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from benchmarks.campaigns.clip_audit import models
 from benchmarks.campaigns.clip_audit.models import ClipsWhen, Ledger, Network, Notes, Two
 from lightning_gradwatch import AdaptiveClip, GradWatch, Norm
-from lightning_gradwatch.detect.clipping import ClippingSummary, ClipVerdict
+from lightning_gradwatch.audit import ClippingSummary, ClipVerdict
 
 CELLS = ("RNN", "GRU", "LSTM")
 OPTIMIZERS = ("SGD", "momentum", "Adam", "AdamW", "RMSprop")

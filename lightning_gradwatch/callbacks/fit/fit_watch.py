@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_gradwatch.audit import clipping_event, summarise_clipping
 from lightning_gradwatch.callbacks.anomaly.bundle import target_of
 from lightning_gradwatch.callbacks.anomaly.handling import AnomalyHandling
 from lightning_gradwatch.callbacks.fit.options import FitOptions
 from lightning_gradwatch.callbacks.fit.passes import BackwardPasses
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
-from lightning_gradwatch.detect.clipping import clipping_event, summarise_clipping
 from lightning_gradwatch.engine.observation import Cells, Observation
 from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import EventKind, Moment

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradwatch.detect.clipping import ClipEvidence, Clippers
-from lightning_gradwatch.detect.clipping.words import NO_BACKWARD
+from lightning_gradwatch.audit import ClipEvidence, Clippers
+from lightning_gradwatch.audit.words import NO_BACKWARD
 from lightning_gradwatch.trainer.clip_audit.backward_end import at_its_end
 from lightning_gradwatch.trainer.clip_audit.gradients import Gradients
 from lightning_gradwatch.trainer.clip_audit.one_optimizer import AuditedOptimizer, touched

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.audit import ClipSample
 from lightning_gradwatch.clip.norms import tensor_norms
-from lightning_gradwatch.detect.clipping import ClipSample
 from lightning_gradwatch.recurrent.measure.gradient_norm import PendingValues, numbers
 
 _GROWN = 1e-4

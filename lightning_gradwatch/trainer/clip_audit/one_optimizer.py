@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.detect.clipping import ClipSample
+from lightning_gradwatch.audit import ClipSample
 from lightning_gradwatch.trainer.clip_audit.gradients import Gradients, Marks, differ, marks, same, sample_of
 from lightning_gradwatch.trainer.clip_audit.who import parameters_of
 

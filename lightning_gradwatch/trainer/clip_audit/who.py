@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from lightning_gradwatch.detect.clipping import Clippers
+from lightning_gradwatch.audit import Clippers
 from lightning_gradwatch.trainer.clip_audit.source import naming
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer
 from lightning_gradwatch.trainer.conflict import clipping_override

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.campaigns.clip_audit import campaign
 from benchmarks.campaigns.clip_audit.campaign import WAYS
-from lightning_gradwatch.detect.clipping import ClippingSummary, ClipVerdict
+from lightning_gradwatch.audit import ClippingSummary, ClipVerdict
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, Norm, load_run
-from lightning_gradwatch.detect.clipping import ClipVerdict
+from lightning_gradwatch.audit import ClipVerdict
 from tests.integration.ways import Manual
 from tests.models import TinyLanguageModel, sentences, trainer
 

@@ -18,7 +18,9 @@ def words(caplog: Any) -> list[str]:
     return [line for line in caplog.text.splitlines() if "GradWatch, step " in line and "rnn" in line]
 
 
-def fit(tmp_path: Any, model: pl.LightningModule, watch: GradWatch | None = None, length: int = 41, **options: Any) -> None:
+def fit(
+    tmp_path: Any, model: pl.LightningModule, watch: GradWatch | None = None, length: int = 41, **options: Any
+) -> None:
     torch.manual_seed(0)
     trainer(tmp_path, [watch or GradWatch(every_n_steps=2)], **options).fit(model, sentences(length=length))
 

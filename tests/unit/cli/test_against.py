@@ -115,7 +115,11 @@ def test_the_diagnosis_in_words_says_the_same(tmp_path, capsys) -> None:
     folder = run(tmp_path / "run", 10, events=(INPUT,), clipping=[LIMITS])
     assert main(["diagnose", str(folder)]) == 0
     said = capsys.readouterr().out
-    for words in ("the worst is critical", "rnn, layer 0: vanishing.", "Clipping, optimizer 0: step limiter. It acted on"):
+    for words in (
+        "the worst is critical",
+        "rnn, layer 0: vanishing.",
+        "Clipping, optimizer 0: step limiter. It acted on",
+    ):
         assert words in said
     assert f"What to do about NONFINITE_INPUT (rnn): {INPUT.remedy}" in said
 

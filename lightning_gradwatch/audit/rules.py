@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from lightning_gradwatch.detect.clipping.evidence import ClipEvidence
+from lightning_gradwatch.audit.evidence import ClipEvidence
 from lightning_gradwatch.events import StrEnum
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_gradwatch.detect.clipping.evidence import ClipEvidence
-from lightning_gradwatch.detect.clipping.rules import LIMITING_SHARE, ClipVerdict, judge_clipping
-from lightning_gradwatch.detect.clipping.words import remedy_of, sentence_of
+from lightning_gradwatch.audit.evidence import ClipEvidence
+from lightning_gradwatch.audit.rules import LIMITING_SHARE, ClipVerdict, judge_clipping
+from lightning_gradwatch.audit.words import remedy_of, sentence_of
 from lightning_gradwatch.events import Event, EventKind, Moment
 
 _KINDS = {

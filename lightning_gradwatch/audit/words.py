@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from lightning_gradwatch.detect.clipping.evidence import ClipEvidence
-from lightning_gradwatch.detect.clipping.rules import ClipVerdict, interval
+from lightning_gradwatch.audit.evidence import ClipEvidence
+from lightning_gradwatch.audit.rules import ClipVerdict, interval
 
 NO_BACKWARD = "its backward passes went past Lightning (use self.manual_backward(loss))"
 NO_STEP = "no step was taken with a finite gradient"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gradwatch import EventKind, Moment
-from lightning_gradwatch.detect.clipping import (
+from lightning_gradwatch.audit import (
     ClipEvidence,
     Clippers,
     ClipSample,
@@ -19,7 +19,7 @@ from lightning_gradwatch.detect.clipping import (
     clipping_event,
     summarise_clipping,
 )
-from lightning_gradwatch.detect.clipping.rules import interval, judge_clipping
+from lightning_gradwatch.audit.rules import interval, judge_clipping
 
 NORMS = (1.0, 2.0, 0.5, 3.0, 1.5)
 

@@ -17,7 +17,7 @@ from lightning_gradwatch.recurrent.adjoint.quiet import without_warnings
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
 from lightning_gradwatch.recurrent.layout import FORWARD, Layout, pick_sequences
-from lightning_gradwatch.recurrent.measure.anchors import Anchors, choose_anchors, smallest_normal, too_small
+from lightning_gradwatch.recurrent.measure.anchors import Anchors, choose_anchors, norm, smallest_normal, too_small
 from lightning_gradwatch.recurrent.measure.direction import Boundary, DirectionSweep
 from lightning_gradwatch.recurrent.measure.reached import reached_sequences
 from lightning_gradwatch.recurrent.pause import paused
@@ -37,7 +37,8 @@ class Sweep:
 
     ``inexact_reason`` is None when the recomputed outputs agree with the recorded ones and nothing
     was missing. ``with_gradient``: to how many sequences of the whole batch the loss sends
-    anything.
+    anything. ``inputs``: ‖∂L/∂x_t‖ of the lowest layer's input ``(time, stream, sequence)``, as the
+    caller counts time, if it was asked for.
     """
 
     layout: Layout
@@ -45,6 +46,7 @@ class Sweep:
     directions: list[list[DirectionSweep]]
     inexact_reason: str | None
     with_gradient: int
+    inputs: Tensor | None = None
 
 
 @torch.no_grad()
@@ -56,6 +58,7 @@ def sweep(
     chunk: int = CHUNK,
     gates: bool = False,
     saturation: bool = False,
+    inputs: bool = False,
     sequences: list[int] | None = None,
 ) -> Sweep:
     """Run the adjoint of ``call`` over up to ``max_sequences`` of its sequences, exactly for those.
@@ -67,20 +70,30 @@ def sweep(
     Args:
         gates: look for the first pre-activation that is not finite as well.
         saturation: count the saturated gates as well.
+        inputs: go on to the module's input.
         sequences: the very ones to take.
     """
     reached = reached_sequences(call)
     layout = Layout(call, pick_sequences(reached, max_sequences) if sequences is None else sequences)
     chosen = choose_anchors(call, layout, anchors, chunk)
-    run = partial(_run, call, layout, chunk=chunk, gates=gates, saturation=saturation)
+    run = partial(_run, call, layout, chunk=chunk, gates=gates, saturation=saturation, inputs=inputs)
     stack = run(chosen)
     if chosen.lift != 1 and not stack.is_finite():  # it may be so only because it was lifted
         stack = run(replace(chosen, lift=1.0))
-    return Sweep(layout, chosen, stack.directions, stack.inexact_reason(), int(reached.sum()))
+    return Sweep(layout, chosen, stack.directions, stack.inexact_reason(), int(reached.sum()), stack.inputs)
 
 
-def _run(call: RecurrentCall, layout: Layout, anchors: Anchors, *, chunk: int, gates: bool, saturation: bool) -> _Stack:
-    stack = _Stack(call, layout, anchors, chunk, gates, saturation)
+def _run(
+    call: RecurrentCall,
+    layout: Layout,
+    anchors: Anchors,
+    *,
+    chunk: int,
+    gates: bool,
+    saturation: bool,
+    inputs: bool,
+) -> _Stack:
+    stack = _Stack(call, layout, anchors, chunk, gates, saturation, inputs)
     with without_warnings(), paused():
         if call.shape.num_directions == 1:
             stack.sweep_unidirectional()
@@ -93,7 +106,14 @@ class _Stack:
     """All layers and directions of one call, with the order in which they are visited."""
 
     def __init__(
-        self, call: RecurrentCall, layout: Layout, anchors: Anchors, chunk: int, gates: bool, saturation: bool
+        self,
+        call: RecurrentCall,
+        layout: Layout,
+        anchors: Anchors,
+        chunk: int,
+        gates: bool,
+        saturation: bool,
+        inputs: bool,
     ) -> None:
         self.call, self.layout, self.anchors = call, layout, anchors
         shape = call.shape
@@ -102,6 +122,8 @@ class _Stack:
             self.dtype = torch.float32
         self.chunk, self._gates, self._saturation = chunk, gates, saturation
         self.chunks = self._chunks(chunk)
+        size = layout.timesteps, 1 + len(anchors), len(layout.sequences)
+        self.inputs = torch.zeros(size, dtype=torch.float64) if inputs else None
         self.masks = redraw_masks(call, layout)
         self.output_gradient = call.output_gradient.value()
         self.h_n_gradient, self.c_n_gradient = call.h_n_gradient.value(), call.c_n_gradient.value()
@@ -195,7 +217,9 @@ class _Stack:
             self._climb(chunk)
             gradient = self._from_output(FORWARD, start, stop)
             for layer in range(len(self.directions) - 1, -1, -1):
-                below = self.directions[layer][0].back(chunk, start, stop, gradient, with_input=layer > 0)
+                below = self.directions[layer][0].back(chunk, start, stop, gradient, with_input=self._goes_below(layer))
+                if not layer:
+                    self._note_inputs(start, stop, below)
                 mask = self._mask(layer, start, stop)
                 gradient = below if mask is None or below is None else below * mask[:, None]
                 if gradient is None:
@@ -223,7 +247,8 @@ class _Stack:
         gradient: Callable[[int, int, int], Tensor] = self._from_output
         for layer in range(len(self.directions) - 1, -1, -1):
             below = self._back_layer(layer, inputs[layer], gradient)
-            if below is None:
+            if below is None or not layer:
+                self._note_inputs(0, self.layout.timesteps, below)
                 break
             mask = self._mask(layer, 0, self.layout.timesteps)
             below = below if mask is None else below * mask[:, None]
@@ -255,7 +280,7 @@ class _Stack:
                 start, stop = self.chunks[k]
                 recorded = self._recorded(direction, start, stop) if top else None
                 sweep.climb(k, start, stop, source(direction, start, stop), recorded)
-                part = sweep.back(k, start, stop, gradient(direction, start, stop), with_input=layer > 0)
+                part = sweep.back(k, start, stop, gradient(direction, start, stop), with_input=self._goes_below(layer))
                 if part is not None:
                     parts.insert(0, part)
             if parts:
@@ -274,6 +299,17 @@ class _Stack:
         width = self.call.shape.state_size
         halves = [self._flip_streams(below[..., d * width : (d + 1) * width], d) for d in range(2)]
         return lambda direction, start, stop: halves[direction][start:stop]
+
+    def _goes_below(self, layer: int) -> bool:
+        """Whether anybody wants to know what a layer sends to its input."""
+        return layer > 0 or self.inputs is not None
+
+    def _note_inputs(self, start: int, stop: int, gradients: Tensor | None) -> None:
+        """Norms of what the lowest layer sends to its input."""
+        if self.inputs is not None and gradients is not None:
+            into = self.inputs[start:stop, : gradients.shape[1]]
+            into.copy_(norm(gradients))
+            into[:, 0] /= self.anchors.lift
 
     def is_finite(self) -> bool:
         """Whether all of the whole loss's gradients are."""

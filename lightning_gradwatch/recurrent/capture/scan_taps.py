@@ -63,7 +63,7 @@ def tap_scan(
         raise ValueError(f"`lengths` must hold one number a sequence, {shape.sequences}; found {len(lengths)}.")
     if _listeners:
         scan = Scan(name, 0, shape, h, a, inputs, readout, reverse, lengths)
-        for listener in _listeners:
+        for listener in tuple(_listeners):  # one that finds its fit over ends its listening
             listener(scan)
     return h
 

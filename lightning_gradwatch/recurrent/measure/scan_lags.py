@@ -99,5 +99,5 @@ def _rows(horizons: dict[int, Tensor]) -> Floats:
 def _table(curves: Sequence[Tensor]) -> Floats:
     table = np.full((len(curves), max(map(len, curves), default=0)), np.nan)
     for row, curve in zip(table, curves, strict=True):
-        row[: len(curve)] = np.nan_to_num(curve.numpy(), nan=np.inf, posinf=np.inf)
+        row[: len(curve)] = np.nan_to_num((curve / curve[0]).numpy(), nan=np.inf, posinf=np.inf)
     return table

@@ -5,7 +5,6 @@ vocabulary that every part reports in.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -52,7 +51,9 @@ class EventKind(StrEnum):
     VANISHING_HIDDEN_GRADIENT = "VANISHING_HIDDEN_GRADIENT"
     SATURATED_GATES = "SATURATED_GATES"
     FEW_TIMESTEPS_REACHED = "FEW_TIMESTEPS_REACHED"
+    ONE_SEQUENCE_REACHED = "ONE_SEQUENCE_REACHED"
     NO_GRADIENT_THROUGH_TIME = "NO_GRADIENT_THROUGH_TIME"
+    SCAN_MISMATCH = "SCAN_MISMATCH"
     AMP_OVERFLOW = "AMP_OVERFLOW"
     GRADIENT_CLIPPED = "GRADIENT_CLIPPED"
     STEP_SKIPPED = "STEP_SKIPPED"
@@ -139,7 +140,7 @@ _TEXTS: dict[EventKind, _Text] = {
     ),
     EventKind.SATURATED_GATES: _Text(
         Severity.WARNING,
-        "Hardly any gradient reaches the weights of {place}: {value:.2g} of what the loss sends to its hidden states "
+        "Little gradient reaches the weights of {place}: {value:.2g} times what the loss sends to its hidden states "
         "(bound {threshold:.2g}).{detail}",
         "Standardise the inputs, or begin with smaller weights and a lower learning rate: a saturated gate has no slope that a gradient "
         "could pass through.",
@@ -150,11 +151,25 @@ _TEXTS: dict[EventKind, _Text] = {
         "Read the state where it has seen the whole sequence: the final state h_n, of both directions where there are two, or the output "
         "at all timesteps. Where the loss belongs to early timesteps alone, cut the sequences behind it.",
     ),
+    EventKind.ONE_SEQUENCE_REACHED: _Text(
+        Severity.WARNING,
+        "The loss reaches {value:.0f} of the {threshold:.0f} sequences of {place} only.{detail}",
+        "See which axis of the input is time, and which one the loss reads. If one sequence alone "
+        "is meant to be learned from, there is nothing to do.",
+    ),
     EventKind.NO_GRADIENT_THROUGH_TIME: _Text(
         Severity.WARNING,
         "No gradient flows through time in {place}.{detail}",
         "Pass the state of one step on to the next without detach() and without a new initial state. "
         "If that is meant, there is nothing to do.",
+    ),
+    EventKind.SCAN_MISMATCH: _Text(
+        Severity.WARNING,
+        "From {place} on, the states differ from a·h + b of the state before and the inputs that were named, by {value:.2g} of their "
+        "size (rounding explains {threshold:.2g}).{detail}",
+        "Compare the parallel form with a loop over the timesteps on one batch, in float64. If it is right, what was named as decay and "
+        "inputs is not what the scan is given: a decay of another timestep (off by one), before its exp or sigmoid, or inputs "
+        "without their factor (1 − a, Δ).",
     ),
     EventKind.AMP_OVERFLOW: _Text(
         Severity.INFO,
@@ -293,21 +308,3 @@ class Event:
     def to_record(self) -> dict[str, Any]:
         """The event as one flat record of the run log."""
         return dataclasses.asdict(self)
-
-
-def growth_in_words(rate: float) -> str:
-    """What a growth rate makes of the gradient with each timestep back."""
-    if abs(rate) < KEEPS:
-        return "it keeps its size"
-    if rate < 0:
-        left = 100 * math.exp(rate)
-        return f"it fades, to {left:.0f} % with each" if left >= 1 else "it fades, to under 1 % with each"
-    return (
-        f"it grows, by {100 * math.expm1(rate):.2g} % with each"
-        if rate < math.log(2)
-        else f"it grows, {math.exp(rate):.3g}-fold with each"
-    )
-
-
-KEEPS = 0.005
-"""A growth rate under this, in nats per timestep, is no growth that anybody would notice."""

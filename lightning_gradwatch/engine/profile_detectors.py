@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from lightning_gradwatch.detect import (
     Detector,
     ExplodingDetector,
+    OneSequenceDetector,
     SaturationDetector,
+    ScanMismatchDetector,
     ShortReachDetector,
     VanishingDetector,
 )
@@ -31,7 +33,14 @@ class ProfileDetectors:
 
     def __init__(self, own: Sequence[Detector] = ()) -> None:
         self.exploding = ExplodingDetector()
-        built_in = (self.exploding, SaturationDetector(), VanishingDetector(), ShortReachDetector())
+        built_in = (
+            self.exploding,
+            SaturationDetector(),
+            VanishingDetector(),
+            ShortReachDetector(),
+            OneSequenceDetector(),
+            ScanMismatchDetector(),
+        )
         self._all: tuple[Detector, ...] = (*built_in, *map(GuardedDetector, own))
 
     def __call__(self, profile: Profile, moment: Moment) -> Iterator[Event]:

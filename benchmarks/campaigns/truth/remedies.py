@@ -157,6 +157,23 @@ def _truncate(c: Context, m: Words) -> None:
 
 
 helps(
+    ("few sequences",),
+    "If <int:t> is the number of timesteps, batch_first=True was forgotten: make the module with it, or transpose "
+    "its input, x.transpose(0, 1).",
+    "If <int:t> is the number of timesteps, the input has time first: transpose it, x.transpose(0, 1), or leave out "
+    "batch_first=True.",
+    "See which axis of the input is time, and which one the loss reads.",
+    "If one sequence alone is meant to be learned from, there is nothing to do.",
+)
+
+helps(
+    ("divergence", "outlier"),
+    "Begin anew with a learning rate ten times lower, or let it rise slowly (warm-up): within a few steps the run has "
+    "left where it began.",
+    "AdaptiveClip() clips single steps, and does not shorten those of Adam and its like.",
+)
+
+helps(
     ("short reach", "padding, rightly read"),
     "The output at the last timestep holds the reverse direction's first step, which has seen that timestep alone.",
     "The output at the last timestep (output[:, -1]) holds the reverse direction's first step, which has seen "

@@ -28,7 +28,7 @@ def tap(h: T, name: str = "tap") -> T:
     """
     if not isinstance(h, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]  # what users pass is not checked otherwise
         raise TypeError(f"`h` must be a tensor; found {type(h).__name__}. Tap h and c of an LSTM under two names.")
-    for listener in _listeners:
+    for listener in tuple(_listeners):  # one that finds its fit over ends its listening
         listener(name, h)
     return h
 

@@ -22,6 +22,7 @@ from lightning_gradwatch.recurrent.graph.rounds import (
 from lightning_gradwatch.recurrent.graph.topology import Topology
 from lightning_gradwatch.recurrent.graph.uses import Uses, uses_of_parameters, uses_of_slices
 from lightning_gradwatch.recurrent.loop import Loop
+from lightning_gradwatch.recurrent.scan import Scan
 
 MOST_NODES = 200_000
 """A larger graph is not searched."""
@@ -34,6 +35,9 @@ FEWEST_IN_A_ROW = 3
 
 FEWEST_THAT_JOIN = 4
 """So many uses must join a chain one after the other, none of them lying on it."""
+
+PUT_TOGETHER = 4
+"""So many operations may make one tensor of the states of a loop, or read it out."""
 
 ITSELF = "In one step this parameter is used {count} times in a row, each time on what hangs on the use before it."
 JOINING = (
@@ -62,7 +66,7 @@ class Unmarked:
 
 
 def unmarked(
-    loss: Tensor, calls: Iterable[RecurrentCall | Loop], numbers: Iterable[int], names: Mapping[int, str]
+    loss: Tensor, calls: Iterable[RecurrentCall | Loop | Scan], numbers: Iterable[int], names: Mapping[int, str]
 ) -> list[Unmarked] | None:
     """The recurrences behind a loss that are none of ``calls``, each once; None where the graph is
     too large. It walks through the whole graph, and changes nothing.
@@ -121,13 +125,26 @@ class _Search:
             self._found.append((uses, rounds))
 
 
-def _states(calls: Iterable[RecurrentCall | Loop]) -> set[Node]:
+def _states(calls: Iterable[RecurrentCall | Loop | Scan]) -> set[Node]:
     found = set[Node]()
     for call in calls:
         if isinstance(call, RecurrentCall):
             found.update(edge[0] for edge in call.edges.made if edge is not None)
+        elif isinstance(call, Scan):
+            found.update(_behind(call.node))
         else:
             found.update(state.edge.node for state in call.states)
+    return found
+
+
+def _behind(node: Node | None) -> set[Node]:
+    """What a scan's states were put together from, where a loop made them: within a few
+    operations.
+    """
+    found = frontier = set[Node]() if node is None else {node}
+    for _ in range(PUT_TOGETHER):
+        frontier = {child for one in frontier for child, _ in one.next_functions if child is not None}
+        found = found | frontier
     return found
 
 

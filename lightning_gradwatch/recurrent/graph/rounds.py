@@ -62,7 +62,7 @@ class Rounds:
 
 
 def uses_in_a_row(graph: Topology, uses: Collection[int], barriers: Collection[int]) -> Rounds:
-    """The most uses that lie on one way through the graph, none of which leads through a barrier."""
+    """The most uses that lie on one way through the graph that leads through no barrier."""
     count, via = [0] * len(graph.nodes), [-1] * len(graph.nodes)
     for at, children in enumerate(graph.children):
         for child, _ in children:

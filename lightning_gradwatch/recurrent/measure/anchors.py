@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent.adjoint import computed_in
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, REVERSE, Layout
 
@@ -96,7 +97,7 @@ def choose_anchors(call: RecurrentCall, layout: Layout, count: int, chunk: int) 
     the last of the reverse direction.
     """
     norms = direct_norms(call, layout, chunk)
-    dtype = torch.float64 if call.weights[0].dtype == torch.float64 else torch.float32
+    dtype = computed_in(call)
     precise = norms >= smallest_normal(call)
     both = call.shape.num_directions == len(DIRECTIONS)
     count = max(count, 2) if both and count else count
@@ -104,7 +105,7 @@ def choose_anchors(call: RecurrentCall, layout: Layout, count: int, chunk: int) 
     scale = torch.ones(count, len(layout.sequences), dtype=torch.float64)
     for j in range(len(layout.sequences)):
         reached = torch.nonzero(precise[:, j] if bool(precise[:, j].any()) else norms[:, j]).flatten().tolist()
-        for i, rank in enumerate(reversed(_spread(len(reached), count, both))):
+        for i, rank in enumerate(reversed(spread(len(reached), count, both))):
             timestep[i, j] = reached[rank]
             size = float(norms[reached[rank], j])
             scale[i, j] = 1 / max(size, torch.finfo(dtype).tiny) if size < math.inf else 1.0
@@ -137,7 +138,7 @@ def smallest_normal(call: RecurrentCall) -> float:
     return max((torch.finfo(gradient.dtype).tiny for gradient in arrived if gradient is not None), default=0.0)
 
 
-def _spread(available: int, count: int, both_ends: bool) -> list[int]:
+def spread(available: int, count: int, both_ends: bool) -> list[int]:
     """Ranks in ``range(available)``, ascending, each once."""
     if not available:
         return []

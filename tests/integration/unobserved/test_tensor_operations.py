@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch import Event, EventKind, GradWatch, load_run, tap
+from lightning_gradwatch import Event, EventKind, GradWatch, load_run, tap, tap_scan
 from lightning_gradwatch.report import write_report
 from lightning_gradwatch.runlog.summary import summarise
 from tests.integration.recurrences import ByHand, Run, series
@@ -192,3 +192,17 @@ def test_a_graph_that_is_too_large_is_said(tmp_path: Path, monkeypatch: pytest.M
     (event,) = notes(fit(RECURRENCES["products"](), lambda net, x: net(x).square().mean(), tmp_path))
     assert event.module is None
     assert "was not searched" in event.message
+
+
+@pytest.mark.parametrize("read", [lambda h: h, lambda h: h.relu(), lambda h: h.transpose(1, 2)])
+def test_a_loop_whose_states_are_marked_together_is_not_told(read: Any, tmp_path: Path) -> None:
+    """As a diagonal recurrence, with tap_scan."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        decay, h, states = net.a.sigmoid(), zeros(x), []
+        for t in range(x.shape[1]):
+            h = decay * h + net.W(x[:, t])
+            states.append(h)
+        return read(tap_scan(torch.stack(states, 1), decay)).square().mean()
+
+    assert not notes(fit(Net(plain, W=linear(), a=weight(WIDTH)), run, tmp_path))

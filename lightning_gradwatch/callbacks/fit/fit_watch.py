@@ -33,7 +33,7 @@ _NOTHING = (
 )
 _PERHAPS = (
     "Take it out if the model has no recurrence. If it has one of its own, its state is not passed on from call to call, or "
-    "tap() has to mark it."
+    "tap() or tap_scan() has to mark it."
 )
 
 

@@ -2,6 +2,7 @@
 vocabulary that every part reports in.
 """
 
+# Over 300 lines: the vocabulary of events is one list, with the texts that every view shows.
 from __future__ import annotations
 
 import dataclasses
@@ -187,9 +188,7 @@ _TEXTS: dict[EventKind, _Text] = {
         Severity.WARNING, "Clipping acts on most of the steps.{detail}", "Raise the bound, so that it acts on a few."
     ),
     EventKind.CLIPPING_WITHOUT_EFFECT: _Text(
-        Severity.WARNING,
-        "Clipping is asked for and has no effect.{detail}",
-        "Clip after the backward pass, before the step, and the parameters of the optimizer that steps.",
+        Severity.WARNING, "Clipping is asked for and has no effect.{detail}", "Clip between backward pass and step."
     ),
     EventKind.STEP_SKIPPED: _Text(
         Severity.WARNING,

@@ -1,7 +1,8 @@
-"""What a callback that clips tells to what says who clips."""
+"""What a callback that clips tells to the others of a fit."""
 
 from __future__ import annotations
 
+from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.state import OptimizerState, clip_counts
 
@@ -22,3 +23,7 @@ class ClipFacts:
     def clip_counts(self) -> dict[int, tuple[int, int]]:
         """Of each optimizer, by its index, how many steps were clipped, of how many."""
         return clip_counts(self._states)
+
+    def policies_in_use(self) -> list[list[ClipPolicy | TensorPolicy]]:
+        """Of each optimizer the policies that hold a state of this fit."""
+        return [self._states[index].policies() for index in sorted(self._states)]

@@ -19,7 +19,7 @@ from lightning_gradwatch.findings.announcer import Announcer
 from lightning_gradwatch.findings.closing import say_findings
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.outside.findings import LoopFindings, Scalars
-from lightning_gradwatch.outside.model import inner_model, inner_optimizer
+from lightning_gradwatch.outside.model import inner_model, inner_optimizer, optimizers_of
 from lightning_gradwatch.outside.processes import gradients_are_averaged, rank
 from lightning_gradwatch.outside.run_log import close_run_log, open_run_log, others
 from lightning_gradwatch.outside.session import Session, SessionOptions
@@ -29,6 +29,9 @@ from lightning_gradwatch.runlog.notebook import verdict_table
 from lightning_gradwatch.runlog.verdict import LayerSummary
 
 _UNANNOUNCED = "its gradients did not come from a backward pass of one loss; no lags were measured"
+
+
+_ANY = "Leave it out to hear every optimizer that holds a parameter of the model."
 
 
 class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
@@ -66,6 +69,7 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
             what was found, through the logger ``lightning_gradwatch``.
         detectors: your own, which judge the profiles of sampled steps; each time it is entered
             begins with a copy of them.
+        influence: measure also what reaches the inputs of each fused module, as ``GradWatch`` does.
 
     Attributes:
         run_dir: where the run log lies; None before, and where none could be written.
@@ -96,8 +100,9 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
         log: Scalars | None = None,
         summary: bool = True,
         detectors: list[Detector] | None = None,
+        influence: bool = False,
     ) -> None:
-        self.model, self.optimizers = _checked_model(model), _checked_optimizers(optimizer)
+        self.model, self.optimizers = _checked_model(model), [] if optimizer is None else optimizers_of(optimizer, _ANY)
         switch = "Leave out the watch to switch it off."
         self.every_n_steps = arguments.whole("every_n_steps", every_n_steps, switch)
         self.anchors = arguments.whole("anchors", anchors, "One anchor follows the loss of the last timestep alone.")
@@ -109,7 +114,7 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
         check_patterns(modules, "leave out the watch")
         self.modules, self.max_sequences, self.keep_sequences = modules, max_sequences, keep_sequences
         self.dirpath, self.on_event, self.log, self.summary = dirpath, on_event, log, summary
-        self.detectors = checked_detectors(detectors)
+        self.detectors, self.influence = checked_detectors(detectors), influence
         self.run_dir: Path | None = None
         self._session: Session | None = None
         self._found = self._findings()
@@ -201,13 +206,14 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
     def _options(self) -> SessionOptions:
         patterns = None if self.modules == "auto" else self.modules
         looks = WatchOptions(
-            patterns,
-            patterns is None,
-            self.max_sequences,
-            self.anchors,
-            copy.deepcopy(self.detectors),
-            self.raise_own_errors,
-            _UNANNOUNCED,
+            patterns=patterns,
+            find_cells=patterns is None,
+            max_sequences=self.max_sequences,
+            anchors=self.anchors,
+            influence=self.influence,
+            detectors=copy.deepcopy(self.detectors),
+            strict=self.raise_own_errors,
+            unannounced=_UNANNOUNCED,
         )
         config = {name: getattr(self, name) for name in (*SEEN_BY, "accumulate_grad_batches")}
         return SessionOptions(self.every_n_steps, self.accumulate_grad_batches, looks, config)
@@ -222,16 +228,3 @@ def _checked_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be an nn.Module; found {type(model).__name__}. Pass what the loop calls.")
     return model
-
-
-def _checked_optimizers(optimizer: Any) -> list[Optimizer]:
-    given: list[Any] = (
-        [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    )
-    for one in given:
-        if not isinstance(inner_optimizer(one), Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                f"`optimizer` must be a torch.optim.Optimizer, or several; found {type(one).__name__}. "
-                "Leave it out to hear every optimizer that holds a parameter of the model."
-            )
-    return given

@@ -13,7 +13,7 @@ from lightning_gradwatch.audit import ClippingSummary
 from lightning_gradwatch.engine.observation import Observation
 from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
-from lightning_gradwatch.findings.announcer import Announcer
+from lightning_gradwatch.findings.announcer import Announcer, Say
 from lightning_gradwatch.findings.event_sink import EventSink
 from lightning_gradwatch.findings.first_word import FirstWord
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
@@ -129,9 +129,10 @@ class Findings:
             self._announcer.hear(event)
         self.sink.take(event, write=told)
 
-    def first_words(self) -> list[str]:
-        """A line for each module that has been measured for the first time since this was asked."""
-        return self._first_word.lines([event.to_record() for event in self.events])
+    def say_first_words(self, say: Say) -> None:
+        """A line for each module that has been measured for the first time since."""
+        for line in self._first_word.lines([event.to_record() for event in self.events]):
+            say(line)
 
     def take_clipping(self, found: list[ClippingSummary]) -> None:
         """What became of the gradients between backward pass and step, over the whole training."""

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gradwatch.audit import clipping_event, summarise_clipping
 from lightning_gradwatch.callbacks.anomaly.bundle import target_of
 from lightning_gradwatch.callbacks.anomaly.handling import AnomalyHandling
+from lightning_gradwatch.callbacks.fit.clipping import tell_clipping
 from lightning_gradwatch.callbacks.fit.options import FitOptions
 from lightning_gradwatch.callbacks.fit.passes import BackwardPasses
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log
@@ -111,8 +111,7 @@ class FitWatch:
             self.audit.listen()
             reachable = {name: module for name, module in modules.items() if name not in unreachable}
             options = self._options.watch
-            if unreachable:
-                options = replace(options, find_cells=False)
+            options = replace(options, find_cells=options.find_cells and not unreachable)
             self.watch = Watch(self.module, reachable, options, self._clock, is_over)
             self._describe(modules)
 
@@ -128,24 +127,12 @@ class FitWatch:
             return False
         with suppress(Exception) if broken_off else nullcontext():
             self._recorder.take(watch.finish(self.passes.moment))
+            tell_clipping(self.audit, self._recorder, self.passes.moment, write=self.trainer.is_global_zero)
         self._recorder.take(watch.take())  # what was found before an error in the midst of it
         if watch.steps or not broken_off:
             self._recorder.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
-        with suppress(Exception) if broken_off else nullcontext():
-            self._conclude_audit()
         nothing = watch.has_nothing() and not self._has_unreachable
         return bool((events or not nothing) and (watch.steps or events or not broken_off))
-
-    def _conclude_audit(self) -> None:
-        """Say what became of the gradients between backward pass and step: the same on all ranks,
-        and written by one.
-        """
-        found = [summarise_clipping(one) for one in self.audit.findings()]
-        self._recorder.take_clipping(found)
-        for one in found:
-            event = clipping_event(one, self.passes.moment, several=len(found) > 1)
-            if event is not None:
-                self._recorder.sink.take(event, write=self.trainer.is_global_zero)
 
     def end_watching(self) -> None:
         """Take the hooks off and close the run log. Calling it again does nothing."""
@@ -216,9 +203,8 @@ class FitWatch:
 
     def before_zero_grad(self, optimizer: Optimizer) -> None:
         """The gradients of the step before are about to be thrown away."""
-        if self.watch is not None:
-            with self.harmless():
-                self.audit.before_zero_grad(optimizer)
+        with self.harmless():
+            self.audit.before_zero_grad(optimizer)
 
     def before_backward(self, loss: Tensor) -> None:
         """Keep a reference to the loss until its gradients have arrived; follow it
@@ -247,8 +233,7 @@ class FitWatch:
         if not self.module.automatic_optimization:
             self.after_backward()
         with self.harmless():
-            if self.watch is not None:
-                self.audit.before_optimizer_step(optimizer)
+            self.audit.before_optimizer_step(optimizer)
         self._steps.announce(optimizer)
         self.handling.before_step(self.trainer, self.module, optimizer, self.passes.moment)
 
@@ -282,9 +267,8 @@ class FitWatch:
             self.passes.follow_up()
         if self.handling.wanted:
             self._act_on(seen)
-            self._act_on(
-                self._take(watch.poll(wait=True))
-            )  # on a GPU the norm is on its way: only who acts has to wait for it
+            # On a GPU the norm is on its way: only who acts has to wait for it.
+            self._act_on(self._take(watch.poll(wait=True)))
 
     def _act_on(self, seen: Observation) -> None:
         self.handling.see(seen.events, self.trainer, self.module)
@@ -300,8 +284,8 @@ class FitWatch:
         self.passes.hold(None)
         seen = self._take(watch.end_step(self.passes.moment))
         self.audit.end_batch()
-        for line in self._recorder.first_words() if self._options.first_word else ():
-            say(line)
+        if self._options.first_word:
+            self._recorder.say_first_words(say)
         if seen.cells:
             self._adopt(watch, seen.cells)
         horizon = self._recorder.horizon_text()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
     from lightning_gradwatch.detect import Detector
     from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+    from lightning_gradwatch.outside.clipping import clip_adaptively
     from lightning_gradwatch.outside.loop_watch import watch
     from lightning_gradwatch.profile import Profile
     from lightning_gradwatch.recurrent.capture.scan_taps import tap_scan
@@ -46,6 +47,7 @@ _HOMES = {
     "TensorPolicy": "clip",
     "Value": "clip",
     "ZClip": "clip",
+    "clip_adaptively": "outside.clipping",
     "compare_starts": "starts",
     "initialise_": "starts",
     "load_run": "runlog.reader",
@@ -76,6 +78,7 @@ __all__ = [
     "TensorPolicy",
     "Value",
     "ZClip",
+    "clip_adaptively",
     "compare_starts",
     "initialise_",
     "load_run",

@@ -36,8 +36,7 @@ class LoopFindings(Findings):
         averaged: bool,
     ) -> None:
         super().__init__(keep_sequences, on_event, announcer)
-        self._scalars, self._averaged = scalars, averaged
-        self._warned = False
+        self._log_scalars, self._averaged = GuardedLog(scalars), averaged
 
     def take_event(self, event: Event) -> None:
         """An event, wherever it comes from."""
@@ -49,10 +48,22 @@ class LoopFindings(Findings):
 
     def hand_on(self, records: list[dict[str, Any]], scalars: dict[str, float], step: Step) -> None:
         """A sampled step, for the user's callable."""
-        if self._scalars is None or not scalars:
+        self._log_scalars(scalars, step.moment.step)
+
+
+class GuardedLog:
+    """The user's callable for values, if there is one; an error in it is one warning."""
+
+    def __init__(self, log: Scalars | None) -> None:
+        self._log = log
+        self._warned = False
+
+    def __call__(self, values: Mapping[str, float], step: int) -> None:
+        """Hand it the values."""
+        if self._log is None or not values:
             return
         try:
-            self._scalars(scalars, step.moment.step)
+            self._log(values, step)
         except Exception as error:  # the user's own callable: its failure must not harm the run
             if not self._warned:
                 self._warned = True

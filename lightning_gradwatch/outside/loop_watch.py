@@ -19,7 +19,7 @@ from lightning_gradwatch.findings.announcer import Announcer
 from lightning_gradwatch.findings.closing import say_findings
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.outside.findings import LoopFindings, Scalars
-from lightning_gradwatch.outside.model import inner_model, inner_optimizer
+from lightning_gradwatch.outside.model import inner_model, inner_optimizer, optimizers_of
 from lightning_gradwatch.outside.processes import gradients_are_averaged, rank
 from lightning_gradwatch.outside.run_log import close_run_log, open_run_log, others
 from lightning_gradwatch.outside.session import Session, SessionOptions
@@ -29,6 +29,9 @@ from lightning_gradwatch.runlog.notebook import verdict_table
 from lightning_gradwatch.runlog.verdict import LayerSummary
 
 _UNANNOUNCED = "its gradients did not come from a backward pass of one loss; no lags were measured"
+
+
+_ANY = "Leave it out to hear every optimizer that holds a parameter of the model."
 
 
 class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
@@ -97,7 +100,7 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
         summary: bool = True,
         detectors: list[Detector] | None = None,
     ) -> None:
-        self.model, self.optimizers = _checked_model(model), _checked_optimizers(optimizer)
+        self.model, self.optimizers = _checked_model(model), [] if optimizer is None else optimizers_of(optimizer, _ANY)
         switch = "Leave out the watch to switch it off."
         self.every_n_steps = arguments.whole("every_n_steps", every_n_steps, switch)
         self.anchors = arguments.whole("anchors", anchors, "One anchor follows the loss of the last timestep alone.")
@@ -222,16 +225,3 @@ def _checked_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be an nn.Module; found {type(model).__name__}. Pass what the loop calls.")
     return model
-
-
-def _checked_optimizers(optimizer: Any) -> list[Optimizer]:
-    given: list[Any] = (
-        [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    )
-    for one in given:
-        if not isinstance(inner_optimizer(one), Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                f"`optimizer` must be a torch.optim.Optimizer, or several; found {type(one).__name__}. "
-                "Leave it out to hear every optimizer that holds a parameter of the model."
-            )
-    return given

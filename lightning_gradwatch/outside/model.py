@@ -27,6 +27,20 @@ def inner_optimizer(optimizer: Any) -> Optimizer:
     return optimizer
 
 
+def optimizers_of(given: Any, remedy: str = "") -> list[Optimizer]:
+    """One optimizer or several, as they were given.
+
+    Raises:
+        TypeError: one is none; the message ends with the remedy.
+    """
+    optimizers: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    for one in optimizers:
+        if not isinstance(inner_optimizer(one), Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            message = f"`optimizer` must be a torch.optim.Optimizer, or several; found {type(one).__name__}."
+            raise TypeError(f"{message} {remedy}".rstrip())
+    return optimizers
+
+
 def out_of_reach(model: nn.Module, module: nn.Module) -> str | None:
     """Why a module cannot be measured in this process; None where it can."""
     kinds = {type(part).__name__ for part in (model, *model.modules())}

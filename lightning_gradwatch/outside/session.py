@@ -29,7 +29,7 @@ _TOO_MANY = f"more than {MOST_FORWARDS} forward passes of the model went by with
 _NOTHING = (
     "watch() found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the model: "
     "it only looks for NaN and inf from now on. If the model has a recurrence of its own, its state is not passed on from "
-    "call to call, or tap() has to mark it."
+    "call to call, or tap() or tap_scan() has to mark it."
 )
 
 

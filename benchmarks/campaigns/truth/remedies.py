@@ -116,7 +116,7 @@ helps(
 helps(
     ("nothing recurrent",),
     "Take it out if the model has no recurrence.",
-    "If it has one of its own, its state is not passed on from call to call, or tap() has to mark it.",
+    "If it has one of its own, its state is not passed on from call to call, or tap() or tap_scan() has to mark it.",
     "Mark the hidden states of a recurrence with tap().",
 )
 helps(

@@ -1,4 +1,4 @@
-"""Trains and is watched where neither Lightning is there. Run in a process of its own."""
+"""Trains, watched and clipped, where neither Lightning is there. Run in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ sys.meta_path.insert(0, Blocked())
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from lightning_gradwatch import load_run, watch  # noqa: E402
+from lightning_gradwatch import clip_adaptively, load_run, watch  # noqa: E402
 
 model = nn.GRU(4, 8, batch_first=True)
 optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-with watch(model, optimizer, every_n_steps=2, dirpath=sys.argv[1]) as w:
+with watch(model, optimizer, every_n_steps=2, dirpath=sys.argv[1]) as w, clip_adaptively(optimizer):
     for _ in range(4):
         optimizer.zero_grad()
         model(torch.randn(3, 6, 4))[0][:, -1].pow(2).mean().backward()

@@ -299,8 +299,9 @@ class GradWatch(Callback):
 
     def __repr__(self) -> str:
         where = "no run log" if self.run_dir is None else f"run log in {str(self.run_dir)!r}"
-        events = f"{len(self.events):,} event{'' if len(self.events) == 1 else 's'}"
-        return f"<GradWatch, every {self.every_n_steps:,} steps: {len(self.verdicts)} verdicts, {events}, {where}>"
+        counts = [(len(self.verdicts), "verdict"), (len(self.events), "event")]
+        found = ", ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in counts)
+        return f"<GradWatch, every {self.every_n_steps:,} steps: {found}, {where}>"
 
     def _repr_html_(self) -> str:
         return verdict_table("GradWatch", self.verdicts, [event.severity for event in self.events])

@@ -53,11 +53,8 @@ def measure_calls(
 
     Args:
         max_sequences: of each batch; None takes all.
-    calls: Sequence[RecurrentCall | Loop | Scan | Chain],
-    max_sequences: int | None,
-    anchors: int,
-    *,
-    influence: bool = False,
+        anchors: of each sequence of a fused call or a scan.
+        influence: measure the gradients of fused modules' inputs as well.
     """
     found: list[Profile] = []
     for call in calls:

@@ -48,7 +48,7 @@ def _card(entry: Record, run: str, *, several: bool) -> str:
 
 
 def _facts(entry: Record) -> Iterator[tuple[str, str]]:
-    if entry.get("by"):
+    if entry.get("by") and entry["verdict"] not in (ClipVerdict.NONE, ClipVerdict.NO_EFFECT):
         yield "clips", ", ".join(entry["by"])
     if entry.get("samples") is not None and entry.get("steps") is not None:
         yield "looked at", f"{entry['samples']:,} of {entry['steps']:,} steps"

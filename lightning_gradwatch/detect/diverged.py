@@ -82,8 +82,8 @@ class DivergenceDetector:
 
     Args:
         weights: norm of each weight matrix before training, by a key that stays.
-        usual: the same, where it begins far under what is usual that; growing up to it is no sign of
-            divergence. None takes ``weights``.
+        usual: the same, or what is usual where a matrix begins far under that: growing up to it is
+            no sign of divergence. None takes ``weights``.
     """
 
     def __init__(self, weights: Mapping[int, float], usual: Mapping[int, float] | None = None) -> None:

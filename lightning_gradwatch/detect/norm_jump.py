@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from lightning_gradwatch.detect.leap import CLEAR_FACTOR, NORM_FACTOR, Leap, Lea
 from lightning_gradwatch.detect.loss_scale import Multiplied
 from lightning_gradwatch.detect.recurring import OFTEN, Recurring
 from lightning_gradwatch.detect.remedy import RISEN_REMEDY, jump_remedy
-from lightning_gradwatch.events import Event, EventKind, Moment, closes_episode
+from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.thresholds import ENOUGH_EVIDENCE, ORDINARY_HISTORY, ORDINARY_SPREAD
 
 NORM_WINDOW = 64
@@ -48,11 +47,11 @@ class _Step:
     leap: Leap | None = None
 
 
-def _unknown() -> None:
+def unknown() -> None:
     """Nobody knows whether the loss was multiplied."""
 
 
-def _perhaps() -> bool:
+def perhaps() -> bool:
     """Nobody knows whether the weights have moved."""
     return True
 
@@ -100,8 +99,8 @@ class NormJumpDetector:
         detail: Callable[[], str] = lambda: "",
         *,
         loss: float | None = None,
-        multiplied: Callable[[], Multiplied | None] = _unknown,
-        moved: Callable[[], bool] = _perhaps,
+        multiplied: Callable[[], Multiplied | None] = unknown,
+        moved: Callable[[], bool] = perhaps,
     ) -> Event | None:
         """Take in one step's norm. Returns the event of a jump that begins here, or
         the record of one that ends here.
@@ -265,65 +264,3 @@ class NormJumpDetector:
             else jump_remedy(self._ordinary.centre(), step.moment),
         )
         return self._episodes.begin((), event, step.norm)
-
-
-class NormJumps:
-    """The norm of the recurrent modules' gradients and that of all parameters, judged
-    side by side; one event for both.
-
-    Of the whole there is one series for each backward pass within a batch: where the training calls
-    backward by itself, the gradients that earlier passes left are among them.
-    """
-
-    def __init__(self) -> None:
-        self._recurrent = NormJumpDetector()
-        self._whole: defaultdict[int, NormJumpDetector] = defaultdict(NormJumpDetector)
-        self._told: NormJumpDetector | None = None  # whose episode is the one that was told
-
-    def __call__(
-        self,
-        recurrent: float,
-        whole: float,
-        nth: int,
-        moment: Moment,
-        detail: Callable[[bool], str],
-        *,
-        loss: float | None = None,
-        multiplied: Callable[[], Multiplied | None] = _unknown,
-        moved: Callable[[], bool] = _perhaps,
-    ) -> Event | None:
-        """Take in one step's norms. Returns the event of a jump that begins here, or
-        the record of one that ends here.
-
-        Args:
-            nth: which backward pass of the batch it is.
-            detail: what there is to say of the step, by whether it is
-                about the recurrent modules alone.
-            loss, multiplied, moved: as for :class:`NormJumpDetector`.
-        """
-        own, every = self._recurrent, self._whole[nth]
-        found = [
-            (own, own(recurrent, moment, lambda: detail(True), loss=loss, multiplied=multiplied, moved=moved)),
-            (every, every(whole, moment, lambda: detail(False), loss=loss, multiplied=multiplied, moved=moved)),
-        ]
-        told = [event for detector, event in found if event is not None and self._is_told(detector, event)]
-        return told[0] if told else None
-
-    def overflowed(self, whole: float, limit: float, nth: int, moment: Moment, detail: str) -> Event | None:
-        """Take in a norm whose squares overflow."""
-        event = self._whole[nth].overflowed(whole, limit, moment, detail)
-        return event if event is not None and self._is_told(self._whole[nth], event) else None
-
-    def finish(self, moment: Moment) -> list[Event]:
-        """What is still to be told when training ends, of the one that was told or of the first
-        that has something to tell."""
-        asked = [*self._whole.values(), self._recurrent] if self._told is None else [self._told]
-        return next((found for one in asked if (found := one.finish(moment))), [])
-
-    def _is_told(self, detector: NormJumpDetector, event: Event) -> bool:
-        """Whether an event is no mere echo of an episode that another of the series began."""
-        ends = closes_episode(event.to_record())
-        if self._told is not (detector if ends else None):
-            return False
-        self._told = None if ends else detector
-        return True

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_gradwatch.profile import INPUT, Floats, Profile
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, REVERSE, Layout
 from lightning_gradwatch.recurrent.measure.anchors import Anchors, lags
 from lightning_gradwatch.recurrent.measure.sweep import Sweep
@@ -42,7 +43,9 @@ def influence_profiles(swept: Sweep, likes: list[Profile]) -> list[Profile]:
     ]
 
 
-def influence_curves(norms: Tensor, layout: Layout, anchors: Anchors, direction: int) -> Floats:
+def influence_curves(
+    norms: axes.Float[Tensor, "time anchor sequence"], layout: Layout, anchors: Anchors, direction: int
+) -> Floats:
     """``(curve, lag)``: ‖∂L_τ/∂x_{τ∓k}‖ over that at lag 0; anchors whose own input gets nothing
     are left out.
 

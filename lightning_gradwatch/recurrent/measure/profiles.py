@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_gradwatch.forward import Saturation
 from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import Floats, Profile
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
 from lightning_gradwatch.recurrent.initial_state import is_handed_over, is_truncated
@@ -52,11 +53,8 @@ def measure_calls(
 
     Args:
         max_sequences: of each batch; None takes all.
-    calls: Sequence[RecurrentCall | Loop | Scan | Chain],
-    max_sequences: int | None,
-    anchors: int,
-    *,
-    influence: bool = False,
+        anchors: of each sequence of a fused call or a scan.
+        influence: measure the gradients of fused modules' inputs as well.
     """
     found: list[Profile] = []
     for call in calls:
@@ -152,7 +150,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         saturation=None if saturation is None else saturation[layer][direction],
                         fused=not call.parts,
                         handed_over=_is_handed_over(call),
-                        apart=call.apart is not None,
+                        unjoined=call.unjoined is not None,
                         with_gradient=swept.with_gradient,
                         batch_first=_order(call),
                     )
@@ -160,7 +158,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
     return found + influence_profiles(swept, [one for one in found if one.state == "h" and one.layer == 0])
 
 
-def _sent(one: DirectionSweep) -> Tensor:
+def _sent(one: DirectionSweep) -> axes.Float[Tensor, "time sequence"]:
     """Norms of all that comes from outside the recurrence ``(time, sequence)``."""
     return one.direct if one.direct_cell is None else one.direct + one.direct_cell
 
@@ -212,7 +210,7 @@ def _followed(chain: Chain, totals: Norms, sequences: list[int]) -> tuple[list[F
     return [_over_first(lagged.both(layer)) for layer in layers], lagged.inexact_reason or mixed
 
 
-def _over_first(norms: Tensor) -> Floats:
+def _over_first(norms: axes.Float[Tensor, "time sequence"]) -> Floats:
     """``(time, sequence)`` → ``(curve, lag)`` of the sequences that
     the last timestep's loss reaches.
     """
@@ -304,4 +302,4 @@ def _nothing_known(call: RecurrentCall, timesteps: int) -> str | None:
     """Why a call of one timestep that is measured by itself says nothing of the way back;
     None where a call says something.
     """
-    return call.apart if timesteps == 1 else None
+    return call.unjoined if timesteps == 1 else None

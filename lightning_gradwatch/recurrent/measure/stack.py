@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint import adjoint_of, computed_in
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
@@ -85,25 +86,25 @@ class Stack:
         """
         return 1 + (self.anchors.begun(start) if self.call.shape.num_directions == 1 else len(self.anchors))
 
-    def _cast(self, tensor: Tensor | None) -> Tensor | None:
+    def _cast(self, tensor: axes.Float[Tensor, "sequence width"] | None) -> axes.Float[Tensor, "sequence width"] | None:
         return None if tensor is None else tensor.detach().to(self.dtype)
 
-    def _input(self, direction: int, start: int, stop: int) -> Tensor:
+    def _input(self, direction: int, start: int, stop: int) -> axes.Float[Tensor, "time sequence input"]:
         return self.layout.read(self.call.input.detach(), direction, start, stop).to(self.dtype)
 
-    def _recorded(self, direction: int, start: int, stop: int) -> Tensor:
+    def _recorded(self, direction: int, start: int, stop: int) -> axes.Float[Tensor, "time sequence state"]:
         """What the forward gave out for a direction of the top layer."""
         width = self.call.shape.state_size
         columns = self.call.output.detach()[..., direction * width : (direction + 1) * width]
         return self.layout.read(columns, direction, start, stop).to(self.dtype)
 
-    def _mask(self, layer: int, start: int, stop: int) -> Tensor | None:
+    def _mask(self, layer: int, start: int, stop: int) -> axes.Float[Tensor, "time sequence input"] | None:
         """The dropout below ``layer``, forwards."""
         if not layer or not self.masks:
             return None
         return self.layout.read_dropout(self.masks[layer - 1], start, stop).to(self.dtype)
 
-    def _from_output(self, direction: int, start: int, stop: int) -> Tensor:
+    def _from_output(self, direction: int, start: int, stop: int) -> axes.Float[Tensor, "time stream sequence state"]:
         """What the loss sends to a direction of the top layer, for every stream."""
         width = self.call.shape.state_size
         streams = self._streams(start)
@@ -170,7 +171,9 @@ class Stack:
             below = below if mask is None else below * mask[:, None]
             gradient = self._halves(below)
 
-    def _run_layer(self, pair: list[DirectionSweep], source: Callable[[int, int, int], Tensor]) -> Tensor:
+    def _run_layer(
+        self, pair: list[DirectionSweep], source: Callable[[int, int, int], Tensor]
+    ) -> axes.Float[Tensor, "time sequence input"]:
         """Both directions of a lower layer, in the caller's time: ``(time, sequence, 2·state)``."""
         parts: list[Tensor] = []
         for direction, sweep in enumerate(pair):
@@ -180,7 +183,7 @@ class Stack:
 
     def _back_layer(
         self, layer: int, source: Callable[[int, int, int], Tensor], gradient: Callable[[int, int, int], Tensor]
-    ) -> Tensor | None:
+    ) -> axes.Float[Tensor, "time stream sequence input"] | None:
         """Both directions of a layer; ∂L/∂x in the caller's time
         ``(time, stream, sequence, input)``, None at the bottom.
         """
@@ -204,14 +207,16 @@ class Stack:
                 total = natural if total is None else total + natural
         return total
 
-    def _flip_streams(self, own: Tensor, direction: int) -> Tensor:
+    def _flip_streams(
+        self, own: axes.Float[Tensor, "time stream sequence width"], direction: int
+    ) -> axes.Float[Tensor, "time stream sequence width"]:
         """``(time, stream, sequence, width)`` from a direction's own order to the caller's time,
         or back: it is its own inverse.
         """
         streams = own.unbind(1)
         return torch.stack([self.layout.read_padded(s, direction, 0, self.layout.timesteps) for s in streams], 1)
 
-    def _halves(self, below: Tensor) -> Callable[[int, int, int], Tensor]:
+    def _halves(self, below: axes.Float[Tensor, "time stream sequence width"]) -> Callable[[int, int, int], Tensor]:
         width = self.call.shape.state_size
         halves = [self._flip_streams(below[..., d * width : (d + 1) * width], d) for d in range(2)]
         return lambda direction, start, stop: halves[direction][start:stop]
@@ -220,7 +225,9 @@ class Stack:
         """Whether anybody wants to know what a layer sends to its input."""
         return layer > 0 or self.inputs is not None
 
-    def _note_inputs(self, start: int, stop: int, gradients: Tensor | None) -> None:
+    def _note_inputs(
+        self, start: int, stop: int, gradients: axes.Float[Tensor, "time stream sequence input"] | None
+    ) -> None:
         """Norms of what the lowest layer sends to its input."""
         if self.inputs is not None and gradients is not None:
             into = self.inputs[start:stop, : gradients.shape[1]]

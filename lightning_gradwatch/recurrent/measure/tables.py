@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.profile import Floats
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.layout import Layout
 
 
-def by_time(norms: Tensor, layout: Layout, direction: int) -> Floats:
+def by_time(norms: axes.Float[Tensor, "time sequence"], layout: Layout, direction: int) -> Floats:
     """``(time, sequence)`` in a direction's own order → ``(sequence, time)`` as the
     caller counts, NaN past the end.
     """

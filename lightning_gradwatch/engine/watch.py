@@ -201,6 +201,8 @@ class Watch:
         """
         step, norms = pending.step, pending.norms.read()
         finite = math.isfinite(norms.whole)
+        if step.complete:
+            self._found.add_norm(norms.whole)
         begins = self._judge(norms, pending, self._measuring.confirmed)
         self._found.suspicious |= begins
         if step.sampled or begins:

@@ -35,6 +35,8 @@ class PendingValues:
 
     def values(self) -> list[float]:
         """The numbers; NaN or inf where an entry is so, or where its square overflowed."""
+        if self._arrived is not None:
+            self._arrived.synchronize()  # what is pinned can be read before it has arrived
         return self._values.tolist()
 
 

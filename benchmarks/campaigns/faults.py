@@ -49,11 +49,11 @@ from benchmarks.campaigns.fault_models import (
     planted,
 )
 from benchmarks.campaigns.fault_truth import Truth, truth_of
+from lightning_gradwatch.engine.options import WatchOptions
+from lightning_gradwatch.engine.step import Step
+from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent.capture.modules import discover
-from lightning_gradwatch.watch.engine import Watch
-from lightning_gradwatch.watch.options import WatchOptions
-from lightning_gradwatch.watch.step import Step
 
 HEALTHY = 3
 """Steps before the fault."""

@@ -20,6 +20,7 @@ from lightning_gradwatch.callbacks.output.closing import say_findings, told_by_o
 from lightning_gradwatch.callbacks.output.run_folder import identity, run_id_of
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.detect import Detector, checked_detectors
+from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
@@ -28,7 +29,6 @@ from lightning_gradwatch.runlog.notebook import verdict_table
 from lightning_gradwatch.runlog.verdict import LayerSummary
 from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, was_stopped
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
-from lightning_gradwatch.watch.options import WatchOptions
 
 __all__ = ["AnomalyError", "GradWatch"]
 

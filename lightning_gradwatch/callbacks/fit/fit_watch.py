@@ -17,6 +17,8 @@ from lightning_gradwatch.callbacks.fit.options import FitOptions
 from lightning_gradwatch.callbacks.fit.passes import BackwardPasses
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
+from lightning_gradwatch.engine.observation import Cells, Observation
+from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import EventKind, Moment
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
@@ -24,8 +26,6 @@ from lightning_gradwatch.recurrent.capture.modules import describe
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer, rank_zero_warn, show_in_progress_bar
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
 from lightning_gradwatch.trainer.sharding import out_of_reach
-from lightning_gradwatch.watch.engine import Watch
-from lightning_gradwatch.watch.observation import Cells, Observation
 
 
 class FitWatch:

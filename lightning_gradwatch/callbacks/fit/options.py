@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_gradwatch.callbacks.anomaly.handling import HandlingOptions
-from lightning_gradwatch.watch.options import WatchOptions
+from lightning_gradwatch.engine.options import WatchOptions
 
 SEEN_BY = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")
 """The arguments that decide what is seen: they are written down, and a replay uses the same."""

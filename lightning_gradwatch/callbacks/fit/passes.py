@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_gradwatch.engine.sampling import Now, Sampling
+from lightning_gradwatch.engine.step import Call, Step
 from lightning_gradwatch.events import Moment
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer, accumulation, logged_step
 from lightning_gradwatch.trainer.mixed_precision import active_scaler, loss_scale
-from lightning_gradwatch.watch.sampling import Now, Sampling
-from lightning_gradwatch.watch.step import Call, Step
 
 
 class BackwardPasses:

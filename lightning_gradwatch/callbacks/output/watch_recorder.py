@@ -13,6 +13,8 @@ from lightning_gradwatch.callbacks.output.announcer import Announcer
 from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.callbacks.output.figures import Figures
 from lightning_gradwatch.callbacks.output.loggers import Scalars
+from lightning_gradwatch.engine.observation import Observation
+from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.plain import plain
@@ -24,8 +26,6 @@ from lightning_gradwatch.runlog.writer import RunLogWriter
 from lightning_gradwatch.thresholds import LAST_SAMPLES
 from lightning_gradwatch.trainer.compat import Trainer, logged_step
 from lightning_gradwatch.trainer.sharding import gradients_are_common
-from lightning_gradwatch.watch.observation import Observation
-from lightning_gradwatch.watch.step import Step
 
 _COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW, EventKind.STEP_SKIPPED)
 """What follows from the gradients of the parameters: where all ranks see

@@ -18,9 +18,9 @@ from benchmarks.campaigns.replays import campaign
 from lightning_gradwatch import EventKind, GradWatch
 from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
 from lightning_gradwatch.cli import main
+from lightning_gradwatch.engine.observation import Observation
 from lightning_gradwatch.replay.rerun import rerun
 from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, read_bundle
-from lightning_gradwatch.watch.observation import Observation
 from tests.asserts import assert_identical
 from tests.integration.anomalies import AT, Drawn, Nested, OwnCell, Scheduled, Stateful, nested_batches, train
 from tests.integration.processes import run, succeed

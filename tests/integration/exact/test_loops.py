@@ -117,7 +117,7 @@ def test_an_error_about_one_loop_leaves_the_others_watched(tmp_path: Path, monke
     if where == "measuring":
         monkeypatch.setattr(measure, "loop_profiles", fail)
     else:
-        monkeypatch.setattr("lightning_gradwatch.watch.measuring.measure_lags", fail)
+        monkeypatch.setattr("lightning_gradwatch.engine.measuring.measure_lags", fail)
     own = watch(tmp_path, every_n_steps=2)
     with pytest.warns(UserWarning, match=r"could not measure rnn \(ZeroDivisionError: planted\) and goes on") as caught:
         trainer(tmp_path, [own], max_steps=6).fit(Two(), sentences(64))

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from lightning_gradwatch import EventKind, GradWatch, load_run
-from lightning_gradwatch.watch.sampling import closer_steps
+from lightning_gradwatch.engine.sampling import closer_steps
 from tests.asserts import assert_identical
 from tests.models import TinyLanguageModel, sentences, trainer
 

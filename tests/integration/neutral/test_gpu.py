@@ -13,12 +13,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_gradwatch import AdaptiveClip, GradWatch, load_run
+from lightning_gradwatch.engine.options import WatchOptions
+from lightning_gradwatch.engine.step import Step
+from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import Capture, profiles, sweep
-from lightning_gradwatch.watch.engine import Watch
-from lightning_gradwatch.watch.options import WatchOptions
-from lightning_gradwatch.watch.step import Step
 from tests.asserts import assert_identical
 from tests.cases import Case
 from tests.models import TinyLanguageModel, sentences, trainer

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from lightning_gradwatch.detect import CallSource, Context, LoopSource, NonfiniteSource, locate_nonfinite
+from lightning_gradwatch.engine.step import Call
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent import Capture, Chain, Loop, stitch, sweep
 from lightning_gradwatch.recurrent.capture.first_look import FirstLook
 from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, numbers
-from lightning_gradwatch.watch.step import Call
 
 
 class Read(NamedTuple):

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent.capture.slots import Slots
-from lightning_gradwatch.watch.step import Step
 
 Cells = Mapping[str, tuple[nn.Module, Slots | None]]
 """Qualified name → a cell, and where its state goes in and comes out, where that is known."""

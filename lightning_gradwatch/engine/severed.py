@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lightning_gradwatch.engine.observation import Collector
+from lightning_gradwatch.engine.step import Call
 from lightning_gradwatch.events import EventKind, Moment
 from lightning_gradwatch.recurrent.capture.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.capture.severed import severed
-from lightning_gradwatch.watch.observation import Collector
-from lightning_gradwatch.watch.step import Call
 
 
 class SeveredStates:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.detect import Context, DivergenceDetector, NormJumps, ScaleSearch, WeightWatch, bad_loss
 from lightning_gradwatch.detect.weights import AFTER_THE_LAST_STEP, SATURATED
+from lightning_gradwatch.engine.locator import Locator, Read, wide_norm
+from lightning_gradwatch.engine.observation import Collector
+from lightning_gradwatch.engine.search import FirstStepSearch
+from lightning_gradwatch.engine.step import Call, Step
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, PendingNorms, local, matrix_norms
-from lightning_gradwatch.watch.locator import Locator, Read, wide_norm
-from lightning_gradwatch.watch.observation import Collector
-from lightning_gradwatch.watch.search import FirstStepSearch
-from lightning_gradwatch.watch.step import Call, Step
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
 """Under a loss scale, gradients that overflow behind a finite loss and finite

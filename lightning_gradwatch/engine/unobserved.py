@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from lightning_gradwatch.engine.observation import Collector
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.discovery import is_outside
 from lightning_gradwatch.recurrent.capture.hooks import FROZEN
 from lightning_gradwatch.recurrent.capture.modules import added, discover
-from lightning_gradwatch.watch.observation import Collector
 
 _ADDED = "It was added to the model after training had begun."
 _ADDED_REMEDY = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.measure.gradient_norm import PendingNorms, gradient_norms
-from lightning_gradwatch.watch.step import Step
 
 
 class Parameters:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from lightning_gradwatch.engine.observation import Cells
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.discovery import Discovery
 from lightning_gradwatch.recurrent.capture.first_look import FirstLook
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.severed_cells import SeveredCells
 from lightning_gradwatch.recurrent.capture.slots import Slots
-from lightning_gradwatch.watch.observation import Cells
 
 
 class FirstStepSearch:

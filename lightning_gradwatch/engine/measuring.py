@@ -9,6 +9,11 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from lightning_gradwatch.detect import RecurrentWeights
+from lightning_gradwatch.engine.observation import Collector
+from lightning_gradwatch.engine.options import WatchOptions
+from lightning_gradwatch.engine.profile_detectors import ProfileDetectors
+from lightning_gradwatch.engine.step import Call, Step
+from lightning_gradwatch.engine.unobserved import Unobserved
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent import (
@@ -22,11 +27,6 @@ from lightning_gradwatch.recurrent import (
     stitch,
 )
 from lightning_gradwatch.recurrent.capture.duplicates import without_duplicates
-from lightning_gradwatch.watch.observation import Collector
-from lightning_gradwatch.watch.options import WatchOptions
-from lightning_gradwatch.watch.profile_detectors import ProfileDetectors
-from lightning_gradwatch.watch.step import Call, Step
-from lightning_gradwatch.watch.unobserved import Unobserved
 
 UNANNOUNCED = "its backward pass went past Lightning (use self.manual_backward(loss)); no lags were measured"
 

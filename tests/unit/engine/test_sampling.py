@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_gradwatch.watch.sampling import Sampling, closer_steps
+from lightning_gradwatch.engine.sampling import Sampling, closer_steps
 
 
 def measured(sampling: Sampling, modules: list[str], steps: range) -> list[int]:

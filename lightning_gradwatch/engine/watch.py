@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
+from lightning_gradwatch.engine.judging import Judge, Pending
+from lightning_gradwatch.engine.locator import Locator
+from lightning_gradwatch.engine.measuring import Measuring
+from lightning_gradwatch.engine.observation import Cells, Collector, Observation
+from lightning_gradwatch.engine.options import WatchOptions
+from lightning_gradwatch.engine.parameters import Parameters
+from lightning_gradwatch.engine.search import FirstStepSearch
+from lightning_gradwatch.engine.severed import SeveredStates
+from lightning_gradwatch.engine.step import Call, Step
+from lightning_gradwatch.engine.unobserved import Unobserved
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.scripted import scripted_recurrences
-from lightning_gradwatch.watch.judging import Judge, Pending
-from lightning_gradwatch.watch.locator import Locator
-from lightning_gradwatch.watch.measuring import Measuring
-from lightning_gradwatch.watch.observation import Cells, Collector, Observation
-from lightning_gradwatch.watch.options import WatchOptions
-from lightning_gradwatch.watch.parameters import Parameters
-from lightning_gradwatch.watch.search import FirstStepSearch
-from lightning_gradwatch.watch.severed import SeveredStates
-from lightning_gradwatch.watch.step import Call, Step
-from lightning_gradwatch.watch.unobserved import Unobserved
 
 __all__ = ["Watch"]
 

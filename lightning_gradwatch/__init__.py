@@ -8,9 +8,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip, NonFiniteGradientError
+    from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
     from lightning_gradwatch.callbacks.grad_watch import AnomalyError, GradWatch
     from lightning_gradwatch.clip import AGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
+    from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
     from lightning_gradwatch.detect import Detector
     from lightning_gradwatch.events import Event, EventKind, Moment, Severity
     from lightning_gradwatch.profile import Profile
@@ -31,7 +32,7 @@ _HOMES = {
     "EventKind": "events",
     "GradWatch": "callbacks.grad_watch",
     "Moment": "events",
-    "NonFiniteGradientError": "callbacks.adaptive_clip",
+    "NonFiniteGradientError": "clip.step.nonfinite",
     "Norm": "clip",
     "Profile": "profile",
     "Severity": "events",

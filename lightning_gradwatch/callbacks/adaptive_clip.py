@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.callbacks.anomaly.clip_nonfinite import ACTIONS, NonFinite, NonFiniteGradientError
+from lightning_gradwatch.callbacks.anomaly.clip_nonfinite import NonFinite
 from lightning_gradwatch.callbacks.output.clip_events import ClipEvents
 from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.callbacks.output.run_folder import identity
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
+from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.events import Event
@@ -30,6 +31,8 @@ from lightning_gradwatch.trainer.mixed_precision import active_scaler, scaler_wi
 from lightning_gradwatch.trainer.through_time import HeldThroughTime
 
 __all__ = ["AdaptiveClip", "NonFiniteGradientError"]
+
+_ACTIONS = ("skip", "raise", "stop", "shrink_recurrent", "ignore")
 
 
 class AdaptiveClip(Callback):
@@ -126,7 +129,7 @@ class AdaptiveClip(Callback):
         figures: bool = False,
     ) -> None:
         self._groups = PolicyGroups(policy, exclude, policies)
-        arguments.one_of("on_nonfinite", on_nonfinite, ACTIONS, 'Leave it out for "skip".')
+        arguments.one_of("on_nonfinite", on_nonfinite, _ACTIONS, 'Leave it out for "skip".')
         arguments.one_of("on_conflict", on_conflict, ("both", "defer", "raise"), 'Leave it out for "both".')
         if max_successive_skips is not None:
             remedy = 'Use None for no bound, or `on_nonfinite="stop"` to stop at the first.'

@@ -15,19 +15,19 @@ from lightning_gradwatch.callbacks.anomaly.handling import HandlingOptions
 from lightning_gradwatch.callbacks.anomaly.responses import AnomalyError, Response
 from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
 from lightning_gradwatch.callbacks.fit.options import SEEN_BY, FitOptions, check_patterns
-from lightning_gradwatch.callbacks.output.announcer import Announcer
-from lightning_gradwatch.callbacks.output.closing import say_findings, told_by_others
-from lightning_gradwatch.callbacks.output.run_folder import identity, run_id_of
+from lightning_gradwatch.callbacks.output.run_folder import identity, run_id_of, told_by_others
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.detect import Detector, checked_detectors
 from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.events import Event
+from lightning_gradwatch.findings.announcer import Announcer
+from lightning_gradwatch.findings.closing import say_findings
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import discover
 from lightning_gradwatch.runlog.notebook import verdict_table
 from lightning_gradwatch.runlog.verdict import LayerSummary
-from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, was_stopped
+from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, say, was_stopped
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
 
 __all__ = ["AnomalyError", "GradWatch"]
@@ -148,7 +148,7 @@ class GradWatch(Callback):
         self.run_dir: Path | None = None
         self._run_id: str | None = None
         # on_anomaly="warn" has a warning of its own.
-        announcer = Announcer(silent=not self.summary or self.on_anomaly == "warn")
+        announcer = Announcer(None if not self.summary or self.on_anomaly == "warn" else say)
         self._found = WatchRecorder(self.keep_sequences, self.on_event, announcer, self.figures)
         self._steps = OptimizerSteps()
         self._fit: FitWatch | None = None
@@ -246,7 +246,7 @@ class GradWatch(Callback):
         with fit.harmless():
             if fit.conclude(broken_off=broken_off) and self.summary:
                 others = told_by_others(trainer, self, self.run_dir)
-                say_findings(self._found, others, self.run_dir, fit.handling.hint())
+                say_findings(say, self._found, others, self.run_dir, fit.handling.hint())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to keep the calls of this step."""

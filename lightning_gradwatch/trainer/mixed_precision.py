@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_gradwatch.scaler import scale_of
 from lightning_gradwatch.trainer.compat import Trainer
 
 
@@ -25,9 +26,7 @@ def loss_scale(trainer: Trainer) -> Tensor | float:
     scaler = active_scaler(trainer)
     if scaler is None:
         return 1.0
-    scale = scaler._scale
-    # It is made when the first loss is scaled.
-    return scale.clone() if isinstance(scale, Tensor) else float(scaler.get_scale())
+    return scale_of(scaler)
 
 
 def unscale_once(scaler: Any, optimizer: Optimizer) -> None:

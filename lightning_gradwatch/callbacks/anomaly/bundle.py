@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from lightning_gradwatch.callbacks.anomaly.bundle_start import Start
-from lightning_gradwatch.callbacks.output.run_folder import versions
 from lightning_gradwatch.events import Event
+from lightning_gradwatch.findings.folder import versions
 from lightning_gradwatch.plain import command, warn
 from lightning_gradwatch.runlog.bundles import BUNDLE_FOLDER, BUNDLE_KEY, BUNDLE_VERSION, args_to_give, write_bundle
 from lightning_gradwatch.runlog.portable import Portable, size

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks.anomaly.step_control import skip_step, stop_training
@@ -14,19 +13,11 @@ from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.clip import Decision
 from lightning_gradwatch.clip.norms import true_norm
 from lightning_gradwatch.clip.step.groups import PolicyGroup
+from lightning_gradwatch.clip.step.nonfinite import HUGE, RECURRENT, SHRINK, NonFiniteGradientError, shrink_recurrent_
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome
 from lightning_gradwatch.events import EventKind, Severity
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer
-
-ACTIONS = ("skip", "raise", "stop", "shrink_recurrent", "ignore")
-_RECURRENT = "weight_hh"  # what torch calls the recurrent weights of its modules and cells
-_SHRINK = 0.02  # of the recurrent weights, and ...
-_HUGE = 1e10  # ... the norm from which on they are shrunk: both Pascanu's own
-
-
-class NonFiniteGradientError(FloatingPointError):
-    """Raised by ``AdaptiveClip(on_nonfinite="raise")``."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +25,7 @@ class NonFinite:
     """What to do, and where to say so.
 
     Args:
-        action: one of :data:`ACTIONS`.
+        action: one of ``skip``, ``raise``, ``stop``, ``shrink_recurrent``, ``ignore``.
         max_successive: after so many in a row training is stopped.
     """
 
@@ -48,15 +39,15 @@ class NonFinite:
         Raises:
             ValueError: no recurrent weights to shrink.
         """
-        if self.action == "shrink_recurrent" and not any(_RECURRENT in name for name, _ in module.named_parameters()):
+        if self.action == "shrink_recurrent" and not any(RECURRENT in name for name, _ in module.named_parameters()):
             raise ValueError(
-                f'`on_nonfinite="shrink_recurrent"` needs parameters whose name holds {_RECURRENT!r}, as those of nn.RNN, '
+                f'`on_nonfinite="shrink_recurrent"` needs parameters whose name holds {RECURRENT!r}, as those of nn.RNN, '
                 f'nn.LSTM, nn.GRU and their cells do; {type(module).__name__} has none. Use on_nonfinite="skip".'
             )
 
     def concerns(self, norm: float) -> bool:
         """Whether a step with this norm is not to be taken as it is."""
-        return not math.isfinite(norm) or (self.action == "shrink_recurrent" and norm > _HUGE)
+        return not math.isfinite(norm) or (self.action == "shrink_recurrent" and norm > HUGE)
 
     def handle(
         self,
@@ -84,7 +75,7 @@ class NonFinite:
         if self.action == "ignore":
             state.rest.count(UNTOUCHED)
             self.recorder.step(trainer, index, Outcome(norm, UNTOUCHED, norm), state.rest)
-        elif self.action == "shrink_recurrent" and _shrink_recurrent_(groups):
+        elif self.action == "shrink_recurrent" and shrink_recurrent_(groups):
             after = true_norm([gradient for group in groups for gradient in group.gradients])
             state.rest.count_replaced()
             self._say(trainer, index, norm, state.rest.successive_skips, replaced_by=after)
@@ -113,7 +104,7 @@ class NonFinite:
             )
         details: list[str] = []
         if replaced_by is not None:
-            details.append(f"Recurrent weights got {_SHRINK} of themselves for a gradient, all others zero.")
+            details.append(f"Recurrent weights got {SHRINK} of themselves for a gradient, all others zero.")
         if alarm:
             details.append(f"So were the {successive - 1} before it: training is stopped.")
         self.recorder.event(
@@ -126,18 +117,3 @@ class NonFinite:
             detail=" ".join(details),
             severity=Severity.CRITICAL if alarm else Severity.WARNING,
         )
-
-
-def _shrink_recurrent_(groups: Sequence[PolicyGroup]) -> bool:
-    """Recurrent weights get 0.02 W_hh for a gradient, all others zero (Pascanu's
-    code); false where there are none.
-    """
-    if not any(_RECURRENT in name for group in groups for name in group.names):
-        return False
-    for group in groups:
-        for gradient, parameter, name in zip(group.gradients, group.parameters, group.names, strict=True):
-            if _RECURRENT in name:
-                torch.mul(parameter.detach(), _SHRINK, out=gradient)
-            else:
-                gradient.zero_()
-    return True

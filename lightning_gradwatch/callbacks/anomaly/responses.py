@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks.anomaly.rollback import GoodStates, State
 from lightning_gradwatch.callbacks.anomaly.step_control import is_skipped, skip_step, stop_training
-from lightning_gradwatch.callbacks.output.announcer import ROLLED_BACK
 from lightning_gradwatch.detect import locate_nonfinite
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+from lightning_gradwatch.findings.announcer import ROLLED_BACK
 from lightning_gradwatch.plain import plain, warn
 from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.recurrent.measure.gradient_norm import gradient_norms

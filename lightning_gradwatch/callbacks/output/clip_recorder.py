@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.callbacks.output.loggers import Scalars
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log, run_id_of
 from lightning_gradwatch.clip.step.state import ClipState
 from lightning_gradwatch.clip.step.step import Outcome
 from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.findings.event_sink import EventSink
 from lightning_gradwatch.runlog.schema import StepRecord
 from lightning_gradwatch.trainer.compat import Trainer, logged_step, rank_zero_warn, show_in_progress_bar
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_gradwatch.callbacks.output.event_sink import EventSink
 from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.findings.event_sink import EventSink
 from lightning_gradwatch.runlog.reader import load_run
 from lightning_gradwatch.runlog.writer import RunLogWriter
 

@@ -4,12 +4,26 @@ what must not wait until its end.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.plain import plain
-from lightning_gradwatch.trainer.compat import say
 
 ROLLED_BACK = "rolled back"
 """The ``action`` of a skipped step after which the training went back to an earlier state."""
+
+
+class Say(Protocol):
+    """Says a text on the terminal."""
+
+    def __call__(self, text: str, *, urgent: bool = False, everywhere: bool = False) -> None:
+        """Say it.
+
+        Args:
+            urgent: as a warning.
+            everywhere: on this rank, whichever it is.
+        """
+        ...
 
 
 class Announcer:
@@ -17,16 +31,17 @@ class Announcer:
     earlier state, when it happens.
 
     Args:
-        silent: say nothing.
+        say: how; None says nothing.
     """
 
-    def __init__(self, silent: bool = False) -> None:
-        self.silent = silent
+    def __init__(self, say: Say | None) -> None:
+        self._say = say
         self._said: set[EventKind] = set()
 
     def hear(self, event: Event) -> None:
         """Say an event, if it is one of those."""
-        if self.silent or closes_episode({"action": event.action}) or not self._is_news(event):
+        say = self._say
+        if say is None or closes_episode({"action": event.action}) or not self._is_news(event):
             return
         where = f"step {event.step}" + (f", rank {event.rank}" if event.rank else "")
         say(plain(f"GradWatch, {where}: {event.kind}. {event.message}"), urgent=True, everywhere=True)

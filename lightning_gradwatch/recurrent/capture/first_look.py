@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from lightning_gradwatch.recurrent.capture.compiled import is_compiling
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.loops import tensors
 from lightning_gradwatch.recurrent.capture.modules import beside
@@ -105,13 +106,7 @@ class FirstLook:
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         # A compiled module would be recompiled for it.
-        if (
-            torch.compiler.is_compiling()
-            or not self._handles
-            or self.failure
-            or self._is_over()
-            or not torch.is_grad_enabled()
-        ):
+        if is_compiling() or not self._handles or self.failure or self._is_over() or not torch.is_grad_enabled():
             return
         try:
             self._look(self._names[module], tensors((*inputs, *kwargs.values())), tensors((outputs,)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
     from lightning_gradwatch.callbacks.grad_watch import AnomalyError, GradWatch
+    from lightning_gradwatch.callbacks.start_finder import StartFinder
     from lightning_gradwatch.clip import AGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
     from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
     from lightning_gradwatch.detect import Detector
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.profile import Profile
     from lightning_gradwatch.recurrent.capture.taps import tap
     from lightning_gradwatch.runlog.reader import load_run
+    from lightning_gradwatch.starts import Comparison, compare_starts, initialise_
 
 __version__ = "0.1.0"
 
@@ -27,6 +29,7 @@ _HOMES = {
     "AnomalyError": "callbacks.grad_watch",
     "AutoClip": "clip",
     "ClipPolicy": "clip",
+    "Comparison": "starts",
     "Detector": "detect",
     "Event": "events",
     "EventKind": "events",
@@ -37,9 +40,12 @@ _HOMES = {
     "Profile": "profile",
     "Severity": "events",
     "Spike": "clip",
+    "StartFinder": "callbacks.start_finder",
     "TensorPolicy": "clip",
     "Value": "clip",
     "ZClip": "clip",
+    "compare_starts": "starts",
+    "initialise_": "starts",
     "load_run": "runlog.reader",
     "tap": "recurrent.capture.taps",
 }
@@ -51,6 +57,7 @@ __all__ = [
     "AnomalyError",
     "AutoClip",
     "ClipPolicy",
+    "Comparison",
     "Detector",
     "Event",
     "EventKind",
@@ -61,9 +68,12 @@ __all__ = [
     "Profile",
     "Severity",
     "Spike",
+    "StartFinder",
     "TensorPolicy",
     "Value",
     "ZClip",
+    "compare_starts",
+    "initialise_",
     "load_run",
     "tap",
 ]

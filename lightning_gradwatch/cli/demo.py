@@ -38,7 +38,11 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         DemoError: a user's mistake.
+        ImportError: something of the extra ``report`` is missing.
     """
+    from lightning_gradwatch.report.extra import require_all
+
+    require_all()
     names = ("cell", "layers", "hidden", "dropout", "tied", "lr", "timesteps", "batch_size", "accelerator")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     # Torch and Lightning take seconds to import: not before the arguments are known to be right.

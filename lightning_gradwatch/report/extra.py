@@ -12,6 +12,7 @@ from lightning_gradwatch.plain import command
 INSTALL = "pip install 'lightning-gradwatch[report]'"
 
 _OF_A_PAGE = ("plotly", "markdown_it")
+_OF_ALL = (*_OF_A_PAGE, "matplotlib", "rich")
 
 
 def require(module: str) -> Any:
@@ -28,6 +29,16 @@ def require(module: str) -> Any:
             raise
         raise ImportError(f"This needs {library}, which is not installed. Install the extra: {INSTALL}") from error
     return importlib.import_module(module)
+
+
+def require_all() -> None:
+    """Import what any drawing needs, so that nobody waits for a training whose end cannot be drawn.
+
+    Raises:
+        ImportError: something is missing; the message says how to install it.
+    """
+    for library in _OF_ALL:
+        require(library)
 
 
 def installed(*libraries: str) -> bool:

@@ -1,9 +1,28 @@
-"""Whether the fit that hooks were put on for is over, although nobody came to take them off."""
+"""Whether hooks have nothing to do: their fit is over, although nobody came to take them off, or
+somebody runs a model beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
+
+
+class _Beside:
+    """How many runs beside the training are open."""
+
+    depth = 0
+
+
+@contextmanager
+def beside_training() -> Generator[None]:
+    """What runs within is no part of the training: only hooks that are made within hear of it."""
+    _Beside.depth += 1
+    try:
+        yield
+    finally:
+        _Beside.depth -= 1
 
 
 class FitIsOver:
@@ -15,10 +34,10 @@ class FitIsOver:
     """
 
     def __init__(self, ask: Callable[[], bool] | None = None) -> None:
-        self._ask = ask
+        self._ask, self._depth = ask, _Beside.depth
 
     def __call__(self) -> bool:
-        return self._ask is not None and self._ask()
+        return self._depth != _Beside.depth or (self._ask is not None and self._ask())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FitIsOver, ()

@@ -1,0 +1,1 @@
+"""Which initialisation reaches how far, and whether it helps."""

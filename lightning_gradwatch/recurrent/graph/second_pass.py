@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 
-from lightning_gradwatch.recurrent.graph.edges import Edge, below, number, oldest
+from lightning_gradwatch.recurrent.graph.edges import Edge, below, edge_of, number, oldest
 
 PURE = ("torch._functorch", "torch._dynamo", "torch.autograd.graph", "lightning_gradwatch")
 """Whose Python code in the graph may run twice: compiled functions, ``save_on_cpu``, and
@@ -28,14 +28,30 @@ STARTS_AT_EDGES = tuple(int(number) for number in torch.__version__.split(".")[:
 """Whether ``autograd.grad`` can begin at a place in the graph whose tensor is gone."""
 
 
+def start(edge: Edge, tensor: Tensor | None) -> Tensor | GradientEdge:
+    """What ``autograd.grad`` begins with at a place in the graph where ``tensor`` was made.
+
+    Raises:
+        RuntimeError: it can only begin at a tensor, and the tensor no longer stands for the place.
+    """
+    if STARTS_AT_EDGES:
+        return GradientEdge(*edge)
+    if tensor is None or edge_of(tensor) != edge:
+        raise RuntimeError("PyTorch before 2.5 cannot begin at a state that was changed in place since")
+    return tensor
+
+
 def obstacle(tensors: Iterable[Tensor], roots: Iterable[Edge], edges: set[Edge]) -> str | None:
     """Why a second pass from ``roots`` to the other ``edges``, where ``tensors`` were made, would
     be felt; None where it would not.
     """
-    if not STARTS_AT_EDGES:
-        return "PyTorch before 2.5 cannot run a part of the graph a second time; no lags were measured"
     reason = _obstacle(tensors, [node for node, _ in roots], edges)
     return None if reason is None else f"{reason}; no lags were measured"
+
+
+def failed(error: Exception) -> str:
+    """Why there are no lags, where a second pass ended in an error."""
+    return f"a second pass through it failed ({str(error).strip().partition(chr(10))[0]}); no lags were measured"
 
 
 def _obstacle(tensors: Iterable[Tensor], roots: list[Node], edges: set[Edge]) -> str | None:

@@ -10,7 +10,7 @@ from torch.autograd.graph import GradientEdge
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.graph.edges import Edge
-from lightning_gradwatch.recurrent.graph.second_pass import obstacle
+from lightning_gradwatch.recurrent.graph.second_pass import obstacle, start
 from lightning_gradwatch.recurrent.pause import paused
 
 MIXED = (
@@ -25,6 +25,9 @@ def rows_are_mixed(calls: Sequence[RecurrentCall]) -> bool:
 
     What lies between two calls is run through backwards with ones in every other row of the later
     state; the rows between must get nothing. What may not run twice is not looked at.
+
+    Raises:
+        RuntimeError: it could not be run through.
     """
     last = len(calls) - 1
     return any(_mixes(calls[place], calls[place + 1]) for place in sorted({0, last // 2, last - 1}))
@@ -48,7 +51,7 @@ def _back(sent: Sequence[tuple[Edge, Tensor]], made: Sequence[Edge]) -> Sequence
         one[:, ::2] = 1.0
     with paused():
         return torch.autograd.grad(
-            [GradientEdge(*edge) for edge, _ in sent],
+            [start(edge, state) for edge, state in sent],
             [GradientEdge(*edge) for edge in made],
             ones,
             retain_graph=True,

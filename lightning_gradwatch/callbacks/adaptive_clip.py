@@ -23,6 +23,7 @@ from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.events import Event
+from lightning_gradwatch.runlog.format import check_state
 from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, rank_zero_warn
 from lightning_gradwatch.trainer.conflict import defers, unsupported_strategy
 from lightning_gradwatch.trainer.line_search import LineSearch
@@ -255,7 +256,10 @@ class AdaptiveClip(Callback):
         return {"optimizers": states, **identity(self._recorder.run_id, self._recorder.run_dir)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state for the fit that follows."""
+        """Keep the state for the fit that follows. One of a newer version is a ValueError: to begin
+        without the histories would clip otherwise than the run that is resumed.
+        """
+        check_state(state_dict, "AdaptiveClip")
         self._restored, self._recorder.run_id = state_dict["optimizers"], state_dict["run_id"]
         last = state_dict.get("run_dir")
         self._recorder.run_dir = None if last is None else Path(last)

@@ -15,7 +15,7 @@ from lightning_gradwatch.callbacks.anomaly.handling import HandlingOptions
 from lightning_gradwatch.callbacks.anomaly.responses import AnomalyError, Response
 from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
 from lightning_gradwatch.callbacks.fit.options import SEEN_BY, FitOptions, check_patterns
-from lightning_gradwatch.callbacks.output.run_folder import identity, run_id_of, told_by_others
+from lightning_gradwatch.callbacks.output.run_folder import continued, identity, run_id_of, told_by_others
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.detect import Detector, checked_detectors
 from lightning_gradwatch.engine.options import WatchOptions
@@ -288,7 +288,7 @@ class GradWatch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The run log that this run continues."""
-        self._resumed = state_dict
+        self._resumed = continued(state_dict, "GradWatch")
 
     @property
     def state_key(self) -> str:

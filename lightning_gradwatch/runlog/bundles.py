@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 
 from lightning_gradwatch.runlog.bundle_schema import first_fault
+from lightning_gradwatch.runlog.format import UPGRADE, is_newer
 from lightning_gradwatch.runlog.portable import size
-from lightning_gradwatch.runlog.records import EVENT, checked
+from lightning_gradwatch.runlog.records import EVENT, MalformedError, checked
 
 BUNDLE_FOLDER = "bundles"
 """In the run log's folder."""
@@ -27,7 +28,6 @@ BUNDLE_KEY = "gradwatch"
 
 
 _MOST_ARGUMENTS = 4  # that a hint names
-_MOST_DIGITS = 5  # of a version's part
 _MOST_TIMES = (
     4  # its own size on the disk, that a bundle may take in memory: weights that modules share count for each ...
 )
@@ -110,13 +110,13 @@ def _why(error: Exception) -> str:
 
 
 def _check_version(version: Any, path: Path) -> None:
-    major = version.partition(".")[0] if isinstance(version, str) else ""
-    if not (major.isascii() and major.isdigit() and len(major) < _MOST_DIGITS):
-        raise BundleError(f"{str(path)!r} is damaged: its bundle_version is none. Name another one.")
-    if int(major) > int(BUNDLE_VERSION.partition(".")[0]):
+    try:
+        newer = is_newer(version, BUNDLE_VERSION)
+    except MalformedError as error:
+        raise BundleError(f"{str(path)!r} is damaged: its bundle_version is none. Name another one.") from error
+    if newer:
         raise BundleError(
-            f"{str(path)!r} has bundle format {version!r:.40}; this version reads {BUNDLE_VERSION}. "
-            "Upgrade lightning-gradwatch."
+            f"{str(path)!r} has bundle format {version!r:.40}; this version reads {BUNDLE_VERSION}. {UPGRADE}"
         )
 
 

@@ -8,6 +8,7 @@ import json
 from typing import Any, cast
 
 from lightning_gradwatch.runlog import records
+from lightning_gradwatch.runlog.format import UPGRADE, is_newer
 from lightning_gradwatch.runlog.records import Fields, MalformedError, Record
 from lightning_gradwatch.runlog.schema import FORMAT_VERSION, HEADER_KEY
 
@@ -67,12 +68,6 @@ def check_version(version: Any, name: str) -> None:
         MalformedError: it is no version.
         RunLogError: it is a newer major.
     """
-    major = version.partition(".")[0] if isinstance(version, str) else ""
-    if not (major.isascii() and major.isdigit() and len(major) < 10):
-        raise MalformedError
-    ours = FORMAT_VERSION.partition(".")[0]
-    if int(major) > int(ours):
-        raise RunLogError(
-            f"The format version of {name} must be {ours}.x or older; found {version[:40]!r}. "
-            "A newer lightning-gradwatch wrote it: pip install --upgrade lightning-gradwatch"
-        )
+    if is_newer(version, FORMAT_VERSION):
+        ours = FORMAT_VERSION.partition(".")[0]
+        raise RunLogError(f"The format version of {name} must be {ours}.x or older; found {version[:40]!r}. {UPGRADE}")

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO, cast
 
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.plain import warn
+from lightning_gradwatch.runlog.format import is_newer
+from lightning_gradwatch.runlog.records import MalformedError
 from lightning_gradwatch.runlog.schema import (
     FORMAT_VERSION,
     HEADER_KEY,
@@ -194,7 +196,16 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_of(folder: Path, run_id: str | None) -> bool:
-    return run_id is not None and (read_meta(folder) or {}).get("run_id") == run_id
+    """Whether it is that run's, in a format that we can go on with."""
+    meta = read_meta(folder) if run_id is not None else None
+    try:
+        return (
+            meta is not None
+            and meta.get("run_id") == run_id
+            and not is_newer(meta.get("format_version", FORMAT_VERSION), FORMAT_VERSION)
+        )
+    except MalformedError:
+        return False
 
 
 def _is_free(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning_gradwatch.events import Event
@@ -17,8 +18,9 @@ from lightning_gradwatch.findings.folder import (
     offer_of,
 )
 from lightning_gradwatch.plain import warn
+from lightning_gradwatch.runlog.format import STATE_VERSION, check_state
 from lightning_gradwatch.runlog.writer import RunLogWriter
-from lightning_gradwatch.trainer.compat import Trainer
+from lightning_gradwatch.trainer.compat import Trainer, rank_zero_warn
 
 _open: WeakKeyDictionary[Trainer, dict[str | None, tuple[RunLogWriter, set[int], str]]] = WeakKeyDictionary()
 
@@ -92,8 +94,26 @@ def run_id_of(trainer: Trainer, dirpath: str | Path | None) -> str | None:
 
 
 def identity(run_id: str | None, run_dir: Path | None) -> dict[str, str | None]:
-    """What a checkpoint keeps of a run log, for ``run_id`` and ``last`` of :func:`open_run_log`."""
-    return {"run_id": run_id, "run_dir": None if run_dir is None else os.path.abspath(run_dir)}
+    """What a checkpoint keeps of a run log, for ``run_id`` and ``last`` of :func:`open_run_log`,
+    and in which version of the format.
+    """
+    return {
+        "format_version": STATE_VERSION,
+        "run_id": run_id,
+        "run_dir": None if run_dir is None else os.path.abspath(run_dir),
+    }
+
+
+def continued(state: dict[str, Any], owner: str) -> dict[str, Any]:
+    """What a checkpoint says of a run log; nothing, and a warning, where a newer version of the
+    package wrote it.
+    """
+    try:
+        check_state(state, owner)
+    except ValueError as error:
+        rank_zero_warn(f"{error} A new run log is begun.")
+        return {}
+    return state
 
 
 def close_run_log(trainer: Trainer, *, owner: object) -> None:

@@ -57,7 +57,7 @@ def refused(path: Path, words: str, **options: Any) -> None:
         ({"state_dict": {}}, "is no bundle of GradWatch"),
         ({BUNDLE_KEY: Evil()}, "cannot be read as a bundle"),
         (whole_bundle(batch=[Evil()]), "cannot be read as a bundle"),
-        (whole_bundle(bundle_version="2.0"), "Upgrade lightning-gradwatch"),
+        (whole_bundle(bundle_version="2.0"), "pip install --upgrade lightning-gradwatch"),
     ],
 )
 def test_what_is_no_bundle_is_said_in_one_line(tmp_path, capsys, content, words):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -83,9 +83,10 @@ class Trail:
         places = [edge for made in self._made[:last] for edge in made if edge is not None]
         found: dict[Edge, Tensor | None] = {}
         try:
+            begin = cast("Any", [start(edge, self._tensors.get(edge)) for edge in sent])
             with paused():
                 gradients = torch.autograd.grad(
-                    [start(edge, self._tensors.get(edge)) for edge in sent],
+                    begin,
                     [GradientEdge(*edge) for edge in places],
                     list(sent.values()),
                     retain_graph=True,

@@ -20,6 +20,7 @@ from lightning_gradwatch.recurrent.capture.loops import Loops
 from lightning_gradwatch.recurrent.capture.read_call import read_call
 from lightning_gradwatch.recurrent.capture.slots import Slots
 from lightning_gradwatch.recurrent.capture.taps import listen
+from lightning_gradwatch.recurrent.graph import saved_hooks
 from lightning_gradwatch.recurrent.loop import Loop
 
 FROZEN = "nothing in it needs a gradient"
@@ -64,7 +65,7 @@ class Capture:
 
     def attach(self) -> None:
         """Put the hooks on."""
-        self._endings.append(listen(self._after_tap))
+        self._endings += [listen(self._after_tap), saved_hooks.listen()]
         for module in self.modules.values():
             self.attach_to(module)
 

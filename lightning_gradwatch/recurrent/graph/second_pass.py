@@ -13,16 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from lightning_gradwatch.recurrent.graph.edges import Edge, below, edge_of, number, oldest
-
-PURE = ("torch._functorch", "torch._dynamo", "torch.autograd.graph", "lightning_gradwatch")
-"""Whose Python code in the graph may run twice: compiled functions, ``save_on_cpu``, and
-our own, which rests meanwhile.
-"""
-
-
-TELLS_HOOKS = hasattr(cast("Any", torch)._C._autograd.SavedTensor, "unpack_hook")
-"""Whether PyTorch shows the hooks on what an operation saved for its backward pass."""
-
+from lightning_gradwatch.recurrent.graph.pure import is_pure
+from lightning_gradwatch.recurrent.graph.saved_hooks import TELLS_HOOKS, may_be_hooked
 
 STARTS_AT_EDGES = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 5)
 """Whether ``autograd.grad`` can begin at a place in the graph whose tensor is gone."""
@@ -64,8 +56,11 @@ def _obstacle(tensors: Iterable[Tensor], roots: list[Node], edges: set[Edge]) ->
         function = getattr(type(node), "_forward_cls", None)
         if function is not None and not is_pure(function):
             return f"the backward of {function.__name__} in it would run twice"
-        if not TELLS_HOOKS and _saved_by(type(node)):
-            return "PyTorch before 2.10 cannot tell whether code of the model's own, as in activation checkpointing, would run twice"
+        if not TELLS_HOOKS and may_be_hooked() and _saved_by(type(node)):
+            return (
+                "this training has hooks on saved tensors, as activation checkpointing has, and PyTorch before 2.10 cannot tell whether "
+                "they are on this loop's, where they would be called twice"
+            )
         for hook in _unpack_hooks(node):
             if hook.__module__ == "torch.utils.checkpoint":
                 return (
@@ -79,13 +74,6 @@ def _obstacle(tensors: Iterable[Tensor], roots: list[Node], edges: set[Edge]) ->
 def hooks_on(tensor: Tensor) -> list[Any]:
     """The backward hooks of a tensor."""
     return list((tensor._backward_hooks or {}).values())
-
-
-def is_pure(code: Any) -> bool:
-    """Whether running it twice in one backward pass changes nothing."""
-    owner = getattr(code, "__self__", None)
-    module = code.__module__ if owner is None else type(owner).__module__
-    return (module or "").startswith(PURE)
 
 
 def _between(roots: list[Node], edges: set[Edge]) -> list[Node]:

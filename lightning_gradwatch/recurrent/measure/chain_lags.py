@@ -51,7 +51,7 @@ def follow(calls: Sequence[RecurrentCall], loss: Tensor) -> None:
         trail.totals_are_lagged = True
         return
     made = zip(end.edges.made, (end.output, end.h_n, end.c_n), strict=True)
-    roots = {edge: tensor for edge, tensor in made if edge in met and edge is not None and tensor is not None}
+    roots = {edge: tensor for edge, tensor in made if edge in met and tensor is not None}
     tensors = [t for call in calls for t in (call.output, call.h_n, call.c_n) if t is not None]
     trail.inexact_reason = obstacle(tensors, roots, set(places))
     if trail.inexact_reason is None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.graph.edges import Edge, first_met, pair
-from lightning_gradwatch.recurrent.graph.second_pass import failed, hooks_on, is_pure, obstacle, start
+from lightning_gradwatch.recurrent.graph.pure import is_pure
+from lightning_gradwatch.recurrent.graph.second_pass import failed, hooks_on, obstacle, start
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.measure.anchors import lift_of, norm
 from lightning_gradwatch.recurrent.pause import is_paused, paused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -49,9 +50,10 @@ def _back(sent: Sequence[tuple[Edge, Tensor]], made: Sequence[Edge]) -> Sequence
     ones = [torch.zeros_like(state) for _, state in sent]
     for one in ones:
         one[:, ::2] = 1.0
+    begin = cast("Any", [start(edge, state) for edge, state in sent])
     with paused():
         return torch.autograd.grad(
-            [start(edge, state) for edge, state in sent],
+            begin,
             [GradientEdge(*edge) for edge in made],
             ones,
             retain_graph=True,

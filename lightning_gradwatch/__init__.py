@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.detect import Detector
     from lightning_gradwatch.events import Event, EventKind, Moment, Severity
     from lightning_gradwatch.profile import Profile
+    from lightning_gradwatch.recurrent.capture.scan_taps import tap_scan
     from lightning_gradwatch.recurrent.capture.taps import tap
     from lightning_gradwatch.runlog.reader import load_run
     from lightning_gradwatch.starts import Comparison, compare_starts, initialise_
@@ -48,6 +49,7 @@ _HOMES = {
     "initialise_": "starts",
     "load_run": "runlog.reader",
     "tap": "recurrent.capture.taps",
+    "tap_scan": "recurrent.capture.scan_taps",
 }
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "initialise_",
     "load_run",
     "tap",
+    "tap_scan",
 ]
 
 

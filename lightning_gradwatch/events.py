@@ -5,7 +5,6 @@ vocabulary that every part reports in.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -53,6 +52,7 @@ class EventKind(StrEnum):
     SATURATED_GATES = "SATURATED_GATES"
     FEW_TIMESTEPS_REACHED = "FEW_TIMESTEPS_REACHED"
     NO_GRADIENT_THROUGH_TIME = "NO_GRADIENT_THROUGH_TIME"
+    SCAN_MISMATCH = "SCAN_MISMATCH"
     AMP_OVERFLOW = "AMP_OVERFLOW"
     GRADIENT_CLIPPED = "GRADIENT_CLIPPED"
     STEP_SKIPPED = "STEP_SKIPPED"
@@ -155,6 +155,14 @@ _TEXTS: dict[EventKind, _Text] = {
         "No gradient flows through time in {place}.{detail}",
         "Pass the state of one step on to the next without detach() and without a new initial state. "
         "If that is meant, there is nothing to do.",
+    ),
+    EventKind.SCAN_MISMATCH: _Text(
+        Severity.WARNING,
+        "From {place} on, the states differ from a·h + b of the state before and the inputs that were named, by {value:.2g} of their "
+        "size (rounding explains {threshold:.2g}).{detail}",
+        "Compare the parallel form with a loop over the timesteps on one batch, in float64. If it is right, what was named as decay and "
+        "inputs is not what the scan is given: a decay of another timestep (off by one), before its exp or sigmoid, or inputs "
+        "without their factor (1 − a, Δ).",
     ),
     EventKind.AMP_OVERFLOW: _Text(
         Severity.INFO,
@@ -293,21 +301,3 @@ class Event:
     def to_record(self) -> dict[str, Any]:
         """The event as one flat record of the run log."""
         return dataclasses.asdict(self)
-
-
-def growth_in_words(rate: float) -> str:
-    """What a growth rate makes of the gradient with each timestep back."""
-    if abs(rate) < KEEPS:
-        return "it keeps its size"
-    if rate < 0:
-        left = 100 * math.exp(rate)
-        return f"it fades, to {left:.0f} % with each" if left >= 1 else "it fades, to under 1 % with each"
-    return (
-        f"it grows, by {100 * math.expm1(rate):.2g} % with each"
-        if rate < math.log(2)
-        else f"it grows, {math.exp(rate):.3g}-fold with each"
-    )
-
-
-KEEPS = 0.005
-"""A growth rate under this, in nats per timestep, is no growth that anybody would notice."""

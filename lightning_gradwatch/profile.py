@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_gradwatch.channels import Channels, Mismatch, record_of
 from lightning_gradwatch.forward import Saturation
 from lightning_gradwatch.padding import Ends
-from lightning_gradwatch.thresholds import FLOOR, HORIZON_RATIO, MAX_POINTS, STARVING_SHARE
+from lightning_gradwatch.thinning import evenly, logarithmically
+from lightning_gradwatch.thresholds import FLOOR, HORIZON_RATIO, STARVING_SHARE
 
 Floats = npt.NDArray[np.float64]
 
@@ -91,6 +93,9 @@ class Profile:
         with_gradient: to how many sequences of the whole batch the loss sends
             anything; None where it is not known.
         batch_first: of the module; None where there is no such order.
+        channels: of a scan, how far back each channel holds a gradient.
+        mismatch: of a scan, where its states are not what its recurrence makes; None where they
+            are, or it was not asked.
     """
 
     module: str
@@ -119,6 +124,8 @@ class Profile:
     apart: bool = False
     with_gradient: int | None = None
     batch_first: bool | None = None
+    channels: Channels | None = None
+    mismatch: Mismatch | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
 
     @property
@@ -261,30 +268,13 @@ class Profile:
             "with_gradient": self.with_gradient,
             "batch_first": self.batch_first,
             "past": self._past(),
+            **record_of(self.channels),
         }
         if keep_sequences:
             record["total_by_sequence"] = [
                 row[:length].tolist() for row, length in zip(self.total, self.lengths, strict=True)
             ]
         return record
-
-
-def evenly(count: int) -> npt.NDArray[np.int64] | None:
-    """Evenly spaced timesteps, first and last included, to which a longer list is
-    thinned; None if it is short enough.
-    """
-    if count <= MAX_POINTS:
-        return None
-    return np.linspace(0, count - 1, MAX_POINTS).round().astype(np.int64)
-
-
-def logarithmically(count: int) -> npt.NDArray[np.int64] | None:
-    """Lags to which a longer list is thinned: each of the first ones, then ever
-    sparser; None if it is short enough.
-    """
-    if count <= MAX_POINTS:
-        return None
-    return np.unique(np.geomspace(1, count, MAX_POINTS).round().astype(np.int64)) - 1
 
 
 def _pick(values: Floats, at: npt.NDArray[np.int64] | None) -> list[float]:

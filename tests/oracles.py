@@ -117,3 +117,54 @@ def gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:
 def norms(gradients: list[Tensor]) -> Tensor:
     """The L2 norm of each, in float64."""
     return torch.stack([g.double().norm() for g in gradients])
+
+
+@dataclass
+class Scanned:
+    """A diagonal recurrence, one timestep after the other, in the graph: ``(batch, time, …)`` in the caller's order.
+
+    Attributes:
+        states: by timestep; ``stacked`` is what the loss reads, so that its gradient is the direct one.
+        order: of the timesteps, as the recurrence visits them.
+    """
+
+    states: list[Tensor]
+    stacked: Tensor
+    order: list[int]
+
+    def totals(self, loss: Tensor) -> Tensor:
+        """‖∂L/∂h_t‖ ``(batch, time)``."""
+        return torch.stack([size(g) for g in torch.autograd.grad(loss, self.states, retain_graph=True)], 1)
+
+    def direct(self, loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, self.stacked, retain_graph=True)[0]
+
+    def lagged(self, loss: Tensor, anchor: int) -> Tensor:
+        """‖∂L_τ/∂h_{τ−k}‖ / ‖∂L_τ/∂h_τ‖ ``(batch, lag)``, over the channels; NaN where nothing is sent."""
+        norms = torch.stack([size(g) for g in self.channels(loss, anchor)], 1)
+        return norms / norms[:, :1]
+
+    def channels(self, loss: Tensor, anchor: int) -> list[Tensor]:
+        """The gradient of the anchor's loss by lag, each ``(batch, …)``."""
+        sent = self.direct(loss)[:, anchor]
+        before = self.order[: self.order.index(anchor) + 1][::-1]
+        return list(torch.autograd.grad(self.states[anchor], [self.states[t] for t in before], sent, retain_graph=True))
+
+
+def size(gradient: Tensor) -> Tensor:
+    """L2 norm over all but the batch."""
+    return gradient.reshape(len(gradient), -1).abs().square().sum(1).sqrt()
+
+
+def scanned(decay: Tensor, inputs: Tensor, *, reverse: bool = False) -> Scanned:
+    """The states of h_t = a_t ⊙ h_{t−1} + b_t, or with ``reverse`` of h_t = a_t ⊙ h_{t+1} + b_t."""
+    steps = inputs.shape[1]
+    order = list(range(steps))[:: -1 if reverse else 1]
+    a = decay.expand(torch.broadcast_shapes(decay.shape, inputs.shape))
+    made: dict[int, Tensor] = {}
+    h = torch.zeros_like(inputs[:, 0])
+    for t in order:
+        h = a[:, t] * h + inputs[:, t]
+        made[t] = h
+    states = [made[t] for t in range(steps)]
+    return Scanned(states, torch.stack(states, 1), order)

@@ -9,10 +9,12 @@ from lightning_gradwatch.detect.exploding import ExplodingDetector
 from lightning_gradwatch.detect.nonfinite import NonfiniteSource, locate_nonfinite
 from lightning_gradwatch.detect.nonfinite_call import CallSource
 from lightning_gradwatch.detect.nonfinite_loop import LoopSource
+from lightning_gradwatch.detect.nonfinite_scan import ScanSource
 from lightning_gradwatch.detect.norm_jump import NormJumpDetector, NormJumps
 from lightning_gradwatch.detect.recurrent_weights import RecurrentWeights
 from lightning_gradwatch.detect.saturation import SaturationDetector
 from lightning_gradwatch.detect.scale_search import ScaleSearch
+from lightning_gradwatch.detect.scan_mismatch import ScanMismatchDetector
 from lightning_gradwatch.detect.short_reach import ShortReachDetector
 from lightning_gradwatch.detect.vanishing import VanishingDetector, is_vanishing
 from lightning_gradwatch.detect.weights import WeightWatch
@@ -32,6 +34,8 @@ __all__ = [
     "RecurrentWeights",
     "SaturationDetector",
     "ScaleSearch",
+    "ScanMismatchDetector",
+    "ScanSource",
     "ShortReachDetector",
     "VanishingDetector",
     "WeightWatch",

@@ -8,6 +8,7 @@ import math
 
 from lightning_gradwatch.events import Moment
 from lightning_gradwatch.profile import Floats, Profile
+from lightning_gradwatch.recurrent.scan import KIND as SCAN
 
 DEEP = 3
 """Layers from which on normalisation between them is worth a word."""
@@ -24,6 +25,13 @@ _OWN_CELL = (
     "(Hochreiter and Schmidhuber 1997), or an orthogonal recurrent weight (Henaff et al. 2016)."
 )
 
+
+_SCAN = (
+    "Each channel keeps |a| of its gradient from one timestep to the one before{size}: begin with decays nearer to 1, of which "
+    "exp(−1/{timesteps}) = {decay:.4g} keeps a third over {timesteps} timesteps. In Mamba, S4 and S5 the decay is exp(Δ·A): a smaller Δ "
+    "(dt_min, dt_max), or A nearer to 0 (Gu and Dao 2023). In a minGRU or an HGRN it is a gate: a bias with which it stays open. In an LRU "
+    "begin with eigenvalues in a ring nearer to 1, r_min and r_max (Orvieto et al. 2023)."
+)
 
 SPOILT_WEIGHT = (
     "The weight was spoilt before this step, by an optimizer step with a gradient, a learning rate or a state that was not finite, "
@@ -57,7 +65,8 @@ def jump_remedy(ordinary: float | None, moment: Moment) -> str:
 
 def vanishing_remedy(profile: Profile, lagged: Floats) -> str:
     """What helps a layer whose gradient horizon is short, the likeliest first."""
-    parts = [*_against_padding(profile), _of_cell(profile.kind, profile.real_timesteps)]
+    of_cell = _of_scan(profile) if profile.kind == SCAN else _of_cell(profile.kind, profile.real_timesteps)
+    parts = [*_against_padding(profile), of_cell]
     if profile.layers >= DEEP:
         parts.append(
             f"With {profile.layers} layers on top of one another, normalise between them (layer normalisation, Ba et al. 2016), or add "
@@ -68,6 +77,14 @@ def vanishing_remedy(profile: Profile, lagged: Floats) -> str:
     else:
         parts.append("Clipping does not help; a shorter way from cause to effect (attention, skipping steps) does.")
     return " ".join(parts)
+
+
+def _of_scan(profile: Profile) -> str:
+    """What the decays can be given, beside what they are."""
+    timesteps = max(profile.real_timesteps, 2)
+    known = profile.channels is not None and math.isfinite(profile.channels.size)
+    size = f", here {profile.channels.size:.3g} (median over the channels)" if profile.channels and known else ""
+    return _SCAN.format(size=size, timesteps=timesteps, decay=math.exp(-1 / timesteps))
 
 
 def _of_cell(kind: str, timesteps: int) -> str:
@@ -129,7 +146,12 @@ def exploding_remedy(profile: Profile, lagged: Floats, *, in_total: bool) -> str
             "Only what single timesteps send back grows so; in the sum over all of them it does not show yet. Lower the learning rate, and "
             "let AdaptiveClip() stand by (Pascanu et al. 2013)."
         )
-    if profile.kind == "RNN":
+    if profile.kind == SCAN:
+        parts.append(
+            "A scan enlarges what it passes back only where |a| is over 1: keep it under, by the way it is made (a sigmoid, "
+            "exp(−softplus(…)), exp(−exp(ν)) as in an LRU, Orvieto et al. 2023)."
+        )
+    elif profile.kind == "RNN":
         parts.append(
             "The recurrent weight enlarges what it passes back: begin with an orthogonal one of gain 1 or less (Henaff et al. 2016), "
             "or use a gated cell."
@@ -143,7 +165,7 @@ def exploding_remedy(profile: Profile, lagged: Floats, *, in_total: bool) -> str
         parts.append(
             f"Shorter segments end it sooner: {max(half, 1)} timesteps instead of {profile.timesteps} keep the growth under 10."
         )
-    elif 0 < half < len(lagged) - 1:
+    elif 0 < half < len(lagged) - 1 and profile.kind != SCAN:
         parts.append(
             f"Truncating backpropagation after {half} timesteps would keep the growth under 10 (Williams and Peng 1990)."
         )

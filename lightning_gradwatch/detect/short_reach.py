@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.recurrent.scan import KIND as SCAN
 from lightning_gradwatch.thresholds import FEW_SHARE, SEVERAL, is_few
 
 CHANGED = 10
@@ -95,6 +96,11 @@ def _detail(profile: Profile, reached: int, timesteps: int, samples: int) -> str
 
 
 def _remedy(profile: Profile, reached: int) -> str:
+    if profile.kind == SCAN and profile.direction == "reverse":
+        return (
+            "This scan runs from the last timestep to the first, and has seen the whole sequence at timestep 0. Read its states there, or "
+            "at all timesteps; where they belong to late timesteps alone, one direction is enough."
+        )
     if profile.direction == "reverse":
         return (
             f"The output at the last timestep{_index(profile, -1)} holds the reverse direction's first step, which has seen that timestep "

@@ -14,7 +14,8 @@ from lightning_gradwatch import arguments
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import LOST_REMEDY, vanishing_remedy
 from lightning_gradwatch.detect.saturation import is_cut_off
-from lightning_gradwatch.events import Event, EventKind, Moment, Severity, growth_in_words
+from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+from lightning_gradwatch.growth import growth_in_words
 from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
 from lightning_gradwatch.thresholds import CALM_SAMPLES, CALM_SHARE, LOW_LOSS, RISEN_LOSS, SEVERAL, VANISHING_SHARE
 

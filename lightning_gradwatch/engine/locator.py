@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_gradwatch.detect import CallSource, Context, LoopSource, NonfiniteSource, locate_nonfinite
+from lightning_gradwatch.detect import CallSource, Context, LoopSource, NonfiniteSource, ScanSource, locate_nonfinite
 from lightning_gradwatch.engine.step import Call
 from lightning_gradwatch.events import Event, Moment
-from lightning_gradwatch.recurrent import Capture, Chain, Loop, stitch, sweep
+from lightning_gradwatch.recurrent import Capture, Chain, Loop, Scan, stitch, sweep
 from lightning_gradwatch.recurrent.capture.first_look import FirstLook
 from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, numbers
@@ -88,6 +88,8 @@ class Locator:
     def _source(self, call: Call, start: int) -> NonfiniteSource:
         if isinstance(call, Loop):
             return LoopSource(call)
+        if isinstance(call, Scan):
+            return ScanSource(call)
         module = self._capture.modules[call.module]
         names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
         return CallSource(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)

@@ -95,7 +95,7 @@ class Measuring:
         """The profiles of all that can be measured."""
         measured: list[Profile] = []
         for call in calls:
-            with self._unobserved.apart(call.module) if isinstance(call, Loop | Chain) else nullcontext():
+            with nullcontext() if isinstance(call, RecurrentCall) else self._unobserved.apart(call.module):
                 profiles = measure_calls([call], max_sequences, self._anchors)
                 measured += [replace(profile, step=call.step) for profile in profiles]
         self._unobserved.measured.update(profile.module for profile in measured)

@@ -11,6 +11,7 @@ from lightning_gradwatch.detect import (
     Detector,
     ExplodingDetector,
     SaturationDetector,
+    ScanMismatchDetector,
     ShortReachDetector,
     VanishingDetector,
 )
@@ -31,7 +32,13 @@ class ProfileDetectors:
 
     def __init__(self, own: Sequence[Detector] = ()) -> None:
         self.exploding = ExplodingDetector()
-        built_in = (self.exploding, SaturationDetector(), VanishingDetector(), ShortReachDetector())
+        built_in = (
+            self.exploding,
+            SaturationDetector(),
+            VanishingDetector(),
+            ShortReachDetector(),
+            ScanMismatchDetector(),
+        )
         self._all: tuple[Detector, ...] = (*built_in, *map(GuardedDetector, own))
 
     def __call__(self, profile: Profile, moment: Moment) -> Iterator[Event]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import nn
 
 from lightning_gradwatch.engine.observation import Collector
-from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.discovery import is_outside
 from lightning_gradwatch.recurrent.capture.hooks import FROZEN
 from lightning_gradwatch.recurrent.capture.modules import added, discover
+from lightning_gradwatch.recurrent.capture.scan_names import named_like_scans
+from lightning_gradwatch.recurrent.capture.scans import DETACHED
 
 _ADDED = "It was added to the model after training had begun."
 _ADDED_REMEDY = (
@@ -31,7 +34,17 @@ _FROZEN_REMEDY = (
 
 _UNUSED_REMEDY = "If it should be trained, let what it returns reach the loss; if not, there is nothing to do."
 
-_REMEDIES = {FROZEN: _FROZEN_REMEDY, UNUSED: _UNUSED_REMEDY}
+_DETACHED_REMEDY = (
+    "Mark the states themselves, before detach() and outside of no_grad(). "
+    "If they are not to be trained, there is nothing to do."
+)
+
+_HINT_REMEDY = (
+    "Mark its states where they are computed: h = tap_scan(h, decay=a), or y = tap_scan(y, decay=a, readout=C) where a kernel hides them. "
+    "If it is no scan, there is nothing to do."
+)
+
+_REMEDIES = {FROZEN: _FROZEN_REMEDY, UNUSED: _UNUSED_REMEDY, DETACHED: _DETACHED_REMEDY}
 """Where the reason is known, what helps against that one."""
 
 
@@ -48,6 +61,8 @@ class Unobserved:
         reasons: qualified name of what TorchScript holds → why it cannot
             be observed, whatever happens.
         measured: the modules that were.
+        like_scans: qualified name → class of the modules that look like a scan by its name; none
+            any more once the user has marked something.
     """
 
     def __init__(
@@ -62,6 +77,7 @@ class Unobserved:
         self.measured: set[str] = set()
         self._model, self._patterns, self._found, self._strict = model, patterns, found, strict
         self._known = set(discover(model).values())
+        self.like_scans = named_like_scans(model) if patterns is None else {}
         self._failed: dict[str, str] = {}
         self._called_around: set[str] = set()
 
@@ -91,6 +107,8 @@ class Unobserved:
 
     def end_step(self, capture: Capture, observed: Collection[str]) -> None:
         """Note why calls of this step were not observed, while the gradients are there."""
+        if capture.marked:
+            self.like_scans.clear()
         for call in capture.calls:
             capture.unseen.setdefault(call.module, UNUSED)
         for name, module in capture.modules.items():
@@ -111,7 +129,23 @@ class Unobserved:
                 )
             else:
                 reasons[name] = "its forward was not called in a training step, or no loss reached its output"
-        return [self._event(moment, name, reason) for name, reason in reasons.items()]
+        missed = (name for name in capture.marked if name in capture.unseen and name not in observed)
+        reasons |= {name: capture.unseen[name] for name in missed}
+        found = [self._event(moment, name, reason) for name, reason in reasons.items()]
+        return found + self._hint({*capture.modules, *observed}, moment)
+
+    def _hint(self, known: Collection[str], moment: Moment) -> list[Event]:
+        """One note about all modules that look like a scan by their names and were neither
+        observed nor looked into.
+        """
+        left = [name for name in self.like_scans if not any(_belong_together(name, other) for other in known)]
+        if not left:
+            return []
+        more = f" and {len(left) - 1} more like it" if len(left) > 1 else ""
+        looks = f"{left[0]} ({self.like_scans[left[0]]}){more} {'look' if more else 'looks'} like a scan by the name of the class"
+        message = f"{looks}, and no states were marked: how far the gradient reaches there was not observed."
+        note = moment.event(EventKind.NOT_OBSERVED, module=left[0], severity=Severity.INFO, remedy=_HINT_REMEDY)
+        return [replace(note, message=message)]
 
     def _event(self, moment: Moment, name: str, reason: str) -> Event:
         fields = {"module": name, "detail": f"{reason[0].upper()}{reason[1:]}."}
@@ -120,3 +154,8 @@ class Unobserved:
         elif reason in _REMEDIES:
             fields["remedy"] = _REMEDIES[reason]
         return moment.event(EventKind.NOT_OBSERVED, **fields)
+
+
+def _belong_together(name: str, other: str) -> bool:
+    """Whether one module is the other, or lies within it."""
+    return f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.")

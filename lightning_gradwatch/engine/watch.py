@@ -136,8 +136,8 @@ class Watch:
 
     def has_nothing(self) -> bool:
         """Whether a whole step has passed in which there was nothing to watch."""
-        watched = self.capture.modules or self.observed or self._search.is_on
-        return not (watched or self._severed or self._unobserved.reasons)
+        watched = self.capture.modules or self.capture.marked or self.observed or self._search.is_on
+        return not (watched or self._severed or self._unobserved.reasons or self._unobserved.like_scans)
 
     def unobserved(self, moment: Moment) -> list[Event]:
         """Each module that was never observed, with the reason."""

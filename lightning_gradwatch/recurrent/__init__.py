@@ -2,6 +2,7 @@
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.capture.hooks import Capture
+from lightning_gradwatch.recurrent.capture.scan_taps import tap_scan
 from lightning_gradwatch.recurrent.capture.stitching import stitch
 from lightning_gradwatch.recurrent.capture.taps import tap
 from lightning_gradwatch.recurrent.chain import Chain
@@ -11,12 +12,14 @@ from lightning_gradwatch.recurrent.measure.lags import measure_lags
 from lightning_gradwatch.recurrent.measure.loop_profiles import loop_profiles
 from lightning_gradwatch.recurrent.measure.profiles import measure_calls, profiles
 from lightning_gradwatch.recurrent.measure.sweep import Sweep, sweep
+from lightning_gradwatch.recurrent.scan import Scan
 
 __all__ = [
     "Capture",
     "Chain",
     "Loop",
     "RecurrentCall",
+    "Scan",
     "Sweep",
     "follow",
     "loop_profiles",
@@ -26,4 +29,5 @@ __all__ = [
     "stitch",
     "sweep",
     "tap",
+    "tap_scan",
 ]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from itertools import starmap
 from statistics import median
 
-from lightning_gradwatch.events import EventKind, closes_episode, growth_in_words
+from lightning_gradwatch.events import EventKind, closes_episode
+from lightning_gradwatch.growth import growth_in_words
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import growth, middle, reach
 from lightning_gradwatch.runlog.verdict import Verdict

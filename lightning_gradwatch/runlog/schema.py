@@ -78,6 +78,9 @@ class ProfileRecord(_ProfileRequired, total=False):
     with_gradient: Count | None
     batch_first: bool | None
     past: str | None
+    channels: Count | None
+    channel_horizons: list[Count] | None
+    channels_censored: Count | None
     total_by_sequence: list[list[float]]
 
 

@@ -4,6 +4,7 @@ direction, as a verdict in words.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from lightning_gradwatch.events import EventKind, closes_episode
@@ -15,6 +16,9 @@ from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 __all__ = ["LayerSummary", "Verdict", "is_finite", "reach", "summarise"]
 
 _Group = tuple[str, int, str]
+
+_MANY_CHANNELS = 10
+"""From so many on a tenth of them is a number of channels."""
 
 _UNSEEN = {
     EventKind.NOT_OBSERVED: Verdict.NOT_OBSERVED,
@@ -69,12 +73,24 @@ def _summary(
         samples=found.samples,
         events=len(here),
         verdict=verdict,
-        sentence=sentence + _sequences(found) + _segments(found) + _doubt(found),
+        sentence=sentence + _channels(found) + _sequences(found) + _segments(found) + _doubt(found),
         starves=found.starves and not found.low,
         horizon_range=None if found.spread is None else str(found.spread),
         since=found.lost[0] if found.lost else None,
         inexact_reason=_reason(found),
     )
+
+
+def _channels(found: Evidence) -> str:
+    """How far the channels of a scan reach, each by itself: their distribution is its memory."""
+    last = found.last[-1]
+    reaches, count = last.get("channel_horizons"), last.get("channels")
+    if not reaches or not count or count < _MANY_CHANNELS:
+        return ""
+    half, tenth = (reaches[math.ceil(share * len(reaches)) - 1] for share in (0.5, 0.9))
+    outlive = last.get("channels_censored") or 0
+    cut = f"; {outlive:,} outlive the sequence" if outlive else ""
+    return f" Of its {count:,} channels half reach {half:,} timesteps or more, a tenth {tenth:,}{cut}."
 
 
 def _sequences(found: Evidence) -> str:

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from lightning_gradwatch.profile import (
     Profile,
-    evenly,
     gradient_horizon,
     growth_rate,
-    logarithmically,
 )
+from lightning_gradwatch.thinning import evenly, logarithmically
 from lightning_gradwatch.thresholds import FLOOR, MAX_POINTS
 
 

@@ -8,6 +8,7 @@ from torch.autograd.graph import Node
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.loop import Loop
+from lightning_gradwatch.recurrent.scan import Scan
 
 DEPTH = 3
 """How many operations may lie between a module's state and the one
@@ -20,14 +21,14 @@ cell of one's own under the tap's.
 """
 
 
-def without_duplicates(calls: Sequence[RecurrentCall | Loop]) -> list[RecurrentCall | Loop]:
+def without_duplicates(calls: Sequence[RecurrentCall | Loop | Scan]) -> list[RecurrentCall | Loop | Scan]:
     """All but taps whose states are those of a module of PyTorch's own, and cells of
     one's own whose states are tapped.
     """
     taps = [call for call in calls if isinstance(call, Loop) and call.kind == "tap"]
     if not taps:
         return list(calls)
-    others = {node: call for call in calls if not _is_tap(call) for node in _nodes(call)}
+    others = {node: call for call in calls if not (_is_tap(call) or isinstance(call, Scan)) for node in _nodes(call)}
     left_out: set[str] = set()
     for name in dict.fromkeys(tap.module for tap in taps):
         found = [_source(state.edge.node, others) for tap in taps if tap.module == name for state in tap.h]
@@ -38,7 +39,7 @@ def without_duplicates(calls: Sequence[RecurrentCall | Loop]) -> list[RecurrentC
     return [call for call in calls if call.module not in left_out]
 
 
-def _is_tap(call: RecurrentCall | Loop) -> bool:
+def _is_tap(call: RecurrentCall | Loop | Scan) -> bool:
     return isinstance(call, Loop) and call.kind == "tap"
 
 

@@ -18,10 +18,13 @@ from lightning_gradwatch.recurrent.capture.hook_order import FirstHooks
 from lightning_gradwatch.recurrent.capture.inner_calls import InnerCalls, has_own_forward
 from lightning_gradwatch.recurrent.capture.loops import Loops
 from lightning_gradwatch.recurrent.capture.read_call import read_call
+from lightning_gradwatch.recurrent.capture.scan_taps import listen_to_scans
+from lightning_gradwatch.recurrent.capture.scans import Scans
 from lightning_gradwatch.recurrent.capture.slots import Slots
 from lightning_gradwatch.recurrent.capture.taps import listen
 from lightning_gradwatch.recurrent.graph import saved_hooks
 from lightning_gradwatch.recurrent.loop import Loop
+from lightning_gradwatch.recurrent.scan import Scan
 
 FROZEN = "nothing in it needs a gradient"
 """Why a call is not kept that could not be trained: it is frozen with all before
@@ -31,7 +34,7 @@ it, or runs under ``no_grad``.
 
 class Capture:
     """Watches recurrent modules. Between :meth:`begin` and :meth:`end` every forward that can
-    train leaves a call or a loop.
+    train leaves a call, a loop or a scan.
 
     Args:
         modules: qualified name → ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or any module
@@ -42,6 +45,7 @@ class Capture:
     Attributes:
         calls: of the present step, in order of their first forward.
         unseen: module name → why its last forward could not be kept.
+        marked: names of taps and of scans, each once.
         failure: an error of our own in a hook, kept for the next look
             instead of breaking the forward.
     """
@@ -50,10 +54,11 @@ class Capture:
         self, modules: dict[str, nn.Module], clock: Callable[[], int] = lambda: 0, is_over: FitIsOver | None = None
     ) -> None:
         self.modules, self._clock, self._is_over = modules, clock, is_over or FitIsOver()
-        self.calls: list[RecurrentCall | Loop] = []
+        self.calls: list[RecurrentCall | Loop | Scan] = []
         self.unseen: dict[str, str] = {}
+        self.marked: dict[str, None] = {}
         self.failure: Exception | None = None
-        self.loops = Loops(self.calls, clock)
+        self.loops, self._scans = Loops(self.calls, clock), Scans(self.calls, clock)
         self._active = False
         self._number: Counter[str] = Counter()  # calls of a module in the present step
         self._rng_state: Tensor | None = None
@@ -65,7 +70,7 @@ class Capture:
 
     def attach(self) -> None:
         """Put the hooks on."""
-        self._endings += [listen(self._after_tap), saved_hooks.listen()]
+        self._endings += [listen(self._after_tap), listen_to_scans(self._after_scan), saved_hooks.listen()]
         for module in self.modules.values():
             self.attach_to(module)
 
@@ -119,6 +124,7 @@ class Capture:
         self.forget_gradients()
         self.calls.clear()
         self.loops.clear()
+        self._scans.clear()
         self._number.clear()
         self._rng_state = None
 
@@ -127,7 +133,7 @@ class Capture:
         for call in self.calls:
             call.release()
 
-    def take(self) -> list[RecurrentCall | Loop]:
+    def take(self) -> list[RecurrentCall | Loop | Scan]:
         """Take away the calls whose gradients have arrived, in order; the others stay."""
         arrived = [call for call in self.calls if call.has_gradient()]
         self.calls[:] = [call for call in self.calls if not call.has_gradient()]
@@ -225,7 +231,18 @@ class Capture:
         self._guarded(lambda: self.loops.keep(self._names[id(module)], module, inputs, kwargs, outputs, doubt))
 
     def _after_tap(self, name: str, state: Tensor) -> None:
+        self.marked[name] = None
         self._guarded(lambda: self.loops.tap(name, state))
+
+    def _after_scan(self, scan: Scan) -> None:
+        if self._active and not torch.is_grad_enabled():
+            self._leave_out(scan.module, FROZEN)
+        self._guarded(lambda: self._leave_out(scan.module, self._scans.keep(scan)))
+
+    def _leave_out(self, name: str, reason: str | None) -> None:
+        self.marked[name] = None
+        if reason is not None:
+            self.unseen[name] = reason
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All parameters of the watched modules. Those of the recurrent weights alone would not do:

@@ -16,6 +16,7 @@ from lightning_gradwatch.recurrent.capture.severed import FEW
 from lightning_gradwatch.recurrent.capture.slots import Slots, arguments, results
 from lightning_gradwatch.recurrent.graph.ways_up import REACH
 from lightning_gradwatch.recurrent.loop import Loop, LoopState, Made
+from lightning_gradwatch.recurrent.scan import Scan
 
 Place = tuple[Loop, int, Made]
 """A sequence, a timestep of it, and one of the calls of that timestep."""
@@ -36,7 +37,9 @@ class Loops:
         without_gradient: tap → how many of its states in this step need no gradient.
     """
 
-    def __init__(self, calls: MutableSequence[RecurrentCall | Loop], clock: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, calls: MutableSequence[RecurrentCall | Loop | Scan], clock: Callable[[], int] = lambda: 0
+    ) -> None:
         self._clock = clock
         self.slots: dict[str, Slots] = {}
         self.undecided: set[str] = set()

@@ -21,6 +21,7 @@ from lightning_gradwatch.recurrent.graph.latest import Latest
 from lightning_gradwatch.recurrent.graph.slices import have_common_origin
 from lightning_gradwatch.recurrent.initial_state import is_handed_over
 from lightning_gradwatch.recurrent.loop import Loop
+from lightning_gradwatch.recurrent.scan import Scan
 
 FEW = 3
 """A module called fewer times than this in a step may well have no time to flow through."""
@@ -57,13 +58,14 @@ class Use:
 
 
 @torch.no_grad()
-def severed(calls: Sequence[RecurrentCall | Loop]) -> dict[str, str]:
+def severed(calls: Sequence[RecurrentCall | Loop | Scan]) -> dict[str, str]:
     """Module or tap → in a sentence, how its state is severed at every step. It
     compares values: for sampled steps.
     """
     by_module: dict[str, list[RecurrentCall | Loop]] = {}
     for call in calls:
-        by_module.setdefault(call.module, []).append(call)
+        if not isinstance(call, Scan):  # it goes on from timestep to timestep by itself
+            by_module.setdefault(call.module, []).append(call)
     found = {name: _how(of_module) for name, of_module in by_module.items()}
     return {name: how for name, how in found.items() if how is not None}
 

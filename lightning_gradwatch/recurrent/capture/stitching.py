@@ -10,20 +10,21 @@ from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
 from lightning_gradwatch.recurrent.graph.latest import Latest
 from lightning_gradwatch.recurrent.loop import Loop
+from lightning_gradwatch.recurrent.scan import Scan
 
 BIDIRECTIONAL = "its state goes on from call to call, and calls of a bidirectional module are measured each by itself"
 PACKED = "its state goes on from call to call, and calls with packed sequences are measured each by itself"
 RESIZED = "its state goes on from call to call in batches of different sizes, and each call is measured by itself"
 
 
-def stitch(calls: Sequence[RecurrentCall | Loop]) -> list[RecurrentCall | Loop | Chain]:
+def stitch(calls: Sequence[RecurrentCall | Loop | Scan]) -> list[RecurrentCall | Loop | Scan | Chain]:
     """Join each call whose initial state hangs, in the graph, on an earlier call
     of the same module to that call.
 
     Whatever lies between: nothing, a mask, a norm, an index. It walks through the graph: for
     sampled steps. Calls that continue one another but cannot be joined stay apart and say why.
     """
-    found: list[RecurrentCall | Loop | Chain] = []
+    found: list[RecurrentCall | Loop | Scan | Chain] = []
     by_module: dict[str, list[RecurrentCall]] = {}
     for call in calls:
         if isinstance(call, RecurrentCall):
@@ -34,7 +35,7 @@ def stitch(calls: Sequence[RecurrentCall | Loop]) -> list[RecurrentCall | Loop |
             one = chain.calls[0] if len(chain.calls) == 1 else chain
             one.index = first + place
             found.append(one)
-    return [*found, *(call for call in calls if isinstance(call, Loop))]
+    return [*found, *(call for call in calls if not isinstance(call, RecurrentCall))]
 
 
 def _chains(calls: Sequence[RecurrentCall]) -> list[Chain]:

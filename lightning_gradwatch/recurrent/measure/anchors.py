@@ -104,7 +104,7 @@ def choose_anchors(call: RecurrentCall, layout: Layout, count: int, chunk: int) 
     scale = torch.ones(count, len(layout.sequences), dtype=torch.float64)
     for j in range(len(layout.sequences)):
         reached = torch.nonzero(precise[:, j] if bool(precise[:, j].any()) else norms[:, j]).flatten().tolist()
-        for i, rank in enumerate(reversed(_spread(len(reached), count, both))):
+        for i, rank in enumerate(reversed(spread(len(reached), count, both))):
             timestep[i, j] = reached[rank]
             size = float(norms[reached[rank], j])
             scale[i, j] = 1 / max(size, torch.finfo(dtype).tiny) if size < math.inf else 1.0
@@ -137,7 +137,7 @@ def smallest_normal(call: RecurrentCall) -> float:
     return max((torch.finfo(gradient.dtype).tiny for gradient in arrived if gradient is not None), default=0.0)
 
 
-def _spread(available: int, count: int, both_ends: bool) -> list[int]:
+def spread(available: int, count: int, both_ends: bool) -> list[int]:
     """Ranks in ``range(available)``, ascending, each once."""
     if not available:
         return []

@@ -32,23 +32,27 @@ from lightning_gradwatch.recurrent.measure.chain_gradients import (
 from lightning_gradwatch.recurrent.measure.direction import DirectionSweep
 from lightning_gradwatch.recurrent.measure.loop_profiles import loop_profiles
 from lightning_gradwatch.recurrent.measure.rows import MIXED
+from lightning_gradwatch.recurrent.measure.scan_profiles import scan_profile
 from lightning_gradwatch.recurrent.measure.sweep import CHUNK, Sweep, sweep
+from lightning_gradwatch.recurrent.scan import Scan
 from lightning_gradwatch.thresholds import SUSPICIOUS_SHARE
 
 
 def measure_calls(
-    calls: Sequence[RecurrentCall | Loop | Chain], max_sequences: int | None, anchors: int
+    calls: Sequence[RecurrentCall | Loop | Scan | Chain], max_sequences: int | None, anchors: int
 ) -> list[Profile]:
-    """The profiles of all calls and loops of a step, after its backward pass.
+    """The profiles of all calls, loops and scans of a step, after its backward pass.
 
     Args:
         max_sequences: of each batch; None takes all.
-        anchors: of each sequence of a fused call.
+        anchors: of each sequence of a fused call or a scan.
     """
     found: list[Profile] = []
     for call in calls:
         if isinstance(call, Loop):
             found += _with_gates(call, loop_profiles(call, max_sequences))
+        elif isinstance(call, Scan):
+            found.append(scan_profile(call, max_sequences, anchors))
         elif isinstance(call, Chain):
             found += chain_profiles(call, max_sequences, anchors)
         else:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_gradwatch import tap
 from tests.models import TinyLanguageModel
+from tests.scan_models import LRU, Backwards, Gated, HiddenLRU, Selective
 
 LENGTHS = torch.tensor([8, 5, 7, 3, 8, 2, 6, 4])
 """Of the batch's sequences where they differ."""
@@ -255,6 +256,26 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Ten
         lambda cell, x: over_cell(cell, x, lambda c, y, s: tap(c(y, s), "mine")),
         EXACT,
     ),
+    "a scan, marked with tap_scan": (lambda: Gated(6, 8), lambda net, x: net(x), EXACT),
+    "a scan with complex decays": (lambda: LRU(6, 8), lambda net, x: torch.cat([net(x), x[..., :2]], -1), EXACT),
+    "a scan of which only the output is known": (
+        lambda: HiddenLRU(6, 8),
+        lambda net, x: torch.cat([net(x), x[..., :2]], -1),
+        EXACT,
+    ),
+    "a selective scan, its output marked": (
+        lambda: Selective(6),
+        lambda net, x: torch.cat([net(x), x[..., :2]], -1),
+        EXACT,
+    ),
+    "a scan from the end": (lambda: Backwards(6, 8), lambda net, x: net(x), EXACT),
+    "a scan under checkpointing": (
+        lambda: Gated(6, 8),
+        lambda net, x: checkpoint(net, x, use_reentrant=False),
+        EXACT,
+    ),
+    "a scan, compiled": (lambda: torch.compile(Gated(6, 8), backend="eager"), lambda net, x: net(x), EXACT),
+    "a scan that the loss does not use": (lambda: Gated(6, 8), lambda net, x: net(x.detach()).detach() + x[..., :1], NOT_OBSERVED),
     "a fused module fed one timestep at a time": (lstm, teacher_forced, EXACT),
     "a fused module fed one timestep at a time, its state masked": (lstm, changed_between(of_episodes), EXACT),
     "a fused module fed one timestep at a time, h alone normalised": (

@@ -1,0 +1,23 @@
+"""A growth rate in words."""
+
+from __future__ import annotations
+
+import math
+
+
+def growth_in_words(rate: float) -> str:
+    """What a growth rate makes of the gradient with each timestep back."""
+    if abs(rate) < KEEPS:
+        return "it keeps its size"
+    if rate < 0:
+        left = 100 * math.exp(rate)
+        return f"it fades, to {left:.0f} % with each" if left >= 1 else "it fades, to under 1 % with each"
+    return (
+        f"it grows, by {100 * math.expm1(rate):.2g} % with each"
+        if rate < math.log(2)
+        else f"it grows, {math.exp(rate):.3g}-fold with each"
+    )
+
+
+KEEPS = 0.005
+"""A growth rate under this, in nats per timestep, is no growth that anybody would notice."""

@@ -1,0 +1,62 @@
+"""Diagonal recurrences, all timesteps at once: x_t = f_t ⊙ x_{t−1} + v_t.
+
+Tensors are time-major, ``(time, …)``. A factor that is the same at all timesteps may have one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def recur(factors: Tensor, values: Tensor) -> Tensor:
+    """x_t = f_t ⊙ x_{t−1} + v_t with x_{−1} = 0. The first factor is not used.
+
+    On a CPU one operation a timestep is the cheapest; elsewhere the operations launched are
+    O(log time), by doubling (Hillis and Steele 1986; Blelloch 1990).
+    """
+    return _by_timestep(factors, values) if values.device.type == "cpu" else by_doubling(factors, values)
+
+
+def adjoint(decay: Tensor, direct: Tensor) -> Tensor:
+    """g_t = d_t + ā_{t+1} ⊙ g_{t+1}: the total gradient of the states of h_t = a_t ⊙ h_{t−1} + b_t.
+
+    Complex gradients are as PyTorch has them, ∂L/∂Re h + i ∂L/∂Im h.
+    """
+    factors = decay.conj().resolve_conj()
+    if len(factors) > 1:
+        factors = factors.roll(-1, 0).flip(0)
+    return recur(factors, direct.flip(0)).flip(0)
+
+
+def shrinkage(decay: Tensor, timestep: int) -> Tensor:
+    """|∏_{j=τ−k+1..τ} a_j| for every lag k up to τ = ``timestep``: ``(lag, …)``, 1 at lag 0.
+
+    A decay of 0 leaves exact zeros from its lag on; no logarithm is taken.
+    """
+    size = decay.abs()
+    back = size[1 : timestep + 1].flip(0) if len(size) > 1 else size.expand(timestep, *size.shape[1:])
+    return torch.cat([torch.ones_like(size[:1]), back]).cumprod(0)
+
+
+def _by_timestep(factors: Tensor, values: Tensor) -> Tensor:
+    made = values.clone()
+    states = made.unbind(0)
+    each = factors.unbind(0) if len(factors) > 1 else factors.unbind(0) * len(states)
+    for t in range(1, len(states)):
+        states[t].addcmul_(each[t], states[t - 1])
+    return made
+
+
+def by_doubling(factors: Tensor, values: Tensor) -> Tensor:
+    """The same in O(log time) operations: each state is known from ever more timesteps before."""
+    made, reach = values, 1
+    through = factors.expand(values.shape[0], *factors.shape[1:])
+    while reach < len(made):
+        # A product that has left the numbers carries nothing where nothing comes in.
+        before = made[:-reach]
+        carried = torch.where(before == 0, before, through[reach:] * before)
+        made = torch.cat([made[:reach], made[reach:] + carried])
+        through = torch.cat([through[:reach], through[reach:] * through[:-reach]])
+        reach *= 2
+    return made

@@ -1,0 +1,137 @@
+"""Reads the tensors of a scan, some sequences and channels at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.recurrent.scan import Scan
+from lightning_gradwatch.recurrent.scan_shape import first, per_channel
+
+CHUNK = 2**22
+"""Numbers of one tensor that are worked on at once: 32 MB in float64."""
+
+
+class ScanReader:
+    """In *own order* step 0 is the first that the scan visits, in reverse the last timestep.
+    Everything is read in float64, or complex128.
+
+    Args:
+        scan: whose gradient has arrived.
+        sequences: of the batch.
+    """
+
+    def __init__(self, scan: Scan, sequences: Sequence[int]) -> None:
+        self.scan, self._shape = scan, scan.shape
+        gradient = scan.slot.value()
+        assert gradient is not None
+        self._device = gradient.device
+        self._sequences = torch.tensor(sequences, dtype=torch.long, device=self._device)
+        lay = self._shape.time_first if scan.readout is None else self._shape.output_time_first
+        self._gradient = lay(gradient)
+        self._readout = None if scan.readout is None else _readout(scan, scan.readout)
+        self._decay = self._shape.time_first(scan.decay.to(self._device))
+        self._complex = scan.decay.is_complex() or gradient.is_complex()
+        self.timesteps = self._shape.timesteps
+        self.width = prod(self._shape.width)
+
+    @property
+    def decay_width(self) -> int:
+        """How many channels have decays of their own."""
+        return prod(self._decay.shape[2:])
+
+    def chunks(self, width: int | None = None) -> Iterator[Tensor]:
+        """Numbers of channels, so many at once as memory is to hold."""
+        rows = max(1, self.timesteps * len(self._sequences))
+        every = torch.arange(self.width if width is None else width, device=self._device)
+        return iter(every.split(max(1, CHUNK // rows)))
+
+    def decay(self, channels: Tensor) -> Tensor:
+        """``(time | 1, sequence | 1, channel)``."""
+        return self._pick(self._decay, channels)
+
+    def own_decay(self, channels: Tensor) -> Tensor:
+        """The same, where ``channels`` count those alone that have decays of their own."""
+        return self._own_order(self._wide(_columns(self._decay, self._sequences, channels)))
+
+    def direct(self, channels: Tensor) -> Tensor:
+        """What the loss sends to the states: ``(time, sequence, channel)``."""
+        return self._direct(channels, slice(None))
+
+    def direct_at(self, step: int) -> Tensor:
+        """The same of all channels at one own-order step: ``(sequence, channel)``."""
+        time = self.timesteps - 1 - step if self.scan.reverse else step
+        every = torch.arange(self.width, device=self._device)
+        return self._direct(every, slice(time, time + 1))[0]
+
+    def _direct(self, channels: Tensor, times: slice) -> Tensor:
+        gradient, readout = self._gradient[times], self._readout
+        if readout is None:
+            return self._pick(gradient, channels)
+        readout = readout[times] if len(readout) > 1 else readout
+        if not self._shape.mixes:
+            return self._pick(gradient, channels) * self._pick(readout, channels).conj()
+        sent = self._own_order(self._wide(_rows(gradient, self._sequences)))
+        matrix = self._own_order(self._wide(_rows(readout, self._sequences)[..., channels])).conj()
+        if matrix.shape[:2] == (1, 1):
+            return sent @ matrix[0, 0]
+        return (sent[..., None, :] @ matrix)[..., 0, :]
+
+    def states(self, channels: Tensor) -> Tensor:
+        """h: ``(time, sequence, channel)``."""
+        return self._pick(self._shape.time_first(self.scan.state), channels)
+
+    def inputs(self, channels: Tensor) -> Tensor:
+        """b: ``(time | 1, sequence | 1, channel)``."""
+        assert self.scan.inputs is not None
+        return self._pick(self._shape.time_first(self.scan.inputs.to(self._device)), channels)
+
+    def over_own(self, squares: Tensor) -> Tensor:
+        """Sums of ``(…, channel)`` over the channels that share their decays."""
+        width, own = self._shape.width, self._decay.shape[2:]
+        lead = squares.dim() - 1
+        shared = [lead + place for place, size in enumerate(own) if size == 1 and width[place] > 1]
+        summed = squares.unflatten(-1, width)
+        return (summed.sum(shared, keepdim=True) if shared else summed).flatten(lead)
+
+    def _pick(self, tensor: Tensor, channels: Tensor) -> Tensor:
+        """The chosen sequences and channels of ``(time | 1, batch | 1, *width | 1)``."""
+        places = torch.unravel_index(channels, self._shape.width)
+        index = [
+            place if size > 1 else torch.zeros_like(place) for place, size in zip(places, tensor.shape[2:], strict=True)
+        ]
+        rows = self._sequences if tensor.shape[1] > 1 else self._sequences[:1] * 0
+        return self._own_order(self._wide(tensor[(slice(None), rows[:, None], *index)]))
+
+    def _wide(self, tensor: Tensor) -> Tensor:
+        narrow = self._device.type == "mps"  # Apple's GPUs have no float64
+        kinds = (torch.float32, torch.complex64) if narrow else (torch.float64, torch.complex128)
+        return tensor.to(kinds[self._complex])
+
+    def _own_order(self, tensor: Tensor) -> Tensor:
+        return tensor.flip(0) if self.scan.reverse else tensor
+
+
+def _readout(scan: Scan, readout: Tensor) -> Tensor:
+    """``(time | 1, batch | 1, out, state)`` of a matrix, else as the states lie."""
+    if not scan.shape.mixes:
+        each = per_channel(readout, scan.state)
+        assert each is not None
+        return scan.shape.time_first(each)
+    shape, matrix = scan.shape, readout.detach()
+    matrix = matrix[(None,) * (len(shape.states) + 1 - matrix.dim())]
+    return first(matrix, shape.dim, shape.batch)
+
+
+def _rows(tensor: Tensor, sequences: Tensor) -> Tensor:
+    return tensor if tensor.shape[1] == 1 else tensor[:, sequences]
+
+
+def _columns(tensor: Tensor, sequences: Tensor, channels: Tensor) -> Tensor:
+    """Chosen sequences and channels of a tensor's own."""
+    places = torch.unravel_index(channels, tensor.shape[2:])
+    rows = sequences if tensor.shape[1] > 1 else sequences[:1] * 0
+    return tensor[(slice(None), rows[:, None], *places)]

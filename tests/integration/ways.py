@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.models import WORDS, TinyLanguageModel
+from tests.versions import cpu_scaler
 
 
 class Fused(TinyLanguageModel):
@@ -221,5 +222,5 @@ class Fails(Callback):
 
 def scaled(initial: float = 1024.0, growth_interval: int = 3) -> MixedPrecision:
     """fp16 on the CPU with a gradient scaler whose scale changes within a few steps."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=initial, growth_interval=growth_interval)
+    scaler = cpu_scaler(init_scale=initial, growth_interval=growth_interval)
     return MixedPrecision("16-mixed", "cpu", scaler=scaler)

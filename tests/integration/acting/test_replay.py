@@ -25,8 +25,8 @@ from tests.asserts import assert_identical
 from tests.integration.anomalies import AT, Drawn, Nested, OwnCell, Scheduled, Stateful, nested_batches, train
 from tests.integration.processes import run, succeed
 from tests.integration.ways import Adversarial, Fused, Manual, scaled
-from tests.lightning_versions import AS_DATA
 from tests.models import TinyLanguageModel
+from tests.versions import AS_DATA
 
 
 class AlarmingFit(FitWatch):

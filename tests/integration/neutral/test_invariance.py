@@ -26,8 +26,8 @@ from lightning.pytorch.tuner import Tuner
 from lightning_gradwatch import GradWatch, load_run
 from tests.asserts import assert_identical
 from tests.integration.ways import Adversarial, AnyCell, CellLoop, Fails, Fused, Manual, SkipsBatches, scaled
-from tests.lightning_versions import AS_DATA, INTERRUPT_EXITS
 from tests.models import TinyLanguageModel, sentences, trainer
+from tests.versions import AS_DATA, INTERRUPT_EXITS
 
 
 @dataclass

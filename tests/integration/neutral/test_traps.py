@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
 from tests.asserts import assert_identical
-from tests.lightning_versions import AS_DATA
 from tests.models import TinyLanguageModel, sentences, trainer
+from tests.versions import AS_DATA
 
 
 class ConfiguredLate(TinyLanguageModel):

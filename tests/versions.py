@@ -1,13 +1,23 @@
-"""What differs between the versions of Lightning that the tests run with."""
+"""What differs between the versions of PyTorch and Lightning that the tests run with."""
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import lightning.pytorch as pl
+import pytest
+import torch
 
 AS_DATA = {"weights_only": True} if "weights_only" in inspect.signature(pl.Trainer.fit).parameters else {}
 """How ``Trainer.fit`` is told to load data alone; Lightning up to 2.5 does not know it."""
 
 INTERRUPT_EXITS = tuple(int(number) for number in pl.__version__.split(".")[:2]) >= (2, 3)
 """Whether an interrupt leaves ``fit`` as a SystemExit; before Lightning 2.3 ``fit`` returns as if all were done."""
+
+
+def cpu_scaler(**options: Any) -> torch.amp.GradScaler:
+    """A gradient scaler on the CPU, or the test is skipped: PyTorch has one from 2.3 on."""
+    if not hasattr(torch.amp, "GradScaler"):
+        pytest.skip("PyTorch before 2.3 has no gradient scaler on the CPU")
+    return torch.amp.GradScaler("cpu", **options)

@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
+
 AS_DATA = {"weights_only": True} if "weights_only" in inspect.signature(pl.Trainer.fit).parameters else {}
 """How ``Trainer.fit`` is told to load data alone; Lightning up to 2.5 does not know it."""
 
@@ -18,6 +20,11 @@ INTERRUPT_EXITS = tuple(int(number) for number in pl.__version__.split(".")[:2])
 
 def cpu_scaler(**options: Any) -> torch.amp.GradScaler:
     """A gradient scaler on the CPU, or the test is skipped: PyTorch has one from 2.3 on."""
-    if not hasattr(torch.amp, "GradScaler"):
-        pytest.skip("PyTorch before 2.3 has no gradient scaler on the CPU")
+    needs_torch(2, 3, "has no gradient scaler on the CPU")
     return torch.amp.GradScaler("cpu", **options)
+
+
+def needs_torch(major: int, minor: int, why: str) -> None:
+    """Skip the test where PyTorch is older than it must be."""
+    if (major, minor) > TORCH:
+        pytest.skip(f"PyTorch before {major}.{minor} {why}")

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.models import WORDS, TinyLanguageModel
-from tests.versions import cpu_scaler
+from tests.versions import cpu_scaler, needs_torch
 
 
 class Fused(TinyLanguageModel):
     """With an optimizer that undoes the loss scale in its own step."""
+
+    def __init__(self, **options: Any) -> None:
+        needs_torch(2, 4, "has no fused optimizer on the CPU")
+        super().__init__(**options)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), self.lr, fused=True)

@@ -23,7 +23,7 @@ def _must_stay_whole() -> bool:
         tracer = cast("Any", InstructionTranslator.current_tx())
     except AttributeError:  # torch.export runs the code itself
         return True
-    return tracer.one_graph or tracer.error_on_graph_break
+    return tracer.one_graph or getattr(tracer, "error_on_graph_break", False)  # older ones have only the first
 
 
 cast("Any", _must_stay_whole)._dynamo_marked_constant = True

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.recurrent.capture.compiled import is_compiling
+
 SHOWS_KEYWORDS = "with_kwargs" in inspect.signature(torch_module.register_module_forward_hook).parameters
 """Whether PyTorch shows such a hook what was passed by keyword; before 2.3 it does not."""
 
@@ -22,7 +24,8 @@ def after_every_module(hook: Callable[[nn.Module, tuple[Any, ...], dict[str, Any
         return torch_module.register_module_forward_hook(hook, with_kwargs=True)
 
     def by_position(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
-        hook(module, inputs, {}, outputs)
+        if not is_compiling():  # old compilers cannot trace the call, and there it would do nothing
+            hook(module, inputs, {}, outputs)
 
     cast("Any", by_position).only_looks = getattr(hook, "only_looks", False)
     return torch_module.register_module_forward_hook(by_position)

@@ -19,10 +19,11 @@ from lightning_gradwatch.recurrent.capture.loops import tensors
 from lightning_gradwatch.recurrent.capture.modules import beside
 from lightning_gradwatch.recurrent.graph.between import nodes_until
 from lightning_gradwatch.recurrent.pause import is_paused
+from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Made(WeaklyHeld):
     """What a module made of finite inputs.
 
     Args:
@@ -41,7 +42,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(WeaklyHeld):
     """A gradient that is not finite where it arrived at a module's output.
 
     Args:

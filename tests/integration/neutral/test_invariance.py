@@ -191,7 +191,7 @@ def train(configuration: Configuration, tmp_path: Path, watched: bool) -> dict[s
     recorder = Recorder()
     watches = configuration.watches(tmp_path / "run") if watched else []
     checkpoints = (
-        [ModelCheckpoint(tmp_path / "ckpt", every_n_train_steps=3, save_top_k=-1)] if configuration.resume else []
+        [ModelCheckpoint(str(tmp_path / "ckpt"), every_n_train_steps=3, save_top_k=-1)] if configuration.resume else []
     )
     options = {"max_steps": 8, "enable_checkpointing": bool(checkpoints), "num_sanity_val_steps": 1}
     options |= {name: value() if callable(value) else value for name, value in configuration.fit.items()}

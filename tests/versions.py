@@ -10,11 +10,12 @@ import pytest
 import torch
 
 TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
+LIGHTNING = tuple(int(number) for number in pl.__version__.split(".")[:2])
 
 AS_DATA = {"weights_only": True} if "weights_only" in inspect.signature(pl.Trainer.fit).parameters else {}
 """How ``Trainer.fit`` is told to load data alone; Lightning up to 2.5 does not know it."""
 
-INTERRUPT_EXITS = tuple(int(number) for number in pl.__version__.split(".")[:2]) >= (2, 3)
+INTERRUPT_EXITS = LIGHTNING >= (2, 3)
 """Whether an interrupt leaves ``fit`` as a SystemExit; before Lightning 2.3 ``fit`` returns as if all were done."""
 
 
@@ -28,3 +29,9 @@ def needs_torch(major: int, minor: int, why: str) -> None:
     """Skip the test where PyTorch is older than it must be."""
     if (major, minor) > TORCH:
         pytest.skip(f"PyTorch before {major}.{minor} {why}")
+
+
+def needs_lightning(major: int, minor: int, why: str) -> None:
+    """Skip the test where Lightning is older than it must be."""
+    if (major, minor) > LIGHTNING:
+        pytest.skip(f"Lightning before {major}.{minor} {why}")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
     from lightning_gradwatch.detect import Detector
     from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+    from lightning_gradwatch.outside.clipping import clip_adaptively
+    from lightning_gradwatch.outside.loop_watch import watch
     from lightning_gradwatch.profile import Profile
     from lightning_gradwatch.recurrent.capture.scan_taps import tap_scan
     from lightning_gradwatch.recurrent.capture.taps import tap
@@ -45,11 +47,13 @@ _HOMES = {
     "TensorPolicy": "clip",
     "Value": "clip",
     "ZClip": "clip",
+    "clip_adaptively": "outside.clipping",
     "compare_starts": "starts",
     "initialise_": "starts",
     "load_run": "runlog.reader",
     "tap": "recurrent.capture.taps",
     "tap_scan": "recurrent.capture.scan_taps",
+    "watch": "outside.loop_watch",
 }
 
 __all__ = [
@@ -74,11 +78,13 @@ __all__ = [
     "TensorPolicy",
     "Value",
     "ZClip",
+    "clip_adaptively",
     "compare_starts",
     "initialise_",
     "load_run",
     "tap",
     "tap_scan",
+    "watch",
 ]
 
 

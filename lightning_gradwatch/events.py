@@ -51,6 +51,7 @@ class EventKind(StrEnum):
     VANISHING_HIDDEN_GRADIENT = "VANISHING_HIDDEN_GRADIENT"
     SATURATED_GATES = "SATURATED_GATES"
     FEW_TIMESTEPS_REACHED = "FEW_TIMESTEPS_REACHED"
+    ONE_SEQUENCE_REACHED = "ONE_SEQUENCE_REACHED"
     NO_GRADIENT_THROUGH_TIME = "NO_GRADIENT_THROUGH_TIME"
     SCAN_MISMATCH = "SCAN_MISMATCH"
     AMP_OVERFLOW = "AMP_OVERFLOW"
@@ -139,7 +140,7 @@ _TEXTS: dict[EventKind, _Text] = {
     ),
     EventKind.SATURATED_GATES: _Text(
         Severity.WARNING,
-        "Hardly any gradient reaches the weights of {place}: {value:.2g} of what the loss sends to its hidden states "
+        "Little gradient reaches the weights of {place}: {value:.2g} times what the loss sends to its hidden states "
         "(bound {threshold:.2g}).{detail}",
         "Standardise the inputs, or begin with smaller weights and a lower learning rate: a saturated gate has no slope that a gradient "
         "could pass through.",
@@ -149,6 +150,12 @@ _TEXTS: dict[EventKind, _Text] = {
         "The loss reaches {place} at {value:.0f} of its timesteps only.{detail}",
         "Read the state where it has seen the whole sequence: the final state h_n, of both directions where there are two, or the output "
         "at all timesteps. Where the loss belongs to early timesteps alone, cut the sequences behind it.",
+    ),
+    EventKind.ONE_SEQUENCE_REACHED: _Text(
+        Severity.WARNING,
+        "The loss reaches {value:.0f} of the {threshold:.0f} sequences of {place} only.{detail}",
+        "See which axis of the input is time, and which one the loss reads. If one sequence alone "
+        "is meant to be learned from, there is nothing to do.",
     ),
     EventKind.NO_GRADIENT_THROUGH_TIME: _Text(
         Severity.WARNING,

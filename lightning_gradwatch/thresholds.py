@@ -76,9 +76,10 @@ CUT_OFF_SHARE = 0.01
 """Share of the gradient that the loss sends. Where less than this reaches the gates, hardly
 anything is learned there."""
 
-SUSPICIOUS_SHARE = 0.03
+SUSPICIOUS_SHARE = 0.1
 """The same share where a closer look at the gates is worth its price; and where large inputs are
-the cause, which never let go by themselves, the share under which learning counts as cut off."""
+the cause, the share under which that is told: standardised inputs would give many times as much,
+and such gates never let go by themselves."""
 
 SATURATION_SAMPLES = 2
 """Sampled steps in a row in which it must be so."""

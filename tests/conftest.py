@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +36,10 @@ def _lightning_speaks() -> None:
 @pytest.fixture(autouse=True)
 def _own_errors_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_gradwatch.callbacks.grad_watch import GradWatch
+    from lightning_gradwatch.outside.loop_watch import watch
 
     monkeypatch.setattr(GradWatch, "raise_own_errors", True)
+    monkeypatch.setattr(watch, "raise_own_errors", True)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +50,8 @@ def _no_hook_outlives_a_test(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(nn.Module, name, _noting(getattr(nn.Module, name), hooked))
     yield
     left = sorted({f"{_owner(hook)} on {type(m).__name__}" for m in hooked for hook in _hooks(m) if _is_ours(hook)})
-    left += [f"{_owner(hook)} on every module" for hook in _global_hooks() if _is_ours(hook)]
+    left += [f"{_owner(hook)} on everything" for hook in _global_hooks() if _is_ours(hook)]
+    left += _stand_ins()
     assert not left, f"hooks were left behind: {left}"
 
 
@@ -65,8 +69,15 @@ def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
 
 
 def _global_hooks() -> list[Callable[..., Any]]:
-    of_all = torch.nn.modules.module
-    return [*of_all._global_forward_hooks.values(), *of_all._global_forward_pre_hooks.values()]
+    of_all, steps = torch.nn.modules.module, sys.modules["torch.optim.optimizer"]
+    forward = [*of_all._global_forward_hooks.values(), *of_all._global_forward_pre_hooks.values()]
+    return [*forward, *steps._global_optimizer_pre_hooks.values(), *steps._global_optimizer_post_hooks.values()]
+
+
+def _stand_ins() -> list[str]:
+    """What a watch without a Trainer puts in the place of torch's own functions."""
+    replaceable = (torch.autograd.backward, torch.amp.GradScaler.scale)
+    return [f"in the place of {f.__name__}" for f in replaceable if "lightning_gradwatch" in f.__code__.co_filename]
 
 
 def _owner(hook: Callable[..., Any]) -> str:

@@ -23,6 +23,7 @@ def profile(
     rate: float = -0.02,
     rng: random.Random | None = None,
     every_step_has_loss: bool = True,
+    channels: list[int] | None = None,
 ) -> ProfileRecord:
     """A profile whose lagged gradient is exp(rate · lag), up to a little noise where ``rng`` is given."""
     noise = [math.exp(rng.gauss(0, 0.08)) if rng else 1.0 for _ in range(timesteps)]
@@ -61,6 +62,9 @@ def profile(
         horizon=below[0] if below else last,
         horizon_censored=not below,
         growth_rate=rate,
+        channels=None if channels is None else len(channels),
+        channel_horizons=channels,
+        channels_censored=None if channels is None else channels.count(last),
     )
 
 

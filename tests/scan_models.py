@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch import tap_scan
+from tests.models import TinyLanguageModel
 
 Scan = Callable[[Tensor, Tensor], Tensor]
 """``(decay, inputs)``, both ``(batch, time, …)`` → states."""
@@ -110,3 +112,24 @@ class Backwards(Gated):
         keep = torch.sigmoid(self.gate(x))
         h = self.scan(keep.flip(1), ((1 - keep) * self.value(x)).flip(1)).flip(1)
         return tap_scan(h, keep, name="back", reverse=True)
+
+
+class ScanLanguageModel(TinyLanguageModel):
+    """A language model of two scans on top of each other, with dropout between."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(dropout=0.2, **options)
+        self.rnn = nn.Sequential(Gated(6, 6), nn.Dropout(0.2), Selective(6), nn.Linear(6, 8))
+
+    def loss(self, words: Tensor, batch_idx: int) -> Tensor:
+        output = self.rnn(self.embedding(words[:, :-1]))
+        return nn.functional.cross_entropy(self.head(self.drop(output)).flatten(0, 1), words[:, 1:].flatten())
+
+
+class ComplexLanguageModel(ScanLanguageModel):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.rnn = nn.Sequential(LRU(6, 8), nn.Dropout(0.2), HiddenLRU(6, 8), nn.Linear(6, 8))
+
+
+SCANNED = {"a scan": ScanLanguageModel, "a complex scan": ComplexLanguageModel}

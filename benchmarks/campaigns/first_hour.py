@@ -236,7 +236,7 @@ CASES = (
         happens=models.spoil_head,
         steps=30,
         says=("GradWatch, step 12: NONFINITE_", "not finite since step 12", "net.head.weight[0, 5] = inf"),
-        never=("is not learned", "still so when training ended"),
+        never=("is not learned", "not over when training ended"),
         commands={
             "events run": ("not finite since step 12", "net.head.weight[0, 5] = inf", *_ROWS),
             "check run": ("net.head.weight[0, 5] = inf", "exit code 1"),

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.callbacks.anomaly.clip_nonfinite import NonFinite
-from lightning_gradwatch.callbacks.output.clip_events import ClipEvents
+from lightning_gradwatch.callbacks.anomaly.clip_step import TrainerStep
 from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.callbacks.output.run_folder import identity
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
@@ -23,8 +22,10 @@ from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.events import Event
+from lightning_gradwatch.findings.clip_events import ClipEvents, counts
+from lightning_gradwatch.findings.clip_nonfinite import NonFinite
 from lightning_gradwatch.runlog.format import check_state
-from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, rank_zero_warn
+from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_gradwatch.trainer.conflict import defers, unsupported_strategy
 from lightning_gradwatch.trainer.line_search import LineSearch
 from lightning_gradwatch.trainer.loss import as_returned, common_loss
@@ -140,7 +141,7 @@ class AdaptiveClip(Callback):
         self.max_successive_skips = max_successive_skips
         self.dirpath = dirpath
         self._recorder = ClipRecorder(on_event, log, progress_bar, figures)
-        self._clip_events = ClipEvents(self._recorder)
+        self._clip_events = ClipEvents()
         self._through_time = HeldThroughTime(clip_through_time, omega)
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
@@ -184,7 +185,7 @@ class AdaptiveClip(Callback):
         restored, self._restored = self._restored, None
         if restored is None:
             self._recorder.run_id = None
-        self._states, self._search, self._clip_events = {}, LineSearch(), ClipEvents(self._recorder)
+        self._states, self._search, self._clip_events = {}, LineSearch(), ClipEvents()
         for index in range(len(trainer.optimizers)):
             state = self._state_of(index)
             if restored is not None and index < len(restored):
@@ -232,16 +233,20 @@ class AdaptiveClip(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was done, if anything was; take hooks off, close the run log."""
-        self._clip_events.say_counts([state.rest for state in self._states.values()])
-        self._close(trainer)
+        self._leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what was done until then; take hooks off, close the run log."""
-        self._clip_events.say_counts([state.rest for state in self._states.values()])
-        self._close(trainer)
+        self._leave(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Do so where an earlier callback's exception kept us from it."""
+        self._close(trainer)
+
+    def _leave(self, trainer: Trainer) -> None:
+        said = counts("AdaptiveClip", [state.rest for state in self._states.values()], self._recorder.run_dir)
+        if said is not None:
+            rank_zero_info(said)
         self._close(trainer)
 
     def _close(self, trainer: Trainer) -> None:
@@ -275,7 +280,7 @@ class AdaptiveClip(Callback):
 
     @property
     def _nonfinite(self) -> NonFinite:
-        return NonFinite(self.on_nonfinite, self.max_successive_skips, self._recorder)
+        return NonFinite(self.on_nonfinite, self.max_successive_skips)
 
     def _state_of(self, index: int) -> OptimizerState:
         if index not in self._states:
@@ -288,7 +293,7 @@ class AdaptiveClip(Callback):
         scaler = active_scaler(trainer)
         if scaler is not None:
             unscale_once(scaler, optimizer)
-        index = _index_of(optimizer, trainer)
+        index, record = _index_of(optimizer, trainer), TrainerStep(self._recorder, trainer)
         state = self._state_of(index)
         groups = self._groups.of(module, optimizer, state)
         if not groups:
@@ -298,16 +303,16 @@ class AdaptiveClip(Callback):
         norm = whole_norm(measured)
         if self._nonfinite.concerns(norm):
             if scaler is not None and scaler_will_skip(scaler, optimizer):
-                self._clip_events.overflow(trainer, index, norm, float(scaler.get_scale()), state)
+                self._clip_events.overflow(record, index, norm, float(scaler.get_scale()), state)
             else:
-                self._nonfinite.handle(trainer, optimizer, index, norm, groups, state)
+                self._nonfinite.handle(record, optimizer, index, norm, groups, state)
             return
         wanted = any(getattr(group.state.policy, "wants_loss", False) for group in groups)
         loss = common_loss(trainer, self._recorder.loss) if wanted else None
         outcomes = [
             clip(group, own, deferring=self._deferring, loss=loss) for group, own in zip(groups, measured, strict=True)
         ]
-        self._clip_events.taken(trainer, index, groups, outcomes, state)
+        self._clip_events.taken(record, index, groups, outcomes, state)
 
 
 def _index_of(optimizer: Optimizer, trainer: Trainer) -> int:

@@ -14,11 +14,11 @@ from lightning_gradwatch import arguments
 from lightning_gradwatch.callbacks.anomaly.handling import HandlingOptions
 from lightning_gradwatch.callbacks.anomaly.responses import AnomalyError, Response
 from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
-from lightning_gradwatch.callbacks.fit.options import SEEN_BY, FitOptions, check_patterns
+from lightning_gradwatch.callbacks.fit.options import FitOptions
 from lightning_gradwatch.callbacks.output.run_folder import continued, identity, run_id_of, told_by_others
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.detect import Detector, checked_detectors
-from lightning_gradwatch.engine.options import WatchOptions
+from lightning_gradwatch.engine.options import SEEN_BY, WatchOptions, check_patterns
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.announcer import Announcer
 from lightning_gradwatch.findings.closing import say_findings
@@ -132,7 +132,7 @@ class GradWatch(Callback):
         if max_sequences is not None:
             remedy = "None measures every sequence of a batch."
             max_sequences = arguments.whole("max_sequences", max_sequences, remedy)
-        check_patterns(modules)
+        check_patterns(modules, "GradWatch(enabled=False) to watch none")
         self.modules, self.max_sequences, self.keep_sequences = modules, max_sequences, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
         self.progress_bar, self.figures = progress_bar, figures
@@ -299,8 +299,9 @@ class GradWatch(Callback):
 
     def __repr__(self) -> str:
         where = "no run log" if self.run_dir is None else f"run log in {str(self.run_dir)!r}"
-        events = f"{len(self.events):,} event{'' if len(self.events) == 1 else 's'}"
-        return f"<GradWatch, every {self.every_n_steps:,} steps: {len(self.verdicts)} verdicts, {events}, {where}>"
+        counts = [(len(self.verdicts), "verdict"), (len(self.events), "event")]
+        found = ", ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in counts)
+        return f"<GradWatch, every {self.every_n_steps:,} steps: {found}, {where}>"
 
     def _repr_html_(self) -> str:
         return verdict_table("GradWatch", self.verdicts, [event.severity for event in self.events])

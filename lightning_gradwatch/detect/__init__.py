@@ -6,11 +6,13 @@ from lightning_gradwatch.detect.detector import Detector, checked_detectors
 from lightning_gradwatch.detect.diverged import DivergenceDetector
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.exploding import ExplodingDetector
+from lightning_gradwatch.detect.loss_scale import Multiplied, multiplied
 from lightning_gradwatch.detect.nonfinite import NonfiniteSource, locate_nonfinite
 from lightning_gradwatch.detect.nonfinite_call import CallSource
 from lightning_gradwatch.detect.nonfinite_loop import LoopSource
 from lightning_gradwatch.detect.nonfinite_scan import ScanSource
 from lightning_gradwatch.detect.norm_jump import NormJumpDetector, NormJumps
+from lightning_gradwatch.detect.one_sequence import OneSequenceDetector
 from lightning_gradwatch.detect.recurrent_weights import RecurrentWeights
 from lightning_gradwatch.detect.saturation import SaturationDetector
 from lightning_gradwatch.detect.scale_search import ScaleSearch
@@ -28,9 +30,11 @@ __all__ = [
     "Episodes",
     "ExplodingDetector",
     "LoopSource",
+    "Multiplied",
     "NonfiniteSource",
     "NormJumpDetector",
     "NormJumps",
+    "OneSequenceDetector",
     "RecurrentWeights",
     "SaturationDetector",
     "ScaleSearch",
@@ -43,4 +47,5 @@ __all__ = [
     "checked_detectors",
     "is_vanishing",
     "locate_nonfinite",
+    "multiplied",
 ]

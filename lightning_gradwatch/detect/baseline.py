@@ -47,6 +47,10 @@ class Baseline:
         """The ordinary value; None while there is too little history."""
         return math.exp(self._learned()[0]) if len(self._logs) >= self.history else None
 
+    def largest(self) -> float:
+        """The largest value remembered; 0 before the first."""
+        return math.exp(max(self._logs)) if self._logs else 0.0
+
     def bound(self) -> float | None:
         """What an ordinary value stays under; None while there is too little history."""
         if len(self._logs) < self.history:

@@ -31,7 +31,7 @@ what comes later has other causes.
 
 
 _AFTER_A_JUMP = (
-    "It began after the gradient's jump at step {step} (batch {batch}): look at that batch first, and begin anew with AdaptiveClip(), "
+    "It began after the gradient's jump at step {step}{batch}: look at that batch first, and begin anew with AdaptiveClip(), "
     "which holds such a step. If the batch is in order, lower the learning rate."
 )
 
@@ -160,7 +160,7 @@ class DivergenceDetector:
             value=loss,
             threshold=first,
             severity=Severity.CRITICAL if self._risen(loss) >= CLEAR else None,
-            remedy=_AFTER_A_JUMP.format(step=jump.step, batch=jump.batch_idx) if jump is not None and jumped else "",
+            remedy=_after(jump) if jump is not None and jumped else "",
             detail=f"It has been more than {level.far:g} times as high for {steps} steps. Half of the weight matrices have grown to "
             f"{growth:.3g} times their norm or more; the gradient norm went from {norm_then:.3g} to {norm:.3g}.",
         )
@@ -183,3 +183,8 @@ class DivergenceDetector:
         assert self._first is not None
         first = self._first[0]
         return loss / first if first > 0 else (loss - first) / -first
+
+
+def _after(jump: Event) -> str:
+    batch = "" if jump.batch_idx is None else f" (batch {jump.batch_idx})"
+    return _AFTER_A_JUMP.format(step=jump.step, batch=batch)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lightning_gradwatch.events import ENDED, ONGOING, Event, EventKind, Moment, Severity
 
 _WORDS = {
-    EventKind.EXPLODING_GRADIENT: ("Explosion", "the gradient norm was largest, {:.3g},"),
+    EventKind.EXPLODING_GRADIENT: ("Jump of the gradient norm", "it was largest, {:.3g},"),
     EventKind.EXPLODING_HIDDEN_GRADIENT: ("Explosion through time", "the growth was largest, {:.3g}-fold,"),
     EventKind.SATURATED_GATES: ("Saturation", "the share that reached the gates was smallest, {:.2g},"),
     EventKind.VANISHING_HIDDEN_GRADIENT: ("Vanishing", "the horizon was shortest, {:.0f} timesteps,"),
@@ -35,7 +35,7 @@ class Episode:
     def still(self) -> str:
         """Since when it goes on at the end of training, as far as that is known."""
         if self.lost is None:
-            return f"since step {self.begin.step}, still so when training ended"
+            return f"since step {self.begin.step}, not over when training ended"
         return f"since step {self.begin.step}, until nothing was finite any more at step {self.lost}"
 
 
@@ -76,6 +76,15 @@ class Episodes:
             return None
         del self._open[key]
         return _record(episode, moment, ENDED, f"from step {episode.begin.step} to step {moment.step}")
+
+    def recurs(self, key: Hashable, moment: Moment, times: int) -> Event:
+        """End one whose anomaly comes and goes; returns the record of it."""
+        episode = self._open.pop(key)
+        when = (
+            f"from step {episode.begin.step} to step {moment.step}: it came and went {times} times, so it is part of "
+            "this run, and is told no more"
+        )
+        return _record(episode, moment, ENDED, when)
 
     def lose(self, key: Hashable, moment: Moment) -> None:
         """Take in a sample that is not finite, of which nothing can be said."""

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 from lightning_gradwatch.detect.baseline import Baseline
 from lightning_gradwatch.detect.episode import Episodes
-from lightning_gradwatch.detect.remedy import jump_remedy
+from lightning_gradwatch.detect.leap import CLEAR_FACTOR, NORM_FACTOR, Leap, Leaps
+from lightning_gradwatch.detect.loss_scale import Multiplied
+from lightning_gradwatch.detect.recurring import OFTEN, Recurring
+from lightning_gradwatch.detect.remedy import RISEN_REMEDY, jump_remedy
 from lightning_gradwatch.events import Event, EventKind, Moment, closes_episode
 from lightning_gradwatch.thresholds import ENOUGH_EVIDENCE, ORDINARY_HISTORY, ORDINARY_SPREAD
 
@@ -20,6 +23,10 @@ LEAST_NORM_FACTOR = 20.0
 """However even a run is, a step less than this many times the ordinary norm is no jump; however
 uneven, more than this many times the largest norm remembered is one.
 """
+
+IN_A_ROW = 3
+"""Of the first steps so many must be far above the run's begin, or the last ones of a run that
+ends with them."""
 
 CALM_STEPS = 8
 """An episode ends after so many steps in a row on the ordinary side of the middle between
@@ -35,6 +42,11 @@ class _Step:
     bound: float
     moment: Moment
     detail: str
+    leap: Leap | None = None
+
+
+def _unknown() -> None:
+    """Nobody knows whether the loss was multiplied."""
 
 
 class NormJumpDetector:
@@ -44,7 +56,11 @@ class NormJumpDetector:
     A step over the bound adds its distance from the ordinary norm to the evidence, one under it
     clears it, and an episode begins at 2: an odd batch that stands out once, as real text has some,
     is none; an explosion goes on, or goes far. The event is that of the first of these steps, whose
-    batch did it.
+    batch did it. Where the loss leaps too, a single step is enough, and five before it to compare
+    it with; and three in a row, in norm and loss far above the first two, from the first steps on.
+
+    No jump are norms that come and go time and again, those of a loss that was multiplied or is
+    another, and those near the run's first ones while the loss is not over its first ones either.
 
     Norms that are zero or not finite are never remembered, and a jump is remembered as the bound
     that it broke: a norm that stays up becomes the ordinary one in half a window, and the episode
@@ -58,40 +74,48 @@ class NormJumpDetector:
         self._episodes = Episodes(CALM_STEPS)
         self._evidence = 0.0
         self._suspect: _Step | None = None  # to be remembered of the step before, once this one has been judged
+        self._leaps, self._recurring = Leaps(NORM_WINDOW), Recurring()
+        self._scale = 1.0  # by which the loss was multiplied
+        self._risen: list[_Step] = []  # in a row
+        self._held, self._came_before = 0.0, 0  # of the open episode: an early one's bound, and what had come and gone
 
     def bound(self) -> float | None:
         """The norm that an ordinary step stays under; None while there is too little history."""
         return self._ordinary.bound()
 
-    def __call__(self, norm: float, moment: Moment, detail: Callable[[], str] = lambda: "") -> Event | None:
+    def __call__(
+        self,
+        norm: float,
+        moment: Moment,
+        detail: Callable[[], str] = lambda: "",
+        *,
+        loss: float | None = None,
+        multiplied: Callable[[], Multiplied | None] = _unknown,
+    ) -> Event | None:
         """Take in one step's norm. Returns the event of a jump that begins here, or
         the record of one that ends here.
 
         Args:
             detail: what there is to say of this step; asked only where it breaks the bound.
+            loss: of the step, if it is known.
+            multiplied: whether the loss itself was, since the steps before; asked only where the
+                norm is large.
         """
         if not 0 < norm < math.inf:
             return None
-        bound, centre = self._ordinary.bound(), self._ordinary.centre()
-        if bound is None or centre is None:
-            self._ordinary.remember(norm)
-            return None
+        bound = self._ordinary.bound()
         if self._episodes.is_open(()):
-            self._ordinary.remember(min(norm, bound))
-            return self._episodes.see((), norm, moment, calm=norm < math.sqrt(centre) * math.sqrt(bound))
-        self._evidence = self._evidence + self._ordinary.distance(norm) if norm > bound else 0.0
-        step = _Step(norm, bound, moment, detail()) if norm > bound else None
-        if step is not None and self._evidence < ENOUGH_EVIDENCE:
-            self._suspect = step
+            return self._go_on(norm, loss, bound, moment)
+        self._follow_loss(norm, multiplied)
+        step = (
+            self._judge_early(norm, loss, moment, detail)
+            if bound is None
+            else self._judge(norm, loss, bound, moment, detail)
+        )
+        if step is None:
             return None
-        event = None
-        if step is not None:
-            event = self._begin(self._suspect or step)
-            self._episodes.see((), norm, moment, calm=False)
-        for value in (self._suspect and self._suspect.bound, min(norm, bound)):
-            if value is not None:
-                self._ordinary.remember(value)
-        self._suspect = None
+        event = self._begin(step)
+        self._episodes.see((), norm, moment, calm=False)
         return event
 
     def overflowed(self, norm: float, limit: float, moment: Moment, detail: str = "") -> Event | None:
@@ -104,17 +128,99 @@ class NormJumpDetector:
         return self._begin(_Step(norm, bound, moment, f"{detail} The sum of its squares overflows float32.".lstrip()))
 
     def finish(self, moment: Moment) -> list[Event]:
-        """The records of what still goes on when training ends."""
-        return self._episodes.finish(moment)
+        """Training is over: a rise that was not long enough to be told, and what still goes on."""
+        risen = [self._begin(self._risen[0])] if self._risen and not self._episodes.is_open(()) else []
+        return [*risen, *self._episodes.finish(moment)]
+
+    def _follow_loss(self, norm: float, multiplied: Callable[[], Multiplied | None]) -> None:
+        """Whether the loss is multiplied still, or is so from this step on.
+
+        One of a thousand times the size is told all the same, unless it is another one.
+        """
+        largest = self._ordinary.largest()
+        if norm <= NORM_FACTOR * largest:
+            self._scale = 1.0
+        elif self._scale == 1.0:  # an explosion may multiply it at one step, and will again at the next
+            found = multiplied()
+            usual = self._ordinary.centre() or self._leaps.middle
+            if found is not None and (found.another or norm < CLEAR_FACTOR * usual):
+                self._scale = found.factor
+
+    def _judge_early(self, norm: float, loss: float | None, moment: Moment, detail: Callable[[], str]) -> _Step | None:
+        """Of a step among the first; returns that with which a jump begins."""
+        expected = self._recurring.expects(norm)
+        leap = None if expected else self._leaps.stands_out(*self._plain(norm, loss))
+        risen = None if expected else self._leaps.has_risen(*self._plain(norm, loss))
+        self._risen = [] if risen is None else [*self._risen, self._step(risen, moment, detail())]
+        found = self._risen[0] if len(self._risen) >= IN_A_ROW else None
+        if leap is not None:
+            found = self._step(leap, moment, detail())
+        if found is not None and found.leap is not None:
+            self._held = NORM_FACTOR * found.leap.than
+        self._learn(norm, loss, None if found is None else self._held)
+        return found
+
+    def _judge(
+        self, norm: float, loss: float | None, bound: float, moment: Moment, detail: Callable[[], str]
+    ) -> _Step | None:
+        """The same of a step with enough before it."""
+        size, plain_loss = self._plain(norm, loss)
+        expected = self._recurring.expects(norm) or self._leaps.is_back(size, plain_loss)
+        step = _Step(norm, bound * self._scale, moment, detail()) if size > bound and not expected else None
+        leap = None if expected else self._leaps.stands_out(size, plain_loss)
+        self._evidence = 0.0 if step is None else self._evidence + self._ordinary.distance(size)
+        found = None
+        if step is not None and self._evidence >= ENOUGH_EVIDENCE:
+            found = self._suspect or step
+        elif leap is not None and leap.loss is not None:
+            found = self._step(leap, moment, detail())
+        if step is not None and found is None:
+            self._suspect = step
+            self._recurring.see(norm, large=True)
+            return None
+        if self._suspect is not None:
+            self._ordinary.remember(self._suspect.bound / self._scale)
+            self._suspect = None
+        self._learn(norm, loss, bound)
+        return found
+
+    def _plain(self, norm: float, loss: float | None) -> tuple[float, float | None]:
+        """The two of the loss before it was multiplied."""
+        return norm / self._scale, None if loss is None else loss / self._scale
+
+    def _step(self, leap: Leap, moment: Moment, detail: str) -> _Step:
+        leap = leap.scaled(self._scale)
+        return _Step(leap.norm, leap.than, moment, detail, leap)
+
+    def _go_on(self, norm: float, loss: float | None, bound: float | None, moment: Moment) -> Event | None:
+        """Take in a step of an open episode; ``bound`` is None among the first steps."""
+        bound, centre = bound or self._held, self._ordinary.centre() or self._leaps.middle
+        calm = norm < math.sqrt(centre) * math.sqrt(bound)
+        self._learn(norm, loss, bound)
+        times = self._recurring.count - self._came_before
+        if calm and times >= OFTEN and self._leaps.is_low(loss):
+            return self._episodes.recurs((), moment, times)
+        return self._episodes.see((), norm, moment, calm=calm)
+
+    def _learn(self, norm: float, loss: float | None, bound: float | None) -> None:
+        """Remember a step, as the bound if it broke that."""
+        self._recurring.see(norm, large=norm > (bound or LEAST_NORM_FACTOR * (self._leaps.middle or norm)))
+        size, _ = self._plain(norm, loss)
+        self._ordinary.remember(size if bound is None else min(size, bound))
+        self._leaps.remember(norm if bound is None or self._scale > 1 else min(norm, bound), loss)
 
     def _begin(self, step: _Step) -> Event:
-        self._evidence = 0.0
+        self._evidence, self._risen = 0.0, []
+        self._came_before = self._recurring.count
         event = step.moment.event(
             EventKind.EXPLODING_GRADIENT,
             value=step.norm,
             threshold=step.bound,
             detail=step.detail,
-            remedy=jump_remedy(self._ordinary.centre(), step.moment),
+            message="" if step.leap is None else f"{step.leap} {step.detail}".rstrip(),
+            remedy=RISEN_REMEDY
+            if step.leap is not None and step.leap.risen
+            else jump_remedy(self._ordinary.centre(), step.moment),
         )
         return self._episodes.begin((), event, step.norm)
 
@@ -133,7 +239,15 @@ class NormJumps:
         self._told: NormJumpDetector | None = None  # whose episode is the one that was told
 
     def __call__(
-        self, recurrent: float, whole: float, nth: int, moment: Moment, detail: Callable[[bool], str]
+        self,
+        recurrent: float,
+        whole: float,
+        nth: int,
+        moment: Moment,
+        detail: Callable[[bool], str],
+        *,
+        loss: float | None = None,
+        multiplied: Callable[[], Multiplied | None] = _unknown,
     ) -> Event | None:
         """Take in one step's norms. Returns the event of a jump that begins here, or
         the record of one that ends here.
@@ -142,10 +256,12 @@ class NormJumps:
             nth: which backward pass of the batch it is.
             detail: what there is to say of the step, by whether it is
                 about the recurrent modules alone.
+            loss, multiplied: as for :class:`NormJumpDetector`.
         """
+        own, every = self._recurrent, self._whole[nth]
         found = [
-            (self._recurrent, self._recurrent(recurrent, moment, lambda: detail(True))),
-            (self._whole[nth], self._whole[nth](whole, moment, lambda: detail(False))),
+            (own, own(recurrent, moment, lambda: detail(True), loss=loss, multiplied=multiplied)),
+            (every, every(whole, moment, lambda: detail(False), loss=loss, multiplied=multiplied)),
         ]
         told = [event for detector, event in found if event is not None and self._is_told(detector, event)]
         return told[0] if told else None
@@ -156,8 +272,10 @@ class NormJumps:
         return event if event is not None and self._is_told(self._whole[nth], event) else None
 
     def finish(self, moment: Moment) -> list[Event]:
-        """The records of what still goes on when training ends."""
-        return [] if self._told is None else self._told.finish(moment)
+        """What is still to be told when training ends, of the one that was told or of the first
+        that has something to tell."""
+        asked = [*self._whole.values(), self._recurrent] if self._told is None else [self._told]
+        return next((found for one in asked if (found := one.finish(moment))), [])
 
     def _is_told(self, detector: NormJumpDetector, event: Event) -> bool:
         """Whether an event is no mere echo of an episode that another of the series began."""

@@ -48,6 +48,13 @@ but the weights' way made it so.
 """
 
 
+RISEN_REMEDY = (
+    "Begin anew with a learning rate ten times lower, or let it rise slowly (warm-up): within a few steps the run has left "
+    "where it began. AdaptiveClip() clips single steps, and does not shorten those of Adam and its like."
+)
+"""Where norm and loss rise within the first steps."""
+
+
 def jump_remedy(ordinary: float | None, moment: Moment) -> str:
     """What helps against a norm that jumps at that moment; ``ordinary`` is the
     run's median norm, if it is known.

@@ -5,14 +5,25 @@ that are not finite, divergence.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch.detect import Context, DivergenceDetector, NormJumps, ScaleSearch, WeightWatch, bad_loss
+from lightning_gradwatch.detect import (
+    Context,
+    DivergenceDetector,
+    Multiplied,
+    NormJumps,
+    ScaleSearch,
+    WeightWatch,
+    bad_loss,
+    multiplied,
+)
 from lightning_gradwatch.detect.weights import AFTER_THE_LAST_STEP, SATURATED
 from lightning_gradwatch.engine.locator import Locator, Read, wide_norm
 from lightning_gradwatch.engine.observation import Collector
@@ -25,6 +36,10 @@ _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GR
 """Under a loss scale, gradients that overflow behind a finite loss and finite
 states are the scaler's search.
 """
+
+
+FEW = 8
+"""Steps before one, of which its gradients are those of a multiplied loss, if they are."""
 
 
 @dataclass(slots=True)
@@ -54,7 +69,7 @@ class Judge:
         self._model, self._locator, self._search, self._found = model, locator, search, found
         self._norm_jumps, self._scale_search = NormJumps(), ScaleSearch()
         self._divergence, self._weights = DivergenceDetector(matrix_norms(model)), WeightWatch()
-        self._before: Read | None = None
+        self._before: defaultdict[int, deque[Read]] = defaultdict(lambda: deque(maxlen=FEW))  # by the pass's number
         self._last_jump: Event | None = None
         self._bad_loss = False
         self._nonfinite = False  # an episode goes on
@@ -69,14 +84,22 @@ class Judge:
 
     def _jumps(self, norms: Norms, pending: Pending) -> bool:
         """Take in finite norms. Returns whether a jump begins with them."""
-        step, before = pending.step, self._before
+        step, before = pending.step, self._before[pending.nth]
         if not step.complete:  # the micro-batches to come may still spoil it
             return False
         self._nonfinite = False
         self._scale_search.ended()
-        self._before = read = Read(pending.norms.parameters, norms)
-        detail = partial(self._told_of, read, before)
-        event = self._norm_jumps(norms.of_recurrent, norms.whole, pending.nth, step.moment, detail)
+        read = Read(pending.norms.parameters, norms)
+        event = self._norm_jumps(
+            norms.of_recurrent,
+            norms.whole,
+            pending.nth,
+            step.moment,
+            partial(self._told_of, read, before),
+            loss=norms.loss,
+            multiplied=partial(_multiplied, read, before),
+        )
+        before.append(read)
         self._tell(event)
         if event is None or event.action is not None:
             return False
@@ -146,8 +169,8 @@ class Judge:
             self._found.add(event)
 
     def close(self) -> None:
-        """Let go of the step before, whose parameters it holds."""
-        self._before = None
+        """Let go of the steps before, whose parameters it holds."""
+        self._before.clear()
 
     def _overflowed(self, pending: Pending) -> Event | None:
         """Every entry is finite: only the sum of their squares left float32."""
@@ -161,13 +184,30 @@ class Judge:
         if self._divergence.is_suspicious():
             self._tell(self._divergence(matrix_norms(self._model), moment, self._last_jump))
 
-    def _told_of(self, read: Read, before: Read | None, recurrent: bool) -> str:
-        """Whose norm it is, and which parameter's grew most."""
+    def _told_of(self, read: Read, before: Sequence[Read], recurrent: bool) -> str:
+        """Whose norm it is, and which parameter's grew most, or that all grew as the loss did."""
         whose = "all parameters of the recurrent modules" if recurrent else "all parameters of the model"
-        grown = self._locator.grown_most(read, before, recurrent=recurrent)
+        if _multiplied(read, before) is not None:
+            grown = "The gradients grew as the loss did: it seems to be the loss itself that is larger."
+        else:
+            grown = self._locator.grown_most(read, before[-1] if before else None, recurrent=recurrent)
         share = any(local(weight) is not weight for weight in read.parameters)
         return f"It is that of {whose}{', of this process alone' if share else ''}. {grown}".rstrip()
 
     def _tell(self, event: Event | None) -> None:
         """Take an event, with what is known of its cause."""
         self._found.add(None if event is None else self._divergence.explain(event))
+
+
+def _multiplied(read: Read, before: Sequence[Read]) -> Multiplied | None:
+    """Whether the loss itself was multiplied since the few steps before."""
+    losses = [one.norms.loss for one in before if one.norms.loss is not None]
+    then: defaultdict[int, list[float]] = defaultdict(list)
+    for one in before:
+        for parameter, norm in zip(one.parameters, one.norms.by_parameter, strict=True):
+            then[id(parameter)].append(norm)
+    now = {id(p): norm for p, norm in zip(read.parameters, read.norms.by_parameter, strict=True) if norm > 0}
+    usual = {own: size for own, norms in then.items() if 2 * len(norms) > len(before) and (size := median(norms)) > 0}
+    grown = [norm / usual[own] for own, norm in now.items() if own in usual]
+    others = len(before) > 1 and len(grown) < len(now)
+    return multiplied(read.norms.loss, median(losses) if losses else None, grown, others=others)

@@ -28,8 +28,6 @@ from lightning_gradwatch.recurrent import (
 )
 from lightning_gradwatch.recurrent.capture.duplicates import without_duplicates
 
-UNANNOUNCED = "its backward pass went past Lightning (use self.manual_backward(loss)); no lags were measured"
-
 
 class Measuring:
     """Of one fit. A loop is somebody's own, and may be beyond what was thought of: an
@@ -47,6 +45,7 @@ class Measuring:
     ) -> None:
         self._model, self._capture, self._unobserved, self._found = model, capture, unobserved, found
         self._max_sequences, self._anchors = options.max_sequences, options.anchors
+        self._unannounced = options.unannounced
         self._detectors, self._recurrent_weights = ProfileDetectors(options.detectors), RecurrentWeights()
 
     def follow(self, loss: Tensor) -> None:
@@ -70,7 +69,7 @@ class Measuring:
         unscale, stitched = step.unscale(), stitch(without_duplicates(calls))
         for chain in stitched if step.sampled else ():
             if isinstance(chain, Chain):
-                chain.unfollowed = UNANNOUNCED
+                chain.unfollowed = self._unannounced
         profiles = self._measure(stitched, None if everything else self._max_sequences)
         if any(self._detectors.exploding.suspects(profile) for profile in profiles):
             self._found.suspicious = True

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from lightning_gradwatch.detect import (
     Detector,
     ExplodingDetector,
+    OneSequenceDetector,
     SaturationDetector,
     ScanMismatchDetector,
     ShortReachDetector,
@@ -37,6 +38,7 @@ class ProfileDetectors:
             SaturationDetector(),
             VanishingDetector(),
             ShortReachDetector(),
+            OneSequenceDetector(),
             ScanMismatchDetector(),
         )
         self._all: tuple[Detector, ...] = (*built_in, *map(GuardedDetector, own))

@@ -3,6 +3,7 @@ where it is used."""
 
 from lightning_gradwatch.report.console import print_events, print_summary
 from lightning_gradwatch.report.figures import (
+    plot_channels,
     plot_clipping,
     plot_heatmap,
     plot_horizon,
@@ -14,6 +15,7 @@ from lightning_gradwatch.report.html import write_report
 from lightning_gradwatch.report.summary import summary_lines
 
 __all__ = [
+    "plot_channels",
     "plot_clipping",
     "plot_heatmap",
     "plot_horizon",

@@ -64,7 +64,7 @@ def frame(
 
 def verdict_style(layer: LayerSummary) -> str:
     """The style of a verdict's word: what is only a note is not painted as a warning."""
-    return "bold" if layer.is_note else VERDICT_STYLES.get(layer.verdict, "bold")
+    return "bold" if layer.is_note or layer.troubled or layer.risen else VERDICT_STYLES.get(layer.verdict, "bold")
 
 
 def waiting(path: str) -> Any:

@@ -81,6 +81,7 @@ def _gradient(records: Sequence[Record], cells: int, points: int) -> dict[str, A
         "last": _last(samples[-1], points),
         "lag": _lag(samples, points),
         "horizon": _horizon(samples, points),
+        "channels": _channels(samples),
     }
 
 
@@ -125,6 +126,18 @@ def _horizon(samples: Sequence[Record], points: int) -> dict[str, Any]:
         "growth": [_short(record.get("growth_rate")) for record in chosen],
         "note": _thinned(kept, samples, "samples"),
     }
+
+
+def _channels(samples: Sequence[Record]) -> list[dict[str, Any]]:
+    able = [record for record in samples if record.get("channel_horizons")]
+    found: list[dict[str, Any]] = []
+    for place in series.spread(len(able), _LAG_CURVES):
+        record = able[place]
+        at, shares = series.channel_reach(record)
+        count, censored = record.get("channels"), record.get("channels_censored")
+        percent = [_short(100 * share) for share in shares]
+        found.append({"step": record["step"], "at": at, "percent": percent, "channels": count, "censored": censored})
+    return found
 
 
 def _clipping(steps: Sequence[Record]) -> list[dict[str, Any]]:

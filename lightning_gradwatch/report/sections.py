@@ -58,12 +58,24 @@ def headline(runs: Sequence[Run], names: Sequence[str]) -> str:
     places: dict[str, list[str]] = {}
     for run, name in zip(runs, names, strict=True):
         for layer in summarise(run.profile_records, run.event_records):
-            said = places.setdefault(_A_NOTE if layer.is_note else layer.verdict, [])
+            said = places.setdefault(_word(layer), [])
             place = name if len(runs) > 1 else layer.place
             if place not in said:
                 said.append(place)
-    parts = [f"<b>{verdict}</b> in {escape(some(places[verdict]))}" for verdict in _GRAVEST if verdict in places]
+    parts = [f"<b>{word}</b> in {escape(some(places[word]))}" for word in sorted(places, key=_rank)]
     return f"<p class=headline>{'; '.join(parts)}.</p>" if parts else ""
+
+
+def _word(layer: LayerSummary) -> str:
+    """The verdict as the headline has it."""
+    if layer.verdict is Verdict.HEALTHY:
+        return layer.said
+    return _A_NOTE if layer.is_note else layer.verdict
+
+
+def _rank(word: str) -> float:
+    """The gravest first, and what is healthy with a reservation before what is healthy."""
+    return _GRAVEST.index(word) if word in _GRAVEST else len(_GRAVEST) - 1.5
 
 
 def verdicts(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> str:
@@ -145,7 +157,8 @@ def _card(layer: LayerSummary, keys: Sequence[Key]) -> str:
         facts.append(f"<div><dt>growth rate</dt><dd>{layer.growth_rate:+.3g} per timestep</dd></div>")
     facts.append(f"<div><dt>samples</dt><dd>{layer.samples:,}</dd></div>")
     facts.append(f"<div><dt>events</dt><dd>{layer.events:,}</dd></div>")
-    word = "noted" if layer.is_note else layer.verdict.replace(" ", "-")
+    reserved = layer.is_note or layer.troubled or layer.risen
+    word = "noted" if reserved else layer.verdict.replace(" ", "-")
     wanted = {"module": layer.module, "layer": layer.layer, "direction": layer.direction}
     key, place = key_of(wanted, keys) if layer.layer is not None else None, escape(layer.place)
     if key is not None:

@@ -98,6 +98,15 @@ def lags(record: Record) -> list[int]:
     return at if at is not None else list(range(len(record.get("lagged") or [])))
 
 
+def channel_reach(record: Record) -> tuple[list[int], list[float]]:
+    """Of a scan: timesteps, ascending, and the share of its channels that hold a gradient for so
+    many or more; a last 0 where no channel outlives the sequence. Nothing of what is no scan."""
+    reaches: list[int] = record.get("channel_horizons") or []
+    at = list(dict.fromkeys([1, *reaches] if reaches else []))
+    shares = [sum(reach >= place for reach in reaches) / len(reaches) for place in at]
+    return (at, shares) if record.get("channels_censored") or not at else ([*at, at[-1]], [*shares, 0.0])
+
+
 def spread(count: int, most: int) -> list[int]:
     """At most ``most`` indices, spread evenly over ``count``, the first and the last among them."""
     if count <= most:

@@ -90,6 +90,19 @@ class Evidence:
         return [] if len(tail) == 1 and tail[0] in skipped else tail
 
     @cached_property
+    def first_trouble(self) -> Record | None:
+        """The first event that names something not finite, at or after the last finite sample."""
+        since = max(self.sound, default=0)
+        return min((event for event in self.trouble if event["step"] >= since), key=lambda e: e["step"], default=None)
+
+    @property
+    def lost_since(self) -> int | None:
+        """The step from which on nothing is known to be finite; None where that is not so."""
+        if not self.lost:
+            return None
+        return min(self.lost[0], self.first_trouble["step"]) if self.first_trouble else self.lost[0]
+
+    @cached_property
     def last(self) -> list[Record]:
         """The profiles of the last samples, on which the verdict rests."""
         recent = recent_steps(self.sound or self.steps)
@@ -252,6 +265,11 @@ class Evidence:
         """Why there are no lagged gradients, where a profile of the last samples says so."""
         missing = [record.get("inexact_reason") for record in reversed(self.last) if not record.get("lagged")]
         return next((reason.rstrip(".") for reason in missing if reason), None)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the module takes whole sequences, in an order of axes that is known."""
+        return self.last[-1].get("batch_first") is not None
 
     @property
     def time_first(self) -> bool:

@@ -37,10 +37,7 @@ def _not_finite(found: Evidence) -> Said | None:
     """From when on, and what was named first since the last sample that was as it should be."""
     if not found.lost:
         return None
-    since = max(found.sound, default=0)
-    named = [event for event in found.trouble if event["step"] >= since]
-    first = min(named, key=lambda event: event["step"], default=None)
-    what = ""
+    first, what = found.first_trouble, ""
     if first is not None:
         said = (first.get("message") or "").rstrip(".")
         what = f" First came {first['kind']} at step {first['step']}: {said}."
@@ -89,14 +86,14 @@ def _saturated(found: Evidence) -> Said | None:
     if event is None:
         return None
     said = (event.get("message") or "").partition(": ")[2] or "nearly all of its gates are saturated."
-    return Verdict.SATURATED, f"Hardly any gradient reaches its weights: {said}"
+    return Verdict.SATURATED, f"Little gradient reaches its weights: {said}"
 
 
 def _perhaps_saturated(found: Evidence) -> Said | None:
     share = found.gate_share
     if share is None or share >= CUT_OFF_SHARE or found.samples >= SATURATION_SAMPLES:
         return None
-    said = f"In the only sample {share:.2g} of what the loss sends to its hidden states reaches its weights"
+    said = f"In the only sample {share:.2g} times what the loss sends to its hidden states reaches its weights"
     return Verdict.UNDECIDED, f"{said}; one cannot tell whether it stays so."
 
 
@@ -113,14 +110,12 @@ def _barely_reached(found: Evidence) -> Said | None:
 
 
 def order_in_doubt(found: Evidence) -> bool:
-    """Whether one sequence alone gets a gradient, as when what the
-    module takes for sequences is time.
+    """Whether one sequence alone gets a gradient, as when what the module takes for
+    sequences is time.
     """
-    return (
-        found.time_first
-        and found.with_gradient is not None
-        and found.with_gradient[0] == 1 < SEVERAL <= found.with_gradient[1]
-    )
+    some, batch = found.with_gradient or (0, 0)
+    doubtful = found.time_first or (found.fused and bool(found.message(EventKind.ONE_SEQUENCE_REACHED)))
+    return doubtful and some == 1 < SEVERAL <= batch
 
 
 def _without_lags(found: Evidence) -> Said | None:

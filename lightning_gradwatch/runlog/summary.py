@@ -11,11 +11,15 @@ from lightning_gradwatch.events import EventKind, closes_episode
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import Record, is_finite, reach
 from lightning_gradwatch.runlog.rules import judge, order_in_doubt
+from lightning_gradwatch.runlog.trouble import earlier, risen_loss
 from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 
 __all__ = ["LayerSummary", "Verdict", "is_finite", "reach", "summarise"]
 
 _Group = tuple[str, int, str]
+
+_CALM = (Verdict.HEALTHY, Verdict.SHORTENED, Verdict.UNDECIDED)
+"""Verdicts that name no trouble."""
 
 _MANY_CHANNELS = 10
 """From so many on a tenth of them is a number of channels."""
@@ -60,6 +64,8 @@ def _summary(
     ]
     found = Evidence(records, here, everywhere)
     verdict, sentence = judge(found)
+    said_before = earlier(found) if verdict in _CALM else ""
+    said_of_loss = risen_loss(found) if verdict in _CALM else ""
     return LayerSummary(
         module=module,
         kind=found.last[-1].get("kind") or "",
@@ -73,10 +79,14 @@ def _summary(
         samples=found.samples,
         events=len(here),
         verdict=verdict,
-        sentence=sentence + _channels(found) + _sequences(found) + _segments(found) + _doubt(found),
+        sentence="".join(
+            (sentence, said_before, said_of_loss, _channels(found), _sequences(found), _segments(found), _doubt(found))
+        ),
         starves=found.starves and not found.low,
         horizon_range=None if found.spread is None else str(found.spread),
-        since=found.lost[0] if found.lost else None,
+        since=found.lost_since,
+        troubled=bool(said_before),
+        risen=bool(said_of_loss),
         inexact_reason=_reason(found),
     )
 
@@ -87,10 +97,12 @@ def _channels(found: Evidence) -> str:
     reaches, count = last.get("channel_horizons"), last.get("channels")
     if not reaches or not count or count < _MANY_CHANNELS:
         return ""
-    half, tenth = (reaches[math.ceil(share * len(reaches)) - 1] for share in (0.5, 0.9))
     outlive = last.get("channels_censored") or 0
-    cut = f"; {outlive:,} outlive the sequence" if outlive else ""
-    return f" Of its {count:,} channels half reach {half:,} timesteps or more, a tenth {tenth:,}{cut}."
+    if outlive >= count / 2:
+        return f" Of its {count:,} channels {outlive:,} outlive the sequence."
+    half, tenth = (reaches[math.ceil(share * len(reaches)) - 1] for share in (0.5, 0.9))
+    best = f"{outlive:,} outlive the sequence" if outlive >= count / 10 else f"a tenth {tenth:,}"
+    return f" Of its {count:,} channels half reach {half:,} timestep{'' if half == 1 else 's'} or more, {best}."
 
 
 def _sequences(found: Evidence) -> str:
@@ -99,12 +111,15 @@ def _sequences(found: Evidence) -> str:
         return ""
     some, batch = found.with_gradient
     said = f" Of the {batch:,} sequences of a batch {some:,} {'gets' if some == 1 else 'get'} a gradient."
-    if order_in_doubt(found):
-        said += (
-            f" The module has batch_first=False and took its input for {found.timesteps:,} timesteps of {batch:,} sequences: if "
-            f"{batch:,} is the number of timesteps, batch_first=True was forgotten."
-        )
-    return said
+    return said + (_order(found, batch) if order_in_doubt(found) else "")
+
+
+def _order(found: Evidence, batch: int) -> str:
+    """What it may be if one sequence alone gets a gradient."""
+    took = f"took its input for {found.timesteps:,} timesteps of {batch:,} sequences: if {batch:,} is the number of timesteps"
+    if found.time_first:
+        return f" The module has batch_first=False and {took}, batch_first=True was forgotten."
+    return f" The module has batch_first=True and {took}, its input has time first."
 
 
 def _segments(found: Evidence) -> str:

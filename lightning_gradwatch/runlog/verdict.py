@@ -52,6 +52,8 @@ class LayerSummary:
         horizon_range: from where to where the horizon moved in the last samples, in
             words; None where it hardly did.
         since: the step from which on ``verdict`` holds, where that is known.
+        troubled: whether warnings or critical events came before a verdict that names none of them.
+        risen: whether the loss of the last samples is well above that of the first.
         starves: some timesteps get under 1 % of the largest total gradient. Where none does,
             vanishing is no more than a note.
     """
@@ -73,6 +75,8 @@ class LayerSummary:
     horizon_range: str | None = None
     since: int | None = None
     inexact_reason: str = ""
+    troubled: bool = False
+    risen: bool = False
 
     @property
     def line(self) -> str:
@@ -81,7 +85,11 @@ class LayerSummary:
 
     @property
     def said(self) -> str:
-        """The verdict, and since when: ``not finite since step 12``."""
+        """The verdict, and since when: ``not finite since step 12``; ``healthy now`` where it was
+        not so all along.
+        """
+        if self.verdict is Verdict.HEALTHY:
+            return f"healthy{' now' * self.troubled}{', but the loss has risen' * self.risen}"
         return self.verdict if self.since is None else f"{self.verdict} since step {self.since}"
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lightning_gradwatch.recurrent.capture.modules import sharded
 from lightning_gradwatch.trainer.compat import Trainer
 
 _STRATEGIES = {
@@ -13,17 +14,11 @@ _STRATEGIES = {
 
 
 def out_of_reach(trainer: Trainer, module: nn.Module) -> str | None:
-    """Why a module cannot be measured under the Trainer's strategy; None where it can.
-
-    Gathering the weights would be a collective, which the ranks would have to reach together on a
-    decision that each takes alone.
-    """
+    """Why a module cannot be measured under the Trainer's strategy; None where it can."""
     for kind in type(trainer.strategy).__mro__:
         if kind.__name__ in _STRATEGIES:
             return _STRATEGIES[kind.__name__]
-    if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):  # of DTensor, which moved
-        return "its weights are sharded over the processes (FSDP 2 or tensor parallelism)"
-    return None
+    return sharded(module)
 
 
 def gradients_are_common(trainer: Trainer) -> bool:

@@ -268,6 +268,30 @@ def _jump(c: Context, m: Words) -> None:
     c.verdict(any(before and float(m["norm"]) > max(before[-16:]) for before in found), "norms were as large before")
 
 
+@SAID(
+    "The gradient norm of <any> jumped to <n:norm> and the loss to <n:loss>; the largest of the <int:steps> steps before "
+    "were <n:than> and <n:was>.",
+    "The gradient norm of <any> rose to <n:norm> and the loss to <n:loss>; at the first <int:steps> steps they were at most "
+    "<n:than> and <n:was>.",
+    "The gradient norm of <any> jumped to <n:norm>; the largest of the <int:steps> steps before was <n:than>.",
+)
+def _leap(c: Context, m: Words) -> None:
+    """The loss is only said where it leaps, too."""
+    _where(c)
+    norm(c, m["norm"], _step(c))
+    if "loss" in m:
+        loss = c.truth.losses[_step(c)]
+        c.number(m["loss"], loss, loss, "the loss", slack=0.001)
+        c.verdict(loss > 20 * float(m["was"]), "the loss does not stand out")
+    c.verdict(float(m["norm"]) > 2 * float(m["than"]), "the norm does not stand out")
+
+
+@SAID("The gradients grew as the loss did: it seems to be the loss itself that is larger.")
+def _multiplied(c: Context, m: Words) -> None:
+    losses = c.truth.losses[: _step(c) + 1]
+    c.verdict(losses[-1] > 5 * losses[-2], "the loss is as it was")
+
+
 @SAID("That of <name:parameter> grew most: to <n:norm> from <n:before> at the step before.")
 def _grew_most(c: Context, m: Words) -> None:
     now, then = c.truth.norms[_step(c)], c.truth.norms[_step(c) - 1]
@@ -286,10 +310,10 @@ def _whose(c: Context, m: Words) -> None:
 
 
 @SAID(
-    "Explosion of <any> since step <int:begin>, still so when training ended; the gradient norm was largest, "
+    "Jump of the gradient norm of <any> since step <int:begin>, not over when training ended; it was largest, "
     "<n:norm>, at step <int:step> (bound <n:bound>).",
-    "Explosion of <any> from step <int:begin> to step <int:end>; the gradient norm was largest, <n:norm>, at "
-    "step <int:step> (bound <n:bound>).",
+    "Jump of the gradient norm of <any> from step <int:begin> to step <int:end>«: it came and went <int:times> times, so it is "
+    "part of this run, and is told no more»; it was largest, <n:norm>, at step <int:step> (bound <n:bound>).",
 )
 def _episode(c: Context, m: Words) -> None:
     norm(c, m["norm"], int(m["step"]))

@@ -275,7 +275,7 @@ def _earlier(c: Context, m: Words) -> None:
 
 
 @SAID(
-    "Vanishing of <place> since step <int:begin>, still so when training ended; the horizon was shortest, "
+    "Vanishing of <place> since step <int:begin>, not over when training ended; the horizon was shortest, "
     "<n:h> timesteps, at step <int:step> (bound <n:bound>).",
     "Vanishing of <place> since step <int:begin>, until nothing was finite any more at step <int:lost>; the horizon was "
     "shortest, <n:h> timesteps, at step <int:step> (bound <n:bound>).",
@@ -317,7 +317,7 @@ def _outgrows(c: Context, m: Words) -> None:
 
 
 @SAID(
-    "Explosion through time of <place> since step <int:begin>, still so when training ended; the growth was "
+    "Explosion through time of <place> since step <int:begin>, not over when training ended; the growth was "
     "largest, <n:growth>-fold, at step <int:step> (bound <n:bound>).",
     "Explosion through time of <place> from step <int:begin> to step <int:end>; the growth was largest, "
     "<n:growth>-fold, at step <int:step> (bound <n:bound>).",

@@ -68,8 +68,30 @@ def _with_gradient(c: Context, m: Words) -> None:
 
 
 @SAID(
+    "The loss reaches <int:n> of the <int:batch> sequences of <place> only.",
+    "It is the first one« in <int:samples> samples in a row».",
+    "It is the last one« in <int:samples> samples in a row».",
+    "It is number <int:index>« in <int:samples> samples in a row».",
+)
+def _one_sequence(c: Context, m: Words) -> None:
+    """Always the same one."""
+    c.verdict(c.case.cause == "few sequences", "more than one is reached")
+    if "n" in m:
+        _with_gradient(c, m)
+
+
+@SAID(
+    "The module has batch_first=<name:batch_first> and took its input for <int:t> timesteps of <int:batch> sequences."
+)
+def _took(c: Context, m: Words) -> None:
+    c.verdict(c.case.cause == "few sequences", "more than one is reached")
+
+
+@SAID(
     "The module has batch_first=False and took its input for <int:t> timesteps of <int:batch> sequences: if "
-    "<int:perhaps> is the number of timesteps, batch_first=True was forgotten."
+    "<int:perhaps> is the number of timesteps, batch_first=True was forgotten.",
+    "The module has batch_first=True and took its input for <int:t> timesteps of <int:batch> sequences: if "
+    "<int:perhaps> is the number of timesteps, its input has time first.",
 )
 def _batch_first(c: Context, m: Words) -> None:
     timesteps(c, m["t"])
@@ -86,7 +108,7 @@ def gates(c: Context, said: str) -> None:
         c.number(said, found[0] - 1e-6, found[1] + 1e-6, "the share", slack=0.05)
 
 
-_GATE_WORDS = "Hardly any gradient reaches the weights of <place>: <n:share> of what the loss sends to its hidden states (bound <n:bound>)."
+_GATE_WORDS = "Little gradient reaches the weights of <place>: <n:share> times what the loss sends to its hidden states (bound <n:bound>)."
 
 
 @SAID(_GATE_WORDS)
@@ -96,7 +118,7 @@ def _gates_saturated(c: Context, m: Words) -> None:
 
 
 @SAID(
-    "Saturation of <place> since step <int:begin>, still so when training ended; the share that reached the "
+    "Saturation of <place> since step <int:begin>, not over when training ended; the share that reached the "
     "gates was smallest, <n:share>, at step <int:step> (bound <n:bound>).",
     "Saturation of <place> from step <int:begin> to step <int:end>; the share that reached the gates was "
     "smallest, <n:share>, at step <int:step> (bound <n:bound>).",
@@ -105,7 +127,7 @@ def _episode_of_saturation(c: Context, m: Words) -> None:
     gates(c, m["share"])
 
 
-@SAID("Hardly any gradient reaches its weights: <any>.")
+@SAID("Little gradient reaches its weights: <any>.")
 def _hardly_any_gradient(c: Context, m: Words) -> None:
     saturated(c, m)
 
@@ -132,7 +154,7 @@ def _one_channel(c: Context, m: Words) -> None:
 
 
 @SAID(
-    "In the only sample <n:share> of what the loss sends to its hidden states reaches its weights; one cannot "
+    "In the only sample <n:share> times what the loss sends to its hidden states reaches its weights; one cannot "
     "tell whether it stays so."
 )
 def _one_sample(c: Context, m: Words) -> None:

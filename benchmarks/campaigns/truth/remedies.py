@@ -116,7 +116,7 @@ helps(
 helps(
     ("nothing recurrent",),
     "Take it out if the model has no recurrence.",
-    "If it has one of its own, its state is not passed on from call to call, or tap() has to mark it.",
+    "If it has one of its own, its state is not passed on from call to call, or tap() or tap_scan() has to mark it.",
     "Mark the hidden states of a recurrence with tap().",
 )
 helps(
@@ -155,6 +155,23 @@ def _truncate(c: Context, m: Words) -> None:
             grown = max(high[: int(m["lag"]) + 1], default=math.nan)
             c.number(m["lag"], *(2 * (int(m["lag"]),) if grown < 10.5 else (0, 0)), "where it grows 10-fold")
 
+
+helps(
+    ("few sequences",),
+    "If <int:t> is the number of timesteps, batch_first=True was forgotten: make the module with it, or transpose "
+    "its input, x.transpose(0, 1).",
+    "If <int:t> is the number of timesteps, the input has time first: transpose it, x.transpose(0, 1), or leave out "
+    "batch_first=True.",
+    "See which axis of the input is time, and which one the loss reads.",
+    "If one sequence alone is meant to be learned from, there is nothing to do.",
+)
+
+helps(
+    ("divergence", "outlier"),
+    "Begin anew with a learning rate ten times lower, or let it rise slowly (warm-up): within a few steps the run has "
+    "left where it began.",
+    "AdaptiveClip() clips single steps, and does not shorten those of Adam and its like.",
+)
 
 helps(
     ("short reach", "padding, rightly read"),

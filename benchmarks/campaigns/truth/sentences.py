@@ -87,7 +87,8 @@ _PARTS = {
     "place": r"[\w.]+(?:\[[^\]]*\])?(?: outside of the model)?(?: #\d+)?(?:, layer \d+)?(?: \(reverse\))?(?:, cell state)?"
     r"(?:, gate \w|, gate)?(?:, timestep \d+)?(?:, sequence \d+)?(?:, parameter [\w.]+)?",
     "name": r"[\w.]+",
-    "verdict": r"(?:healthy|vanishing|shortened|exploding|not finite|undecided|not observed|barely reached|saturated|diverged"
+    "verdict": r"(?:healthy(?: now)?(?:, but the loss has risen)?|vanishing|shortened|"
+    r"exploding|not finite|undecided|not observed|barely reached|saturated|diverged"
     r"|nothing flows through time)(?: since step [\d,]+)?",
     "weight": r"[\w.]+\[[\d, ]*\]",
     "kind": r"[A-Z_]+",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from statistics import mean
 
 from benchmarks.campaigns.truth.oracle import Facts
 from benchmarks.campaigns.truth.sentences import SAID, Context, place_of
-from lightning_gradwatch.events import EventKind, closes_episode
+from lightning_gradwatch.events import Event, EventKind, closes_episode
 
 FEW = 0.25
 """Of a direction's timesteps. Fewer are few."""
@@ -79,9 +80,9 @@ def barely(c: Context, m: Words) -> None:
 
 
 def saturated(c: Context, m: Words) -> None:
-    """Hardly any gradient reaches the weights."""
+    """Little gradient reaches the weights."""
     late = of_late(c)
-    c.verdict(not late or any(one.gates is not None and one.gates < 0.05 for one in late), "gradient reaches the gates")
+    c.verdict(not late or any(one.gates is not None and one.gates < 0.12 for one in late), "gradient reaches the gates")
     c.verdict(c.case.cause in ("saturation", "dead relu", "divergence", "outlier"), "nothing is saturated")
 
 
@@ -129,9 +130,33 @@ def _line(c: Context, m: Words) -> None:
     c.place = place_of(m["place"])
     c.line, _, since = m["verdict"].partition(" since step ")
     c.since = int(since.replace(",", "")) if since else None
+    reserved = c.line.startswith("healthy ") or c.line.startswith("healthy,")
+    if "now" in c.line.partition(",")[0]:
+        c.verdict(any(_is_grave(event) for event in c.told.events), "it was so all along, as far as was told")
+    c.line = "healthy" if reserved else c.line
     _VERDICTS[c.line](c, m)
     if c.line == "diverged":  # what follows are the event's own words
         c.event = next((e for e in reversed(c.told.events) if e.kind == EventKind.DIVERGED and not e.action), None)
+
+
+def _is_grave(event: Event) -> bool:
+    return event.severity != "info" and not closes_episode(event.to_record())
+
+
+@SAID("Not all along: <any:told>.")
+def _not_all_along(c: Context, m: Words) -> None:
+    """Every step that is named is one at which something grave was told, or by which it was over."""
+    for step in map(int, re.findall(r"(?:step|steps|and) (\d+)", m["told"])):
+        c.verdict(any(event.step == step for event in c.told.events), f"nothing was told of step {step}")
+    c.verdict(any(_is_grave(event) for event in c.told.events), "nothing grave was told")
+
+
+@SAID("The loss has risen, to <n:last> from <n:first>.")
+def _loss_has_risen(c: Context, m: Words) -> None:
+    losses = [loss for loss in c.truth.losses if math.isfinite(loss)]
+    c.number(m["first"], min(losses), max(losses), "the loss", slack=0.01)
+    c.number(m["last"], min(losses), max(losses), "the loss", slack=0.01)
+    c.verdict(float(m["last"]) > 2 * float(m["first"]), "it has not")
 
 
 @SAID("No sample from then on is finite.", "It was the last sample.")

@@ -164,7 +164,7 @@ def _weights(start: Start, module: LightningModule) -> dict[str, Any]:
 
 
 def _values(state: dict[str, Any]) -> dict[str, Any]:
-    """A scheduler's state without functions, which PyTorch 2.2 has in some; one made anew has them."""
+    """A scheduler's state without functions, which PyTorch 2.2 has in some."""
     return {name: value for name, value in state.items() if not callable(value)}
 
 

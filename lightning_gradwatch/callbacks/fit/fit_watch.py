@@ -270,5 +270,5 @@ class FitWatch:
             rank_zero_warn(
                 "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the "
                 "model: it only looks for NaN and inf from now on. Take it out if the model has no recurrence. If it has one of "
-                "its own, its state is not passed on from call to call, or tap() has to mark it.",
+                "its own, its state is not passed on from call to call, or tap() or tap_scan() has to mark it.",
             )

@@ -12,6 +12,7 @@ from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_
 from lightning_gradwatch.clip.step.state import ClipState
 from lightning_gradwatch.clip.step.step import Outcome
 from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.findings.clip_record import values_of
 from lightning_gradwatch.findings.event_sink import EventSink
 from lightning_gradwatch.runlog.schema import StepRecord
 from lightning_gradwatch.trainer.compat import Trainer, logged_step, rank_zero_warn, show_in_progress_bar
@@ -86,7 +87,7 @@ class ClipRecorder:
             self.sink.log.step(record)
         if self._steps is not None:
             self._steps.append(record)
-        self._keep(trainer, index, "", {**_values(outcome, state), "skipped_steps": float(state.skipped)})
+        self._keep(trainer, index, "", {**values_of(outcome, state), "skipped_steps": float(state.skipped)})
 
     def draw(self, trainer: Trainer) -> None:
         """Hand a figure of the steps so far to every logger that takes one."""
@@ -97,7 +98,7 @@ class ClipRecorder:
 
     def group(self, trainer: Trainer, index: int, key: str, outcome: Outcome, state: ClipState) -> None:
         """Keep for the loggers what became of the parameters that a pattern names."""
-        values = _values(outcome, state)
+        values = values_of(outcome, state)
         self._keep(trainer, index, f"{key}/", {"grad_norm": values["grad_norm"]} if state.policy is None else values)
 
     def _keep(self, trainer: Trainer, index: int, key: str, values: Mapping[str, float | None]) -> None:
@@ -138,24 +139,8 @@ class ClipRecorder:
         )
         self.sink.take(event, write=trainer.is_global_zero)  # the decision is that of all ranks: one record of it
 
-    def clipped(self, trainer: Trainer, index: int, outcome: Outcome, **fields: Any) -> None:
-        """Make the event of a clipped step."""
-        norms = {"value": outcome.norm, "threshold": outcome.clipped_norm}
-        self.event(trainer, EventKind.GRADIENT_CLIPPED, index, action="clipped", **norms, **fields)
-
     def warn_once(self, key: str, message: str) -> None:
         """Warn, once a fit for each key."""
         if key not in self._warned:
             self._warned.add(key)
             rank_zero_warn(message)
-
-
-def _values(outcome: Outcome, state: ClipState) -> dict[str, float | None]:
-    return {
-        "grad_norm": outcome.norm,
-        "clip_threshold": outcome.decision.threshold,
-        "clip_coefficient": outcome.decision.coefficient,
-        "clipped_norm": outcome.clipped_norm,
-        "clipped_share": outcome.decision.share,
-        "clip_rate": state.clip_rate,
-    }

@@ -1,16 +1,6 @@
 """The backward recurrence of each kind of fused module, in closed form."""
 
 from lightning_gradwatch.recurrent.adjoint.base import Adjoint, Carry, Ends, Weights
-from lightning_gradwatch.recurrent.adjoint.gru import GRUAdjoint
-from lightning_gradwatch.recurrent.adjoint.lstm import LSTMAdjoint
-from lightning_gradwatch.recurrent.adjoint.rnn import RNNAdjoint
+from lightning_gradwatch.recurrent.adjoint.of_call import adjoint_of, computed_in, make_adjoint
 
-ADJOINTS: dict[str, type[Adjoint]] = {  # pyright: ignore[reportMissingTypeArgument]
-    "RNN_TANH": RNNAdjoint,
-    "RNN_RELU": RNNAdjoint,
-    "LSTM": LSTMAdjoint,
-    "GRU": GRUAdjoint,
-}
-"""By PyTorch's own mode name."""
-
-__all__ = ["ADJOINTS", "Adjoint", "Carry", "Ends", "Weights"]
+__all__ = ["Adjoint", "Carry", "Ends", "Weights", "adjoint_of", "computed_in", "make_adjoint"]

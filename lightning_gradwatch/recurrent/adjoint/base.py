@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_gradwatch.recurrent.layout import Layout
 from lightning_gradwatch.recurrent.limit import Limit
 from lightning_gradwatch.recurrent.shape import Shape
 
@@ -76,6 +77,26 @@ class Ends:
     at: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     cell: Tensor | None = None
 
+    @classmethod
+    def within(
+        cls, layout: Layout, start: int, stop: int, direct: Tensor, h_n: Tensor | None, c_n: Tensor | None
+    ) -> Ends:
+        """Those in a chunk, own-order steps ``start`` to ``stop``.
+
+        Args:
+            direct: what the loss sends to the chunk's states ``(time, stream, sequence, state)``;
+                what it sends to their final ones is added to it in place.
+            h_n, c_n: ∂L/∂h_n and ∂L/∂c_n ``(stream, sequence, width)``; None if nothing.
+        """
+        ends = cls(cell=c_n)
+        for step in torch.unique(layout.lengths - 1).tolist():
+            if start <= step < stop:
+                ending = torch.nonzero(layout.lengths - 1 == step).flatten().to(direct.device)
+                ends.at[step - start] = ending
+                if h_n is not None:
+                    direct[step - start][:, ending] += h_n[:, ending]
+        return ends
+
     def begin(self, step: int, carry: Carry) -> None:
         """Let the sequences that end at ``step`` begin: nothing
         comes back from beyond their end.
@@ -106,6 +127,16 @@ class Adjoint(ABC, Generic[F]):
         state: Any = (h[None], c[None]) if c is not None else h[None]
         result = function(x, state, self.weights.flat(), self.shape.has_bias, 1, 0.0, False, False, False)
         return result[0], result[1][0], result[2][0] if c is not None else None
+
+    def initial_states(self, h0: Tensor | None, c0: Tensor | None, sequences: int) -> tuple[Tensor, Tensor | None]:
+        """The states ``(sequence, width)`` before the first step, zeros where none are given; of c
+        for an LSTM only.
+        """
+        nothing = self.new_carry(1, sequences)
+        h = nothing.hidden[0] if h0 is None else h0
+        if nothing.cell is None:
+            return h, None
+        return h, nothing.cell[0] if c0 is None else c0
 
     def new_carry(self, streams: int, sequences: int) -> Carry:
         """Nothing comes back from beyond the end."""

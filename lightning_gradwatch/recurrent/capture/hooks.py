@@ -17,7 +17,7 @@ from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.hook_order import FirstHooks
 from lightning_gradwatch.recurrent.capture.inner_calls import InnerCalls, has_own_forward
 from lightning_gradwatch.recurrent.capture.loops import Loops
-from lightning_gradwatch.recurrent.capture.read_call import read_call
+from lightning_gradwatch.recurrent.capture.read_call import in_order, read_call
 from lightning_gradwatch.recurrent.capture.scan_taps import listen_to_scans
 from lightning_gradwatch.recurrent.capture.scans import Scans
 from lightning_gradwatch.recurrent.capture.slots import Slots
@@ -181,11 +181,13 @@ class Capture:
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
     ) -> None:
         assert isinstance(module, nn.RNNBase)
-        arguments = (*inputs, *(kwargs[key] for key in ("input", "hx")[len(inputs) :] if key in kwargs))
         rng_state, self._rng_state = self._rng_state, None
         if has_own_forward(module):
             doubt = "its forward was replaced after training began"
-        self._read(module, lambda name, index: read_call(name, index, module, arguments, outputs, rng_state, doubt))
+        self._read(
+            module,
+            lambda name, index: read_call(name, index, module, in_order(inputs, kwargs), outputs, rng_state, doubt),
+        )
 
     def _read(self, module: nn.Module, read: Callable[[str, int], RecurrentCall]) -> None:
         name = self._names[id(module)]
@@ -231,18 +233,18 @@ class Capture:
         self._guarded(lambda: self.loops.keep(self._names[id(module)], module, inputs, kwargs, outputs, doubt))
 
     def _after_tap(self, name: str, state: Tensor) -> None:
-        self.marked[name] = None
-        self._guarded(lambda: self.loops.tap(name, state))
+        self._guarded(lambda: self._mark(name, self.loops.tap(name, state)))
 
     def _after_scan(self, scan: Scan) -> None:
-        if self._active and not torch.is_grad_enabled():
-            self._leave_out(scan.module, FROZEN)
-        self._guarded(lambda: self._leave_out(scan.module, self._scans.keep(scan)))
+        if torch.is_grad_enabled():
+            self._guarded(lambda: self._mark(scan.module, self._scans.keep(scan)))
+        elif not self._is_over() and self._active:
+            self._mark(scan.module, FROZEN)
 
-    def _leave_out(self, name: str, reason: str | None) -> None:
+    def _mark(self, name: str, unseen: str | None) -> None:
         self.marked[name] = None
-        if reason is not None:
-            self.unseen[name] = reason
+        if unseen is not None:
+            self.unseen[name] = unseen
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All parameters of the watched modules. Those of the recurrent weights alone would not do:

@@ -45,7 +45,7 @@ def discover(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[st
             names = plain(", ".join(found)) or "none"
             raise ValueError(
                 f"`modules` must match a recurrent module; {pattern!r} matches none of those there are: {names}. "
-                'Use GradWatch(modules="auto") to watch them all.'
+                'Use modules="auto" to watch them all.'
             )
         chosen |= matching
     return chosen
@@ -88,6 +88,17 @@ def added(found: Mapping[str, nn.Module], known: Collection[nn.Module], patterns
         and (patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns))
         and any(parameter.requires_grad for parameter in module.parameters())
     ]
+
+
+def sharded(module: nn.Module) -> str | None:
+    """Why a module whose weights are spread over processes cannot be measured; None where not.
+
+    Gathering the weights would be a collective, which the ranks would have to reach together on a
+    decision that each takes alone.
+    """
+    if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):  # of DTensor, which moved
+        return "its weights are sharded over the processes (FSDP 2 or tensor parallelism)"
+    return None
 
 
 def describe(modules: Mapping[str, nn.Module], observed: Collection[str] = ()) -> dict[str, dict[str, Any]]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.shape import Shape
+
+
+def in_order(inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a fused module's forward by position, whichever were given by name."""
+    return (*inputs, *(kwargs[key] for key in ("input", "hx")[len(inputs) :] if key in kwargs))
 
 
 def read_call(
@@ -19,6 +26,9 @@ def read_call(
     doubt: str | None = None,
 ) -> RecurrentCall:
     """A call from what a forward hook is shown.
+
+    Args:
+        inputs: :func:`in_order`.
 
     Raises:
         TypeError: the module's forward takes or returns something other than PyTorch's own does.

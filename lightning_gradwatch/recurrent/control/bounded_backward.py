@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Adjoint, Ends, Weights
+from lightning_gradwatch.recurrent.adjoint import Adjoint, Ends, adjoint_of, computed_in
 from lightning_gradwatch.recurrent.adjoint.quiet import without_warnings
 from lightning_gradwatch.recurrent.adjoint.rnn import RNNAdjoint
 from lightning_gradwatch.recurrent.call import RecurrentCall
@@ -99,8 +99,7 @@ class _Back:
         self.call, self.rule = call, rule
         self.from_output, self.from_h_n, self.from_c_n = output, h_n, c_n
         self.layout = Layout(call)
-        dtype = call.weights[0].dtype
-        self.dtype = dtype if dtype == torch.float64 else torch.float32
+        self.dtype = computed_in(call)
         self.masks = [
             self.layout.read_dropout(mask, 0, self.layout.timesteps) for mask in redraw_masks(call, self.layout)
         ]
@@ -129,22 +128,18 @@ class _Back:
                 gradient = gradient * self.masks[layer - 1]
         self.source = None if gradient is None else layout.write(gradient)
 
-    def _adjoint(self, layer: int, direction: int) -> Adjoint[Any]:
-        shape = self.call.shape
-        return ADJOINTS[shape.mode](Weights.unpack(self.call.flat_weights(layer, direction), shape, self.dtype), shape)
-
     def _own(self, natural: Tensor, direction: int) -> Tensor:
         """From the caller's time to a direction's own order, or back."""
         return self.layout.read_padded(natural, direction, 0, self.layout.timesteps)
 
     def _start(self, adjoint: Adjoint[Any], index: int) -> tuple[Tensor, Tensor | None]:
-        h0 = self.layout.read_state(self.call.h0, index)
-        c0 = self.layout.read_state(self.call.c0, index)
-        carry = adjoint.new_carry(1, len(self.layout.sequences))
-        return (
-            carry.hidden[0] if h0 is None else h0.to(self.dtype),
-            carry.cell if carry.cell is None else carry.cell[0] if c0 is None else c0.to(self.dtype),
-        )
+        h0, c0 = (self._state(given, index) for given in (self.call.h0, self.call.c0))
+        return adjoint.initial_states(h0, c0, len(self.layout.sequences))
+
+    def _state(self, tensor: Tensor | None, index: int) -> Tensor | None:
+        """An initial or final state, or its gradient, of one layer and direction."""
+        state = self.layout.read_state(tensor, index)
+        return None if state is None else state.to(self.dtype)
 
     def _lower_states(self, layer: int, inputs: list[Tensor]) -> list[Tensor]:
         """Both directions' states, in their own order; what the next
@@ -152,7 +147,7 @@ class _Back:
         """
         own: list[Tensor] = []
         for direction in range(self.call.shape.num_directions):
-            adjoint = self._adjoint(layer, direction)
+            adjoint = adjoint_of(self.call, layer, direction)
             start = self._start(adjoint, layer * self.call.shape.num_directions + direction)
             states, _, _ = adjoint.run(self._own(inputs[layer], direction), *start)
             # Past a sequence's end it runs on over zeros, and might overflow.
@@ -171,7 +166,7 @@ class _Back:
         below: Tensor | None = None
         for direction in range(directions):
             index = layer * directions + direction
-            adjoint = self._adjoint(layer, direction)
+            adjoint = adjoint_of(self.call, layer, direction)
             own = self._own(gradient[..., direction * width : (direction + 1) * width], direction)
             delta = self._back_direction(adjoint, index, self._own(inputs, direction), states[direction], own)
             if with_input:
@@ -187,7 +182,9 @@ class _Back:
         # fall to the other side of zero.
         factors = adjoint.of_states(h) if isinstance(adjoint, RNNAdjoint) else adjoint.prepare(x, h_previous, c_start)
         direct = direct[:, None].clone()
-        ends = self._ends(index, direct)
+        h_n, c_n = (self._state(gradient, index) for gradient in (self.from_h_n, self.from_c_n))
+        h_n, c_n = (None if final is None else final[None] for final in (h_n, c_n))
+        ends = Ends.within(self.layout, 0, self.layout.timesteps, direct, h_n, c_n)
         carry = adjoint.new_carry(1, len(self.layout.sequences))
         hidden, cell = adjoint.sweep(factors, direct, carry, ends, self.rule.limit)
         delta = adjoint.input_delta(factors, hidden, cell)
@@ -203,17 +200,6 @@ class _Back:
             if whole is not None and part is not None:
                 whole[index] = part[0].view_as(whole[index])
         return delta[:, 0]
-
-    def _ends(self, index: int, direct: Tensor) -> Ends:
-        """Where sequences end, and what final states get: h's is added to ``direct``."""
-        h_n, c_n = (self.layout.read_state(gradient, index) for gradient in (self.from_h_n, self.from_c_n))
-        ends = Ends(cell=None if c_n is None else c_n.to(self.dtype)[None])
-        for step in torch.unique(self.layout.lengths - 1).tolist():
-            ending = torch.nonzero(self.layout.lengths - 1 == step).flatten().to(direct.device)
-            ends.at[step] = ending
-            if h_n is not None:
-                direct[step][:, ending] += h_n.to(self.dtype)[ending]
-        return ends
 
 
 def _weight_gradients(

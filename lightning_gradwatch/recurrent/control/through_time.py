@@ -14,7 +14,7 @@ from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.inner_calls import has_own_forward
 from lightning_gradwatch.recurrent.capture.loops import tensors
 from lightning_gradwatch.recurrent.capture.modules import plain_name
-from lightning_gradwatch.recurrent.capture.read_call import read_call
+from lightning_gradwatch.recurrent.capture.read_call import in_order, read_call
 from lightning_gradwatch.recurrent.capture.scripted import scripted
 from lightning_gradwatch.recurrent.capture.taps import listen
 from lightning_gradwatch.recurrent.control.bounded_backward import Rule, reattach
@@ -108,8 +108,7 @@ class ThroughTime:
         if self._inert:
             return None
         assert isinstance(module, nn.RNNBase)
-        arguments = (*inputs, *(kwargs[key] for key in ("input", "hx")[len(inputs) :] if key in kwargs))
-        call = read_call("", 0, module, arguments, outputs, generator)
+        call = read_call("", 0, module, in_order(inputs, kwargs), outputs, generator)
         if not call.output.requires_grad:
             return None
         self.seen = True

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent.adjoint import computed_in
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, REVERSE, Layout
 
@@ -96,7 +97,7 @@ def choose_anchors(call: RecurrentCall, layout: Layout, count: int, chunk: int) 
     the last of the reverse direction.
     """
     norms = direct_norms(call, layout, chunk)
-    dtype = torch.float64 if call.weights[0].dtype == torch.float64 else torch.float32
+    dtype = computed_in(call)
     precise = norms >= smallest_normal(call)
     both = call.shape.num_directions == len(DIRECTIONS)
     count = max(count, 2) if both and count else count

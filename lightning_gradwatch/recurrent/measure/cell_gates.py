@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.forward import Saturation
-from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Adjoint, Weights
+from lightning_gradwatch.recurrent.adjoint import Adjoint, make_adjoint
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
 from lightning_gradwatch.recurrent.measure.gates import GateCount
 from lightning_gradwatch.recurrent.measure.gradient_norm import local
@@ -121,7 +121,7 @@ def _adjoint(loop: Loop, mode: str, steps: _Steps) -> Adjoint[Any] | None:
     ]:
         return None
     shape = Shape(mode, 1, 1, hidden, hidden, len(names) == 4, 0.0, False)
-    return ADJOINTS[mode](Weights.unpack(tuple(weights[name] for name in names), shape, steps.x.dtype), shape)
+    return make_adjoint(tuple(weights[name] for name in names), shape, steps.x.dtype)
 
 
 def _of_cell(adjoint: Adjoint[Any], steps: _Steps) -> Gates | None:

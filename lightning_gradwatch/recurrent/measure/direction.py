@@ -71,9 +71,7 @@ class DirectionSweep:
         shape, like = adjoint.shape, adjoint.weights.w_hh
         sequences, streams = len(layout.sequences), 1 + len(anchors)
         lstm = shape.mode == "LSTM"
-        h0 = boundary.h0 if boundary.h0 is not None else like.new_zeros(sequences, shape.state_size)
-        c0 = boundary.c0 if boundary.c0 is not None else like.new_zeros(sequences, shape.hidden_size)
-        self._starts: list[tuple[Tensor, Tensor | None]] = [(h0, c0 if lstm else None)]
+        self._starts = [adjoint.initial_states(boundary.h0, boundary.c0, sequences)]
         self._keep, self._gates = keep, gates
         self._climbed: dict[int, tuple[Tensor, Any]] = {}
         self._carry: Carry = adjoint.new_carry(streams, sequences)
@@ -146,13 +144,8 @@ class DirectionSweep:
                 have begun; final states are added here.
         """
         streams = direct.shape[1]
-        ends = Ends(cell=None if self._c_n is None else self._c_n[:streams])
-        for step in torch.unique(self.layout.lengths - 1).tolist():
-            if start <= step < stop:
-                ending = torch.nonzero(self.layout.lengths - 1 == step).flatten().to(direct.device)
-                ends.at[step - start] = ending
-                if self._h_n is not None:
-                    direct[step - start][:, ending] += self._h_n[:streams, ending]
+        h_n, c_n = (None if final is None else final[:streams] for final in (self._h_n, self._c_n))
+        ends = Ends.within(self.layout, start, stop, direct, h_n, c_n)
         _, factors = self._climbed.pop(chunk)
         carry = self._carry.first(streams)
         hidden, cell = self.adjoint.sweep(factors, direct, carry, ends, self._limit)

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Weights
+from lightning_gradwatch.recurrent.adjoint import adjoint_of, computed_in
 from lightning_gradwatch.recurrent.adjoint.quiet import without_warnings
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
@@ -97,9 +97,7 @@ class _Stack:
     ) -> None:
         self.call, self.layout, self.anchors = call, layout, anchors
         shape = call.shape
-        self.dtype = call.weights[0].dtype
-        if self.dtype not in TOLERANCES:
-            self.dtype = torch.float32
+        self.dtype = computed_in(call)
         self.chunk, self._gates, self._saturation = chunk, gates, saturation
         self.chunks = self._chunks(chunk)
         self.masks = redraw_masks(call, layout)
@@ -115,7 +113,6 @@ class _Stack:
     def _direction(self, layer: int, direction: int) -> DirectionSweep:
         call, layout = self.call, self.layout
         index = layer * call.shape.num_directions + direction
-        weights = Weights.unpack(call.flat_weights(layer, direction), call.shape, self.dtype)
         boundary = Boundary(
             h0=self._cast(layout.read_state(call.h0, index)),
             c0=self._cast(layout.read_state(call.c0, index)),
@@ -124,7 +121,7 @@ class _Stack:
             h_n=self._cast(layout.read_state(self.h_n, index)),
             c_n=self._cast(layout.read_state(self.c_n, index)),
         )
-        adjoint = ADJOINTS[call.shape.mode](weights, call.shape)
+        adjoint = adjoint_of(call, layer, direction)
         keep = layout.timesteps <= self.chunk
         return DirectionSweep(
             adjoint, layout, direction, self.anchors, boundary, keep, call.limit, self._gates, self._saturation

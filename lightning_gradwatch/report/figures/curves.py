@@ -107,6 +107,47 @@ def plot_lag(
     return ax
 
 
+def plot_channels(
+    run: Run | Sequence[series.Record],
+    *,
+    module: str | None = None,
+    layer: int | None = None,
+    direction: str | None = None,
+    state: str | None = None,
+    ax: Axes | None = None,
+    curves: int = 5,
+) -> Axes:
+    """Of a scan, the share of its channels by how far each holds a gradient. Arguments as for
+    :func:`plot_lag`.
+
+    Raises:
+        ValueError: the gradient is not that of a scan.
+    """
+    key, records = series.select(profiles_of(run), module=module, layer=layer, direction=direction, state=state)
+    samples = [record for record in series.one_per_step(records) if record.get("channel_horizons")]
+    if not samples:
+        raise ValueError(
+            f"`module` must be a scan, marked by tap_scan; {key.label} has no channels of its own. Name another one."
+        )
+    ax = axes_or_new(ax)
+    chosen = [samples[index] for index in series.spread(len(samples), curves)]
+    for place, record in enumerate(chosen):
+        at, shares = series.channel_reach(record)
+        shade = colour(0.85 - 0.75 * place / max(1, len(chosen) - 1) if len(chosen) > 1 else 0.1)
+        width = 2.2 if record is chosen[-1] else 1.2
+        percent = [100 * share for share in shares]
+        ax.step(at, percent, where="pre", color=shade, linewidth=width, label=f"step {record['step']}")
+        if record.get("channels_censored"):
+            ax.plot(at[-1:], percent[-1:], ">", color=shade, markerfacecolor="none", clip_on=False)
+    ax.set_xscale("log")
+    ax.set_ylim(0, 103)
+    ax.set_xlabel("timesteps")
+    ax.set_ylabel("channels that reach so far, %")
+    ax.set_title(f"{key.label}: {chosen[-1]['channels']} channels")
+    ax.legend(fontsize="small")
+    return ax
+
+
 def plot_horizon(
     run: Run | Sequence[series.Record],
     *,

@@ -41,7 +41,7 @@ async function draw() {
   if (data.keys.length) offerStates(key);
   delete document.body.dataset.drawn;
   const parts = data.keys.length
-    ? [drawGrid, drawLag, drawHorizon, drawLast].map(part => () => part(key))
+    ? [drawGrid, drawLag, drawChannels, drawHorizon, drawLast].map(part => () => part(key))
     : ["grid", "lag", "horizon", "last"].map(id => () => { document.getElementById(id).parentElement.hidden = true; });
   for (const part of [...parts, drawClip]) {
     if (mine !== turn) return; // another gradient was chosen meanwhile

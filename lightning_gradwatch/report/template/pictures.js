@@ -60,6 +60,39 @@ function drawLag(key) {
   });
 }
 
+// Only a scan has channels of its own.
+function drawChannels(key) {
+  const there = data.runs.some(run => (series(run, key) || { channels: [] }).channels.length);
+  document.getElementById("channels").parentElement.hidden = !there;
+  if (!there) return;
+  panels("channels", run => {
+    const found = series(run, key);
+    if (!found) return absent;
+    if (!found.channels.length) return { words: "No channels were recorded." };
+    const last = found.channels[found.channels.length - 1], colours = shades().slice(-found.channels.length);
+    const traces = found.channels.map((curve, place) => ({
+      type: "scatter", mode: "lines", x: curve.at, y: curve.percent, name: `step ${curve.step}`,
+      line: { color: colours[place], width: curve === last ? 3.5 : 1.5, shape: "vh" }, hovertemplate: `step ${curve.step}<br>%{y:.3g} % reach %{x} timesteps or more<extra></extra>`,
+    }));
+    const end = last.at.length - 1;
+    if (last.censored) traces.push({ type: "scatter", mode: "markers", x: [last.at[end]], y: [last.percent[end]], showlegend: false, cliponaxis: false,
+      marker: { size: 11, symbol: "triangle-right-open", color: css("--bad"), line: { width: 2 } }, hovertemplate: `${last.censored} outlive the sequence<extra></extra>` });
+    return {
+      label: `share of ${last.channels} channels by how far they reach; ${last.censored || "none"} outlive the sequence`,
+      notes: [`${last.channels} channel${last.channels > 1 ? "s" : ""}; in the last sample ${last.censored || "none"} outlive${last.censored === 1 ? "s" : ""} the sequence`], traces, marks: false,
+      layout: { xaxis: { type: "log", title: { text: "timesteps" }, ...wholeTicks(last.at[end]) }, yaxis: { title: { text: "channels, %" }, range: [0, 103] } },
+    };
+  });
+}
+
+// 1, 2, 5, 10 … on a log axis of whole numbers, or powers of ten alone where there are many.
+function wholeTicks(most) {
+  const decades = Math.log10(Math.max(most, 2));
+  return { tickmode: "array", tickvals: ticksOf(decades), range: [-0.02, decades * 1.03] };
+}
+
+const ticksOf = decades => [0, 1, 2, 3, 4, 5, 6].filter(power => power <= decades).flatMap(power => (decades < 3.5 ? [1, 2, 5] : [1]).map(digit => digit * 10 ** power));
+
 function drawHorizon(key) {
   panels("horizon", run => {
     const found = series(run, key);

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils.data import DataLoader
 
-from lightning_gradwatch import AdaptiveClip, GradWatch, tap
+from lightning_gradwatch import AdaptiveClip, GradWatch, tap, tap_scan
+from lightning_gradwatch.recurrent.capture import scan_taps
 from lightning_gradwatch.recurrent.capture.taps import _listeners
 from tests.models import trainer
 
@@ -55,7 +56,7 @@ class OwnCell(nn.Module):
 
 
 class Model(pl.LightningModule):
-    """One recurrence of each kind of hook: fused with dropout, a subclass, a cell of torch's, a cell of its own, a tap."""
+    """One recurrence of each kind of hook: fused with dropout, a subclass, a cell of torch's, a cell of its own, a tap, a scan."""
 
     def __init__(self, fails: bool, *, own: bool = True) -> None:
         super().__init__()
@@ -70,7 +71,8 @@ class Model(pl.LightningModule):
         for t in range(x.shape[1]):
             h = self.cell(x[:, t], h)
             g = tap(self.mine(h, g), name="marked")
-        return 50.0 * g.square().sum()
+        scanned = tap_scan(x.cumsum(1), 1.0, inputs=x, name="scanned")
+        return 50.0 * g.square().sum() + scanned.square().sum()
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = self(batch)
@@ -83,11 +85,11 @@ class Model(pl.LightningModule):
 
 
 def hooks(model: nn.Module) -> int:
-    """Forward hooks on a model and everywhere, stand-ins for a forward, and listeners to taps."""
+    """Forward hooks on a model and everywhere, stand-ins for a forward, and listeners to taps and scans."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs")
     own = sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
     replaced = sum("forward" in vars(module) for module in model.modules())
-    return own + replaced + len(torch_module._global_forward_hooks) + len(_listeners)
+    return own + replaced + len(torch_module._global_forward_hooks) + len(_listeners) + len(scan_taps._listeners)
 
 
 def broken_fit(folder: Any, at: str, error: type[BaseException], *ours: pl.Callback, own: bool = True) -> Model:

@@ -424,3 +424,70 @@ def test_lags_start_at_the_last_state_that_the_loss_reaches(tmp_path, kind, earl
         norms = torch.stack([gradient.double().norm(dim=1) for gradient in reversed(back)])
         expected = (norms / norms[0]).quantile(0.5, dim=1)
         assert torch.allclose(torch.tensor(lower["lagged"], dtype=torch.float64), expected, rtol=1e-4)
+
+
+class TestOneSequence:
+    """Time taken for the batch: the last "sequence" alone has a loss."""
+
+    def told(self, tmp_path, rnn, reads, **options):
+        watch, found = fit(tmp_path, rnn, reads, **options)
+        return [event for event in watch.events if event.kind == EventKind.ONE_SEQUENCE_REACHED], found
+
+    @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+    @pytest.mark.parametrize(("steps", "samples"), [(8, 3), (3, 2), (1, 1)])
+    def test_a_forgotten_batch_first_is_an_event_with_its_remedy(self, kind, steps, samples, tmp_path):
+        """Once the module, after three samples or at the end of a shorter run; the verdict says the same."""
+        (event,), found = self.told(tmp_path, kind(3, 8, 2), lambda n, x: n(x)[0][:, -1].square().mean(), steps=steps)
+        assert (event.module, event.value, event.threshold, event.severity) == ("rnn", 1, 20, "warning")
+        assert "It is the last one" in event.message
+        assert (f"in {samples} samples in a row" in event.message) == (samples > 1)
+        assert "batch_first=False and took its input for 16 timesteps of 20 sequences" in event.message
+        assert event.remedy.startswith("If 20 is the number of timesteps, batch_first=True was forgotten")
+        assert {layer.verdict for layer in found.values()} == {Verdict.BARELY_REACHED}
+
+    def test_the_remedy_ends_it(self, tmp_path):
+        """With batch_first=True every sequence gets a gradient."""
+        rnn = nn.LSTM(3, 8, batch_first=True)
+        events, found = self.told(tmp_path, rnn, lambda n, x: n(x)[0][:, -1].square().mean())
+        assert events == []
+        assert found[0, "forward"].verdict != Verdict.BARELY_REACHED
+
+    def test_one_that_is_fed_time_first_is_told_so(self, tmp_path):
+        """The mirror image: batch_first=True, and an input that has time first."""
+        rnn = nn.GRU(3, 8, batch_first=True)
+        (event,), found = self.told(tmp_path, rnn, lambda n, x: n(x.transpose(0, 1))[0][-1].square().mean())
+        assert event.remedy.startswith("If 20 is the number of timesteps, the input has time first")
+        assert "if 20 is the number of timesteps, its input has time first" in found[0, "forward"].sentence
+
+    def test_a_loop_along_the_wrong_axis_is_told(self, tmp_path):
+        """A cell of one's own steps over the batch; nothing is said of batch_first."""
+
+        def reads(cell, x):
+            h, made = x.new_zeros(x.shape[1], 8), []
+            for row in x:
+                h = cell(row, h)
+                made.append(h)
+            return torch.stack(made)[:, -1].square().mean()
+
+        (event,), _ = self.told(tmp_path, nn.GRUCell(3, 8), reads)
+        assert "batch_first" not in event.message + event.remedy
+        assert "which axis of the input is time" in event.remedy
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_the_hardest_of_a_batch_is_no_such_thing(self, first, tmp_path):
+        """It lies at places that change."""
+        rnn = nn.LSTM(3, 8, batch_first=first)
+
+        def hardest(n, x):
+            return n(x if first else x.transpose(0, 1))[1][0][-1].square().sum(1).max()
+
+        events, _ = self.told(tmp_path, rnn, hardest, steps=16)
+        assert events == []
+
+    @pytest.mark.parametrize("batch", [1, 2])
+    def test_of_one_or_two_sequences_nothing_is_said(self, batch, tmp_path):
+        """A stream has one, and of a pair one may be enough."""
+        events, _ = self.told(
+            tmp_path, nn.GRU(3, 8, batch_first=True), lambda n, x: n(x)[0][-1, -1].square().mean(), batch=batch
+        )
+        assert events == []

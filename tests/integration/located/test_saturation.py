@@ -42,6 +42,8 @@ def with_channel(values):
 LARGE = {
     "numbers of 1e6": lambda x: 1e6 * x,
     "prices": lambda x: 1e4 + 100 * x.cumsum(1),
+    "Kelvin": lambda x: 290 + 5 * x,
+    "pixels of three channels": lambda x: 255 * x.sigmoid(),
     "a timestamp": with_channel(1.7e9 + 60 * torch.arange(15.0)[:, None]),
     "a year": with_channel(2024.0),
 }
@@ -70,6 +72,21 @@ def test_pixels_from_0_to_255_are_too_large(tmp_path) -> None:
     y = torch.randn(64)
     assert fit(tmp_path / "raw", net("LSTM", 28), loss, (pixels, y)).verdicts() == ["saturated"]
     assert not fit(tmp_path / "scaled", net("LSTM", 28), loss, (pixels / 255, y)).begun(SATURATED)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_pixels_are_too_large_for_many_units_too(tmp_path, kind) -> None:
+    """Three channels from 0 to 255 into 64 units; standardised they are no alarm, and the loss is lower."""
+    torch.manual_seed(1)
+    pixels = 255 * torch.rand(320, 15, 3)
+    y = pixels[:, -3:, 0].sum(1) / 255 - 1.5
+    made = {}
+    for name, x in (("raw", pixels), ("standardised", (pixels - pixels.mean((0, 1))) / pixels.std((0, 1)))):
+        torch.manual_seed(0)
+        model = nn.ModuleList([getattr(nn, kind)(3, 64, batch_first=True), nn.Linear(64, 1)])
+        made[name] = fit(tmp_path / name, model, loss, (x, y), steps=60, every=10)
+    assert [len(told.begun(SATURATED)) for told in made.values()] == [1, 0]
+    assert made["standardised"].loss() < 0.8 * made["raw"].loss()
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])

@@ -45,15 +45,23 @@ class CountedStep(Callback):
             self.mode.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_an_ordinary_step_adds_one_small_reduction(layers: int, tmp_path) -> None:
+MODELS = {
+    "one layer": TinyLanguageModel,
+    "two layers": lambda: TinyLanguageModel(layers=2),
+    "a scan": lambda: model_of("a scan, marked with tap_scan"),
+    "a complex scan": lambda: model_of("a scan of which only the output is known"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_ordinary_step_adds_one_small_reduction(name: str, tmp_path) -> None:
     """Between samples GradWatch adds the norms of the gradients, read once together with the loss, and no other operation."""
     counts = []
     for watched in (False, True):
         torch.manual_seed(0)
         counter = CountedStep(2)
         watch = [GradWatch(every_n_steps=100, dirpath=tmp_path / "run")] if watched else []
-        trainer(tmp_path, [counter, *watch], max_steps=4).fit(TinyLanguageModel(layers=layers), sentences())
+        trainer(tmp_path, [counter, *watch], max_steps=4).fit(MODELS[name](), sentences())
         counts.append(counter.mode.counts)
     bare, watched = counts
     added = {name: n - bare.get(name, 0) for name, n in watched.items() if n != bare.get(name, 0)}
@@ -73,6 +81,7 @@ def test_an_ordinary_step_adds_one_small_reduction(layers: int, tmp_path) -> Non
         "a fused module fed one timestep at a time",
         "a subclass that packs in its own forward",
         "states marked with tap",
+        "a scan, marked with tap_scan",
     ],
 )
 def test_memory_is_flat_without_the_garbage_collector(way: str, tmp_path, monkeypatch) -> None:

@@ -27,6 +27,7 @@ from lightning_gradwatch import GradWatch, load_run
 from tests.asserts import assert_identical
 from tests.integration.ways import Adversarial, AnyCell, CellLoop, Fails, Fused, Manual, SkipsBatches, scaled
 from tests.models import TinyLanguageModel, sentences, trainer
+from tests.scan_models import SCANNED, ComplexLanguageModel, ScanLanguageModel
 from tests.versions import AS_DATA, INTERRUPT_EXITS
 
 
@@ -141,6 +142,33 @@ WAYS = [
         "interrupted", callbacks=lambda: [Fails("on_before_zero_grad", error=KeyboardInterrupt)], fails=INTERRUPT_EXITS
     ),
 ]
+SCANS = [
+    *(
+        _way(f"{name}, {how}", {}, kind=kind, fit=fit, validate=how == "validation")
+        for name, kind in SCANNED.items()
+        for how, fit in (
+            ("validation", {"val_check_interval": 2}),
+            ("accumulation", {"accumulate_grad_batches": 3}),
+            ("clipped", {"gradient_clip_val": 0.1}),
+        )
+    ),
+    _way("a scan, bf16-mixed", {}, kind=ScanLanguageModel, fit={"precision": "bf16-mixed"}, exact=False),
+    _way("a complex scan, bf16-mixed", {}, kind=ComplexLanguageModel, fit={"precision": "bf16-mixed"}),
+    _way("a scan, 16-mixed", {}, kind=ScanLanguageModel, fit={"plugins": scaled}, onednn=False, exact=False),
+    _way("a scan, 64-true", {}, kind=ScanLanguageModel, fit={"precision": "64-true"}),
+    _way("a scan, LBFGS", {"optimizer": "LBFGS", "lr": 0.1}, kind=ScanLanguageModel, fit={"max_steps": 3}),
+    _way("a scan, resume in mid-epoch", {}, kind=ScanLanguageModel, validate=True, resume=True),
+    *(
+        _way(
+            f"a scan, an error in {hook}",
+            {},
+            kind=ScanLanguageModel,
+            callbacks=lambda hook=hook: [Fails(hook)],
+            fails=True,
+        )
+        for hook in ("on_before_backward", "on_train_batch_end")
+    ),
+]
 LOOPS = [
     *(
         _way(f"cell loop, {head} head, {name}", {"head": head, "every": every}, kind=CellLoop)
@@ -169,7 +197,7 @@ LOOPS = [
         for hook in ("on_before_backward", "on_train_batch_end")
     ),
 ]
-CONFIGURATIONS = [*MODELS, *WAYS, *LOOPS]
+CONFIGURATIONS = [*MODELS, *WAYS, *SCANS, *LOOPS]
 
 
 class Recorder(Callback):

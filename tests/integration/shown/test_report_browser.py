@@ -331,3 +331,24 @@ def test_every_picture_of_a_real_training_is_its_run_log(browser, tmp_path):
         assert drawn[name][0] == [record["step"] for record in steps] == list(range(8))
         assert drawn[name][1] == pytest.approx([record[field] for record in steps], rel=1e-5)
     assert_quiet_and_offline(browser)
+
+
+def test_the_channels_of_a_scan_are_drawn_and_nothing_else_has_them(browser, tmp_path):
+    """Of each sample the share of channels that reach so far; the section is hidden for what has no channels."""
+    writer = RunLogWriter(tmp_path / "run", header={})
+    for step in (0, 10, 20):
+        writer.profile(profile(step, module="scan", kind="scan", channels=[2, 4, 30, 39]))
+        writer.profile(profile(step, module="rnn"))
+    writer.close()
+    browser.open(write_report(load_run(tmp_path / "run"), tmp_path / "report.html"), dark=True)
+    browser.wait_for(DRAWN)
+    hidden = "document.getElementById('channels').parentElement.hidden"
+    assert browser.run(hidden) is False
+    drawn = browser.run("document.querySelector('#channels .plot').data.map(trace => [trace.name, trace.x, trace.y])")
+    assert [name for name, _, _ in drawn[:3]] == ["step 0", "step 10", "step 20"]
+    assert drawn[2][1:] == [[1, 2, 4, 30, 39], [100, 100, 75, 50, 25]]
+    assert drawn[3][1:] == [[39], [25]]
+    browser.run("choose(1); draw()")
+    browser.wait_for("document.body.dataset.drawn === '1'")
+    assert browser.run(hidden) is True
+    assert_quiet_and_offline(browser)

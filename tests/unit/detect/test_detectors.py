@@ -86,7 +86,7 @@ class TestVanishing:
         run(detector, [-1] * 5)
         (record,) = detector.finish(Moment(9))
         assert (record.action, record.severity, record.step) == ("ongoing", "info", 9)
-        assert "since step 2, still so when training ended; " in record.message
+        assert "since step 2, not over when training ended; " in record.message
         assert detector.finish(Moment(9)) == []
 
     def test_where_no_timestep_starves_it_is_a_note(self) -> None:
@@ -312,6 +312,11 @@ class TestNormJump:
         """The episode of a lasting rise ends by itself, and there is one event of it."""
         found = jumps(NormJumpDetector(), [1.0] * 64 + [1e3] * 200)
         assert [event.action for event in found] == [None, "ended"]
+
+    def test_what_comes_and_goes_is_told_no_more_unless_it_stays(self) -> None:
+        """Large norms every third step are one event; the same in nine steps in a row are another."""
+        found = jumps(NormJumpDetector(), [1.0] * 20 + [1.0, 1.0, 1e4] * 10 + [1e4] * 12)
+        assert [(event.step, event.action) for event in found] == [(22, None), (29, "ended"), (57, None)]
 
     def test_nothing_absurd_enters_the_baseline(self) -> None:
         """NaN, inf, zeros and jumps leave the bound where it was."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lightning_gradwatch.report import (
+    plot_channels,
     plot_clipping,
     plot_heatmap,
     plot_horizon,
@@ -91,6 +92,18 @@ def test_the_horizon_stands_beside_the_sequence_length(run, ax):
     assert lines["horizon"].get_ydata().tolist() == seen
     assert len(lines["at least (censored)"].get_ydata()) == len(records) - len(seen) > 0
     assert set(lines["sequence length"].get_ydata()) == {40}
+
+
+def test_channels_are_drawn_by_how_far_they_reach(ax):
+    """A curve a sample, with a triangle where channels outlive the sequence; of what is no scan, one clear error."""
+    records = [profile(step, kind="scan", channels=[2, 4, 30, 39]) for step in (0, 10)]
+    plot_channels(records, ax=ax)
+    curve, triangle = ax.lines[:2]
+    assert list(curve.get_xdata()) == [1, 2, 4, 30, 39]
+    assert list(curve.get_ydata()) == [100, 100, 75, 50, 25]
+    assert triangle.get_marker() == ">"
+    with pytest.raises(ValueError, match="must be a scan"):
+        plot_channels([profile(0)], ax=ax)
 
 
 def test_clipping_counts_what_was_clipped_and_skipped(tmp_path, ax):

@@ -76,3 +76,20 @@ def test_select_finds_the_first_that_fits_or_lists_what_there_is():
     assert series.select(records, module="a")[0].state == "c"
     with pytest.raises(ValueError, match=r"module='z'.*b, layer 0, h; b, layer 1, h; a, layer 0, c"):
         series.select(records, module="z")
+
+
+@pytest.mark.parametrize(
+    ("horizons", "expected"),
+    [
+        ([3, 5, 5, 9], ([1, 3, 5, 9, 9], [1.0, 1.0, 0.75, 0.25, 0.0])),
+        ([1, 1, 39, 39], ([1, 39], [1.0, 0.5])),  # the last two outlive the 40 timesteps
+        ([39], ([1, 39], [1.0, 1.0])),
+        (None, ([], [])),
+    ],
+)
+def test_the_reach_of_channels_is_a_share_of_them(horizons, expected):
+    """How many hold a gradient for so many timesteps or more; it ends at 0 where none outlives the sequence."""
+    record = profile(timesteps=40, channels=horizons)
+    assert series.channel_reach(record) == expected
+    for place, share in zip(*expected, strict=True):
+        assert share in (0.0, sum(reach >= place for reach in horizons) / len(horizons))

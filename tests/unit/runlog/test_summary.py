@@ -135,8 +135,59 @@ def test_a_run_that_ends_not_finite_says_since_when_and_how_it_began():
     found = judge(profile(0), _spoilt(2), profile(5), *map(_spoilt, range(9, 30)), events=events)
     assert (found.verdict, found.horizon, found.growth_rate) == (Verdict.NOT_FINITE, None, None)
     assert found.sentence.startswith("No sample from then on is finite. First came NONFINITE_LOSS at step 8: The loss")
-    assert "not finite since step 9. No sample" in found.line
+    assert "not finite since step 8. No sample" in found.line
     assert judge(_spoilt(0)).line.endswith("not finite since step 0. It was the last sample.")
+
+
+def _end(event: Event, step: int, action: str = ENDED) -> Event:
+    return dataclasses.replace(event, step=step, action=action, severity="info", detail="")
+
+
+@pytest.mark.parametrize(
+    ("event", "end", "said"),
+    [
+        (Event(EventKind.EXPLODING_HIDDEN_GRADIENT, 0, module="rnn", layer=0, direction="forward", value=1e5, threshold=1e2),
+         2, "it exploded through time at step 0 (over by step 2)"),
+        (Event(EventKind.SATURATED_GATES, 1, module="rnn", layer=0, direction="forward", value=0.0, threshold=0.01),
+         4, "its gates were saturated at step 1 (over by step 4)"),
+        (Event(EventKind.EXPLODING_GRADIENT, 3, value=1e5, threshold=1e2),
+         None, "the gradient norm jumped at step 3"),
+        (Event(EventKind.NONFINITE_LOSS, 2, value=math.nan), None, "the loss was not finite at step 2"),
+        (Event(EventKind.NOT_OBSERVED, 4, module="rnn", parameter="rnn.weight_hh_l0"), None, "NOT_OBSERVED was told at step 4"),
+    ],
+)  # fmt: skip
+def test_a_verdict_that_all_is_well_does_not_hide_what_was_told(event, end, said):
+    """Critical events and warnings of the place, or of the whole model, are named beside it."""
+    records = [profile(step, rate=-0.01) for step in range(5)]
+    found = judge(*records, events=[event] if end is None else [event, _end(event, end)])
+    assert (found.verdict, found.said, found.troubled) == (Verdict.HEALTHY, "healthy now", True)
+    assert f"Not all along: {said}." in found.sentence
+
+
+def test_what_was_told_of_other_places_and_notes_leave_it_healthy():
+    """So does a step that was skipped beside what made it so: one phrase is enough."""
+    records = [profile(step, rate=-0.01) for step in range(5)]
+    elsewhere = Event(EventKind.SATURATED_GATES, 1, module="other", layer=0, value=0.0, threshold=0.01)
+    assert judge(*records, events=[elsewhere, Event(EventKind.AMP_OVERFLOW, 1, value=2.0)]).said == "healthy"
+    bad = [Event(EventKind.NONFINITE_LOSS, 2, value=math.nan), Event(EventKind.STEP_SKIPPED, 2, value=math.nan)]
+    assert judge(*records, events=bad).sentence.count("at step 2") == 1
+
+
+def test_many_jumps_are_counted():
+    """Of three the steps are named, of more how many there were."""
+    jumps = [Event(EventKind.EXPLODING_GRADIENT, step, value=9.0, threshold=1.0) for step in (1, 5, 9, 13)]
+    records = [profile(step, rate=-0.01) for step in range(20)]
+    assert "the gradient norm jumped at steps 1, 5 and 9." in judge(*records, events=jumps[:3]).sentence
+    assert "jumped at 4 steps, first at step 1." in judge(*records, events=jumps).sentence
+
+
+def test_a_loss_that_has_risen_is_said_beside_a_healthy_gradient():
+    """What flows through time is not all of a training."""
+    records = [{**profile(step, rate=-0.01), "loss": loss} for step, loss in enumerate((1.0, 4.0, 5.0, 6.0))]
+    found = judge(*records)
+    assert (found.verdict, found.said) == (Verdict.HEALTHY, "healthy, but the loss has risen")
+    assert "The loss has risen, to 5 from 1." in found.sentence
+    assert judge(*[{**record, "loss": -record["loss"]} for record in records]).said == "healthy"
 
 
 def test_a_missing_norm_is_not_one_that_is_not_finite():

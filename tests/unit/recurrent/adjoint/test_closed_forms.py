@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradwatch.recurrent.adjoint import ADJOINTS, Ends, Weights
+from lightning_gradwatch.recurrent.adjoint import Ends, make_adjoint
 from lightning_gradwatch.recurrent.shape import Shape
 
 T, B, INPUT, HIDDEN = 5, 3, 2, 4
@@ -29,7 +29,7 @@ def test_total_gradients_and_those_of_the_input(mode: str) -> None:
     loss = (torch.stack(states[1:]) * direct).sum()
     expected = torch.autograd.grad(loss, [x, *states[1:], *cells[1:]])
 
-    adjoint = ADJOINTS[mode](Weights.unpack(tuple(cell.parameters()), Shape.of(module), x.dtype), Shape.of(module))
+    adjoint = make_adjoint(tuple(cell.parameters()), Shape.of(module), x.dtype)
     with torch.no_grad():
         start = cells[0] if mode == "LSTM" else None
         factors = adjoint.prepare(x.detach(), torch.stack(states[:-1]).detach(), start)

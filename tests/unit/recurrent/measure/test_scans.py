@@ -305,6 +305,37 @@ def test_a_narrow_format_is_told_or_exact(kind: torch.dtype) -> None:
     assert kind == torch.float32 or str(kind).removeprefix("torch.") in str(profile.inexact_reason)
 
 
+def test_one_timestep_has_no_past() -> None:
+    """Total equals direct, the only lag is 0, and no channel has a horizon."""
+    h = random(3, 1, 4).requires_grad_()
+    profile = measured(lambda: loss_over(tap_scan(h, decays(3, 1, 4), inputs=h)))
+    assert profile.direct is not None
+    assert (profile.total == profile.direct).all()
+    assert profile.lagged().tolist() == [1.0]
+    assert profile.channels is None
+    assert profile.exact
+
+
+def test_an_empty_batch_leaves_nothing() -> None:
+    """No call, and no error."""
+    capture = Capture({})
+    capture.attach()
+    capture.begin()
+    tap_scan(torch.zeros(0, 5, 4, requires_grad=True), 0.5)
+    assert not capture.calls
+    capture.detach()
+
+
+def test_a_gradient_of_zeros_has_no_lags() -> None:
+    """Totals of 0, no curve, no channels, nothing that is not finite."""
+    h = random(2, 6, 3).requires_grad_()
+    profile = measured(lambda: (tap_scan(h, 0.5) * 0.0).sum())
+    assert not profile.total.any()
+    assert profile.lagged().size == 0
+    assert profile.channels is None
+    assert profile.exact
+
+
 WRONG = {
     "one timestep off": (lambda a, b: (a.roll(1, 1), b), 1),
     "inputs without their factor": (lambda a, b: (a, b / (1 - a)), 1),

@@ -1,4 +1,4 @@
-"""What AdaptiveClip says of the steps that it took: each step, the begin of an
+"""What clipping says of the steps that it took: each step, the begin of an
 episode of clipping, and a habit.
 """
 
@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
-from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.clip import Spike
 from lightning_gradwatch.clip.step.groups import PolicyGroup
 from lightning_gradwatch.clip.step.state import ClipState, OptimizerState
 from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome, headline_of
 from lightning_gradwatch.events import EventKind, Severity
-from lightning_gradwatch.trainer.compat import Trainer, rank_zero_info, say
+from lightning_gradwatch.findings.clip_record import ClipRecord, clipped
 
 _MOST_EPISODES = 100
 """Episodes of one policy that are told; one that clips by habit would flood the log."""
@@ -23,19 +23,14 @@ _HABIT_SHARE, _HABIT_STEPS = 0.8, 50
 
 
 class ClipEvents:
-    """Counts and tells the steps of one fit.
+    """Counts and tells the steps of one training."""
 
-    Args:
-        recorder: where to say so.
-    """
-
-    def __init__(self, recorder: ClipRecorder) -> None:
-        self._recorder = recorder
+    def __init__(self) -> None:
         self._habits: set[tuple[int, str]] = set()
 
     def taken(
         self,
-        trainer: Trainer,
+        record: ClipRecord,
         index: int,
         groups: Sequence[PolicyGroup],
         outcomes: Sequence[Outcome],
@@ -44,36 +39,27 @@ class ClipEvents:
         """A step was taken, clipped or not.
 
         Args:
-            index: which of the Trainer's optimizers it is; ``state`` is its own.
+            index: which of the optimizers it is; ``state`` is its own.
             groups: those with gradients, and ``outcomes`` what became of each.
         """
         for group, outcome in zip(groups, outcomes, strict=True):
             begins = group.state.count(outcome.decision)
             if begins and group.state.episodes <= _MOST_EPISODES:
-                self._tell_episode(trainer, index, group, outcome)
-            self._tell_habit(trainer, index, group, outcome)
+                self._tell_episode(record, index, group, outcome)
+            self._tell_habit(record, index, group, outcome)
             if group.state is not state.rest:
-                self._recorder.group(trainer, index, group.key, outcome, group.state)
+                record.group(index, group.key, outcome, group.state)
         headline = headline_of(groups, outcomes, state)
         if groups[0].state is not state.rest:
             state.rest.count(headline.decision)
-        self._recorder.step(trainer, index, headline, state.rest)
+        record.step(index, headline, state.rest)
 
-    def overflow(self, trainer: Trainer, index: int, norm: float, scale: float, state: OptimizerState) -> None:
+    def overflow(self, record: ClipRecord, index: int, norm: float, scale: float, state: OptimizerState) -> None:
         """The gradient scaler will skip the step, and looks for a smaller scale."""
-        self._recorder.event(trainer, EventKind.AMP_OVERFLOW, index, value=scale, action="skipped by the scaler")
-        self._recorder.step(trainer, index, Outcome(norm, UNTOUCHED, norm), state.rest, skipped=True)
+        record.event(EventKind.AMP_OVERFLOW, index, value=scale, action="skipped by the scaler")
+        record.step(index, Outcome(norm, UNTOUCHED, norm), state.rest, skipped=True)
 
-    def say_counts(self, states: Sequence[ClipState]) -> None:
-        """What was done in the whole fit, if anything was."""
-        clipped, skipped = sum(state.clipped for state in states), sum(state.skipped for state in states)
-        if clipped or skipped:
-            folder = self._recorder.run_dir
-            where = f" Run log: {folder}" if folder else ""
-            steps = sum(state.steps for state in states)
-            rank_zero_info(f"AdaptiveClip: {clipped:,} of {steps:,} steps clipped, {skipped:,} skipped.{where}")
-
-    def _tell_episode(self, trainer: Trainer, index: int, group: PolicyGroup, outcome: Outcome) -> None:
+    def _tell_episode(self, record: ClipRecord, index: int, group: PolicyGroup, outcome: Outcome) -> None:
         threshold, details = outcome.decision.threshold, list[str]()
         if group.pattern:
             details.append(f"It is that of {group.pattern}.")
@@ -83,9 +69,9 @@ class ClipEvents:
             details.append(first if group.state.steps == 1 else bound)
         if group.state.episodes == _MOST_EPISODES:
             details.append("Further ones are counted in gradwatch/clip_rate only.")
-        self._recorder.clipped(trainer, index, outcome, detail=" ".join(details))
+        clipped(record, index, outcome, detail=" ".join(details))
 
-    def _tell_habit(self, trainer: Trainer, index: int, group: PolicyGroup, outcome: Outcome) -> None:
+    def _tell_habit(self, record: ClipRecord, index: int, group: PolicyGroup, outcome: Outcome) -> None:
         """Say once that a policy made to clip explosions alone clips nearly every step: then
         it sets the length of the steps.
         """
@@ -102,5 +88,20 @@ class ClipEvents:
             "Lower the learning rate, by ten times at first. Else clip to a fixed norm: "
             f"AdaptiveClip(policy=Norm({outcome.clipped_norm:.2g})) brings every step down to what this one was brought to."
         )
-        say(f"{message} {remedy}", urgent=True)
-        self._recorder.clipped(trainer, index, outcome, severity=Severity.WARNING, message=message, remedy=remedy)
+        record.say(f"{message} {remedy}")
+        clipped(record, index, outcome, severity=Severity.WARNING, message=message, remedy=remedy)
+
+
+def counts(owner: str, states: Sequence[ClipState], run_dir: Path | None) -> str | None:
+    """What was done in a whole training; None if nothing was.
+
+    Args:
+        owner: who did it.
+        run_dir: the run log's folder.
+    """
+    clipped, skipped = sum(state.clipped for state in states), sum(state.skipped for state in states)
+    if not (clipped or skipped):
+        return None
+    where = f" Run log: {run_dir}" if run_dir else ""
+    steps = sum(state.steps for state in states)
+    return f"{owner}: {clipped:,} of {steps:,} steps clipped, {skipped:,} skipped.{where}"

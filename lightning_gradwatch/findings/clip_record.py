@@ -1,0 +1,71 @@
+"""Where clipping says what it did with the step at hand, and how it acts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_gradwatch.clip.step.state import ClipState
+from lightning_gradwatch.clip.step.step import Outcome
+from lightning_gradwatch.events import EventKind
+
+
+class ClipRecord(Protocol):
+    """Of one optimizer step. ``index``: which of the training's optimizers it is."""
+
+    def step(self, index: int, outcome: Outcome, state: ClipState, *, skipped: bool = False) -> None:
+        """What became of it."""
+        ...
+
+    def group(self, index: int, key: str, outcome: Outcome, state: ClipState) -> None:
+        """What became of the parameters that a pattern names."""
+        ...
+
+    def event(self, kind: EventKind, index: int, *, detail: str = "", **fields: Any) -> None:
+        """Make an event, and hand it to whoever wants it."""
+        ...
+
+    def warn_once(self, key: str, message: str) -> None:
+        """Warn, once a training for each key."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Say at once what must not wait."""
+        ...
+
+    def where(self) -> str:
+        """When it is, in words."""
+        ...
+
+    def in_words(self, text: str) -> str:
+        """A text that names what is at hand: the callback, or a function."""
+        ...
+
+    def skip(self, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+        """Have the step change nothing."""
+        ...
+
+    def stop(self, reason: str) -> None:
+        """End the training with it."""
+        ...
+
+
+def clipped(record: ClipRecord, index: int, outcome: Outcome, **fields: Any) -> None:
+    """Make the event of a clipped step."""
+    norms = {"value": outcome.norm, "threshold": outcome.clipped_norm}
+    record.event(EventKind.GRADIENT_CLIPPED, index, action="clipped", **norms, **fields)
+
+
+def values_of(outcome: Outcome, state: ClipState) -> dict[str, float | None]:
+    """By the last part of a logger's key."""
+    return {
+        "grad_norm": outcome.norm,
+        "clip_threshold": outcome.decision.threshold,
+        "clip_coefficient": outcome.decision.coefficient,
+        "clipped_norm": outcome.clipped_norm,
+        "clipped_share": outcome.decision.share,
+        "clip_rate": state.clip_rate,
+    }

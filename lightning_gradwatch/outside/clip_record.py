@@ -1,0 +1,103 @@
+"""The step at hand, in a loop: where clipping says what it did, and acts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
+from lightning_gradwatch.clip.step.state import ClipState
+from lightning_gradwatch.clip.step.step import Outcome
+from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.findings.clip_record import values_of
+from lightning_gradwatch.findings.event_sink import EventSink
+from lightning_gradwatch.outside.findings import GuardedLog, Scalars
+from lightning_gradwatch.outside.processes import rank
+from lightning_gradwatch.outside.terminal import say
+from lightning_gradwatch.outside.words import in_words, outside
+from lightning_gradwatch.plain import warn
+from lightning_gradwatch.runlog.schema import StepRecord
+
+
+class LoopStep:
+    """A ``ClipRecord``: of all steps of a loop, one after the other.
+
+    Args:
+        on_event: the user's callable; ``log``: for the values of each step.
+        several: whether there are several optimizers.
+
+    Attributes:
+        steps: optimizer steps done.
+        loss: of the step at hand.
+    """
+
+    def __init__(self, on_event: Callable[[Event], None] | None, log: Scalars | None, several: bool) -> None:
+        self.sink = EventSink(on_event)
+        self.steps = 0
+        self.loss: float | None = None
+        self._log, self._several = GuardedLog(log), several
+        self._warned: set[str] = set()
+        self._values: dict[str, float] = {}
+
+    def step(self, index: int, outcome: Outcome, state: ClipState, *, skipped: bool = False) -> None:
+        """What became of it."""
+        record = StepRecord(
+            step=self.steps,
+            optimizer=index,
+            grad_norm=outcome.norm,
+            clip_threshold=outcome.decision.threshold,
+            clip_coefficient=outcome.decision.coefficient,
+            clipped_norm=outcome.clipped_norm,
+            loss=self.loss,
+            skipped=skipped,
+        )
+        if self.sink.log is not None:
+            self.sink.log.step(record)
+        self._keep(index, "", {**values_of(outcome, state), "skipped_steps": float(state.skipped)})
+        values, self._values = self._values, {}
+        self._log(values, self.steps)
+
+    def group(self, index: int, key: str, outcome: Outcome, state: ClipState) -> None:
+        """What became of the parameters that a pattern names."""
+        values = values_of(outcome, state)
+        self._keep(index, f"{key}/", {"grad_norm": values["grad_norm"]} if state.policy is None else values)
+
+    def event(self, kind: EventKind, index: int, *, detail: str = "", **fields: Any) -> None:
+        """Make an event, and hand it to whoever wants it."""
+        which = f"Optimizer {index}." if self._several else ""
+        event = Event(kind, self.steps, rank=rank(), detail=" ".join(filter(None, (detail, which))), **fields)
+        self.sink.take(outside(event), write=rank() == 0)  # the decision is that of all ranks: one record of it
+
+    def warn_once(self, key: str, message: str) -> None:
+        """Warn, once for each key."""
+        if key not in self._warned:
+            self._warned.add(key)
+            warn(in_words(message), stacklevel=2)
+
+    def say(self, text: str) -> None:
+        """Say at once what must not wait."""
+        say(in_words(text), urgent=True)
+
+    def where(self) -> str:
+        """When it is, in words."""
+        return f"optimizer step {self.steps}"
+
+    def in_words(self, text: str) -> str:
+        """A text that names the functions."""
+        return in_words(text)
+
+    def skip(self, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+        """Have the step change nothing."""
+        for parameter in parameters:
+            parameter.grad = None  # zeros would still move weights by momentum and weight decay
+
+    def stop(self, reason: str) -> None:
+        """End the training: a loop ends by an error alone."""
+        raise NonFiniteGradientError(reason)
+
+    def _keep(self, index: int, key: str, values: dict[str, float | None]) -> None:
+        prefix = (f"gradwatch/{index}/" if self._several else "gradwatch/") + key
+        self._values.update({prefix + name: value for name, value in values.items() if value is not None})

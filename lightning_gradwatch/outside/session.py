@@ -1,0 +1,309 @@
+"""All that one watch of a loop has, from when it is entered until it is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_gradwatch.engine.observation import Cells, Observation
+from lightning_gradwatch.engine.options import WatchOptions
+from lightning_gradwatch.engine.watch import Watch
+from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.outside.backward import is_under_way, listen
+from lightning_gradwatch.outside.boundaries import MOST_FORWARDS, ForwardHook, Forwards, gradients, hear_steps
+from lightning_gradwatch.outside.findings import LoopFindings
+from lightning_gradwatch.outside.model import inner_model, out_of_reach
+from lightning_gradwatch.outside.passes import LoopPasses
+from lightning_gradwatch.plain import warn
+from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
+from lightning_gradwatch.recurrent.capture.modules import describe
+
+_TOO_MANY = f"more than {MOST_FORWARDS} forward passes of the model went by without a backward pass"
+
+_NOTHING = (
+    "watch() found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the model: "
+    "it only looks for NaN and inf from now on. If the model has a recurrence of its own, its state is not passed on from "
+    "call to call, or tap() or tap_scan() has to mark it."
+)
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """The arguments of :func:`watch`, as one session needs them.
+
+    Args:
+        every_n_steps: from one sampled step to the next.
+        divided: by how much the loop divides each loss.
+        watch: what is looked at.
+        config: for the run log.
+    """
+
+    every_n_steps: int
+    divided: int
+    watch: WatchOptions
+    config: Mapping[str, Any]
+
+
+class Session:
+    """Watches one model in a loop. An error of our own ends the watching with one warning, and the
+    training goes on.
+
+    Args:
+        model: as the loop calls it.
+        optimizers: whose steps are the loop's; none are those that hold a parameter of the model.
+        found: takes what is found, and outlives the session.
+        rank: of this process.
+
+    Attributes:
+        watch: the engine; None where nothing is watched any more.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        options: SessionOptions,
+        found: LoopFindings,
+        rank: int,
+    ) -> None:
+        self._model, self._root = model, inner_model(model)
+        self._optimizers, self._options, self._found = optimizers, options, found
+        self.passes = LoopPasses(options.every_n_steps, options.divided, rank)
+        self.watch: Watch | None = None
+        self._forwards = Forwards()
+        self._handles: list[RemovableHandle] = []
+        self._endings: list[Callable[[], None]] = []
+        self._stepped: set[int] | None = set()  # optimizers, in the first round
+        self._loss: Tensor | None = None
+        self._scaler: Any | None = None
+        self._before: list[tuple[int, int] | None] | None = None
+        self._has_unreachable = self._nothing_said = self._suspicious = self._looked = False
+
+    @contextmanager
+    def harmless(self) -> Generator[None]:
+        """An error of our own in here ends the watching with one warning."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, it is ours and must not reach the training
+            if self._options.watch.strict:
+                raise
+            self.end()
+            warn(
+                f"watch() failed ({type(error).__name__}: {error}) and watches no more; the training is not affected. "
+                "Please report it.",
+                stacklevel=3,
+            )
+
+    # ------------------------------------------------------------------ begin and end
+
+    def begin(self, modules: Mapping[str, nn.Module]) -> None:
+        """Put the hooks on."""
+        with self.harmless():
+            unreachable = self._unreachable(modules)
+            self._report_unreachable(unreachable)
+            reachable = {name: module for name, module in modules.items() if name not in unreachable}
+            options = self._options.watch
+            if unreachable:
+                options = replace(options, find_cells=False)
+            self.watch = Watch(self._root, reachable, options, lambda: self.passes.steps, FitIsOver(self._on_call))
+            self._describe(modules)
+            self._handles = hear_steps(self._optimizers, self._root, self._before_step, self._after_step)
+            hook = ForwardHook(self._before_forward)
+            self._handles.append(self._model.register_forward_pre_hook(hook, with_kwargs=True))
+            self._endings.append(listen(self))
+            self._begin_batch(self.watch)
+
+    def conclude(self, *, broken_off: bool) -> bool:
+        """Gather what is left to be found. Returns whether there is anything to be said at the end.
+
+        Args:
+            broken_off: by an error, which may keep us from looking once more.
+        """
+        watch, found = self.watch, self._found
+        if watch is None:
+            return False
+        with suppress(Exception) if broken_off else nullcontext():
+            found.take(watch.finish(self.passes.moment))
+        found.take(watch.take())  # what was found before an error in the midst of it
+        if watch.steps or not broken_off:
+            found.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
+        nothing = watch.has_nothing() and not self._has_unreachable
+        return bool((found.events or not nothing) and (watch.steps or found.events or not broken_off))
+
+    def end(self) -> None:
+        """Take the hooks off. Calling it again does nothing."""
+        for handle in self._handles:
+            handle.remove()
+        for ending in self._endings:
+            ending()
+        self._handles.clear()
+        self._endings.clear()
+        self._loss = self._scaler = self._before = None
+        watch, self.watch = self.watch, None
+        if watch is None:
+            return
+        with suppress(Exception):  # it may be the findings that failed
+            self._found.take(watch.take())
+        watch.close()
+        if self._found.log is not None:
+            self._found.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
+
+    def _describe(self, modules: Mapping[str, nn.Module]) -> None:
+        if self._found.log is not None:
+            config = {"config": {"watch": self._options.config}, "modules": describe(modules)}
+            self._found.log.meta(config)
+
+    # ------------------------------------------------------------------ what cannot be measured
+
+    def _unreachable(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+        found = {name: out_of_reach(self._model, module) for name, module in modules.items()}
+        return {name: reason for name, reason in found.items() if reason is not None}
+
+    def _report_unreachable(self, reasons: Mapping[str, str]) -> None:
+        self._has_unreachable |= bool(reasons)
+        for name, reason in reasons.items():
+            detail = f"{reason[0].upper()}{reason[1:]}."
+            self._found.take_event(self.passes.moment.event(EventKind.NOT_OBSERVED, module=name, detail=detail))
+
+    def _adopt(self, watch: Watch, cells: Cells) -> None:
+        """Watch the cells that the first step showed, where they can be measured."""
+        unreachable = self._unreachable({name: module for name, (module, _) in cells.items()})
+        self._report_unreachable(unreachable)
+        watch.adopt({name: cell for name, cell in cells.items() if name not in unreachable})
+
+    # ------------------------------------------------------------------ one step
+
+    def _begin_batch(self, watch: Watch) -> None:
+        self._looked = False
+        self._forwards.clear()
+        self._take(watch.poll())
+        watch.capture.begin()
+        self.passes.begin_batch()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """The loop says so, between two batches."""
+        if self._looked and self.watch is not None:
+            self._begin_batch(self.watch)
+        self.passes.epoch = epoch
+
+    def _on_call(self) -> bool:
+        """Asked by every hook of the engine. A call after a backward pass is of the next batch, be
+        it of the model or of a part.
+        """
+        if self._looked and self.watch is not None and not is_under_way():
+            with self.harmless():
+                self._begin_batch(self.watch)
+        return self.watch is None
+
+    def _before_forward(self, training: bool, fresh: bool) -> None:
+        """The model is called: after a backward pass it is the next batch."""
+        watch = self.watch
+        if watch is None:
+            return
+        with self.harmless():
+            if self._looked:
+                self._begin_batch(watch)
+            if self._forwards.add(training, fresh):
+                watch.capture.begin()
+            if self._forwards.are_too_many():
+                self._rest(watch)
+
+    def _rest(self, watch: Watch) -> None:
+        """Keep nothing until the next backward pass."""
+        capture = watch.capture
+        capture.end()
+        capture.clear()
+        capture.unseen.update(dict.fromkeys(capture.modules, _TOO_MANY))
+
+    def before_backward(self, loss: Tensor | None, scaler: Any | None) -> None:
+        """Follow the loss back through loops on a sampled step."""
+        watch = self.watch
+        if watch is None:
+            return
+        with self.harmless():
+            capture = watch.capture
+            capture.forget_gradients()  # what ``autograd.grad`` sent in the forward is none of this loss's
+            self._loss, self._scaler = loss, scaler
+            self._before = None if capture.calls else gradients(self._root)
+            if loss is not None:
+                self._take(watch.before_backward(loss, self.passes.describe(capture.calls, loss, scaler)))
+
+    def after_backward(self, *, failed: bool) -> None:
+        """Look at the calls whose gradients have arrived. A pass that reached nothing of the model
+        is somebody else's.
+        """
+        watch, loss, scaler, before = self.watch, self._loss, self._scaler, self._before
+        self._loss = self._scaler = self._before = None
+        if watch is None:
+            return
+        with self.harmless():
+            if failed:
+                watch.capture.clear()
+                return
+            ours = any(call.has_gradient() for call in watch.capture.calls)
+            if ours or (before is not None and gradients(self._root) != before):
+                self._look(watch, loss, scaler)
+                self._looked = True
+
+    def _look(self, watch: Watch, loss: Tensor | None = None, scaler: Any | None = None) -> None:
+        """Record what the gradients tell that have arrived."""
+        arrived = [call for call in watch.capture.calls if call.has_gradient()]
+        step = self.passes.describe(arrived, loss, scaler)
+        if step.sampled:
+            self.passes.sampled(arrived)
+        self._take(watch.after_backward(loss, step))
+        self.passes.nth += 1
+        if self._suspicious:
+            self._suspicious = False
+            self.passes.follow_up()
+
+    def _before_step(self) -> None:
+        """Look at what came by ``autograd.grad``, while the weights are still its forward's."""
+        watch = self.watch
+        if watch is None:
+            return
+        with self.harmless():
+            if any(call.has_gradient() for call in watch.capture.calls):
+                self._look(watch)
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        watch = self.watch
+        if watch is None:
+            return
+        with self.harmless():
+            if self._is_round_over(optimizer) and (self.passes.nth or watch.capture.calls):
+                self._end_round(watch)
+            self.passes.stepped()
+
+    def _is_round_over(self, optimizer: Optimizer) -> bool:
+        """What is looked for on the first step alone is looked for until each optimizer has made
+        one, or one makes its second.
+        """
+        if self._stepped is None:
+            return True
+        again = id(optimizer) in self._stepped
+        self._stepped.add(id(optimizer))
+        if again or len(self._stepped) >= len(self._optimizers):
+            self._stepped = None
+        return self._stepped is None
+
+    def _end_round(self, watch: Watch) -> None:
+        seen = self._take(watch.end_step(self.passes.moment))
+        if seen.cells:
+            self._adopt(watch, seen.cells)
+        self.passes.end_round()
+        self._begin_batch(watch)
+        if watch.has_nothing() and not self._has_unreachable and not self._nothing_said:
+            self._nothing_said = True
+            warn(_NOTHING, stacklevel=4)
+
+    def _take(self, seen: Observation) -> Observation:
+        self._suspicious |= seen.suspicious
+        self._found.take(seen)
+        return seen

@@ -1,0 +1,82 @@
+"""What went wrong in a run that is in order by now: beside such a verdict it has to be said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_gradwatch.events import ENDED, EventKind, Severity, closes_episode
+from lightning_gradwatch.runlog.evidence import Evidence
+from lightning_gradwatch.runlog.measures import Record
+from lightning_gradwatch.thresholds import RISEN_LOSS
+
+_NOT_FINITE = "something was not finite"
+_WHAT = {
+    EventKind.NONFINITE_LOSS: "the loss was not finite",
+    EventKind.NONFINITE_INPUT: "an input was not finite",
+    EventKind.NONFINITE_STATE: _NOT_FINITE,
+    EventKind.NONFINITE_HIDDEN_GRADIENT: _NOT_FINITE,
+    EventKind.NONFINITE_GRADIENT: _NOT_FINITE,
+    EventKind.EXPLODING_HIDDEN_GRADIENT: "it exploded through time",
+    EventKind.EXPLODING_GRADIENT: "the gradient norm jumped",
+    EventKind.DIVERGED: "the loss was far above its start",
+    EventKind.VANISHING_HIDDEN_GRADIENT: "it vanished",
+    EventKind.SATURATED_GATES: "its gates were saturated",
+    EventKind.FEW_TIMESTEPS_REACHED: "the loss reached few of its timesteps",
+    EventKind.ONE_SEQUENCE_REACHED: "the loss reached one of its sequences",
+    EventKind.STEP_SKIPPED: "the optimizer step was skipped",
+}
+_MOST = 3
+"""Steps that are named; of more the first ones."""
+
+_GRAVE = (Severity.CRITICAL, Severity.WARNING)
+
+
+def earlier(found: Evidence) -> str:
+    """In a sentence, the warnings and critical events of this place, or of the whole model."""
+    kinds: dict[str, list[Record]] = {}
+    for event in found.everywhere:
+        mine = event.get("module") is None or any(event is one for one in found.here)
+        if mine and event.get("severity") in _GRAVE and not closes_episode(event):
+            kinds.setdefault(event["kind"], []).append(event)
+    if any(kind.startswith("NONFINITE") for kind in kinds):
+        kinds.pop(EventKind.STEP_SKIPPED, None)  # that is why
+    if not kinds:
+        return ""
+    told = [f"{_what(kind)} {_when(events, found.everywhere)}" for kind, events in kinds.items()]
+    return f" Not all along: {'; '.join(told)}."
+
+
+def risen_loss(found: Evidence) -> str:
+    """In a sentence, that the loss is higher than it was in the first sample."""
+    if not has_risen(found) or found.losses is None:
+        return ""
+    first, last = found.losses
+    return f" The loss has risen, to {last:.3g} from {first:.3g}."
+
+
+def has_risen(found: Evidence) -> bool:
+    """Whether the loss of the last samples is well above that of the first one."""
+    return found.losses is not None and found.losses[1] > RISEN_LOSS * found.losses[0] > 0
+
+
+def _what(kind: str) -> str:
+    return next((said for known, said in _WHAT.items() if known == kind), f"{kind} was told")
+
+
+def _when(events: Sequence[Record], everywhere: Sequence[Record]) -> str:
+    steps = list(dict.fromkeys(event["step"] for event in events))
+    if len(steps) == 1:
+        return f"at step {steps[0]}{_over(events[0], everywhere)}"
+    if len(steps) > _MOST:
+        return f"at {len(steps)} steps, first at step {steps[0]}"
+    return f"at steps {', '.join(map(str, steps[:-1]))} and {steps[-1]}"
+
+
+def _over(event: Record, everywhere: Sequence[Record]) -> str:
+    """By when it was over, where that is known."""
+    for record in everywhere:
+        same = all(record.get(name) == event.get(name) for name in ("kind", "module", "layer", "direction"))
+        if same and closes_episode(record) and record["step"] >= event["step"]:
+            ended = record.get("action") == ENDED
+            return f" (over by step {record['step']})" if ended else " (not over when training ended)"
+    return ""

@@ -19,13 +19,22 @@ from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.engine.observation import Cells, Observation
 from lightning_gradwatch.engine.watch import Watch
-from lightning_gradwatch.events import EventKind, Moment
+from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import describe
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer, rank_zero_warn, show_in_progress_bar
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
 from lightning_gradwatch.trainer.sharding import out_of_reach
+
+_NOTHING = (
+    "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the model: it only "
+    "looks for NaN and inf from now on."
+)
+_PERHAPS = (
+    "Take it out if the model has no recurrence. If it has one of its own, its state is not passed on from call to call, or "
+    "tap() or tap_scan() has to mark it."
+)
 
 
 class FitWatch:
@@ -267,8 +276,8 @@ class FitWatch:
             show_in_progress_bar(self.trainer, {"horizon": horizon})
         if watch.has_nothing() and not self._has_unreachable and not self._nothing_said:
             self._nothing_said = True
-            rank_zero_warn(
-                "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the "
-                "model: it only looks for NaN and inf from now on. Take it out if the model has no recurrence. If it has one of "
-                "its own, its state is not passed on from call to call, or tap() or tap_scan() has to mark it.",
-            )
+            rank_zero_warn(f"{_NOTHING} {' '.join(map(_advice, watch.unmarked)) or _PERHAPS}")
+
+
+def _advice(event: Event) -> str:
+    return f"{event.message} {event.remedy}"

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 UNIT = "tests/unit"
-PROMISES = tuple(
-    f"tests/integration/{name}" for name in ("neutral", "clean", "exact", "portable", "unobserved", "acting")
+EXACT, *OTHERS = (
+    f"tests/integration/{name}" for name in ("exact", "neutral", "clean", "portable", "unobserved", "acting")
 )
-LIGHTNING_S = tuple(f"tests/integration/{name}" for name in ("neutral", "clean", "portable", "unobserved", "acting"))
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Combination:
     name: str
     python: str
     versions: Mapping[str, str]
-    tests: tuple[str, ...] = (UNIT, *PROMISES)
+    tests: tuple[str, ...] = (UNIT, EXACT, *OTHERS)
     beside: tuple[str, ...] = field(default=())
 
 
@@ -52,13 +51,15 @@ COMBINATIONS = (
     Combination(
         "lowest", "3.10", _versions("2.2.0", "2.1.1", "1.0.0", "1.26.0", **_LOWEST_EXTRAS), beside=_OLD_LIGHTNING
     ),
-    Combination("torch-2.4", "3.10", _versions("2.4.1", "2.2.5", "1.4.3", "1.26.4"), beside=_OLD_LIGHTNING),
-    Combination("torch-2.6", "3.12", _versions("2.6.0", "2.4.0", "1.6.3", "2.0.2")),
-    Combination("torch-2.9", "3.12", _versions("2.9.1", "2.5.5", "1.8.2", "2.3.5")),
     Combination(
-        "lowest-lightning", "3.11", _versions("2.13.0", "2.1.1", "1.0.0", "2.4.6"), LIGHTNING_S, beside=_OLD_LIGHTNING
+        "torch-2.4", "3.10", _versions("2.4.1", "2.2.5", "1.4.3", "1.26.4"), (UNIT, EXACT), beside=_OLD_LIGHTNING
     ),
-    Combination("lightning-2.4", "3.11", _versions("2.13.0", "2.4.0", "1.4.3", "2.4.6"), LIGHTNING_S),
+    Combination("torch-2.6", "3.12", _versions("2.6.0", "2.4.0", "1.6.3", "2.0.2"), (UNIT, EXACT)),
+    Combination("torch-2.9", "3.12", _versions("2.9.1", "2.5.5", "1.8.2", "2.3.5"), (UNIT, EXACT)),
+    Combination(
+        "lowest-lightning", "3.11", _versions("2.13.0", "2.1.1", "1.0.0", "2.4.6"), tuple(OTHERS), beside=_OLD_LIGHTNING
+    ),
+    Combination("lightning-2.4", "3.11", _versions("2.13.0", "2.4.0", "1.4.3", "2.4.6"), tuple(OTHERS)),
     Combination("present", "3.11", _versions("2.13.0", "2.6.6", "1.9.0", "2.4.6", **_PRESENT_EXTRAS)),
     Combination("newest", "3.13", _versions("2.14.1", "2.6.6", "1.9.0", "2.4.6", **_PRESENT_EXTRAS)),
 )

@@ -35,15 +35,23 @@ def store(outcomes: Iterable[Outcome], path: Path = RESULTS) -> None:
 def markdown(outcomes: Iterable[Outcome]) -> str:
     """One row a combination; below, each failure and each reason for which an old release skips."""
     outcomes = list(outcomes)
+    if not outcomes:
+        return ""
     head = [*_COLUMNS, "tests", "passed", "failed", "skipped"]
     lines = [_row(head), _row(["---"] * len(head)), *map(_outcome_row, outcomes)]
     return "\n".join([*lines, "", *_failures(outcomes), "", *_skips(outcomes)]) + "\n"
 
 
 def write(text: str, page: Path = PAGE) -> None:
-    """Put the table where the page has its marks."""
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """Put the table where the page has its marks.
+
+    Raises:
+        ValueError: it has none.
+    """
+    before, begins, rest = page.read_text("utf-8").partition(BEGIN)
+    _, ends, after = rest.partition(END)
+    if not begins or not ends:
+        raise ValueError(f"{page} must have the lines {BEGIN.strip()} and {END.strip()}")
     page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", "utf-8")
 
 

@@ -89,7 +89,7 @@ class Watch:
     def before_backward(self, loss: Tensor, step: Step) -> Observation:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
         if loss.requires_grad and self._search.is_everywhere:
-            with self._unobserved.apart("recurrences in tensor operations"):
+            with self._unobserved.isolated("recurrences in tensor operations"):
                 known = (*self.capture.modules, *self._unobserved.reasons)
                 self._unmarked.look(loss, self.capture, self._search.states(), known, step.moment)
         if step.sampled and loss.requires_grad:
@@ -201,6 +201,8 @@ class Watch:
         """
         step, norms = pending.step, pending.norms.read()
         finite = math.isfinite(norms.whole)
+        if step.complete:
+            self._found.add_norm(norms.whole)
         begins = self._judge(norms, pending, self._measuring.confirmed)
         self._found.suspicious |= begins
         if step.sampled or begins:

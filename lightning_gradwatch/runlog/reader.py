@@ -69,6 +69,13 @@ class Run:
         """One row per optimizer step that AdaptiveClip saw. Needs the extra ``pandas``."""
         return self._frame(self.step_records, records.STEP)
 
+    @cached_property
+    def clipping(self) -> list[Record]:
+        """What became of each optimizer's gradients between the backward pass and the step, as
+        GradWatch found when the fit ended; empty before.
+        """
+        return records.entries(self.meta.get("clipping"), records.CLIPPING)
+
     def show(self, height: int = 800) -> None:
         """Show the report in a cell of a notebook, where its pictures are live; elsewhere write it
         into the folder and print where. Needs the extra ``report``. It takes about 5 MiB of the

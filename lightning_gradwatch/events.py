@@ -2,6 +2,7 @@
 vocabulary that every part reports in.
 """
 
+# Over 300 lines: the vocabulary of events is one list, with the texts that every view shows.
 from __future__ import annotations
 
 import dataclasses
@@ -56,6 +57,8 @@ class EventKind(StrEnum):
     SCAN_MISMATCH = "SCAN_MISMATCH"
     AMP_OVERFLOW = "AMP_OVERFLOW"
     GRADIENT_CLIPPED = "GRADIENT_CLIPPED"
+    CLIPPING_LIMITS_STEPS = "CLIPPING_LIMITS_STEPS"
+    CLIPPING_WITHOUT_EFFECT = "CLIPPING_WITHOUT_EFFECT"
     STEP_SKIPPED = "STEP_SKIPPED"
     NOT_OBSERVED = "NOT_OBSERVED"
 
@@ -180,6 +183,12 @@ _TEXTS: dict[EventKind, _Text] = {
         Severity.INFO,
         "The gradient norm {value:.4g} was clipped to {threshold:.4g}.{detail}",
         "Nothing to do: this is what clipping is for. If it happens at most steps, lower the learning rate.",
+    ),
+    EventKind.CLIPPING_LIMITS_STEPS: _Text(
+        Severity.WARNING, "Clipping acts on most of the steps.{detail}", "Raise the bound, so that it acts on a few."
+    ),
+    EventKind.CLIPPING_WITHOUT_EFFECT: _Text(
+        Severity.WARNING, "Clipping is asked for and has no effect.{detail}", "Clip between backward pass and step."
     ),
     EventKind.STEP_SKIPPED: _Text(
         Severity.WARNING,

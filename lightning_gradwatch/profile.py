@@ -20,6 +20,9 @@ from lightning_gradwatch.thresholds import FLOOR, HORIZON_RATIO, STARVING_SHARE
 
 Floats = npt.NDArray[np.float64]
 
+INPUT = "x"
+"""The ``state`` of a profile of a module's input, which is none: its influence on the loss."""
+
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
@@ -89,7 +92,7 @@ class Profile:
         fused: of a module that takes whole sequences, not of a loop.
         handed_over: whether that state is a leaf that asks for a gradient, which
             somebody may hand back by hand.
-        apart: whether it is measured by itself although its state goes on from call to call.
+        unjoined: whether it is measured by itself although its state goes on from call to call.
         with_gradient: to how many sequences of the whole batch the loss sends
             anything; None where it is not known.
         batch_first: of the module; None where there is no such order.
@@ -121,7 +124,7 @@ class Profile:
     saturation: Saturation | None = None
     fused: bool = True
     handed_over: bool = False
-    apart: bool = False
+    unjoined: bool = False
     with_gradient: int | None = None
     batch_first: bool | None = None
     channels: Channels | None = None
@@ -226,7 +229,13 @@ class Profile:
     def _past(self) -> str | None:
         """What is not as it should be with the state that came in."""
         return (
-            "left out" if self.apart else "handed over" if self.handed_over else "cut off" if self.truncated else None
+            "left out"
+            if self.unjoined
+            else "handed over"
+            if self.handed_over
+            else "cut off"
+            if self.truncated
+            else None
         )
 
     def to_record(self, *, keep_sequences: bool = False) -> dict[str, Any]:

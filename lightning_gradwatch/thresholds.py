@@ -72,7 +72,7 @@ FEW_SHARE = 0.25
 
 # Saturated gates
 
-CUT_OFF_SHARE = 0.01
+BLOCKED_SHARE = 0.01
 """Share of the gradient that the loss sends. Where less than this reaches the gates, hardly
 anything is learned there."""
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -124,20 +125,17 @@ def measured(network: Network, problem: Problem, timesteps: int) -> tuple[int, b
     return row.horizon or 0, row.censored, row.growth_rate or 0.0, row.weight_gradient or 0.0
 
 
-def table(runs: dict[tuple[str, str, int, str], list[Run]]) -> Iterator[str]:
-    """Lines of a Markdown table."""
-    yield "| problem | cell | timesteps | start | horizon | growth rate | ∂L/∂W_hh | solved | after | error |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    for (problem, kind, timesteps, start), found in runs.items():
-        horizon = statistics.median(one.horizon for one in found)
-        censored = sum(one.censored for one in found) * 2 > len(found)
-        after = [one.solved_after for one in found if one.solved_after is not None]
-        yield (
-            f"| {problem} | {kind} | {timesteps} | {start} | {'≥ ' * censored}{horizon:g} "
-            f"| {statistics.median(one.growth_rate for one in found):+.3f} "
-            f"| {statistics.median(one.weight_gradient for one in found):.2g} | {len(after)} of {len(found)} "
-            f"| {f'{statistics.median(after):g}' if after else '–'} | {statistics.median(one.error for one in found):.2g} |"
-        )
+def line(problem: str, kind: str, timesteps: int, start: str, found: Sequence[Run]) -> str:
+    """A line of the table."""
+    horizon = statistics.median(one.horizon for one in found)
+    censored = sum(one.censored for one in found) * 2 > len(found)
+    after = [one.solved_after for one in found if one.solved_after is not None]
+    return (
+        f"| {problem} | {kind} | {timesteps} | {start} | {'≥ ' * censored}{horizon:g} "
+        f"| {statistics.median(one.growth_rate for one in found):+.3f} "
+        f"| {statistics.median(one.weight_gradient for one in found):.2g} | {len(after)} of {len(found)} "
+        f"| {f'{statistics.median(after):g}' if after else '–'} | {statistics.median(one.error for one in found):.2g} |"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,16 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1500)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    runs: dict[tuple[str, str, int, str], list[Run]] = {}
-    for problem in PROBLEMS:
-        if problem.name not in options.problems:
-            continue
-        for timesteps in options.lengths:
-            for kind in options.kinds:
-                for start in STARTS:
-                    found = [run(kind, problem, start, timesteps, seed, options.steps) for seed in options.seeds]
-                    runs[problem.name, kind, timesteps, start] = found
-    print(*table(runs), sep="\n")
+    print("| problem | cell | timesteps | start | horizon | growth rate | ∂L/∂W_hh | solved | after | error |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    chosen = [problem for problem in PROBLEMS if problem.name in options.problems]
+    for problem, timesteps, kind, start in product(chosen, options.lengths, options.kinds, STARTS):
+        found = [run(kind, problem, start, timesteps, seed, options.steps) for seed in options.seeds]
+        print(line(problem.name, kind, timesteps, start, found), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The callback that only looks."""
 
+# Over 300 lines: the docstring of what users add says every argument.
 from __future__ import annotations
 
 import copy
@@ -15,6 +16,7 @@ from lightning_gradwatch.callbacks.anomaly.handling import HandlingOptions
 from lightning_gradwatch.callbacks.anomaly.responses import AnomalyError, Response
 from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
 from lightning_gradwatch.callbacks.fit.options import FitOptions
+from lightning_gradwatch.callbacks.found import Found
 from lightning_gradwatch.callbacks.output.run_folder import continued, identity, run_id_of, told_by_others
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.detect import Detector, checked_detectors
@@ -22,18 +24,16 @@ from lightning_gradwatch.engine.options import SEEN_BY, WatchOptions, check_patt
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.announcer import Announcer
 from lightning_gradwatch.findings.closing import say_findings
-from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import discover
 from lightning_gradwatch.runlog.notebook import verdict_table
-from lightning_gradwatch.runlog.verdict import LayerSummary
 from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, say, was_stopped
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
 
 __all__ = ["AnomalyError", "GradWatch"]
 
 
-class GradWatch(Callback):
+class GradWatch(Found, Callback):
     """Measures how the gradient flows through time in every recurrent module of a
     model, and reports what goes wrong.
 
@@ -68,6 +68,8 @@ class GradWatch(Callback):
         summary: say what was found: in a line at once, at the first critical event of each kind and
             when training goes back to an earlier state; in a few lines when fit ends, however it
             ends. They are warnings of Lightning's logger where something critical happened.
+        first_word: say, once a module has first been measured, how far the gradient reaches in it
+            beside the sequence length: a line, which ``summary=False`` silences too.
         progress_bar: show the shortest horizon of the last sampled step, beside the
             sequence length, in the progress bar.
         figures: at the end of each epoch, hand figures to the loggers that take
@@ -88,6 +90,9 @@ class GradWatch(Callback):
         bundle_mib: a bundle larger than this many MiB is not written, ≥ 1.
         detectors: your own, which judge the profiles of sampled steps beside the built-in ones; see
             :class:`Detector`. Each fit begins with a copy of them. An error in one is a warning.
+        influence: measure on sampled steps also what reaches the *inputs* of each fused module,
+            ∂L/∂x_t and ∂L_τ/∂x_t by lag: profiles of the ``state`` ``x``. A sample costs a tenth
+            more.
         enabled: False switches everything off.
 
     Attributes:
@@ -124,6 +129,8 @@ class GradWatch(Callback):
         bundles: int = 0,
         bundle_mib: int = 1024,
         detectors: list[Detector] | None = None,
+        influence: bool = False,
+        first_word: bool = True,
     ) -> None:
         super().__init__()
         switch = "Use GradWatch(enabled=False) to switch it off."
@@ -135,11 +142,11 @@ class GradWatch(Callback):
         check_patterns(modules, "GradWatch(enabled=False) to watch none")
         self.modules, self.max_sequences, self.keep_sequences = modules, max_sequences, keep_sequences
         self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
-        self.progress_bar, self.figures = progress_bar, figures
+        self.progress_bar, self.figures, self.first_word = progress_bar, figures, first_word
         self.on_anomaly: Response | None = on_anomaly
         self.max_responses, self.snapshot_every_n_steps = max_responses, snapshot_every_n_steps
         self.bundles, self.bundle_mib = bundles, bundle_mib
-        self.detectors = checked_detectors(detectors)
+        self.detectors, self.influence = checked_detectors(detectors), influence
         self._resumed: dict[str, Any] = {}  # identity of the run that the next fit continues
         self._handling_options()  # to have the values checked
         self._reset()
@@ -161,32 +168,18 @@ class GradWatch(Callback):
     def _fit_options(self) -> FitOptions:
         patterns = None if self.modules == "auto" else self.modules
         detectors, strict = copy.deepcopy(self.detectors), self.raise_own_errors
-        watch = WatchOptions(patterns, patterns is None, self.max_sequences, self.anchors, detectors, strict)
+        watch = WatchOptions(
+            patterns=patterns,
+            find_cells=patterns is None,
+            max_sequences=self.max_sequences,
+            anchors=self.anchors,
+            influence=self.influence,
+            detectors=detectors,
+            strict=strict,
+        )
         config = {name: getattr(self, name) for name in SEEN_BY}
-        return FitOptions(self.every_n_steps, self.progress_bar, watch, self._handling_options(), config)
-
-    @property
-    def events(self) -> list[Event]:
-        """The events of the present fit, or of the last one."""
-        self._is_over()
-        return self._found.events
-
-    @property
-    def lagged(self) -> dict[tuple[str, int, str], LaggedGradient]:
-        """The lagged gradients accumulated over the fit, by module, layer and direction."""
-        return self._found.lagged
-
-    @property
-    def verdicts(self) -> list[LayerSummary]:
-        """What is to be thought of each module, layer and direction, from what was measured so far
-        in the present fit, or in the last.
-        """
-        return self._found.verdicts()
-
-    @property
-    def totals(self) -> dict[tuple[str, int, str], TotalGradient]:
-        """The total gradients accumulated over the fit, by module, layer and direction."""
-        return self._found.totals
+        first = self.first_word and self.summary
+        return FitOptions(self.every_n_steps, self.progress_bar, watch, self._handling_options(), config, first)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the modules, put the hooks on, open the run log."""
@@ -253,6 +246,11 @@ class GradWatch(Callback):
         if self._fit is not None:
             self._fit.begin_batch(batch, batch_idx)
 
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """See whether somebody wrote to gradients that are about to be thrown away."""
+        if self._fit is not None:
+            self._fit.before_zero_grad(optimizer)
+
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Follow the loss back through loops on a sampled step."""
         if self._fit is not None:
@@ -299,8 +297,9 @@ class GradWatch(Callback):
 
     def __repr__(self) -> str:
         where = "no run log" if self.run_dir is None else f"run log in {str(self.run_dir)!r}"
-        events = f"{len(self.events):,} event{'' if len(self.events) == 1 else 's'}"
-        return f"<GradWatch, every {self.every_n_steps:,} steps: {len(self.verdicts)} verdicts, {events}, {where}>"
+        counts = [(len(self.verdicts), "verdict"), (len(self.events), "event")]
+        found = ", ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in counts)
+        return f"<GradWatch, every {self.every_n_steps:,} steps: {found}, {where}>"
 
     def _repr_html_(self) -> str:
         return verdict_table("GradWatch", self.verdicts, [event.severity for event in self.events])

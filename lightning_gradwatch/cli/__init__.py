@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from lightning_gradwatch.plain import plain, say
 
-_SUBCOMMANDS = ("demo", "report", "events", "explain", "watch", "check", "replay")
+_SUBCOMMANDS = ("demo", "report", "events", "explain", "watch", "check", "diagnose", "replay")
 """In the order of the help; those whose file is there are offered. Only the chosen one may import
 what costs time."""
 

@@ -26,3 +26,14 @@ def seconds(text: str) -> float:
     if not 0 < number < _MOST_SECONDS:
         raise argparse.ArgumentTypeError(f"must be a number of seconds > 0; found {text!r}")
     return number
+
+
+def share(text: str) -> float:
+    """A share of something that is not all of it."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"must be a share from 0 up to, but not including, 1; found {text!r}")
+    return number

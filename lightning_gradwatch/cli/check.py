@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning_gradwatch.cli._load import add_run, load
+from lightning_gradwatch.cli._types import share
 from lightning_gradwatch.events import EventKind, Severity, closes_episode
 from lightning_gradwatch.plain import command, say
+from lightning_gradwatch.runlog.comparison import HORIZON_TOLERANCE, compare
+from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.runlog.summary import summarise
 
 
@@ -19,17 +23,43 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "check",
         help="fail where a run has a critical event or verdict",
         description=__doc__,
-        epilog="Exit code: 0 without a critical event or verdict, 1 with one, 2 where the run log cannot be read.",
+        epilog="Exit code: 0 without a critical event or verdict, 1 with one, 2 where a run log cannot be read. With"
+        " --against: 1 where something is worse than in BASE.",
     )
     add_run(parser)
     parser.add_argument(
         "--warnings", action="store_true", help="a warning, or a verdict as grave as one, fails the check too"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="BASE",
+        type=Path,
+        help="fail only for what is worse than in this run: a shorter horizon, "
+        "clipping that has come to limit the steps, a critical event or verdict that is new",
+    )
+    parser.add_argument(
+        "--horizon-tolerance",
+        metavar="SHARE",
+        type=share,
+        default=HORIZON_TOLERANCE,
+        help="with --against: how much of its horizon a layer may lose, from 0 to 1 (default: a third)",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="KIND",
+        action="append",
+        default=[],
+        type=str.upper,
+        choices=[kind.value for kind in EventKind],
+        help="with --against: a kind of critical event that may be new; may be given several times",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Say the verdict; 1 where the check fails."""
+    if args.against is not None:
+        return _against(load(args.path), load(args.against), args)
     found = load(args.path)
     failing = (Severity.CRITICAL, Severity.WARNING) if args.warnings else (Severity.CRITICAL,)
     counts = Counter(event["severity"] for event in found.event_records)
@@ -46,6 +76,20 @@ def run(args: argparse.Namespace) -> int:
         what = layers[0].line
     say(f"failed: {said}; {what} ({command('gradwatch', 'events', str(found.path))} says what to do)")
     return 1
+
+
+def _against(found: Run, base: Run, args: argparse.Namespace) -> int:
+    """Say what is worse than in another run; 1 where anything is."""
+    seen = compare(found, base, horizon_tolerance=args.horizon_tolerance, allowed=args.allow)
+    of = f"than in {str(base.path)!r}"
+    if not seen.worse:
+        say(f"ok: nothing is worse {of}")
+    elif len(seen.worse) == 1:
+        say(f"failed: worse {of}: {seen.worse[0]}")
+    else:
+        say(f"failed: {len(seen.worse)} things are worse {of}", *(f"  {said}" for said in seen.worse))
+    say(*(f"  not compared: {said}" for said in seen.unknown))
+    return int(bool(seen.worse))
 
 
 def _count(number: int, severity: Severity) -> str:

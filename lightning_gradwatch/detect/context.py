@@ -17,7 +17,7 @@ from lightning_gradwatch.detect.batch import BadEntry, bad_entries
 from lightning_gradwatch.detect.suspects import Suspect, remedies, suspects, told
 from lightning_gradwatch.detect.way_back import WayBack, hidden_gradient, in_arithmetic, made_in_arithmetic
 from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.recurrent.capture.first_look import Arrived, Made
+from lightning_gradwatch.recurrent.capture.first_look import Arrived, NonfiniteForward
 from lightning_gradwatch.recurrent.graph.between import nodes_between, nodes_until
 
 _FILL = (
@@ -43,7 +43,7 @@ class Context:
 
     loss: Tensor | None = None
     batch: Any = None
-    made: Made | None = None
+    made: NonfiniteForward | None = None
     arrived: Arrived | None = None
     cells: Collection[str] = ()
 

@@ -17,7 +17,7 @@ loss, as that of a squared error does at an outlier, is far outside."""
 ALIKE = 5.0
 """Times. So far apart may the parameters' gradients have grown, since no batch is like another."""
 
-MOST = 0.75
+MOST_PARAMETERS = 0.75
 """Share of the parameters of which that must be so."""
 
 
@@ -48,6 +48,6 @@ def multiplied(
         return None
     factor, logs = math.log(loss / ordinary), [math.log(one) for one in grown]
     middle = median(logs)
-    alike = sum(abs(one - middle) <= math.log(ALIKE) for one in logs) >= MOST * len(logs)
+    alike = sum(abs(one - middle) <= math.log(ALIKE) for one in logs) >= MOST_PARAMETERS * len(logs)
     fits = middle <= WIDE * factor and (others or (alike and middle >= NARROW * factor))
     return Multiplied(loss / ordinary, others) if fits else None

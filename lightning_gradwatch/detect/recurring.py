@@ -10,7 +10,7 @@ OFTEN = 3
 SHORT = 8
 """Steps in a row; what stays longer does not merely come and go."""
 
-ALIKE = 20.0
+AS_LARGE = 20.0
 """One less than this many times as large as those before is one of them."""
 
 
@@ -27,7 +27,7 @@ class Recurring:
 
     def expects(self, norm: float) -> bool:
         """Whether a norm, if it is large, is one of those that come and go."""
-        often = len(self._gone) == OFTEN and norm < ALIKE * min(self._gone)
+        often = len(self._gone) == OFTEN and norm < AS_LARGE * min(self._gone)
         return often and self._steps < SHORT
 
     def see(self, norm: float, *, large: bool) -> None:

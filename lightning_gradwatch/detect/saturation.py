@@ -14,7 +14,7 @@ from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.saturation_words import Cause, cause_of, details, remedy
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.thresholds import CUT_OFF_SHARE, SATURATION_SAMPLES, SUSPICIOUS_SHARE
+from lightning_gradwatch.thresholds import BLOCKED_SHARE, SATURATION_SAMPLES, SUSPICIOUS_SHARE
 
 MOST = 0.8
 """At least one of the gates that decide is saturated on this share of units and timesteps."""
@@ -26,12 +26,12 @@ meanwhile may well be what was learned.
 
 
 def bound(profile: Profile) -> float:
-    """Under which share of the gradient that the loss sends learning counts as cut off."""
+    """Under which share of the gradient that the loss sends learning counts as blocked."""
     found = profile.saturation
-    return SUSPICIOUS_SHARE if found is not None and cause_of(found) is Cause.INPUTS else CUT_OFF_SHARE
+    return SUSPICIOUS_SHARE if found is not None and cause_of(found) is Cause.INPUTS else BLOCKED_SHARE
 
 
-def is_cut_off(profile: Profile) -> bool:
+def blocks_learning(profile: Profile) -> bool:
     """Whether the gates of this profile are saturated so far that their weights learn nothing."""
     share, found = profile.gate_gradient, profile.saturation
     if share is None or not share < bound(profile):
@@ -43,7 +43,7 @@ def is_cut_off(profile: Profile) -> bool:
 
 @dataclass(slots=True)
 class _Track:
-    """One call of one place: how many samples in a row were cut off, whether one
+    """One call of one place: how many samples in a row were blocked, whether one
     ever was not, and the first loss.
     """
 
@@ -73,9 +73,9 @@ class SaturationDetector:
         if self._episodes.is_open(place):
             if self._begun_by[place] != profile.call:
                 return None  # one event for all calls of a place
-            return self._episodes.see(place, share, moment, calm=not is_cut_off(profile))
+            return self._episodes.see(place, share, moment, calm=not blocks_learning(profile))
         track = self._tracks.setdefault((*place, profile.call), _Track(loss))
-        if not is_cut_off(profile):
+        if not blocks_learning(profile):
             track.in_a_row, track.learned = 0, True
             return None
         track.in_a_row += 1

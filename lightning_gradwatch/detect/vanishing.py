@@ -13,7 +13,7 @@ import numpy as np
 from lightning_gradwatch import arguments
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import LOST_REMEDY, vanishing_remedy
-from lightning_gradwatch.detect.saturation import is_cut_off
+from lightning_gradwatch.detect.saturation import blocks_learning
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.growth import growth_in_words
 from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
@@ -92,7 +92,7 @@ class VanishingDetector:
             return self._go_on(profile, reach, horizon.censored, moment)
         if not short:
             return None
-        if is_cut_off(profile):  # no sample of a gradient that vanishes, and none of those in a row
+        if blocks_learning(profile):  # no sample of a gradient that vanishes, and none of those in a row
             track.horizons.clear()
             track.starved.clear()
             return None
@@ -109,7 +109,10 @@ class VanishingDetector:
         ended = self._episodes.see(profile.place, float(reach), moment, calm=calm)
         if ended is None or not (censored and profile.truncated):
             return ended
-        now = f"Now the gradient outlives the segments of {profile.timesteps} timesteps: their length is the limit."
+        now = (
+            f"Now the gradient outlives the {profile.timesteps} timesteps. If the state that comes in is carried over, "
+            "as between segments, their length is the limit."
+        )
         return replace(ended, message=f"{ended.message} {now}", detail="")
 
     def _new_track(self, loss: float | None) -> _Track:

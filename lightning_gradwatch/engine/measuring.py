@@ -45,6 +45,7 @@ class Measuring:
     ) -> None:
         self._model, self._capture, self._unobserved, self._found = model, capture, unobserved, found
         self._max_sequences, self._anchors = options.max_sequences, options.anchors
+        self._influence = options.influence
         self._unannounced = options.unannounced
         self._detectors, self._recurrent_weights = ProfileDetectors(options.detectors), RecurrentWeights()
 
@@ -55,11 +56,11 @@ class Measuring:
         calls = without_duplicates(self._capture.calls)
         for call in calls:
             if isinstance(call, Loop) and len(call.h) > 1:
-                with self._unobserved.apart(call.module):
+                with self._unobserved.isolated(call.module):
                     measure_lags(call, loss)
         for call in stitch(calls):
             if isinstance(call, Chain) and not call.plain:
-                with self._unobserved.apart(call.module):
+                with self._unobserved.isolated(call.module):
                     follow(call.calls, loss)
 
     def sample(self, calls: Sequence[Call], step: Step, *, everything: bool = False) -> None:
@@ -94,8 +95,8 @@ class Measuring:
         """The profiles of all that can be measured."""
         measured: list[Profile] = []
         for call in calls:
-            with nullcontext() if isinstance(call, RecurrentCall) else self._unobserved.apart(call.module):
-                profiles = measure_calls([call], max_sequences, self._anchors)
+            with nullcontext() if isinstance(call, RecurrentCall) else self._unobserved.isolated(call.module):
+                profiles = measure_calls([call], max_sequences, self._anchors, influence=self._influence)
                 measured += [replace(profile, step=call.step) for profile in profiles]
         self._unobserved.measured.update(profile.module for profile in measured)
         return measured

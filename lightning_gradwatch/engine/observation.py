@@ -35,6 +35,7 @@ class Observation:
         events: in order.
         suspicious: whether something was out of the ordinary, so that the next
             steps are worth a closer look.
+        norms: of all parameters' gradients, in each optimizer step whose gradient has arrived.
         cells: of the model's own, that the first step showed; ``Watch.adopt``
             takes those that can be measured.
     """
@@ -42,6 +43,7 @@ class Observation:
     samples: tuple[Sample, ...] = ()
     events: tuple[Event, ...] = ()
     suspicious: bool = False
+    norms: tuple[float, ...] = ()
     cells: Cells = field(default_factory=dict[str, tuple[nn.Module, Slots | None]])
 
 
@@ -53,6 +55,7 @@ class Collector:
     def __init__(self) -> None:
         self._samples: list[Sample] = []
         self._events: list[Event] = []
+        self._norms: list[float] = []
         self.suspicious = False
 
     def add(self, event: Event | None) -> None:
@@ -64,10 +67,15 @@ class Collector:
         """Keep the profiles of a sampled backward pass."""
         self._samples.append(Sample(profiles, step))
 
+    def add_norm(self, norm: float) -> None:
+        """Keep the gradient norm of all parameters, of one optimizer step."""
+        self._norms.append(norm)
+
     def take(self, cells: Cells | None = None) -> Observation:
         """Hand out what was gathered, once."""
-        found = Observation(tuple(self._samples), tuple(self._events), self.suspicious, cells or {})
-        self._samples.clear()
-        self._events.clear()
+        samples, events, norms = tuple(self._samples), tuple(self._events), tuple(self._norms)
+        found = Observation(samples, events, self.suspicious, norms, cells or {})
+        for kept in (self._samples, self._events, self._norms):
+            kept.clear()
         self.suspicious = False
         return found

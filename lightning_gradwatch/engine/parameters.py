@@ -31,4 +31,4 @@ class Parameters:
         """The norms of their gradients, on their way from the device;
         None where there is no gradient.
         """
-        return gradient_norms(self.watched, self.others, loss=loss, scale=step.scale, windows=step.accumulation)
+        return gradient_norms(self.watched, self.others, loss=loss, scale=step.scale, accumulation=step.accumulation)

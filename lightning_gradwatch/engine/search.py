@@ -44,7 +44,7 @@ class FirstStepSearch:
         everywhere: bool,
         severed: bool,
     ) -> None:
-        self._capture = capture
+        self._capture, self._everywhere = capture, everywhere
         self._discovery: Discovery | None = None
         self.first: FirstLook | None = None
         own = {n for n, m in modules.items() if not isinstance(m, nn.RNNBase) and Slots.of(m) is None}
@@ -59,6 +59,17 @@ class FirstStepSearch:
     def is_on(self) -> bool:
         """Whether cells are still looked for."""
         return self._discovery is not None
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether they are, anywhere in the model."""
+        return self.is_on and self._everywhere
+
+    def states(self) -> set[int]:
+        """The numbers of the places in the graph where the states of the cells seen so far were
+        made.
+        """
+        return set() if self._discovery is None else self._discovery.states()
 
     def cells(self) -> Cells:
         """Those seen so far."""

@@ -95,7 +95,7 @@ class Unobserved:
         self._known.update(modules.values())
 
     @contextmanager
-    def apart(self, module: str) -> Generator[None]:
+    def isolated(self, module: str) -> Generator[None]:
         """An error of our own about one loop leaves that one out; the others are watched on."""
         try:
             yield

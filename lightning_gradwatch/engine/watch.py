@@ -18,6 +18,7 @@ from lightning_gradwatch.engine.parameters import Parameters
 from lightning_gradwatch.engine.search import FirstStepSearch
 from lightning_gradwatch.engine.severed import SeveredStates
 from lightning_gradwatch.engine.step import Call, Step
+from lightning_gradwatch.engine.unmarked import UnmarkedRecurrences
 from lightning_gradwatch.engine.unobserved import Unobserved
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent import Capture
@@ -63,6 +64,7 @@ class Watch:
         self._pending: list[Pending] = []
         self._found = Collector()
         self._severed = SeveredStates(self._found)
+        self._unmarked = UnmarkedRecurrences(model, self._found)
         self._unobserved = Unobserved(model, patterns=options.patterns, found=self._found, strict=options.strict)
         if options.find_cells:
             for name, kind in scripted_recurrences(model).items():
@@ -86,6 +88,10 @@ class Watch:
 
     def before_backward(self, loss: Tensor, step: Step) -> Observation:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
+        if loss.requires_grad and self._search.is_everywhere:
+            with self._unobserved.isolated("recurrences in tensor operations"):
+                known = (*self.capture.modules, *self._unobserved.reasons)
+                self._unmarked.look(loss, self.capture, self._search.states(), known, step.moment)
         if step.sampled and loss.requires_grad:
             self._severed.look(self.capture.calls, step.moment)
             self.capture.loops.split_taps()
@@ -127,6 +133,11 @@ class Watch:
         cells = self._search.end()
         self._parameters.update()
         return self._found.take(cells)
+
+    @property
+    def unmarked(self) -> list[Event]:
+        """The recurrences in tensor operations that were told."""
+        return list(self._unmarked.told.values())
 
     def adopt(self, cells: Cells) -> None:
         """Watch these cells from now on."""
@@ -190,6 +201,8 @@ class Watch:
         """
         step, norms = pending.step, pending.norms.read()
         finite = math.isfinite(norms.whole)
+        if step.complete:
+            self._found.add_norm(norms.whole)
         begins = self._judge(norms, pending, self._measuring.confirmed)
         self._found.suspicious |= begins
         if step.sampled or begins:

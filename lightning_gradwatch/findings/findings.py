@@ -9,11 +9,13 @@ from typing import Any, cast
 
 import torch
 
+from lightning_gradwatch.audit import ClippingSummary
 from lightning_gradwatch.engine.observation import Observation
 from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
-from lightning_gradwatch.findings.announcer import Announcer
+from lightning_gradwatch.findings.announcer import Announcer, Say
 from lightning_gradwatch.findings.event_sink import EventSink
+from lightning_gradwatch.findings.first_word import FirstWord
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.plain import plain
 from lightning_gradwatch.profile import Profile
@@ -44,6 +46,7 @@ class Findings:
 
     Attributes:
         lagged, totals: the metrics accumulated over the training, by module, layer and direction.
+        clipping: what became of each optimizer's gradients; empty until that is known.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class Findings:
         self._announcer = announcer or Announcer(None)
         self.lagged: dict[Place, LaggedGradient] = {}
         self.totals: dict[Place, TotalGradient] = {}
+        self.clipping: list[ClippingSummary] = []
+        self._first_word = FirstWord()
         self._keep_sequences = keep_sequences
         self._recent: dict[tuple[Any, ...], deque[dict[str, Any]]] = {}
         self._others: list[Event] = []
@@ -103,6 +108,7 @@ class Findings:
                 self._accumulate(profile)
                 scalars |= _scalars(profile, record)
         self._shortest = _shortest(records)
+        self._first_word.hear(records)
         self.hand_on(records, scalars, step)
 
     def hand_on(self, records: list[dict[str, Any]], scalars: dict[str, float], step: Step) -> None:
@@ -122,6 +128,17 @@ class Findings:
         if told:
             self._announcer.hear(event)
         self.sink.take(event, write=told)
+
+    def say_first_words(self, say: Say) -> None:
+        """A line for each module that has been measured for the first time since."""
+        for line in self._first_word.lines([event.to_record() for event in self.events]):
+            say(line)
+
+    def take_clipping(self, found: list[ClippingSummary]) -> None:
+        """What became of the gradients between backward pass and step, over the whole training."""
+        self.clipping = found
+        if self.log is not None and found:
+            self.log.meta({"clipping": [one.to_record() for one in found]})
 
     def horizon_text(self) -> str | None:
         """The shortest horizon of the last sampled step, beside the sequence length: ``≥12/12``."""
@@ -145,6 +162,7 @@ class Findings:
         self._others = list(others)
         lines = ["GradWatch: how far the gradient reaches back through time"]
         lines += [f"  {plain(layer.line)}" for layer in self.verdicts()]
+        lines += [f"  {plain(one.line(several=len(self.clipping) > 1))}" for one in self.clipping if one.steps]
         events = [event.to_record() for event in self.events]
         return [*lines, f"  {plain(_told([event for event in events if not closes_episode(event)]))}"]
 

@@ -1,5 +1,6 @@
 """All that one watch of a loop has, from when it is entered until it is left."""
 
+# Over 300 lines: what lives from entering a watch to leaving it, hook by hook.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -29,7 +30,7 @@ _TOO_MANY = f"more than {MOST_FORWARDS} forward passes of the model went by with
 _NOTHING = (
     "watch() found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the model: "
     "it only looks for NaN and inf from now on. If the model has a recurrence of its own, its state is not passed on from "
-    "call to call, or tap() has to mark it."
+    "call to call, or tap() or tap_scan() has to mark it."
 )
 
 

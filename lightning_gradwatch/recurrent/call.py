@@ -65,7 +65,7 @@ class RecurrentCall(WeaklyHeld):
     edges: Edges = field(init=False)
     trail: Trail | None = None
     """What the chain that it is part of sends back, once that is to be followed."""
-    apart: str | None = None
+    unjoined: str | None = None
     """Why it is measured by itself although its state comes from an earlier
     call, or goes on into a later one.
     """

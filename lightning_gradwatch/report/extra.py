@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_gradwatch.plain import command
+from lightning_gradwatch.report.cell import cell_commands, in_notebook
 
 INSTALL = "pip install 'lightning-gradwatch[report]'"
 
@@ -48,6 +49,8 @@ def installed(*libraries: str) -> bool:
 
 def commands(folder: Path) -> list[str]:
     """The commands that show a run log in this environment, and what the others need."""
+    if in_notebook():
+        return cell_commands(str(folder.absolute()), drawing=installed(*_OF_A_PAGE), install=INSTALL)
     page, events = (command("gradwatch", name, str(folder.absolute())) for name in ("report", "events"))
     if installed(*_OF_A_PAGE):
         return [page, events]

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lightning_gradwatch.report import payload, sections, series
+from lightning_gradwatch.report import clipping, payload, sections, series
 from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.report.summary import run_names
 from lightning_gradwatch.runlog.reader import Run
@@ -40,13 +40,19 @@ def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence
         ValueError: there is no run.
         ImportError: plotly is missing.
     """
-    runs = [runs] if isinstance(runs, Run) else list(runs)
+    page = report_page([runs] if isinstance(runs, Run) else list(runs), names)
+    _write(Path(path), page.encode("utf-8", "replace"))  # a lone surrogate in a name has no UTF-8
+    return Path(path)
+
+
+def report_page(runs: Sequence[Run], names: Sequence[str] | None = None) -> str:
+    """The page itself; arguments and errors as of :func:`write_report`."""
     if not runs:
         raise ValueError("`runs` must hold at least one run; found none. Load one with load_run(path).")
     names = list(names) if names is not None else run_names(runs)
     keys = list(dict.fromkeys(key for run in runs for key in series.group(run.profile_records)))
     template = files("lightning_gradwatch.report").joinpath("template")
-    page = _fill(
+    return _fill(
         template.joinpath("page.html").read_text("utf-8"),
         {
             # Only scripts that carry this word run: one that slipped in through a name would not.
@@ -56,6 +62,7 @@ def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence
             "css": template.joinpath("page.css").read_text("utf-8"),
             "headline": sections.headline(runs, names),
             "verdicts": sections.verdicts(runs, names, keys),
+            "clipping": clipping.cards(runs, names),
             "notes": sections.notes(runs, names),
             "events": sections.events(runs, names, keys),
             "footer": sections.footer(runs, names),
@@ -64,8 +71,6 @@ def write_report(runs: Run | Sequence[Run], path: str | Path, *, names: Sequence
             "js": "\n".join(template.joinpath(name).read_text("utf-8") for name in _SCRIPTS),
         },
     )
-    _write(Path(path), page.encode("utf-8", "replace"))  # a lone surrogate in a name has no UTF-8
-    return Path(path)
 
 
 def _write(path: Path, page: bytes) -> None:

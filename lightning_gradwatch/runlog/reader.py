@@ -4,12 +4,14 @@
 # pyright: reportMissingTypeStubs=false
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.runlog import records
 from lightning_gradwatch.runlog.lines import Lines, RunLogError, check_version
 from lightning_gradwatch.runlog.records import Fields, MalformedError, Record
@@ -66,6 +68,29 @@ class Run:
     def steps(self) -> pd.DataFrame:
         """One row per optimizer step that AdaptiveClip saw. Needs the extra ``pandas``."""
         return self._frame(self.step_records, records.STEP)
+
+    @cached_property
+    def clipping(self) -> list[Record]:
+        """What became of each optimizer's gradients between the backward pass and the step, as
+        GradWatch found when the fit ended; empty before.
+        """
+        return records.entries(self.meta.get("clipping"), records.CLIPPING)
+
+    def show(self, height: int = 800) -> None:
+        """Show the report in a cell of a notebook, where its pictures are live; elsewhere write it
+        into the folder and print where. Needs the extra ``report``. It takes about 5 MiB of the
+        notebook's file.
+
+        Args:
+            height: of the frame, in pixels, ≥ 100.
+
+        Raises:
+            ValueError: ``height`` breaks its rule.
+            ImportError: something of the extra is missing; the message says how to install it.
+        """
+        height = arguments.whole("height", height, "Leave it out for 800.", least=100)
+        # By its name: what draws stands above what reads, and nothing here may rest on it.
+        importlib.import_module("lightning_gradwatch.report.notebook").show(self, height)
 
     def __repr__(self) -> str:
         counts = ((self.profile_records, "profiles"), (self.event_records, "events"), (self.step_records, "steps"))

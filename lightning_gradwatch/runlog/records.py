@@ -6,9 +6,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, cast, get_args, get_type_hints
 
-from lightning_gradwatch.runlog.schema import Count, EventRecord, ProfileRecord, Repeated, StepRecord, from_json
+from lightning_gradwatch.runlog.schema import (
+    ClippingRecord,
+    Count,
+    EventRecord,
+    ProfileRecord,
+    Repeated,
+    StepRecord,
+    from_json,
+)
 
 Record = dict[str, Any]
 
@@ -72,6 +81,18 @@ def _rows(value: Any) -> list[list[float]]:
     return [_numbers(item) for item in cast("list[Any]", value)]
 
 
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise MalformedError
+    return [_text(item) for item in cast("list[Any]", value)]
+
+
+def _named_numbers(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise MalformedError
+    return {_text(name): _number(item) for name, item in cast("dict[Any, Any]", value).items()}
+
+
 Check = Callable[[Any], Any]
 Fields = Mapping[str, Check]
 
@@ -85,6 +106,8 @@ _CHECKS: dict[Any, Check] = {
     list[float]: _numbers,
     list[Count]: _counts,
     list[list[float]]: _rows,
+    list[str]: _texts,
+    dict[str, float]: _named_numbers,
 }
 
 
@@ -108,6 +131,7 @@ def _check_of(hint: Any) -> Check:
 PROFILE = _checks_of(ProfileRecord)
 EVENT = _checks_of(EventRecord)
 STEP = _checks_of(StepRecord)
+CLIPPING = _checks_of(ClippingRecord)
 
 
 def checked(raw: Mapping[str, Any], fields: tuple[Fields, Fields]) -> Record:
@@ -129,6 +153,16 @@ def checked(raw: Mapping[str, Any], fields: tuple[Fields, Fields]) -> Record:
     if fields is PROFILE:
         _check_lengths(record)
     return record
+
+
+def entries(value: Any, fields: tuple[Fields, Fields]) -> list[Record]:
+    """The records in a list of run.json; what is none is left out."""
+    found: list[Record] = []
+    for item in cast("list[Any]", value) if isinstance(value, list) else ():
+        if isinstance(item, dict):
+            with suppress(MalformedError):
+                found.append(checked(cast("Record", item), fields))
+    return found
 
 
 def _check_lengths(record: Record) -> None:

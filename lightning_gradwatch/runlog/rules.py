@@ -13,7 +13,7 @@ from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import growth, middle, reach
 from lightning_gradwatch.runlog.verdict import Verdict
 from lightning_gradwatch.thresholds import (
-    CUT_OFF_SHARE,
+    BLOCKED_SHARE,
     EXPLODING_FACTOR,
     RISEN_LOSS,
     SATURATION_SAMPLES,
@@ -91,7 +91,7 @@ def _saturated(found: Evidence) -> Said | None:
 
 def _perhaps_saturated(found: Evidence) -> Said | None:
     share = found.gate_share
-    if share is None or share >= CUT_OFF_SHARE or found.samples >= SATURATION_SAMPLES:
+    if share is None or share >= BLOCKED_SHARE or found.samples >= SATURATION_SAMPLES:
         return None
     said = f"In the only sample {share:.2g} times what the loss sends to its hidden states reaches its weights"
     return Verdict.UNDECIDED, f"{said}; one cannot tell whether it stays so."

@@ -126,6 +126,29 @@ class StepRecord(_StepRequired, total=False):
     skipped: bool
 
 
+class _ClippingRequired(TypedDict):
+    optimizer: Count
+    verdict: str
+
+
+class ClippingRecord(_ClippingRequired, total=False):
+    """What became of one optimizer's gradients between the backward pass and the step, over a fit:
+    the fields of :class:`ClippingSummary`.
+    """
+
+    sentence: str
+    remedy: str
+    by: list[str]
+    bound: float | None
+    samples: Count
+    steps: Count
+    first_step: Count
+    share: float | None
+    median_coefficient: float | None
+    norm_percentiles: dict[str, float] | None
+    clipped_steps: Count | None
+
+
 class RunRecord(TypedDict, total=False):
     """The fields of run.json, which is rewritten as a whole."""
 
@@ -135,6 +158,7 @@ class RunRecord(TypedDict, total=False):
     config: dict[str, Any]
     model: str | None
     modules: dict[str, Any]
+    clipping: list[ClippingRecord]
     ended: float | None
 
 

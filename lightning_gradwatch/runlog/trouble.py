@@ -25,6 +25,9 @@ _WHAT = {
     EventKind.ONE_SEQUENCE_REACHED: "the loss reached one of its sequences",
     EventKind.STEP_SKIPPED: "the optimizer step was skipped",
 }
+_OF_AN_OPTIMIZER = (EventKind.CLIPPING_LIMITS_STEPS, EventKind.CLIPPING_WITHOUT_EFFECT)
+"""Of the whole training, and told when it ends: nothing that a layer went through and got over."""
+
 _MOST = 3
 """Steps that are named; of more the first ones."""
 
@@ -36,7 +39,8 @@ def earlier(found: Evidence) -> str:
     kinds: dict[str, list[Record]] = {}
     for event in found.everywhere:
         mine = event.get("module") is None or any(event is one for one in found.here)
-        if mine and event.get("severity") in _GRAVE and not closes_episode(event):
+        grave = event.get("severity") in _GRAVE and event["kind"] not in _OF_AN_OPTIMIZER
+        if mine and grave and not closes_episode(event):
             kinds.setdefault(event["kind"], []).append(event)
     if any(kind.startswith("NONFINITE") for kind in kinds):
         kinds.pop(EventKind.STEP_SKIPPED, None)  # that is why

@@ -110,6 +110,11 @@ def accumulation(trainer: Trainer) -> int:
     return int(trainer.accumulate_grad_batches)
 
 
+def accumulates_further(trainer: Trainer) -> bool:
+    """Whether, in automatic optimization, more batches are to come before the optimizer step."""
+    return trainer.fit_loop._should_accumulate()  # pyright: ignore[reportPrivateUsage]
+
+
 def show_in_progress_bar(trainer: Trainer, texts: Mapping[str, str]) -> None:
     """Show texts behind the progress bar, past ``self.log``: no logger, no
     ``callback_metrics``, no checkpoint sees them.

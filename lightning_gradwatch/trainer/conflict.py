@@ -41,11 +41,15 @@ def _other_clipping(trainer: Trainer, module: LightningModule) -> str | None:
     """The other thing that clips after AdaptiveClip has, in words; None where nothing does."""
     if trainer.gradient_clip_val:
         return f"the Trainer (gradient_clip_val={trainer.gradient_clip_val})"
+    return clipping_override(module) if module.automatic_optimization else None
+
+
+def clipping_override(module: LightningModule) -> str | None:
+    """The module's own ``configure_gradient_clipping``, by name; None where it has
+    Lightning's.
+    """
     hook = "configure_gradient_clipping"
+    own = getattr(type(module), hook).__module__
     # By module name, so that a LightningModule of either namespace is known as Lightning's own.
-    if hook in vars(module) or (
-        not getattr(type(module), hook).__module__.endswith("pytorch.core.module")
-        and not getattr(type(module), hook).__module__.startswith("pytorch_lightning.")
-    ):
-        return f"{type(module).__name__}.{hook}" if module.automatic_optimization else None
-    return None
+    lightnings = own.endswith("pytorch.core.module") or own.startswith("pytorch_lightning.")
+    return f"{type(module).__name__}.{hook}" if hook in vars(module) or not lightnings else None

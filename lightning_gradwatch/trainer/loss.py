@@ -19,8 +19,8 @@ def as_returned(loss: Tensor, trainer: Trainer, module: LightningModule) -> Tens
     Args:
         loss: a scalar.
     """
-    windows = accumulation(trainer) if module.automatic_optimization else 1
-    factor = windows / loss_scale(trainer)
+    divisor = accumulation(trainer) if module.automatic_optimization else 1
+    factor = divisor / loss_scale(trainer)
     return loss.detach() if isinstance(factor, float) and factor == 1.0 else loss.detach() * factor
 
 

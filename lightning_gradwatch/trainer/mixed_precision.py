@@ -48,5 +48,11 @@ def scaler_will_skip(scaler: Any, optimizer: Optimizer) -> bool:
     return any(float(flag) > 0 for flag in found)
 
 
+def is_unscaled(scaler: Any, optimizer: Optimizer) -> bool:
+    """Whether the scaler has taken its factor out of the gradients."""
+    state = scaler._per_optimizer_states.get(id(optimizer))  # asked for by its key, it would be made
+    return state is not None and state["stage"].name != "READY"
+
+
 def _state(scaler: Any, optimizer: Optimizer) -> dict[str, Any]:
     return scaler._per_optimizer_states[id(optimizer)]

@@ -74,8 +74,8 @@ class HeldThroughTime:
     def before_backward(self, trainer: Trainer, module: LightningModule) -> None:
         """Note by how much the loss of this backward pass is scaled."""
         if self._hooks is not None:
-            windows = accumulation(trainer) if module.automatic_optimization else 1
-            self._limit.factor = loss_scale(trainer) / windows
+            divisor = accumulation(trainer) if module.automatic_optimization else 1
+            self._limit.factor = loss_scale(trainer) / divisor
 
     def end_batch(self) -> None:
         """Say so where there was nothing to hold."""

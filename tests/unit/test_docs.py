@@ -192,7 +192,8 @@ def test_links_lead_somewhere():
             assert Path(os.path.normpath(folder / target)).exists(), f"{page.name} → {target}"
         for target in re.findall(r"\{doc\}`([^`]+)`", page.read_text("utf-8")):
             base = ROOT / "docs" if target.startswith("/") else page.parent
-            assert (base / f"{target.lstrip('/')}.md").exists() or target.endswith("events"), f"{page.name} → {target}"
+            pages = [base / f"{target.lstrip('/')}.{ending}" for ending in ("md", "ipynb")]
+            assert any(map(Path.exists, pages)) or target.endswith("events"), f"{page.name} → {target}"
 
 
 def test_the_walk_passes_every_room_once():

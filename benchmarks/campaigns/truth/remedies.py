@@ -69,8 +69,8 @@ helps(
     "The recurrent weight enlarges what it passes back: begin with an orthogonal one of gain 1 or less (Henaff "
     "et al. 2016), or use a "
     "gated cell.",
-    "In a gated cell it is the recurrent weights that have grown: weight decay on them keeps them small "
-    "(Pascanu et al. 2013, L2).",
+    "In a gated cell it is the recurrent weights that are large: begin with smaller ones where they are so from the "
+    "start; weight decay keeps them small (Pascanu et al. 2013, L2).",
 )
 helps(
     GROWTH,
@@ -116,7 +116,7 @@ helps(
 helps(
     ("nothing recurrent",),
     "Take it out if the model has no recurrence.",
-    "If it has one of its own, its state is not passed on from call to call, or tap() has to mark it.",
+    "If it has one of its own, its state is not passed on from call to call, or tap() or tap_scan() has to mark it.",
     "Mark the hidden states of a recurrence with tap().",
 )
 helps(

@@ -13,19 +13,30 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks.anomaly.bundle import target_of
 from lightning_gradwatch.callbacks.anomaly.handling import AnomalyHandling
+from lightning_gradwatch.callbacks.fit.clipping import tell_clipping
 from lightning_gradwatch.callbacks.fit.options import FitOptions
 from lightning_gradwatch.callbacks.fit.passes import BackwardPasses
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.engine.observation import Cells, Observation
 from lightning_gradwatch.engine.watch import Watch
-from lightning_gradwatch.events import EventKind, Moment
+from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import describe
-from lightning_gradwatch.trainer.compat import LightningModule, Trainer, rank_zero_warn, show_in_progress_bar
+from lightning_gradwatch.trainer.clip_audit import ClipAudit
+from lightning_gradwatch.trainer.compat import LightningModule, Trainer, rank_zero_warn, say, show_in_progress_bar
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
 from lightning_gradwatch.trainer.sharding import out_of_reach
+
+_NOTHING = (
+    "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the model: it only "
+    "looks for NaN and inf from now on."
+)
+_PERHAPS = (
+    "Take it out if the model has no recurrence. If it has one of its own, its state is not passed on from call to call, or "
+    "tap() or tap_scan() has to mark it."
+)
 
 
 class FitWatch:
@@ -58,6 +69,7 @@ class FitWatch:
         self._options, self._recorder, self._steps = options, recorder, steps
         self.handling = AnomalyHandling(options.handling)
         self.passes = BackwardPasses(trainer, module, options.every_n_steps)
+        self.audit = ClipAudit(trainer, module, options.every_n_steps, self.harmless)
         self.watch: Watch | None = None
         self.run_dir: Path | None = None
         self._loss: Tensor | None = None
@@ -96,10 +108,10 @@ class FitWatch:
             unreachable = self._unreachable(modules)
             self._report_unreachable(unreachable)
             self._steps.listen(self.trainer)
+            self.audit.listen()
             reachable = {name: module for name, module in modules.items() if name not in unreachable}
             options = self._options.watch
-            if unreachable:
-                options = replace(options, find_cells=False)
+            options = replace(options, find_cells=options.find_cells and not unreachable)
             self.watch = Watch(self.module, reachable, options, self._clock, is_over)
             self._describe(modules)
 
@@ -115,6 +127,7 @@ class FitWatch:
             return False
         with suppress(Exception) if broken_off else nullcontext():
             self._recorder.take(watch.finish(self.passes.moment))
+            tell_clipping(self.audit, self._recorder, self.passes.moment, write=self.trainer.is_global_zero)
         self._recorder.take(watch.take())  # what was found before an error in the midst of it
         if watch.steps or not broken_off:
             self._recorder.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
@@ -130,6 +143,7 @@ class FitWatch:
                 self._recorder.take(watch.take())
             watch.close()
             self._steps.close()
+            self.audit.close()
             if log is not None:
                 log.meta({"modules": describe(watch.capture.modules, watch.observed)})
         close_run_log(self.trainer, owner=self)
@@ -182,9 +196,15 @@ class FitWatch:
             if self.watch is not None:
                 self._take(self.watch.poll())
                 self.watch.capture.begin()
+                self.audit.begin_batch()
                 self.passes.hold(batch)
                 self.handling.keep_start(self.trainer, self.module, batch, batch_idx)
         self.passes.begin_batch(self._steps.done(self.trainer), batch_idx)
+
+    def before_zero_grad(self, optimizer: Optimizer) -> None:
+        """The gradients of the step before are about to be thrown away."""
+        with self.harmless():
+            self.audit.before_zero_grad(optimizer)
 
     def before_backward(self, loss: Tensor) -> None:
         """Keep a reference to the loss until its gradients have arrived; follow it
@@ -198,6 +218,7 @@ class FitWatch:
             else:
                 self.look()  # what a raw ``loss.backward()`` before this one left
             self._loss = loss
+            self.audit.before_backward(loss)
             self._take(self.watch.before_backward(loss, self.passes.describe(self.watch.capture.calls)))
 
     def after_backward(self) -> None:
@@ -211,6 +232,8 @@ class FitWatch:
         """
         if not self.module.automatic_optimization:
             self.after_backward()
+        with self.harmless():
+            self.audit.before_optimizer_step(optimizer)
         self._steps.announce(optimizer)
         self.handling.before_step(self.trainer, self.module, optimizer, self.passes.moment)
 
@@ -244,15 +267,15 @@ class FitWatch:
             self.passes.follow_up()
         if self.handling.wanted:
             self._act_on(seen)
-            self._act_on(
-                self._take(watch.poll(wait=True))
-            )  # on a GPU the norm is on its way: only who acts has to wait for it
+            # On a GPU the norm is on its way: only who acts has to wait for it.
+            self._act_on(self._take(watch.poll(wait=True)))
 
     def _act_on(self, seen: Observation) -> None:
         self.handling.see(seen.events, self.trainer, self.module)
 
     def _take(self, seen: Observation) -> Observation:
         self._suspicious |= seen.suspicious
+        self.audit.count(seen.norms)
         self._recorder.take(seen)
         return seen
 
@@ -260,6 +283,9 @@ class FitWatch:
         self.look()
         self.passes.hold(None)
         seen = self._take(watch.end_step(self.passes.moment))
+        self.audit.end_batch()
+        if self._options.first_word:
+            self._recorder.say_first_words(say)
         if seen.cells:
             self._adopt(watch, seen.cells)
         horizon = self._recorder.horizon_text()
@@ -267,8 +293,8 @@ class FitWatch:
             show_in_progress_bar(self.trainer, {"horizon": horizon})
         if watch.has_nothing() and not self._has_unreachable and not self._nothing_said:
             self._nothing_said = True
-            rank_zero_warn(
-                "GradWatch found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the "
-                "model: it only looks for NaN and inf from now on. Take it out if the model has no recurrence. If it has one of "
-                "its own, its state is not passed on from call to call, or tap() has to mark it.",
-            )
+            rank_zero_warn(f"{_NOTHING} {' '.join(map(_advice, watch.unmarked)) or _PERHAPS}")
+
+
+def _advice(event: Event) -> str:
+    return f"{event.message} {event.remedy}"

@@ -15,6 +15,7 @@ class FitOptions:
     """GradWatch's arguments, as one fit needs them.
 
     Args:
+        first_word: say how far the gradient reaches once it has been measured.
         config: those that decide what is seen, for the run log and the bundles.
     """
 
@@ -23,3 +24,4 @@ class FitOptions:
     watch: WatchOptions
     handling: HandlingOptions
     config: Mapping[str, Any]
+    first_word: bool = False

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_gradwatch.engine.sampling import Now, Sampling
 from lightning_gradwatch.engine.step import Call, Step
 from lightning_gradwatch.events import Moment
-from lightning_gradwatch.trainer.compat import LightningModule, Trainer, accumulation, logged_step
+from lightning_gradwatch.trainer.compat import LightningModule, Trainer, accumulates_further, accumulation, logged_step
 from lightning_gradwatch.trainer.mixed_precision import active_scaler, loss_scale
 
 
@@ -63,7 +63,7 @@ class BackwardPasses:
             sampled=due or follow_up,
             accumulation=divided,
             scale=1.0 if raw else loss_scale(trainer),
-            complete=not (automatic and trainer.fit_loop._should_accumulate()),  # pyright: ignore[reportPrivateUsage]
+            complete=not (automatic and accumulates_further(trainer)),
             scaled=not raw and active_scaler(trainer) is not None,
             loss=loss,
             batch=self._batch,

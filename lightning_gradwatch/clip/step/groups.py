@@ -65,6 +65,11 @@ class PolicyGroups:
         """For one optimizer, at the start."""
         return OptimizerState(self.policy, self.policies)
 
+    @property
+    def in_words(self) -> str:
+        """The policy of what no pattern names."""
+        return f"AdaptiveClip ({type(self.policy).__name__})"
+
     def describe(self) -> dict[str, Any]:
         """Arguments that tell two callbacks apart; those that say nothing are left out."""
         policies = {pattern: describe(policy) for pattern, policy in self.policies.items()}

@@ -106,4 +106,9 @@ class OptimizerState:
             own.load_state_dict(state["policies"][pattern])
 
 
+def clip_counts(states: Mapping[int, OptimizerState]) -> dict[int, tuple[int, int]]:
+    """Of each optimizer, by its index, how many steps were clipped, of how many."""
+    return {index: (state.rest.clipped, state.rest.steps) for index, state in states.items()}
+
+
 _COUNTS = ("steps", "clipped", "skipped", "successive_skips", "in_episode", "episodes")

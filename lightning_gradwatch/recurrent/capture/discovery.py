@@ -126,6 +126,11 @@ class Discovery:
         }
         return found | {unlisted[module]: (module, None) for module in self._pytorchs}
 
+    def states(self) -> set[int]:
+        """The numbers of the places in the graph where the cells' states were made."""
+        found = self.found().values()
+        return {node for module, slots in found if slots is not None for node in self._carried(module, slots)}
+
     def close(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:

@@ -50,11 +50,15 @@ def _nodes(call: RecurrentCall | Loop) -> Iterable[Node]:
 
 
 def _source(start: Node, others: dict[Node, RecurrentCall | Loop]) -> RecurrentCall | Loop | None:
-    """The call that made the state at ``start``, itself or a few operations before."""
-    frontier = [start]
+    """The call that made the state at ``start``, itself or a few operations before which
+    nothing else enters but parameters: what is made of several values is a state of its own.
+    """
+    node = start
     for _ in range(DEPTH + 1):
-        for node in frontier:
-            if node in others:
-                return others[node]
-        frontier = [child for node in frontier for child, _ in node.next_functions if child is not None]
+        if node in others:
+            return others[node]
+        given = [child for child, _ in node.next_functions if child is not None and not hasattr(child, "variable")]
+        if len(given) != 1:
+            return None
+        node = given[0]
     return None

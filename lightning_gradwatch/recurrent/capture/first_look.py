@@ -21,8 +21,8 @@ from lightning_gradwatch.recurrent.pause import is_paused
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What a module made of finite inputs.
+class NonfiniteForward:
+    """A number that is not finite, and the forward that made it of finite inputs.
 
     Args:
         module: qualified name.
@@ -75,7 +75,7 @@ class FirstLook:
 
     def __init__(self, model: nn.Module, known: Collection[nn.Module], is_over: FitIsOver | None = None) -> None:
         self._is_over = is_over or FitIsOver()
-        self.forward: Made | None = None
+        self.forward: NonfiniteForward | None = None
         self.backward: Arrived | None = None
         self.failure: Exception | None = None
         self._calls: Counter[str] = Counter()
@@ -126,7 +126,7 @@ class FirstLook:
                 bad = _first_bad(tensor)
                 if bad is not None and all(_first_bad(one) is None for one in given):
                     stops = {one.grad_fn for one in given if one.grad_fn is not None}
-                    self.forward = Made(name, call, *bad, tuple(nodes_until([tensor.grad_fn], stops)))
+                    self.forward = NonfiniteForward(name, call, *bad, tuple(nodes_until([tensor.grad_fn], stops)))
             node = tensor.grad_fn
             if node is not None:
                 self._listen(name, call, node, tensor.output_nr)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent.capture.compiled import must_not_break
 from lightning_gradwatch.recurrent.scan import Scan
 from lightning_gradwatch.recurrent.scan_shape import ScanShape, broadcasts
 
@@ -61,7 +62,7 @@ def tap_scan(
     _check(h, a, inputs, readout, shape)
     if lengths is not None and len(lengths) != shape.sequences:
         raise ValueError(f"`lengths` must hold one number a sequence, {shape.sequences}; found {len(lengths)}.")
-    if _listeners:
+    if _listeners and not must_not_break():
         scan = Scan(name, 0, shape, h, a, inputs, readout, reverse, lengths)
         for listener in tuple(_listeners):  # one that finds its fit over ends its listening
             listener(scan)

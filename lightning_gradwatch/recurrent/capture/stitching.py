@@ -52,7 +52,7 @@ def _chains(calls: Sequence[RecurrentCall]) -> list[Chain]:
             chain = Chain([call])
             chains.append(chain)
             if reason is not None:
-                calls[before].apart = call.apart = reason
+                calls[before].unjoined = call.unjoined = reason
         else:
             del ends[before]
             chain.plain &= _is_plain(calls[before], call) and latest(call.edges.input) < 0

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from lightning_gradwatch.recurrent.capture.compiled import must_not_break
+
 T = TypeVar("T", bound=Tensor)
 
 _listeners: list[Callable[[str, Tensor], None]] = []
@@ -28,6 +30,8 @@ def tap(h: T, name: str = "tap") -> T:
     """
     if not isinstance(h, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]  # what users pass is not checked otherwise
         raise TypeError(f"`h` must be a tensor; found {type(h).__name__}. Tap h and c of an LSTM under two names.")
+    if not _listeners or must_not_break():
+        return h
     for listener in tuple(_listeners):  # one that finds its fit over ends its listening
         listener(name, h)
     return h

@@ -35,6 +35,8 @@ class PendingValues:
 
     def values(self) -> list[float]:
         """The numbers; NaN or inf where an entry is so, or where its square overflowed."""
+        if self._arrived is not None:
+            self._arrived.synchronize()  # what is pinned can be read before it has arrived
         return self._values.tolist()
 
 
@@ -71,14 +73,14 @@ class PendingNorms:
         parameters: those with a gradient, in the order of :attr:`Norms.by_parameter`.
     """
 
-    __slots__ = ("_has_loss", "_pending", "_recurrent", "_scale", "_windows", "parameters")
+    __slots__ = ("_accumulation", "_has_loss", "_pending", "_recurrent", "_scale", "parameters")
 
     def __init__(
-        self, parameters: list[Tensor], recurrent: int, values: Tensor, has_loss: bool, scale: float, windows: int
+        self, parameters: list[Tensor], recurrent: int, values: Tensor, has_loss: bool, scale: float, accumulation: int
     ) -> None:
         self.parameters = parameters
         self._pending = PendingValues(values)
-        self._recurrent, self._has_loss, self._scale, self._windows = recurrent, has_loss, scale, windows
+        self._recurrent, self._has_loss, self._scale, self._accumulation = recurrent, has_loss, scale, accumulation
 
     def ready(self) -> bool:
         """Whether :meth:`read` need not wait."""
@@ -87,7 +89,7 @@ class PendingNorms:
     def read(self) -> Norms:
         """What arrived."""
         values = [value / self._scale for value in self._pending.values()]
-        loss = values.pop() * self._windows if self._has_loss else None
+        loss = values.pop() * self._accumulation if self._has_loss else None
         return Norms(values, self._recurrent, loss)
 
 
@@ -110,14 +112,14 @@ def gradient_norms(
     *,
     loss: Tensor | None = None,
     scale: Tensor | float = 1.0,
-    windows: int = 1,
+    accumulation: int = 1,
 ) -> PendingNorms | None:
     """The L2 norm of each gradient, divided by the loss ``scale``; None if there is none.
 
     Args:
         recurrent, others: parameters, in the order of their norms.
         loss: to be read beside them, if it is a scalar on their device and whole (no DTensor).
-        windows: the loss was divided by so many.
+        accumulation: the loss was divided by so many.
     """
     of_recurrent = [weight for weight in recurrent if weight.grad is not None]
     parameters = of_recurrent + [weight for weight in others if weight.grad is not None]
@@ -130,7 +132,7 @@ def gradient_norms(
     values = torch.stack(norms)
     if isinstance(scale, Tensor):  # read now it would be a host sync
         values, scale = values / scale.to(values.device), 1.0
-    return PendingNorms(parameters, len(of_recurrent), values, rides, float(scale), windows)
+    return PendingNorms(parameters, len(of_recurrent), values, rides, float(scale), accumulation)
 
 
 def _norms(gradients: list[Tensor]) -> list[Tensor]:
@@ -150,6 +152,14 @@ def numbers(gradient: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def usual_norms(model: nn.Module) -> dict[int, float]:
+    """The norm of each weight matrix, by the identity of its parameter, and no less than PyTorch's
+    own start within ±1/√inputs would give it: a matrix that begins near 0 has to grow.
+    """
+    rows = {id(p): len(numbers(p)) for p in model.parameters() if not isinstance(p, UninitializedParameter) and p.dim()}
+    return {own: max(norm, math.sqrt(rows[own] / 3)) for own, norm in matrix_norms(model).items() if norm > 0}
+
+
 def matrix_norms(model: nn.Module) -> dict[int, float]:
     """The norm of each weight matrix, by the identity of its parameter; one host sync.
     Those not made yet are left out.

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_gradwatch.profile import Floats
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.chain import Chain
 from lightning_gradwatch.recurrent.graph.between import nodes_between
 from lightning_gradwatch.recurrent.graph.ways_up import MOVING
@@ -36,6 +37,21 @@ def without_earlier_episodes(curves: Floats, begins: Sequence[int], anchor: int)
             before[:] = np.nan
     reached = np.flatnonzero(np.isfinite(kept).any(axis=0) | np.isinf(kept).any(axis=0))
     return kept[:, : reached[-1] + 1] if len(reached) else kept
+
+
+def over_first(norms: axes.Float[Tensor, "time sequence"], begins: Sequence[int]) -> Floats:
+    """``(time, sequence)`` → ``(curve, lag)`` of the sequences that
+    the last timestep's loss reaches.
+
+    Args:
+        begins: the timestep at which each sequence's episode begins.
+    """
+    curves = norms.flip(0).T
+    there = curves[:, 0] != 0
+    reached = curves[there]
+    ratios = np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)
+    own = [begin for begin, kept in zip(begins, there.tolist(), strict=True) if kept]
+    return without_earlier_episodes(ratios, own, len(norms) - 1)
 
 
 def episodes_of_loop(loop: Loop, sequences: Sequence[int], anchor: int) -> list[int]:

@@ -43,29 +43,59 @@ def follow_back(reader: ScanReader, anchors: Sequence[Sequence[int]], first: Ten
         anchors: own-order steps of each sequence, its last one first.
         first: where each sequence begins.
     """
-    squares: dict[tuple[int, int], Tensor | float] = {}
-    horizons: dict[int, Tensor] = {}
-    rates: list[Tensor] = []
-    weights = {step: _weights(reader, step, of) for step, of in _by_step(anchors).items()}
-    ends = {row: steps[0] for row, steps in enumerate(anchors) if steps}
+    begins, steps = [int(step) for step in first], _by_step(anchors)
+    weights = {step: _weights(reader, step, rows) for step, rows in steps.items()}
+    following = _Following({row: own[0] for row, own in enumerate(anchors) if own})
     for channels in reader.chunks(reader.decay_width):
         decay = reader.own_decay(channels)
-        for step, rows in _by_step(anchors).items():
+        for step, rows in steps.items():
             products = shrinkage(decay, step)  # (lag, sequence | 1, channel)
             for row, weight in zip(rows, weights[step], strict=True):
-                own = products[: step - int(first[row]) + 1, row if products.shape[1] > 1 else 0]
-                squares[step, row] = squares.get((step, row), 0.0) + own.square() @ weight[channels]
-                if ends[row] == step:
-                    fallen = own < HORIZON_RATIO
-                    lag = fallen.int().argmax(0).to(own).masked_fill(~fallen.any(0), torch.inf)
-                    horizons[row] = torch.cat([horizons.get(row, lag[:0]), lag])
-                    rates.append(_rate(own))
-    return Lags(
-        curves=_table([torch.as_tensor(found).sqrt().cpu() for found in squares.values()]),
-        horizons=_rows(horizons),
-        longest=max((ends[row] - int(first[row]) for row in ends), default=0),
-        size=float(torch.cat(rates).median()) if rates else np.nan,
-    )
+                own = products[: step - begins[row] + 1, row if products.shape[1] > 1 else 0]
+                following.add(row, step, own, weight[channels])
+    return following.result(begins)
+
+
+class _Following:
+    """Gathers what the channels send back, some of them at a time.
+
+    Args:
+        ends: sequence → the step of its last anchor.
+    """
+
+    def __init__(self, ends: dict[int, int]) -> None:
+        self._ends = ends
+        self._squares: dict[tuple[int, int], Tensor | float] = {}
+        self._horizons: dict[int, list[Tensor]] = {row: [] for row in ends}
+        self._rates: list[Tensor] = []
+
+    def add(self, row: int, step: int, products: Tensor, weight: Tensor) -> None:
+        """More channels of one anchor.
+
+        Args:
+            products: ``(lag, channel)``.
+            weight: the share of each in ‖d_τ‖² ``(channel,)``.
+        """
+        self._squares[row, step] = self._squares.get((row, step), 0.0) + products.square() @ weight
+        if step == self._ends[row]:
+            self._horizons[row].append(_horizons(products))
+            self._rates.append(_rate(products))
+
+    def result(self, begins: Sequence[int]) -> Lags:
+        """What was gathered; ``begins``: where each sequence begins."""
+        horizons = [torch.cat(of_row) for of_row in self._horizons.values()]
+        return Lags(
+            curves=_table([torch.as_tensor(found).sqrt().cpu() for found in self._squares.values()]),
+            horizons=torch.stack(horizons).cpu().double().numpy() if horizons else np.zeros((0, 0)),
+            longest=max((end - begins[row] for row, end in self._ends.items()), default=0),
+            size=float(torch.cat(self._rates).median()) if self._rates else np.nan,
+        )
+
+
+def _horizons(products: Tensor) -> Tensor:
+    """Of each channel, the first lag at which it has fallen under 1 %, inf where it never does."""
+    fallen = products < HORIZON_RATIO
+    return fallen.int().argmax(0).to(products).masked_fill(~fallen.any(0), torch.inf)
 
 
 def _by_step(anchors: Sequence[Sequence[int]]) -> dict[int, list[int]]:
@@ -90,14 +120,8 @@ def _rate(products: Tensor) -> Tensor:
     return torch.where(held > 0, last.pow(1 / held.clamp_min(1)), 0.0 if len(products) > 1 else torch.nan)
 
 
-def _rows(horizons: dict[int, Tensor]) -> Floats:
-    if not horizons:
-        return np.zeros((0, 0))
-    return torch.stack([horizons[row] for row in sorted(horizons)]).cpu().double().numpy()
-
-
 def _table(curves: Sequence[Tensor]) -> Floats:
     table = np.full((len(curves), max(map(len, curves), default=0)), np.nan)
     for row, curve in zip(table, curves, strict=True):
-        row[: len(curve)] = np.nan_to_num(curve.numpy(), nan=np.inf, posinf=np.inf)
+        row[: len(curve)] = np.nan_to_num((curve / curve[0]).numpy(), nan=np.inf, posinf=np.inf)
     return table

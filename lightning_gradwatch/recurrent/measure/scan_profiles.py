@@ -149,7 +149,7 @@ def _by_time(norms: Tensor, scan: Scan, lengths: Tensor) -> Floats:
 
 def _channels(found: Lags) -> Channels | None:
     """The lower median over the sequences, of which one that outlives its lags is the longest."""
-    if not found.horizons.shape[0]:
+    if not found.longest or np.isnan(found.size):  # no past, or a decay that is no number
         return None
     middle = np.sort(found.horizons, axis=0)[(len(found.horizons) - 1) // 2]
     outlives = np.isinf(middle)

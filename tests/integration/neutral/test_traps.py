@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
+from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run, tap, tap_scan
 from tests.asserts import assert_identical
 from tests.lightning_versions import AS_DATA
 from tests.models import TinyLanguageModel, sentences, trainer
@@ -322,6 +322,31 @@ def test_a_fused_module_compiled_without_graph_breaks(tmp_path: Path) -> None:
         return type(caught.value).__name__
 
     assert refusal(tmp_path) == refusal(tmp_path, GradWatch(dirpath=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("mark", ["tap", "tap_scan"])
+def test_what_is_marked_in_a_graph_without_breaks_is_left_alone(mark: str, tmp_path: Path) -> None:
+    """torch.compile(fullgraph=True) takes a model with taps, watched or not, to the same bits."""
+
+    class Marked(Silent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.Linear(6, 8)
+            self.loss = torch.compile(self.loss, backend="eager", fullgraph=True)
+
+        def loss(self, words: Tensor, batch_idx: int) -> Tensor:
+            h = self.rnn(self.embedding(words[:, :-1])).cumsum(1)
+            h = tap(h, "mine") if mark == "tap" else tap_scan(h, 1.0, name="mine")
+            return nn.functional.cross_entropy(self.head(h).flatten(0, 1), words[:, 1:].flatten())
+
+    def train(path: Path, *callbacks: Callback) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        model = Marked()
+        trainer(path, callbacks).fit(model, sentences())
+        return model.state_dict()
+
+    assert_identical(train(tmp_path), train(tmp_path, GradWatch(dirpath=tmp_path / "run")))
 
 
 def test_a_loop_compiled_without_graph_breaks(tmp_path: Path) -> None:

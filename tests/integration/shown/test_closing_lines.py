@@ -192,6 +192,8 @@ def test_the_first_critical_event_of_a_kind_is_said_at_once_and_once(tmp_path, c
     assert sum(event.kind == EventKind.NONFINITE_INPUT for event in watch.events) == 3
     lines = said(caplog).splitlines()
     at_once = [place for place, line in enumerate(lines) if line.startswith("GradWatch, step")]
+    first_word = at_once.pop(0)
+    assert lines[first_word].startswith("GradWatch, step 0: rnn, layer 0")
     assert [lines[place].split(".")[0] for place in at_once] == ["GradWatch, step 3: NONFINITE_INPUT"]
     assert at_once[0] < next(place for place, line in enumerate(lines) if "`Trainer.fit` stopped" in line)
 

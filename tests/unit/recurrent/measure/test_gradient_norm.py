@@ -24,7 +24,7 @@ def parameter() -> nn.Parameter:
 
 def test_the_loss_rides_along() -> None:
     """A scalar loss is read with the norms, and undoes what both were divided and multiplied by."""
-    pending = gradient_norms([parameter()], loss=torch.tensor(4.0), scale=2.0, windows=3)
+    pending = gradient_norms([parameter()], loss=torch.tensor(4.0), scale=2.0, accumulation=3)
     assert pending is not None
     assert (pending.read().whole, pending.read().loss) == (1.0, 6.0)
 

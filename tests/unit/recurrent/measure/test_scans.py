@@ -305,6 +305,37 @@ def test_a_narrow_format_is_told_or_exact(kind: torch.dtype) -> None:
     assert kind == torch.float32 or str(kind).removeprefix("torch.") in str(profile.inexact_reason)
 
 
+def test_one_timestep_has_no_past() -> None:
+    """Total equals direct, the only lag is 0, and no channel has a horizon."""
+    h = random(3, 1, 4).requires_grad_()
+    profile = measured(lambda: loss_over(tap_scan(h, decays(3, 1, 4), inputs=h)))
+    assert profile.direct is not None
+    assert (profile.total == profile.direct).all()
+    assert profile.lagged().tolist() == [1.0]
+    assert profile.channels is None
+    assert profile.exact
+
+
+def test_an_empty_batch_leaves_nothing() -> None:
+    """No call, and no error."""
+    capture = Capture({})
+    capture.attach()
+    capture.begin()
+    tap_scan(torch.zeros(0, 5, 4, requires_grad=True), 0.5)
+    assert not capture.calls
+    capture.detach()
+
+
+def test_a_gradient_of_zeros_has_no_lags() -> None:
+    """Totals of 0, no curve, no channels, nothing that is not finite."""
+    h = random(2, 6, 3).requires_grad_()
+    profile = measured(lambda: (tap_scan(h, 0.5) * 0.0).sum())
+    assert not profile.total.any()
+    assert profile.lagged().size == 0
+    assert profile.channels is None
+    assert profile.exact
+
+
 WRONG = {
     "one timestep off": (lambda a, b: (a.roll(1, 1), b), 1),
     "inputs without their factor": (lambda a, b: (a, b / (1 - a)), 1),
@@ -404,6 +435,30 @@ def test_what_fits_in_two_ways_is_asked_about() -> None:
     """As many timesteps as channels: a decay of two dimensions may be of either."""
     with pytest.raises(ValueError, match="must fit in one way"):
         tap_scan(torch.ones(2, 6, 6), torch.ones(6, 4), readout=torch.ones(6, 4))
+
+
+@pytest.mark.parametrize(("output", "readout"), [((1, 6, 6), (1, 6, 4)), ((6, 6, 6), (6, 6, 4))])
+def test_a_readout_that_all_channels_may_share_is_asked_about(
+    output: tuple[int, ...], readout: tuple[int, ...]
+) -> None:
+    """As many channels as timesteps: it may be (batch, time, state) or (time, channel, state). Written out, it is taken."""
+    y = torch.randn(output, requires_grad=True)
+    with pytest.raises(ValueError, match=r"readout\[:, :, None\]"):
+        tap_scan(y, torch.full((6, 4), 0.5), readout=torch.ones(readout))
+    assert tap_scan(y, torch.full((6, 4), 0.5), readout=torch.ones(readout)[:, :, None]) is y
+
+
+def test_one_sequence_has_a_readout_for_each_timestep() -> None:
+    """(time, state) beside (time, channel)."""
+    a, b, C = decays(12, 6, 4), random(12, 6, 4).requires_grad_(), random(12, 4)  # noqa: N806
+    truth = scanned(a[None], b[None])
+
+    def read_out(h: Tensor) -> Tensor:
+        return torch.einsum("btdn,tn->btd", h, C)
+
+    y = read_out(truth.stacked.detach())[0].requires_grad_()
+    profile = measured(lambda: loss_over(tap_scan(y, a, readout=C, dim=0)[None]))
+    assert_agrees(profile, truth, loss_over(read_out(truth.stacked)), [11, 8, 5, 2])
 
 
 def test_something_else_than_a_tensor_is_refused() -> None:

@@ -338,7 +338,7 @@ def test_what_cannot_be_joined_says_so(timesteps: int) -> None:
     """
     module = nn.GRU(WIDTH, HIDDEN, bidirectional=True).double()
     _, found = watched(module, stepped(lambda h, t: h * 0.5, timesteps))
-    assert all(profile.apart for profile in found)
+    assert all(profile.unjoined for profile in found)
     for profile in found:
         assert ("bidirectional" in (profile.inexact_reason or "")) is (profile.timesteps == 1)
 

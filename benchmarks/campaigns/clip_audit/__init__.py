@@ -1,0 +1,1 @@
+"""The clip-audit campaign: models that clip in every way, and what is true of each."""

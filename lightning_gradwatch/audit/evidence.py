@@ -1,0 +1,176 @@
+"""What is known of the clipping of one optimizer's gradients. No torch: numbers and names alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+CHANGED = 1e-5
+"""Share of a norm. A smaller difference is rounding: two norms of the same numbers, taken once with
+the loss scale in them and once without."""
+
+CONSTANT = 1e-3
+"""Share of a coefficient within which the coefficients of several steps count as one factor."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSample:
+    """One optimizer step that was looked at.
+
+    Args:
+        step: optimizer steps of this fit before it.
+        before: L2 norm of the gradient after the backward pass, without the loss scale.
+        after: that of the gradient which the optimizer got, over the same parameters.
+        touched: something wrote to the gradient in between, or put another in its place, whether
+            or not that changed a number.
+        grown: the norm of a parameter's gradient grew, which no clipping does.
+        scale: the factor of the gradient scaler that was still in the gradient when it was changed;
+            1 where there was none, or where this is not known.
+    """
+
+    step: int
+    before: float
+    after: float
+    touched: bool = False
+    grown: bool = False
+    scale: float = 1.0
+
+    @property
+    def coefficient(self) -> float:
+        """Norm after by norm before, dimensionless."""
+        return self.after / self.before if self.before > 0 else 1.0
+
+    @property
+    def changed(self) -> bool:
+        """Whether the optimizer got another gradient than the backward pass had left."""
+        return self.grown or abs(self.coefficient - 1) > CHANGED
+
+    @property
+    def clipped(self) -> bool:
+        """Whether it got a smaller one, as clipping makes it."""
+        return not self.grown and self.coefficient < 1 - CHANGED
+
+
+@dataclass(frozen=True, slots=True)
+class Clippers:
+    """Who clips, as far as that can be known without listening to anybody's calls.
+
+    Args:
+        bound: the Trainer's ``gradient_clip_val``; None without one.
+        by_value: it bounds each entry, not the norm.
+        override: the module's own ``configure_gradient_clipping``, by name; empty without one.
+        adaptive: AdaptiveClip and its policy; empty without one, or where it leaves the clipping to
+            others.
+        named: methods of the user's in whose code a clipping function is named.
+        surely: those of them in which it is called at every step, come what may.
+        hooked: parameters with a hook on their gradient, which acts within the backward pass.
+        goes_along: the optimizer's step is as long as the gradient times the learning rate (SGD).
+    """
+
+    bound: float | None = None
+    by_value: bool = False
+    override: str = ""
+    adaptive: str = ""
+    named: tuple[str, ...] = ()
+    surely: tuple[str, ...] = ()
+    hooked: int = 0
+    goes_along: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether the Trainer's bound on the norm is all that clips."""
+        return self.bound is not None and not (self.by_value or self.override or self.adaptive)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all of them."""
+        setting = f"Trainer(gradient_clip_val={self.bound:g})" if self.bound is not None else ""
+        return [name for name in (setting, self.override, self.adaptive, *self.named) if name]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What is known of every step, not only of those that were looked at.
+
+    Args:
+        clipped: steps that were clipped, of ``steps``.
+        largest: gradient norm; None where it is not known.
+    """
+
+    clipped: int
+    steps: int
+    largest: float | None = None
+
+
+@dataclass(slots=True)
+class ClipEvidence:
+    """All that a verdict rests on.
+
+    Args:
+        optimizer: which of the Trainer's.
+        clippers: who clips.
+        samples: steps looked at whose norms are finite, in order.
+        steps: optimizer steps of this fit.
+        first_step: optimizer steps done before this fit.
+        counted: of every step; None where only the samples are known.
+        stale: samples before whose backward pass something wrote to the gradients of the step
+            before, which are thrown away.
+        elsewhere: samples at whose step the gradients of another optimizer had been written to, and
+            were not used, and its own had not.
+        unseen: why there is no sample.
+        for_others: a gradient of another optimizer was written to, as its clipping does.
+    """
+
+    optimizer: int
+    clippers: Clippers
+    samples: Sequence[ClipSample] = ()
+    steps: int = 0
+    first_step: int = 0
+    counted: Counted | None = None
+    stale: int = 0
+    elsewhere: int = 0
+    unseen: str = ""
+    for_others: bool = False
+
+    @property
+    def clipped(self) -> list[ClipSample]:
+        """Those on which the gradient was made smaller."""
+        return [sample for sample in self.samples if sample.clipped]
+
+    @property
+    def largest(self) -> float:
+        """Gradient norm after a backward pass."""
+        seen = max((sample.before for sample in self.samples), default=0.0)
+        of_all = self.counted.largest if self.counted is not None else None
+        return max(seen, of_all or 0.0)
+
+    @property
+    def share(self) -> float | None:
+        """Of the samples, those on which the gradient was made smaller; None without a sample."""
+        return len(self.clipped) / len(self.samples) if self.samples else None
+
+    @property
+    def median_coefficient(self) -> float | None:
+        """To what share of itself, where it was made smaller."""
+        return median(sample.coefficient for sample in self.clipped) if self.clipped else None
+
+    @property
+    def constant(self) -> float | None:
+        """The one factor by which the gradient was multiplied at every sample, whatever its norm:
+        that is no clipping. None where it is not so, or not to be told from it.
+        """
+        factors = [sample.coefficient for sample in self.samples]
+        norms = [sample.before for sample in self.samples]
+        if len(factors) < 3 or not all(sample.clipped for sample in self.samples):
+            return None
+        alike = max(factors) - min(factors) <= CONSTANT * max(factors)
+        return median(factors) if alike and max(norms) > 1.1 * min(norms) else None
+
+    def percentile(self, percent: float) -> float:
+        """Of the gradient norms after a backward pass, interpolated linearly."""
+        norms = sorted(sample.before for sample in self.samples)
+        place = percent / 100 * (len(norms) - 1)
+        low, high = norms[math.floor(place)], norms[math.ceil(place)]
+        return low + (high - low) * (place - math.floor(place))

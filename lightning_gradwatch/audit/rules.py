@@ -1,0 +1,107 @@
+"""The rules by which the clipping of an optimizer's gradients gets its verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from lightning_gradwatch.audit.evidence import ClipEvidence
+from lightning_gradwatch.events import StrEnum
+
+
+class ClipVerdict(StrEnum):
+    """What is to be thought of the clipping of one optimizer's gradients."""
+
+    NONE = "none"
+    NEVER_ACTED = "never acted"
+    SAFETY_NET = "safety net"
+    STEP_LIMITER = "step limiter"
+    NO_EFFECT = "no effect although called"
+    UNDECIDED = "undecided"
+
+
+LIMITING_SHARE = 0.5
+"""Share of the steps. What acts on more of them sets the length of the steps, and is no net."""
+
+ENOUGH_STEPS = 10
+"""Steps, all counted, from which on a share of them is a habit."""
+
+_CONFIDENCE = 1.96
+"""Standard deviations: 95 % of a normal distribution."""
+
+Rule = Callable[[ClipEvidence], ClipVerdict | None]
+
+
+def judge_clipping(found: ClipEvidence) -> ClipVerdict:
+    """The verdict of the first rule that applies."""
+    return next(verdict for rule in _RULES if (verdict := rule(found)) is not None)
+
+
+def _unseen(found: ClipEvidence) -> ClipVerdict | None:
+    return None if found.samples else ClipVerdict.UNDECIDED
+
+
+def _other_change(found: ClipEvidence) -> ClipVerdict | None:
+    """A fixed factor, or something that makes gradients larger too: no clipping."""
+    grows = any(sample.grown for sample in found.samples) and not found.clipped
+    return ClipVerdict.NONE if (grows or found.constant is not None) and not _is_known(found) else None
+
+
+def _acts(found: ClipEvidence) -> ClipVerdict | None:
+    counted = found.counted
+    if counted is not None:
+        if not counted.clipped:
+            return None
+        if counted.steps < ENOUGH_STEPS and len(found.samples) < counted.steps:
+            return ClipVerdict.UNDECIDED
+        often = counted.clipped > LIMITING_SHARE * counted.steps
+        return ClipVerdict.STEP_LIMITER if often else ClipVerdict.SAFETY_NET
+    if not found.clipped:
+        return None
+    low, high = interval(len(found.clipped), len(found.samples))
+    if low > LIMITING_SHARE:
+        return ClipVerdict.STEP_LIMITER
+    return ClipVerdict.SAFETY_NET if high < LIMITING_SHARE else ClipVerdict.UNDECIDED
+
+
+def _has_no_effect(found: ClipEvidence) -> ClipVerdict | None:
+    """Called, and yet nothing wrote to the gradient between backward pass and step."""
+    who = found.clippers
+    if any(sample.touched for sample in found.samples):
+        return None
+    if found.elsewhere or (found.stale and who.named) or (who.surely and not found.for_others):
+        return ClipVerdict.NO_EFFECT
+    unused = who.bound is not None and who.override and not who.by_value
+    return ClipVerdict.NO_EFFECT if unused and found.largest > (who.bound or 0.0) else None
+
+
+def _never_acted(found: ClipEvidence) -> ClipVerdict | None:
+    called = _is_known(found) or any(sample.touched for sample in found.samples)
+    return ClipVerdict.NEVER_ACTED if called else None
+
+
+def _nothing_clips(found: ClipEvidence) -> ClipVerdict:
+    return ClipVerdict.NONE
+
+
+_RULES: tuple[Rule, ...] = (_unseen, _other_change, _acts, _has_no_effect, _never_acted, _nothing_clips)
+"""The last one applies to whatever is left."""
+
+
+def _is_known(found: ClipEvidence) -> bool:
+    """Whether a setting says that something clips."""
+    return found.clippers.bound is not None or bool(found.clippers.adaptive)
+
+
+def interval(hits: int, samples: int) -> tuple[float, float]:
+    """Between which shares of all steps the truth lies, if so many of the samples were hit (Wilson
+    1927, 95 %).
+
+    Args:
+        samples: ≥ 1.
+    """
+    share, z = hits / samples, _CONFIDENCE
+    wide = 1 + z * z / samples
+    middle = (share + z * z / (2 * samples)) / wide
+    half = z / wide * math.sqrt(share * (1 - share) / samples + (z / (2 * samples)) ** 2)
+    return middle - half, middle + half

@@ -1,0 +1,76 @@
+"""Recurrences in tensor operations, which only tap() makes measurable."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+from lightning_gradwatch.engine.observation import Collector
+from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+from lightning_gradwatch.recurrent import Capture
+from lightning_gradwatch.recurrent.capture.modules import plain_name
+from lightning_gradwatch.recurrent.capture.unmarked import MOST_NODES, unmarked
+
+PASSES = 4
+"""So many backward passes of the first step are looked at; LBFGS makes more, all alike."""
+
+_IF = 'If that is a loop over time, mark its state with tap(h, name="…") and it is measured.'
+
+REMEDY = (
+    'Once in each timestep of the loop: h = tap(h, name="…"), with tap from lightning_gradwatch. '
+    "If it is a layer that is repeated in depth, or the like, there is nothing to do."
+)
+
+_TOO_LARGE = (
+    f"The graph of the loss has more than {MOST_NODES:,} operations. It was not searched for recurrences that are written in "
+    "tensor operations; those in modules are observed."
+)
+_TAP = 'If there is one, mark its state once in each timestep: h = tap(h, name="…").'
+
+
+class UnmarkedRecurrences:
+    """Tells each once, by a parameter in it, as a note: it may be a layer that is repeated in
+    depth.
+
+    Args:
+        model: whose parameters have names.
+        found: takes the events.
+
+    Attributes:
+        told: so far.
+    """
+
+    def __init__(self, model: nn.Module, found: Collector) -> None:
+        self._model, self._found = model, found
+        self._left = PASSES
+        self.told: dict[str, Event] = {}
+
+    def look(
+        self, loss: Tensor, capture: Capture, numbers: Collection[int], known: Collection[str], moment: Moment
+    ) -> None:
+        """Tell those behind a loss, before its backward pass.
+
+        Args:
+            capture: has what is measured.
+            numbers: of the places in the graph where cells that are not watched yet made their
+                states.
+            known: names of modules that are measured, or told, as what they are.
+        """
+        if self._left <= 0:
+            return
+        self._left -= 1
+        names = {id(parameter): plain_name(name) for name, parameter in self._model.named_parameters()}
+        modules = [module for name, module in self._model.named_modules() if plain_name(name) in known]
+        others = {id(parameter) for module in modules for parameter in module.parameters()}
+        found = unmarked(loss, capture.calls, numbers, names)
+        if found is None:
+            self._tell("", moment, message=_TOO_LARGE, remedy=_TAP)
+        for one in found or ():
+            if id(one.leaf) not in others:
+                self._tell(one.name, moment, module=one.name, detail=f"{one.what} {_IF}", remedy=REMEDY)
+
+    def _tell(self, name: str, moment: Moment, **fields: str) -> None:
+        if name not in self.told:
+            self.told[name] = moment.event(EventKind.NOT_OBSERVED, severity=Severity.INFO, **fields)
+            self._found.add(self.told[name])

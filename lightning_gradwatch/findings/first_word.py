@@ -1,0 +1,63 @@
+"""The first word: how far the gradient reaches, said as soon as it has been measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from lightning_gradwatch.events import Severity
+from lightning_gradwatch.plain import plain
+from lightning_gradwatch.runlog.measures import Record
+from lightning_gradwatch.runlog.summary import LayerSummary, summarise
+
+_RANKS = {Severity.CRITICAL: 0, Severity.WARNING: 1, Severity.INFO: 2}
+
+
+class FirstWord:
+    """Of one training: each module once, when it has first been sampled."""
+
+    def __init__(self) -> None:
+        self._fresh: list[Record] = []
+        self._heard: set[str] = set()
+        self._said: set[str] = set()
+
+    def hear(self, records: Iterable[Record]) -> None:
+        """The records of a sampled step."""
+        for record in records:
+            if record["module"] not in self._said:
+                self._heard.add(record["module"])
+                self._fresh.append(record)
+
+    def lines(self, events: Iterable[Record]) -> list[str]:
+        """A line for each module that was sampled for the first time; nothing where none was.
+
+        Args:
+            events: so far.
+        """
+        if not self._fresh:
+            return []
+        fresh, self._fresh = self._fresh, []
+        self._said |= self._heard
+        found = summarise(fresh, events)
+        measured = (layer for layer in found if layer.layer is not None)
+        step = min(record["step"] for record in fresh)
+        by_module = [list(layers) for _, layers in groupby(measured, key=lambda layer: layer.module)]
+        return [plain(f"GradWatch, step {step}: {_line(layers)}") for layers in by_module]
+
+
+def _line(layers: Sequence[LayerSummary]) -> str:
+    """Of several layers and directions that in the greatest trouble, or which reaches least far."""
+    worst = min(layers, key=_order)
+    which = ""
+    if len(layers) > 1:
+        least = all(layer.horizon is not None and _rank(layer) == _rank(worst) for layer in layers)
+        which = f"; {'the least far-reaching' if least else 'the first to look at'} of {len(layers)}"
+    return f"{worst.place} ({worst.kind}{which}). {worst.sentence}"
+
+
+def _order(layer: LayerSummary) -> tuple[int, bool, bool, int]:
+    return _rank(layer), layer.horizon is None, layer.horizon_censored, layer.horizon or 0
+
+
+def _rank(layer: LayerSummary) -> int:
+    return 3 if layer.severity is None else _RANKS[layer.severity]

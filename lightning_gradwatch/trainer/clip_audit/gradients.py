@@ -1,0 +1,90 @@
+"""The gradients of some parameters at one moment, as numbers that stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.audit import ClipSample
+from lightning_gradwatch.clip.norms import tensor_norms
+from lightning_gradwatch.recurrent.measure.gradient_norm import PendingValues, numbers
+
+_GROWN = 1e-4
+"""Share of a parameter's norm. No rounding makes it larger by so much."""
+
+Marks = dict[int, tuple[int, int]]
+"""Of each parameter's gradient where it lies and how often it was written to."""
+
+
+def marks(parameters: Iterable[Tensor]) -> Marks:
+    """As they are now. They cost no operation, and tell a gradient that was written to, or
+    replaced, even where its numbers stayed the same; what writes through ``.data`` leaves none.
+    """
+    return {id(weight): _mark(weight.grad) for weight in parameters if weight.grad is not None}
+
+
+def differ(before: Marks, after: Marks) -> bool:
+    """Whether a gradient that is in both was written to, or replaced, in between."""
+    return any(before[weight] != mark for weight, mark in after.items() if weight in before)
+
+
+class Gradients:
+    """Their norms, on their way from the device, and their marks. Of sharded ones it is a
+    collective.
+
+    Args:
+        parameters: those without a gradient are left out.
+        scale: the gradient scaler's factor that is in them.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], scale: Tensor | float = 1.0) -> None:
+        own = {id(weight): weight.grad for weight in parameters if weight.grad is not None and weight.numel()}
+        self.marks: Marks = {weight: _mark(gradient) for weight, gradient in own.items()}
+        self._pending: PendingValues | None = None
+        if own:
+            with torch.no_grad():
+                norms = tensor_norms(list(own.values()))
+                self._pending = PendingValues(
+                    norms / scale if not isinstance(scale, Tensor) else norms / scale.to(norms.device)
+                )
+
+    def ready(self) -> bool:
+        """Whether :meth:`norms` need not wait for the device."""
+        return self._pending is None or self._pending.ready()
+
+    def norms(self) -> dict[int, float]:
+        """L2 norm by the identity of the parameter."""
+        return {} if self._pending is None else dict(zip(self.marks, self._pending.values(), strict=True))
+
+
+def sample_of(step: int, before: Gradients, after: Gradients, scale: float) -> ClipSample | None:
+    """What became of the gradients; None where there were none, or one is not finite.
+
+    A gradient that was taken away, or set to 0, is out of the comparison: that freezes a parameter,
+    which is no clipping.
+
+    Args:
+        scale: as for :class:`ClipSample`.
+    """
+    first, then = before.norms(), after.norms()
+    common = [weight for weight, norm in then.items() if weight in first and (norm > 0 or first[weight] == 0)]
+    norm, got = (math.hypot(*(norms[weight] for weight in common)) for norms in (first, then))
+    if not (common and math.isfinite(norm) and math.isfinite(got)):
+        return None
+    touched = differ(before.marks, after.marks)
+    grown = any(then[weight] > first[weight] * (1 + _GROWN) for weight in common)
+    return ClipSample(step, norm, got, touched, grown, scale)
+
+
+def same(one: Gradients, other: Gradients) -> bool:
+    """Whether no norm differs by more than rounding."""
+    first, then = one.norms(), other.norms()
+    return all(math.isclose(first[weight], then[weight], rel_tol=_GROWN) for weight in first.keys() & then.keys())
+
+
+def _mark(gradient: Tensor) -> tuple[int, int]:
+    own = numbers(gradient)
+    return own.data_ptr(), own._version  # pyright: ignore[reportPrivateUsage]

@@ -1,0 +1,48 @@
+"""Who clips, as far as settings and code say it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from lightning_gradwatch.audit import Clippers
+from lightning_gradwatch.trainer.clip_audit.source import naming
+from lightning_gradwatch.trainer.compat import LightningModule, Trainer
+from lightning_gradwatch.trainer.conflict import clipping_override
+
+
+def who_clips(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> Clippers:
+    """What is known of who clips the gradients of ``optimizer``."""
+    automatic = module.automatic_optimization
+    bound = trainer.gradient_clip_val if automatic else None
+    algorithm = trainer.gradient_clip_algorithm
+    named = naming(module)
+    for callback in callbacks_of(trainer):
+        named |= naming(callback)
+    override = clipping_override(module) if automatic else None
+    named = {name: surely for name, surely in named.items() if name != override}
+    return Clippers(
+        bound=float(bound) if bound and bound > 0 else None,
+        by_value=str(getattr(algorithm, "value", algorithm)) == "value",
+        override=override or "",
+        adaptive=" and ".join(filter(None, (getattr(one, "clips_by", "") for one in callbacks_of(trainer)))),
+        named=tuple(named),
+        surely=tuple(name for name, surely in named.items() if surely),
+        hooked=sum(map(_has_hook, parameters_of(optimizer))),
+        goes_along=isinstance(optimizer, SGD),
+    )
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All that it trains."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def callbacks_of(trainer: Trainer) -> list[object]:
+    """Of the Trainer, in their order."""
+    return list(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
+
+
+def _has_hook(weight: Tensor) -> bool:
+    """Whether something changes its gradient, or may, within the backward pass."""
+    return bool(getattr(weight, "_backward_hooks", None) or getattr(weight, "_post_accumulate_grad_hooks", None))

@@ -1,0 +1,151 @@
+"""The verdict on an optimizer's clipping, and its words, from samples that are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_gradwatch import EventKind, Moment
+from lightning_gradwatch.audit import (
+    ClipEvidence,
+    Clippers,
+    ClipSample,
+    ClipVerdict,
+    Counted,
+    clipping_event,
+    summarise_clipping,
+)
+from lightning_gradwatch.audit.rules import interval, judge_clipping
+
+NORMS = (1.0, 2.0, 0.5, 3.0, 1.5)
+
+
+def samples(bound: float, norms: tuple[float, ...] = NORMS * 4, *, touched: bool = True, **fields) -> list[ClipSample]:
+    """As clipping to ``bound`` leaves them."""
+    return [ClipSample(step, norm, min(norm, bound), touched, **fields) for step, norm in enumerate(norms)]
+
+
+def evidence(found: list[ClipSample], **fields) -> ClipEvidence:
+    """Of an optimizer whose every step was looked at."""
+    return ClipEvidence(0, fields.pop("clippers", Clippers()), found, fields.pop("steps", len(found)), **fields)
+
+
+@pytest.mark.parametrize(
+    ("bound", "verdict"),
+    [(10.0, ClipVerdict.NEVER_ACTED), (2.5, ClipVerdict.SAFETY_NET), (0.1, ClipVerdict.STEP_LIMITER)],
+)
+def test_the_share_of_the_samples_decides(bound: float, verdict: ClipVerdict) -> None:
+    """Where only they are known: a bound too high, about right, too low."""
+    assert judge_clipping(evidence(samples(bound))) is verdict
+
+
+@pytest.mark.parametrize(("hits", "number"), [(1, 1), (2, 2), (3, 3), (1, 2), (2, 4), (6, 10)])
+def test_few_samples_leave_it_open(hits: int, number: int) -> None:
+    """A share that might be on either side of one half is undecided, and the sentence says how many samples there are."""
+    norms = (2.0,) * hits + (0.5,) * (number - hits)
+    found = summarise_clipping(evidence(samples(1.0, norms), steps=400))
+    assert found.verdict is ClipVerdict.UNDECIDED
+    assert f"{hits} of the {number} steps looked at, of 400" in found.sentence or number == 1
+    assert clipping_event(found, Moment(400), several=False) is None
+
+
+def test_where_all_steps_are_known_they_count() -> None:
+    """One sample, and the Trainer's bound: the norms of the other steps decide."""
+    who = Clippers(bound=1.0)
+    few = samples(1.0, (0.5,))
+    net = evidence(few, clippers=who, steps=400, counted=Counted(3, 400, 7.0))
+    assert judge_clipping(net) is ClipVerdict.SAFETY_NET
+    assert "3 of 400 steps" in summarise_clipping(net).sentence
+    limits = evidence(few, clippers=who, steps=400, counted=Counted(390, 400, 7.0))
+    assert judge_clipping(limits) is ClipVerdict.STEP_LIMITER
+    never = evidence(few, clippers=who, steps=400, counted=Counted(0, 400, 0.8))
+    assert (
+        "No gradient reached the bound of 1: the largest norm of all 400 steps is 0.8."
+        in summarise_clipping(never).sentence
+    )
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=60), st.sampled_from([0, 50, 90, 99, 100]))
+def test_percentiles_are_numpys(norms: list[float], percent: int) -> None:
+    """Interpolated linearly between neighbours."""
+    found = evidence(samples(math.inf, tuple(norms)))
+    assert found.percentile(percent) == pytest.approx(float(np.percentile(norms, percent)), rel=1e-9)
+
+
+@given(st.integers(1, 200), st.data())
+def test_the_interval_holds_the_share(number: int, data: st.DataObject) -> None:
+    """It lies between 0 and 1, narrows with more samples, and is that of the other side turned round."""
+    hits = data.draw(st.integers(0, number))
+    low, high = interval(hits, number)
+    assert -1e-12 <= low <= hits / number + 1e-12
+    assert hits / number - 1e-12 <= high <= 1 + 1e-12
+    assert interval(number - hits, number) == pytest.approx((1 - high, 1 - low))
+    closer = interval(hits * 10, number * 10)
+    assert closer[1] - closer[0] < high - low
+
+
+def test_a_fixed_factor_is_no_clipping() -> None:
+    """The same share at every norm; of a setting that clips it is said all the same."""
+    found = [ClipSample(step, norm, norm / 4, touched=True) for step, norm in enumerate(NORMS)]
+    assert judge_clipping(evidence(found)) is ClipVerdict.NONE
+    assert "multiplied by 0.25" in summarise_clipping(evidence(found)).sentence
+
+
+def test_a_gradient_that_grows_is_not_clipped() -> None:
+    """Noise, say: some norm of a parameter grew."""
+    found = [ClipSample(step, norm, norm * 0.99, touched=True, grown=True) for step, norm in enumerate(NORMS)]
+    assert judge_clipping(evidence(found)) is ClipVerdict.NONE
+    assert "some norms grew" in summarise_clipping(evidence(found)).sentence
+
+
+def test_a_name_in_the_code_alone_is_no_call() -> None:
+    """It may be switched off: said, and no verdict of its own. Called come what may, it is one."""
+    untouched = samples(math.inf, touched=False)
+    named = summarise_clipping(evidence(untouched, clippers=Clippers(named=("Net.training_step",))))
+    assert named.verdict is ClipVerdict.NONE
+    assert "Net.training_step names a clipping function" in named.sentence
+    sure = Clippers(named=("Net.training_step",), surely=("Net.training_step",))
+    assert judge_clipping(evidence(untouched, clippers=sure)) is ClipVerdict.NO_EFFECT
+    assert judge_clipping(evidence(untouched, clippers=sure, for_others=True)) is ClipVerdict.NONE
+
+
+def test_what_wrote_to_the_gradient_was_called() -> None:
+    """Then it has not reached its bound, whoever it is, though code of the user's names a clipping function."""
+    sure = Clippers(named=("Net.training_step",), surely=("Net.training_step",))
+    assert judge_clipping(evidence(samples(math.inf), clippers=sure)) is ClipVerdict.NEVER_ACTED
+
+
+@pytest.mark.parametrize(
+    ("bound", "kind", "value"),
+    [(0.1, EventKind.CLIPPING_LIMITS_STEPS, 1.0), (10.0, None, None), (2.5, None, None)],
+)
+def test_only_what_wants_a_look_is_an_event(bound: float, kind: EventKind | None, value: float | None) -> None:
+    """The sentence stands in the message, the remedy is the verdict's own."""
+    found = summarise_clipping(evidence(samples(bound)))
+    event = clipping_event(found, Moment(20), several=True)
+    assert (event and event.kind) == kind
+    if event is not None:
+        assert (event.value, event.remedy) == (value, found.remedy)
+        assert found.sentence in event.message
+        assert event.message.endswith("Optimizer 0.")
+
+
+@given(st.lists(st.floats(1e-8, 1e8), min_size=12, max_size=40))
+def test_the_bound_that_is_advised_lets_what_was_seen_through(norms: list[float]) -> None:
+    """It is rounded up, so that the largest norm of the samples is not cut."""
+    found = summarise_clipping(evidence(samples(min(norms) / 10, tuple(norms))))
+    if found.verdict is ClipVerdict.STEP_LIMITER:
+        advised = float(found.remedy.partition("to about ")[2].partition(", ")[0])
+        assert max(norms) * (1 - 1e-9) <= advised <= max(norms) * 1.11
+
+
+def test_an_optimizer_that_was_not_looked_at_says_why() -> None:
+    """No step, or backward passes that were not heard: undecided, with no figure."""
+    found = summarise_clipping(evidence([], steps=30, unseen="its backward passes went past Lightning"))
+    assert found.verdict is ClipVerdict.UNDECIDED
+    assert found.sentence == "No optimizer step could be looked at: its backward passes went past Lightning."
+    assert (found.share, found.median_coefficient, found.norm_percentiles) == (None, None, None)

@@ -228,15 +228,8 @@ class Profile:
 
     def _past(self) -> str | None:
         """What is not as it should be with the state that came in."""
-        return (
-            "left out"
-            if self.unjoined
-            else "handed over"
-            if self.handed_over
-            else "cut off"
-            if self.truncated
-            else None
-        )
+        reasons = {"left out": self.unjoined, "handed over": self.handed_over, "cut off": self.truncated}
+        return next((reason for reason, holds in reasons.items() if holds), None)
 
     def to_record(self, *, keep_sequences: bool = False) -> dict[str, Any]:
         """The profile as a record of the run log, without the fields

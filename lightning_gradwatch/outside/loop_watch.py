@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 from torch.optim import Optimizer
@@ -119,7 +119,7 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
         self._session: Session | None = None
         self._found = self._findings()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> watch:
         """Find the modules, put the hooks on, open the run log.
 
         Raises:

@@ -45,7 +45,7 @@ class LoopState(WeaklyHeld):
 
 
 @dataclass(slots=True, eq=False)
-class Made:
+class Made(WeaklyHeld):
     """One call of a cell: its input, the states that it made, in the order of the loop's names, and
     those that it was given, by name, where these are not the very ones of the timestep before.
     ``number``: which of the calls of its timestep it is.

@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lightning_gradwatch.recurrent.capture.compiled import is_compiling
 from lightning_gradwatch.recurrent.capture.direct_calls import hear_direct_calls
+from lightning_gradwatch.recurrent.capture.everywhere import after_every_module, leave_every_module
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import beside, plain_name
 from lightning_gradwatch.recurrent.capture.slots import Slots, arguments, parameters, results
@@ -102,7 +103,7 @@ class Discovery:
         if candidates is None and not any(
             "_orig_mod" in vars(module).get("_modules", ()) for module in model.modules()
         ):
-            self._everywhere = torch_module.register_module_forward_hook(self._after_any, with_kwargs=True)
+            self._everywhere = after_every_module(self._after_any)
 
     def found(self) -> dict[str, tuple[nn.Module, Slots | None]]:
         """Qualified name → the module, and its slots where it is a cell. Of cells in one another
@@ -138,9 +139,7 @@ class Discovery:
         for end in self._endings:
             end()
         if self._everywhere is not None:
-            self._everywhere.remove()
-            # PyTorch forgets to take it out of here.
-            cast("Any", torch_module)._global_forward_hooks_with_kwargs.pop(self._everywhere.id, None)
+            leave_every_module(self._everywhere)
             self._everywhere = None
         self._handles.clear()
         self._endings.clear()
@@ -162,14 +161,14 @@ class Discovery:
     def _after_any(
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None
     ) -> None:
-        if not torch.compiler.is_compiling() and not self._closed and id(module) not in self._known:
+        if not is_compiling() and not self._closed and id(module) not in self._known:
             self._after(module, inputs, kwargs, outputs)
 
     cast("Any", _after_any).only_looks = True  # for who has to know what comes before a hook
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None) -> None:
         # Taken off by a hook before it, it is called once more, and without ``kwargs``.
-        if torch.compiler.is_compiling() or self._closed or self._is_over():
+        if is_compiling() or self._closed or self._is_over():
             return
         if self.failure is not None or not torch.is_grad_enabled() or isinstance(module, torch.jit.ScriptModule):
             return

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from lightning_gradwatch.recurrent.capture.compiled import is_compiling
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.loops import tensors
 from lightning_gradwatch.recurrent.capture.modules import beside
 from lightning_gradwatch.recurrent.graph.between import nodes_until
 from lightning_gradwatch.recurrent.pause import is_paused
+from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 
 @dataclass(frozen=True, slots=True)
-class NonfiniteForward:
+class NonfiniteForward(WeaklyHeld):
     """A number that is not finite, and the forward that made it of finite inputs.
 
     Args:
@@ -40,7 +42,7 @@ class NonfiniteForward:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(WeaklyHeld):
     """A gradient that is not finite where it arrived at a module's output.
 
     Args:
@@ -105,13 +107,7 @@ class FirstLook:
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         # A compiled module would be recompiled for it.
-        if (
-            torch.compiler.is_compiling()
-            or not self._handles
-            or self.failure
-            or self._is_over()
-            or not torch.is_grad_enabled()
-        ):
+        if is_compiling() or not self._handles or self.failure or self._is_over() or not torch.is_grad_enabled():
             return
         try:
             self._look(self._names[module], tensors((*inputs, *kwargs.values())), tensors((outputs,)))

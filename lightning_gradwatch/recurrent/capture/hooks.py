@@ -23,6 +23,7 @@ from lightning_gradwatch.recurrent.capture.scan_taps import listen_to_scans
 from lightning_gradwatch.recurrent.capture.scans import Scans
 from lightning_gradwatch.recurrent.capture.slots import Slots
 from lightning_gradwatch.recurrent.capture.taps import listen
+from lightning_gradwatch.recurrent.graph import saved_hooks
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.scan import Scan
 
@@ -71,7 +72,7 @@ class Capture:
 
     def attach(self) -> None:
         """Put the hooks on."""
-        self._endings += [listen(self._after_tap), listen_to_scans(self._after_scan)]
+        self._endings += [listen(self._after_tap), listen_to_scans(self._after_scan), saved_hooks.listen()]
         for module in self.modules.values():
             self.attach_to(module)
 

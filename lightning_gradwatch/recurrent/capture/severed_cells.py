@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_gradwatch.recurrent.capture.compiled import is_compiling
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.loops import tensors
 from lightning_gradwatch.recurrent.capture.modules import beside
@@ -55,7 +56,7 @@ class SeveredCells:
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any = None
     ) -> None:
         # Taken off by a hook before it, it is called once more, and without ``kwargs``.
-        if self._is_over() or self.failure is not None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self._is_over() or self.failure is not None or not torch.is_grad_enabled() or is_compiling():
             return
         try:
             self._compare(self._names[module], [*tensors(inputs), *tensors(kwargs.values())], tensors((outputs,)))

@@ -10,9 +10,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
+
 
 @dataclass(frozen=True, slots=True)
-class Slots:
+class Slots(WeaklyHeld):
     """Where a cell's states go in and come out.
 
     Args:

@@ -17,6 +17,7 @@ from lightning_gradwatch.recurrent.layout import pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
 from lightning_gradwatch.recurrent.measure import equal_ends
 from lightning_gradwatch.recurrent.measure.anchors import norm, too_small
+from lightning_gradwatch.recurrent.measure.resets import episodes_of_loop, without_earlier_episodes
 from lightning_gradwatch.thresholds import FLOOR
 
 
@@ -164,10 +165,13 @@ def _curves(loop: Loop, series: Series, sequences: list[int]) -> Any:
         pairs = zip(states[:until], gradients[:until], strict=True)
         joint = torch.hypot(joint, torch.stack([_norms(loop, state, gradient)[sequences] for state, gradient in pairs]))
     curves = joint.flip(0).T
-    reached = curves[curves[:, 0] != 0]
+    there = curves[:, 0] != 0
+    reached = curves[there]
     if not len(reached):
         return np.zeros((0, 0))
-    return np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)
+    ratios = np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)
+    begins = episodes_of_loop(loop, [j for j, kept in zip(sequences, there.tolist(), strict=True) if kept], until - 1)
+    return without_earlier_episodes(ratios, begins, until - 1)
 
 
 def _anchor(loop: Loop) -> int:

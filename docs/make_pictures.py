@@ -6,6 +6,7 @@ python docs/make_pictures.py DEMO
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ CLIPPING = {"explosion-bare": "no clipping", "explosion-clipped": "AdaptiveClip"
 
 def main(demo: Path) -> None:
     PICTURES.mkdir(exist_ok=True)
+    shutil.copy(demo / "sentence.png", PICTURES / "sentence.png")
     profile_picture([load_run(demo / run) for run in CELLS], PICTURES / "agreement.png", names=list(CELLS.values()))
     runs = [load_run(demo / run) for run in CLIPPING]
     titles = [f"{name}: {ending(run)}" for name, run in zip(CLIPPING.values(), runs, strict=True)]

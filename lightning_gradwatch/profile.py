@@ -20,6 +20,9 @@ from lightning_gradwatch.thresholds import FLOOR, HORIZON_RATIO, STARVING_SHARE
 
 Floats = npt.NDArray[np.float64]
 
+INPUT = "x"
+"""The ``state`` of a profile of a module's input, which is none: its influence on the loss."""
+
 
 @dataclass(frozen=True, slots=True)
 class Horizon:

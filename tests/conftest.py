@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from jaxtyping import install_import_hook
 from torch import nn
+
+SHAPES_CHECKED = [f"lightning_gradwatch.recurrent.{room}" for room in ("adjoint", "measure", "control", "layout")]
+install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before anything imports them
 
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -13,6 +13,7 @@ variable                              argument of ``GradWatch``             defa
 ``GRADWATCH_MAX_SEQUENCES``           ``max_sequences``; ``all`` for every one       8
 ``GRADWATCH_ANCHORS``                 ``anchors``                           4
 ``GRADWATCH_KEEP_SEQUENCES``          ``keep_sequences``: ``0`` or ``1``    0
+``GRADWATCH_INFLUENCE``               ``influence``: ``0`` or ``1``         0
 ``GRADWATCH_DIRPATH``                 ``dirpath``                           the Trainer's
 ``GRADWATCH_SUMMARY``                 ``summary``: ``0`` or ``1``           1
 ``GRADWATCH_PROGRESS_BAR``            ``progress_bar``: ``0`` or ``1``      0
@@ -120,6 +121,7 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "max_sequences": _count_or_all,
     "anchors": _count,
     "keep_sequences": _switch,
+    "influence": _switch,
     "dirpath": _text,
     "summary": _switch,
     "progress_bar": _switch,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning_gradwatch.demo import show
+from lightning_gradwatch.demo.artefacts import Artefacts
 from lightning_gradwatch.demo.error import DemoError
 from lightning_gradwatch.demo.exploding import STEPS as EXPLOSION_STEPS
 from lightning_gradwatch.demo.exploding import Explosion, explode
+from lightning_gradwatch.demo.influence import draw
 from lightning_gradwatch.demo.own_text import OwnText, TextOptions, learn_text
 from lightning_gradwatch.demo.vanishing import STEPS as AGREEMENT_STEPS
 from lightning_gradwatch.demo.vanishing import Memory, compare_cells
@@ -19,15 +21,6 @@ from lightning_gradwatch.report.html import write_report
 from lightning_gradwatch.runlog.reader import Run
 
 OUT = "gradwatch-demo"
-
-
-@dataclass(frozen=True, slots=True)
-class Artefacts:
-    """What lies where: ``folder`` holds the run logs, ``picture`` is a PNG, ``report`` a page."""
-
-    folder: Path
-    picture: Path
-    report: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +57,12 @@ def run_demo(
     explosion = explode(folder, seed=seed, console=console, steps=steps or EXPLOSION_STEPS)
     show.explosion(console, explosion)
     trainings = [*(memory.training for memory in memories), explosion.bare, explosion.clipped]
-    artefacts = _leave(folder, [training.run for training in trainings])
+    artefacts = replace(
+        _leave(folder, [training.run for training in trainings]),
+        sentence=draw([(show.NAMES[memory.cell], memory.influences) for memory in memories], folder / "sentence.png"),
+    )
     seconds = time.perf_counter() - started
-    show.artefacts(console, artefacts.folder, artefacts.picture, artefacts.report, seconds)
+    show.artefacts(console, artefacts, seconds)
     return DemoResult(memories, explosion, artefacts, seconds)
 
 
@@ -91,7 +87,7 @@ def run_on_text(
     result = learn_text(folder, data, options, console=console)
     show.own_text(console, result)
     artefacts = _leave(folder, [result.training.run])
-    show.artefacts(console, artefacts.folder, artefacts.picture, artefacts.report, time.perf_counter() - started)
+    show.artefacts(console, artefacts, time.perf_counter() - started)
     return result, artefacts
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.demo import vanishing
@@ -18,11 +17,12 @@ from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.runlog.summary import LayerSummary
 
 if TYPE_CHECKING:
+    from lightning_gradwatch.demo.artefacts import Artefacts
     from lightning_gradwatch.demo.data import TextData
     from lightning_gradwatch.demo.own_text import OwnText, TextOptions
     from lightning_gradwatch.demo.training import Training
 
-_NAMES = {"rnn": "vanilla RNN", "gru": "GRU", "lstm": "LSTM"}
+NAMES = {"rnn": "vanilla RNN", "gru": "GRU", "lstm": "LSTM"}
 _MOST_EVENTS = 3
 _LEARNED = 0.9  # accuracy from which a network is said to have learned a distance
 
@@ -57,7 +57,7 @@ def memories(console: Any, found: Sequence[Memory]) -> None:
         table.add_column("{}–{}".format(*accuracy.bucket), justify="right")
     for memory in found:
         reach = _words(memory.reach.horizon, memory.reach.censored)
-        table.add_row(_NAMES[memory.cell], reach, _horizon(memory.summary), *map(_cell, memory.accuracies))
+        table.add_row(NAMES[memory.cell], reach, _horizon(memory.summary), *map(_cell, memory.accuracies))
     console.print(table)
     console.print(
         "Horizon: how many words back from the verb its gradient falls under 1 %; the longest of all samples in training, and at its "
@@ -91,7 +91,7 @@ def text_begins(console: Any, options: TextOptions, data: TextData) -> None:
     source = plain(", ".join(options.files)) or "the sources of Python's standard library"
     console.rule("GradWatch on your own text" if options.files else "GradWatch on real text")
     console.print(
-        f"{_NAMES[options.cell]}, {options.layers} × {options.hidden} hidden units, learns {len(data.training):,} characters of "
+        f"{NAMES[options.cell]}, {options.layers} × {options.hidden} hidden units, learns {len(data.training):,} characters of "
         f"{source}; {len(data.held_out):,} are held out.",
         markup=False,
     )
@@ -107,16 +107,23 @@ def own_text(console: Any, found: OwnText) -> None:
         console.print(plain_lines(found.sample), markup=False, style="italic")
 
 
-def artefacts(console: Any, folder: Path, picture: Path, report: Path, seconds: float) -> None:
+def artefacts(console: Any, found: Artefacts, seconds: float) -> None:
     """Where everything lies."""
     console.rule()
-    for what, where in (("run logs", folder), ("picture", picture), ("report", report)):
-        console.print(f"{what + ':':<10}{plain(str(where))}", markup=False, soft_wrap=True)
+    lie = (
+        ("run logs", found.folder),
+        ("sentence", found.sentence),
+        ("picture", found.picture),
+        ("report", found.report),
+    )
+    for what, where in lie:
+        if where is not None:
+            console.print(f"{what + ':':<10}{plain(str(where))}", markup=False, soft_wrap=True)
     console.print(f"{seconds:.0f} s in all. Each run log can be read with gradwatch events and gradwatch report.")
 
 
 def _memory_in_words(memory: Memory) -> str:
-    name, reach = f"[b]{_NAMES[memory.cell]}[/b]", memory.reach
+    name, reach = f"[b]{NAMES[memory.cell]}[/b]", memory.reach
     learned = [accuracy for accuracy in memory.accuracies if accuracy.share >= _LEARNED]
     guessed = [accuracy for accuracy in memory.accuracies if accuracy.at_chance]
     # The state that has just read the noun lies distance − 1 steps behind the one that predicts the

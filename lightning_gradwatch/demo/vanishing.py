@@ -11,6 +11,7 @@ from typing import Any
 from lightning_gradwatch.demo.accuracy import Accuracy, accuracy_by_distance
 from lightning_gradwatch.demo.agreement import LONG
 from lightning_gradwatch.demo.data import AgreementData
+from lightning_gradwatch.demo.influence import Influences, influence_on_verb
 from lightning_gradwatch.demo.language_model import CELLS, Cell, RecurrentLanguageModel
 from lightning_gradwatch.demo.training import Training, reproducible, train
 from lightning_gradwatch.runlog.summary import LayerSummary, summarise
@@ -43,6 +44,7 @@ class Memory:
         summary: of the run's last samples; ``summary.horizon`` in timesteps, which here are words.
         accuracies: at was/were, by distance.
         training: what else came of it.
+        influences: of the words of one sentence on its verb.
     """
 
     cell: Cell
@@ -50,6 +52,7 @@ class Memory:
     summary: LayerSummary
     accuracies: tuple[Accuracy, ...]
     training: Training
+    influences: Influences
 
 
 def compare_cells(folder: Path, *, seed: int, console: Any, steps: int = STEPS) -> list[Memory]:
@@ -63,6 +66,7 @@ def _remember(cell: Cell, folder: Path, seed: int, console: Any, steps: int) -> 
         model = RecurrentLanguageModel(
             data.vocabulary, cell, embedding=EMBEDDING, hidden=HIDDEN, lr=LEARNING_RATE, gate_bias=GATE_BIAS
         )
+        before = influence_on_verb(model)
         training = train(
             model,
             data,
@@ -76,9 +80,10 @@ def _remember(cell: Cell, folder: Path, seed: int, console: Any, steps: int) -> 
         )
         model.eval()
         accuracies = accuracy_by_distance(model.logits, seed=seed, timesteps=TIMESTEPS)
+        influences = Influences(before, influence_on_verb(model))
     run = training.run
     summary = summarise(run.profile_records, run.event_records)[0]
-    return Memory(cell, longest_reach(run.profile_records), summary, tuple(accuracies), training)
+    return Memory(cell, longest_reach(run.profile_records), summary, tuple(accuracies), training, influences)
 
 
 def longest_reach(profile_records: Sequence[Mapping[str, Any]]) -> Reach:

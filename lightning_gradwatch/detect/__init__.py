@@ -11,7 +11,8 @@ from lightning_gradwatch.detect.nonfinite import NonfiniteSource, locate_nonfini
 from lightning_gradwatch.detect.nonfinite_call import CallSource
 from lightning_gradwatch.detect.nonfinite_loop import LoopSource
 from lightning_gradwatch.detect.nonfinite_scan import ScanSource
-from lightning_gradwatch.detect.norm_jump import NormJumpDetector, NormJumps
+from lightning_gradwatch.detect.norm_jump import NormJumpDetector
+from lightning_gradwatch.detect.norm_jumps import NormJumps
 from lightning_gradwatch.detect.one_sequence import OneSequenceDetector
 from lightning_gradwatch.detect.recurrent_weights import RecurrentWeights
 from lightning_gradwatch.detect.saturation import SaturationDetector

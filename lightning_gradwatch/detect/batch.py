@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -67,8 +67,8 @@ def _leaves(value: Any, path: str, depth: int, seen: set[int]) -> Generator[tupl
     elif isinstance(value, np.ndarray):
         if value.dtype.kind in "fc":
             yield path, torch.from_numpy(np.array(value, dtype=np.float64))
-    elif isinstance(value, float):
-        yield path, torch.tensor(value, dtype=torch.float64)
+    elif isinstance(value, float | np.floating):
+        yield path, torch.tensor(float(value), dtype=torch.float64)
     elif depth and id(value) not in seen:
         seen.add(id(value))
         for step, part in _parts(value):
@@ -81,13 +81,20 @@ def _parts(value: Any) -> Iterable[tuple[str, Any]]:
         return [(f"[{key!r}]", part) for key, part in cast("Mapping[Any, Any]", value).items()]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return [(f".{name}", part) for name, part in zip(cast("Any", value)._fields, value, strict=True)]
-    if isinstance(value, list | tuple):
-        return [(f"[{index}]", part) for index, part in enumerate(cast("list[Any]", value))]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+        return [(f"[{index}]", part) for index, part in enumerate(cast("Sequence[Any]", value))]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
-    if isinstance(value, type | str | bytes) or not hasattr(value, "__dict__") or callable(value):
+    if isinstance(value, type | str | bytes | bytearray) or callable(value):
         return []
-    return [(f".{name}", part) for name, part in vars(value).items()]
+    slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
+    names = [*getattr(value, "__dict__", {}), *slots]
+    return [(f".{name}", getattr(value, name)) for name in dict.fromkeys(names)]
+
+
+def _slots(kind: type) -> Sequence[str]:
+    slots = vars(kind).get("__slots__", ())
+    return [slots] if isinstance(slots, str) else list(slots)
 
 
 def _entry(path: str, tensor: Tensor, sizes: Collection[int]) -> BadEntry | None:

@@ -5,6 +5,7 @@ back.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,9 +41,8 @@ class ScanSource:
     def in_forward(self, moment: Moment) -> Event | None:
         """The first timestep where its decay, its inputs or its states are not finite."""
         scan, changed = self.scan, self.scan.changed()
-        given = [("decay", scan.decay, "It is the decay."), ("inputs", scan.inputs, "It is what the scan adds.")]
-        for name, tensor, detail in given:
-            place = None if tensor is None or name in changed else self._place(scan.shape.time_first(tensor))
+        for name, tensor, detail in self._given():
+            place = None if name in changed else self._place(tensor)
             if place is not None:
                 return moment.event(EventKind.NONFINITE_INPUT, **place, detail=detail)
         place = None if "state" in changed else self._place(self._lay(scan.state))
@@ -54,6 +54,15 @@ class ScanSource:
         what = "states" if scan.readout is None else "output"
         message = f"The {what} of {event.place} {'are' if scan.readout is None else 'is'} {event.value} in the forward pass, with a "
         return replace(event, message=f"{message}finite decay; what the scan adds was not given.")
+
+    def _given(self) -> Iterator[tuple[str, Tensor, str]]:
+        """What goes into it: by name, time first, and in a sentence."""
+        scan, shape = self.scan, self.scan.shape
+        yield "decay", shape.time_first(scan.decay), "It is the decay."
+        if scan.inputs is not None:
+            yield "inputs", shape.time_first(scan.inputs), "It is what the scan adds."
+        if scan.readout is not None:
+            yield "readout", shape.readout_time_first(scan.readout, scan.state), "It is what reads its states out."
 
     def in_backward(self, moment: Moment, way: WayBack) -> Event | None:
         """The last timestep to which the loss sends what is not finite, or at which the gradient

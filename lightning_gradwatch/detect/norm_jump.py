@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from lightning_gradwatch.detect.leap import CLEAR_FACTOR, NORM_FACTOR, Leap, Lea
 from lightning_gradwatch.detect.loss_scale import Multiplied
 from lightning_gradwatch.detect.recurring import OFTEN, Recurring
 from lightning_gradwatch.detect.remedy import RISEN_REMEDY, jump_remedy
-from lightning_gradwatch.events import Event, EventKind, Moment, closes_episode
+from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.thresholds import ENOUGH_EVIDENCE, ORDINARY_HISTORY, ORDINARY_SPREAD
 
 NORM_WINDOW = 64
@@ -27,6 +26,9 @@ uneven, more than this many times the largest norm remembered is one.
 IN_A_ROW = 3
 """Of the first steps so many must be far above the run's begin, or the last ones of a run that
 ends with them."""
+
+WENT_ON = 10.0
+"""Times the loss of a leap: over this it was the begin of an explosion."""
 
 CALM_STEPS = 8
 """An episode ends after so many steps in a row on the ordinary side of the middle between
@@ -45,8 +47,13 @@ class _Step:
     leap: Leap | None = None
 
 
-def _unknown() -> None:
+def unknown() -> None:
     """Nobody knows whether the loss was multiplied."""
+
+
+def perhaps() -> bool:
+    """Nobody knows whether the weights have moved."""
+    return True
 
 
 class NormJumpDetector:
@@ -77,6 +84,8 @@ class NormJumpDetector:
         self._leaps, self._recurring = Leaps(NORM_WINDOW), Recurring()
         self._scale = 1.0  # by which the loss was multiplied
         self._risen: list[_Step] = []  # in a row
+        self._leapt: _Step | None = None
+        self._since = 0  # steps
         self._held, self._came_before = 0.0, 0  # of the open episode: an early one's bound, and what had come and gone
 
     def bound(self) -> float | None:
@@ -90,7 +99,8 @@ class NormJumpDetector:
         detail: Callable[[], str] = lambda: "",
         *,
         loss: float | None = None,
-        multiplied: Callable[[], Multiplied | None] = _unknown,
+        multiplied: Callable[[], Multiplied | None] = unknown,
+        moved: Callable[[], bool] = perhaps,
     ) -> Event | None:
         """Take in one step's norm. Returns the event of a jump that begins here, or
         the record of one that ends here.
@@ -100,6 +110,8 @@ class NormJumpDetector:
             loss: of the step, if it is known.
             multiplied: whether the loss itself was, since the steps before; asked only where the
                 norm is large.
+            moved: whether the weights have left where they began; asked only where loss and norm
+                went up and stayed there.
         """
         if not 0 < norm < math.inf:
             return None
@@ -111,7 +123,7 @@ class NormJumpDetector:
             self._judge_early(norm, loss, moment, detail)
             if bound is None
             else self._judge(norm, loss, bound, moment, detail)
-        )
+        ) or self._confirmed(loss, moved)
         if step is None:
             return None
         event = self._begin(step)
@@ -128,9 +140,10 @@ class NormJumpDetector:
         return self._begin(_Step(norm, bound, moment, f"{detail} The sum of its squares overflows float32.".lstrip()))
 
     def finish(self, moment: Moment) -> list[Event]:
-        """Training is over: a rise that was not long enough to be told, and what still goes on."""
-        risen = [self._begin(self._risen[0])] if self._risen and not self._episodes.is_open(()) else []
-        return [*risen, *self._episodes.finish(moment)]
+        """Training is over: a leap or a rise of which no more will come, and what still goes on."""
+        waiting = self._leapt or next(iter(self._risen), None)
+        begun = [self._begin(waiting)] if waiting is not None and not self._episodes.is_open(()) else []
+        return [*begun, *self._episodes.finish(moment)]
 
     def _follow_loss(self, norm: float, multiplied: Callable[[], Multiplied | None]) -> None:
         """Whether the loss is multiplied still, or is so from this step on.
@@ -152,18 +165,15 @@ class NormJumpDetector:
         leap = None if expected else self._leaps.stands_out(*self._plain(norm, loss))
         risen = None if expected else self._leaps.has_risen(*self._plain(norm, loss))
         self._risen = [] if risen is None else [*self._risen, self._step(risen, moment, detail())]
-        found = self._risen[0] if len(self._risen) >= IN_A_ROW else None
-        if leap is not None:
-            found = self._step(leap, moment, detail())
-        if found is not None and found.leap is not None:
-            self._held = NORM_FACTOR * found.leap.than
-        self._learn(norm, loss, None if found is None else self._held)
+        found = None if leap is None else self._at_once(self._step(leap, moment, detail()))
+        self._learn(norm, loss, None if found is None else NORM_FACTOR * self._leaps.largest)
         return found
 
     def _judge(
         self, norm: float, loss: float | None, bound: float, moment: Moment, detail: Callable[[], str]
     ) -> _Step | None:
         """The same of a step with enough before it."""
+        self._risen = []
         size, plain_loss = self._plain(norm, loss)
         expected = self._recurring.expects(norm) or self._leaps.is_back(size, plain_loss)
         step = _Step(norm, bound * self._scale, moment, detail()) if size > bound and not expected else None
@@ -173,7 +183,7 @@ class NormJumpDetector:
         if step is not None and self._evidence >= ENOUGH_EVIDENCE:
             found = self._suspect or step
         elif leap is not None and leap.loss is not None:
-            found = self._step(leap, moment, detail())
+            found = self._at_once(self._step(leap, moment, detail()))
         if step is not None and found is None:
             self._suspect = step
             self._recurring.see(norm, large=True)
@@ -183,6 +193,35 @@ class NormJumpDetector:
             self._suspect = None
         self._learn(norm, loss, bound)
         return found
+
+    def _at_once(self, leapt: _Step) -> _Step | None:
+        """A leap that needs no more to be told; others wait for what comes of them."""
+        assert leapt.leap is not None
+        if leapt.norm >= CLEAR_FACTOR * leapt.leap.than:
+            return leapt
+        self._leapt, self._since = leapt, -1
+        return None
+
+    def _confirmed(self, loss: float | None, moved: Callable[[], bool]) -> _Step | None:
+        """A leap or a rise that the steps after it confirm. Loss and norm that went up once and
+        stay there, while the weights have not moved far, are those of another task.
+        """
+        if self._leapt is not None:
+            self._since += 1
+            verdict = self._came_of_it(self._leapt, self._plain(0.0, loss)[1], moved) if self._since else None
+            if verdict is not None:
+                found, self._leapt = self._leapt if verdict else None, None
+                return found
+        return self._risen[0] if len(self._risen) >= IN_A_ROW and moved() else None
+
+    def _came_of_it(self, leapt: _Step, loss: float | None, moved: Callable[[], bool]) -> bool | None:
+        """Whether a leap is to be told; None while that is open."""
+        leap = leapt.leap
+        if leap is None or leap.loss is None or loss is None:
+            return True
+        if loss < math.sqrt(leap.loss * leap.than_loss) or loss > WENT_ON * leap.loss:
+            return True
+        return moved() if self._since >= IN_A_ROW else None
 
     def _plain(self, norm: float, loss: float | None) -> tuple[float, float | None]:
         """The two of the loss before it was multiplied."""
@@ -210,7 +249,9 @@ class NormJumpDetector:
         self._leaps.remember(norm if bound is None or self._scale > 1 else min(norm, bound), loss)
 
     def _begin(self, step: _Step) -> Event:
-        self._evidence, self._risen = 0.0, []
+        self._evidence, self._risen, self._leapt = 0.0, [], None
+        if step.leap is not None:
+            self._held = NORM_FACTOR * step.leap.than
         self._came_before = self._recurring.count
         event = step.moment.event(
             EventKind.EXPLODING_GRADIENT,
@@ -223,64 +264,3 @@ class NormJumpDetector:
             else jump_remedy(self._ordinary.centre(), step.moment),
         )
         return self._episodes.begin((), event, step.norm)
-
-
-class NormJumps:
-    """The norm of the recurrent modules' gradients and that of all parameters, judged
-    side by side; one event for both.
-
-    Of the whole there is one series for each backward pass within a batch: where the training calls
-    backward by itself, the gradients that earlier passes left are among them.
-    """
-
-    def __init__(self) -> None:
-        self._recurrent = NormJumpDetector()
-        self._whole: defaultdict[int, NormJumpDetector] = defaultdict(NormJumpDetector)
-        self._told: NormJumpDetector | None = None  # whose episode is the one that was told
-
-    def __call__(
-        self,
-        recurrent: float,
-        whole: float,
-        nth: int,
-        moment: Moment,
-        detail: Callable[[bool], str],
-        *,
-        loss: float | None = None,
-        multiplied: Callable[[], Multiplied | None] = _unknown,
-    ) -> Event | None:
-        """Take in one step's norms. Returns the event of a jump that begins here, or
-        the record of one that ends here.
-
-        Args:
-            nth: which backward pass of the batch it is.
-            detail: what there is to say of the step, by whether it is
-                about the recurrent modules alone.
-            loss, multiplied: as for :class:`NormJumpDetector`.
-        """
-        own, every = self._recurrent, self._whole[nth]
-        found = [
-            (own, own(recurrent, moment, lambda: detail(True), loss=loss, multiplied=multiplied)),
-            (every, every(whole, moment, lambda: detail(False), loss=loss, multiplied=multiplied)),
-        ]
-        told = [event for detector, event in found if event is not None and self._is_told(detector, event)]
-        return told[0] if told else None
-
-    def overflowed(self, whole: float, limit: float, nth: int, moment: Moment, detail: str) -> Event | None:
-        """Take in a norm whose squares overflow."""
-        event = self._whole[nth].overflowed(whole, limit, moment, detail)
-        return event if event is not None and self._is_told(self._whole[nth], event) else None
-
-    def finish(self, moment: Moment) -> list[Event]:
-        """What is still to be told when training ends, of the one that was told or of the first
-        that has something to tell."""
-        asked = [*self._whole.values(), self._recurrent] if self._told is None else [self._told]
-        return next((found for one in asked if (found := one.finish(moment))), [])
-
-    def _is_told(self, detector: NormJumpDetector, event: Event) -> bool:
-        """Whether an event is no mere echo of an episode that another of the series began."""
-        ends = closes_episode(event.to_record())
-        if self._told is not (detector if ends else None):
-            return False
-        self._told = None if ends else detector
-        return True

@@ -51,6 +51,9 @@ but the weights' way made it so.
 """
 
 
+_CARRIED = "if the state that comes in is carried over, as in truncated backpropagation"
+"""A state without a graph may as well be data."""
+
 RISEN_REMEDY = (
     "Begin anew with a learning rate ten times lower, or let it rise slowly (warm-up): within a few steps the run has left "
     "where it began. AdaptiveClip() clips single steps, and does not shorten those of Adam and its like."
@@ -84,9 +87,8 @@ def vanishing_remedy(profile: Profile, lagged: Floats) -> str:
             "residual connections."
         )
     if profile.truncated:
-        parts.append("Longer segments do not help before the horizon is longer.")
-    else:
-        parts.append("Clipping does not help; a shorter way from cause to effect (attention, skipping steps) does.")
+        parts.append(f"Longer segments do not help before the horizon is longer, {_CARRIED}.")
+    parts.append("Clipping does not help; a shorter way from cause to effect (attention, skipping steps) does.")
     return " ".join(parts)
 
 
@@ -169,12 +171,13 @@ def exploding_remedy(profile: Profile, lagged: Floats, *, in_total: bool) -> str
         )
     elif profile.kind in ("LSTM", "GRU"):
         parts.append(
-            "In a gated cell it is the recurrent weights that have grown: weight decay on them keeps them small (Pascanu et al. 2013, L2)."
+            "In a gated cell it is the recurrent weights that are large: begin with smaller ones where they are so from the start; "
+            "weight decay keeps them small (Pascanu et al. 2013, L2)."
         )
     half = _outgrown_at(lagged)
     if profile.truncated:
         parts.append(
-            f"Shorter segments end it sooner: {max(half, 1)} timesteps instead of {profile.timesteps} keep the growth under 10."
+            f"Shorter segments end it sooner: {max(half, 1)} timesteps instead of {profile.timesteps} keep the growth under 10, {_CARRIED}."
         )
     elif 0 < half < len(lagged) - 1 and profile.kind != SCAN:
         parts.append(

@@ -109,7 +109,10 @@ class VanishingDetector:
         ended = self._episodes.see(profile.place, float(reach), moment, calm=calm)
         if ended is None or not (censored and profile.truncated):
             return ended
-        now = f"Now the gradient outlives the segments of {profile.timesteps} timesteps: their length is the limit."
+        now = (
+            f"Now the gradient outlives the {profile.timesteps} timesteps. If the state that comes in is carried over, "
+            "as between segments, their length is the limit."
+        )
         return replace(ended, message=f"{ended.message} {now}", detail="")
 
     def _new_track(self, loss: float | None) -> _Track:

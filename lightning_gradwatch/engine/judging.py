@@ -30,13 +30,16 @@ from lightning_gradwatch.engine.observation import Collector
 from lightning_gradwatch.engine.search import FirstStepSearch
 from lightning_gradwatch.engine.step import Call, Step
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
-from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, PendingNorms, local, matrix_norms
+from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, PendingNorms, local, matrix_norms, usual_norms
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
 """Under a loss scale, gradients that overflow behind a finite loss and finite
 states are the scaler's search.
 """
 
+
+MOVED = 2.0
+"""Times its norm at the start, to which a weight matrix has grown that has left it."""
 
 FEW = 8
 """Steps before one, of which its gradients are those of a multiplied loss, if they are."""
@@ -67,8 +70,9 @@ class Judge:
 
     def __init__(self, model: nn.Module, locator: Locator, search: FirstStepSearch, found: Collector) -> None:
         self._model, self._locator, self._search, self._found = model, locator, search, found
+        self._start = usual_norms(model)
         self._norm_jumps, self._scale_search = NormJumps(), ScaleSearch()
-        self._divergence, self._weights = DivergenceDetector(matrix_norms(model)), WeightWatch()
+        self._divergence, self._weights = DivergenceDetector(self._start), WeightWatch()
         self._before: defaultdict[int, deque[Read]] = defaultdict(lambda: deque(maxlen=FEW))  # by the pass's number
         self._last_jump: Event | None = None
         self._bad_loss = False
@@ -98,6 +102,7 @@ class Judge:
             partial(self._told_of, read, before),
             loss=norms.loss,
             multiplied=partial(_multiplied, read, before),
+            moved=self._moved,
         )
         before.append(read)
         self._tell(event)
@@ -183,6 +188,11 @@ class Judge:
     def _look_for_divergence(self, moment: Moment) -> None:
         if self._divergence.is_suspicious():
             self._tell(self._divergence(matrix_norms(self._model), moment, self._last_jump))
+
+    def _moved(self) -> bool:
+        """Whether the weights have left where they began: then a loss that is high is their own."""
+        now = matrix_norms(self._model)
+        return any(now[own] >= MOVED * norm for own, norm in self._start.items() if own in now)
 
     def _told_of(self, read: Read, before: Sequence[Read], recurrent: bool) -> str:
         """Whose norm it is, and which parameter's grew most, or that all grew as the loss did."""

@@ -45,6 +45,7 @@ class Measuring:
     ) -> None:
         self._model, self._capture, self._unobserved, self._found = model, capture, unobserved, found
         self._max_sequences, self._anchors = options.max_sequences, options.anchors
+        self._influence = options.influence
         self._unannounced = options.unannounced
         self._detectors, self._recurrent_weights = ProfileDetectors(options.detectors), RecurrentWeights()
 
@@ -95,7 +96,7 @@ class Measuring:
         measured: list[Profile] = []
         for call in calls:
             with nullcontext() if isinstance(call, RecurrentCall) else self._unobserved.apart(call.module):
-                profiles = measure_calls([call], max_sequences, self._anchors)
+                profiles = measure_calls([call], max_sequences, self._anchors, influence=self._influence)
                 measured += [replace(profile, step=call.step) for profile in profiles]
         self._unobserved.measured.update(profile.module for profile in measured)
         return measured

@@ -13,7 +13,7 @@ SEEN_BY = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modul
 UNANNOUNCED = "its backward pass went past Lightning (use self.manual_backward(loss)); no lags were measured"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WatchOptions:
     """What a watch is to look at.
 
@@ -22,6 +22,7 @@ class WatchOptions:
         find_cells: look for cells of the model's own on the first step.
         max_sequences: swept on a sampled step; None takes all.
         anchors: of each lagged profile.
+        influence: measure the gradients of fused modules' inputs as well.
         detectors: of the user's own, which judge the profiles beside the built-in
             ones. They are of this watch alone.
         strict: let an error of our own about one loop through, instead of a warning.
@@ -32,6 +33,7 @@ class WatchOptions:
     find_cells: bool = True
     max_sequences: int | None = 8
     anchors: int = 4
+    influence: bool = False
     detectors: Sequence[Detector] = ()
     strict: bool = True
     unannounced: str = UNANNOUNCED

@@ -69,6 +69,7 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
             what was found, through the logger ``lightning_gradwatch``.
         detectors: your own, which judge the profiles of sampled steps; each time it is entered
             begins with a copy of them.
+        influence: measure also what reaches the inputs of each fused module, as ``GradWatch`` does.
 
     Attributes:
         run_dir: where the run log lies; None before, and where none could be written.
@@ -99,6 +100,7 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
         log: Scalars | None = None,
         summary: bool = True,
         detectors: list[Detector] | None = None,
+        influence: bool = False,
     ) -> None:
         self.model, self.optimizers = _checked_model(model), [] if optimizer is None else optimizers_of(optimizer, _ANY)
         switch = "Leave out the watch to switch it off."
@@ -112,7 +114,7 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
         check_patterns(modules, "leave out the watch")
         self.modules, self.max_sequences, self.keep_sequences = modules, max_sequences, keep_sequences
         self.dirpath, self.on_event, self.log, self.summary = dirpath, on_event, log, summary
-        self.detectors = checked_detectors(detectors)
+        self.detectors, self.influence = checked_detectors(detectors), influence
         self.run_dir: Path | None = None
         self._session: Session | None = None
         self._found = self._findings()
@@ -204,13 +206,14 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
     def _options(self) -> SessionOptions:
         patterns = None if self.modules == "auto" else self.modules
         looks = WatchOptions(
-            patterns,
-            patterns is None,
-            self.max_sequences,
-            self.anchors,
-            copy.deepcopy(self.detectors),
-            self.raise_own_errors,
-            _UNANNOUNCED,
+            patterns=patterns,
+            find_cells=patterns is None,
+            max_sequences=self.max_sequences,
+            anchors=self.anchors,
+            influence=self.influence,
+            detectors=copy.deepcopy(self.detectors),
+            strict=self.raise_own_errors,
+            unannounced=_UNANNOUNCED,
         )
         config = {name: getattr(self, name) for name in (*SEEN_BY, "accumulate_grad_batches")}
         return SessionOptions(self.every_n_steps, self.accumulate_grad_batches, looks, config)

@@ -7,13 +7,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
 
 FORWARD, REVERSE = 0, 1
 DIRECTIONS = ("forward", "reverse")
 
 
-def pick_sequences(reached: Tensor, limit: int | None) -> list[int]:
+def pick_sequences(reached: axes.Bool[Tensor, " batch"], limit: int | None) -> list[int]:
     """Up to ``limit`` sequences, spread evenly over those of a batch that the loss reaches, the
     first and the last of these among them; None takes the whole batch. Touches no random generator.
 
@@ -74,20 +75,22 @@ class Layout:
         self._rows = offsets[:, None] + position[None, :]  # (time, sequence): row of the packed data
         self.lengths = (batch_sizes[:, None] > position[None, :]).sum(0)
 
-    def valid(self, start: int, stop: int) -> Tensor:
+    def valid(self, start: int, stop: int) -> axes.Bool[Tensor, "time sequence"]:
         """Which own-order steps lie within each sequence:
         ``(stop - start, sequences)``, boolean.
         """
         return torch.arange(start, stop)[:, None] < self.lengths[None, :]
 
-    def times(self, direction: int, start: int, stop: int) -> Tensor:
+    def times(self, direction: int, start: int, stop: int) -> axes.Int[Tensor, "time sequence"]:
         """Timesteps as the caller counts them, of own-order steps:
         ``(stop - start, sequences)``; clamped where invalid.
         """
         own = torch.arange(start, stop)[:, None].expand(-1, len(self.sequences))
         return own if direction == FORWARD else (self.lengths[None, :] - 1 - own).clamp_min(0)
 
-    def read(self, tensor: Tensor, direction: int, start: int, stop: int) -> Tensor:
+    def read(
+        self, tensor: axes.Float[Tensor, "... width"], direction: int, start: int, stop: int
+    ) -> axes.Float[Tensor, "time sequence width"]:
         """Own-order steps ``start`` to ``stop`` of a tensor laid out as the input or
         output: ``(time, sequence, width)``.
 
@@ -108,7 +111,7 @@ class Layout:
         part = tensor[backwards].flip(0) if direction == REVERSE else tensor[start:stop]
         return part if self._whole_batch else part[:, self._chosen.to(tensor.device)]
 
-    def write(self, padded: Tensor) -> Tensor:
+    def write(self, padded: axes.Float[Tensor, "time batch width"]) -> axes.Float[Tensor, "... width"]:
         """The inverse of :meth:`read` of all sequences, forwards:
         ``(time, sequence, width)`` laid out as the input is.
         """
@@ -121,7 +124,9 @@ class Layout:
             return padded[:, 0]
         return padded.transpose(0, 1) if self._batch_first else padded
 
-    def read_padded(self, tensor: Tensor, direction: int, start: int, stop: int) -> Tensor:
+    def read_padded(
+        self, tensor: axes.Float[Tensor, "whole sequence width"], direction: int, start: int, stop: int
+    ) -> axes.Float[Tensor, "time sequence width"]:
         """As :meth:`read`, of a tensor that is ``(time, sequence, width)`` already,
         with the chosen sequences only.
         """
@@ -133,7 +138,9 @@ class Layout:
         values = tensor[times, torch.arange(len(self.sequences), device=tensor.device)]
         return values.masked_fill(~self.valid(start, stop).to(tensor.device)[..., None], 0)
 
-    def read_state(self, tensor: Tensor | None, index: int) -> Tensor | None:
+    def read_state(
+        self, tensor: axes.Float[Tensor, "cascade ... width"] | None, index: int
+    ) -> axes.Float[Tensor, "sequence width"] | None:
         """The chosen sequences of one layer and direction of h0, c0, h_n
         or c_n: ``(sequence, width)``.
         """
@@ -148,7 +155,9 @@ class Layout:
             return (self._packed_rows, width)
         return (self.timesteps, self.batch_size, width)
 
-    def read_dropout(self, mask: Tensor, start: int, stop: int) -> Tensor:
+    def read_dropout(
+        self, mask: axes.Float[Tensor, "... width"], start: int, stop: int
+    ) -> axes.Float[Tensor, "time sequence width"]:
         """The chosen sequences of a mask drawn in :meth:`dropout_shape`, forwards."""
         if self._rows is not None:
             return self.read(mask, FORWARD, start, stop)

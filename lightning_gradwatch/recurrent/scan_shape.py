@@ -73,6 +73,15 @@ class ScanShape:
             return ScanShape(tuple(tensor.shape), self.dim, self.batch).time_first(tensor)
         return self.time_first(tensor[..., None])
 
+    def readout_time_first(self, readout: Tensor, output: Tensor) -> Tensor:
+        """``(time | 1, batch | 1, out, state)`` of a matrix that reads the states out, otherwise as
+        the states lie.
+        """
+        readout = readout.detach()
+        if not self.mixes:
+            return self.time_first(_per_channel(readout, output, self.batch)[0])
+        return first(readout[(None,) * (len(self.states) + 1 - readout.dim())], self.dim, self.batch)
+
 
 def first(tensor: Tensor, dim: int, batch: int | None) -> Tensor:
     """Time and batch before all else; where there is no batch, one of size 1."""
@@ -85,17 +94,20 @@ def broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
     return len(shape) <= len(full) and all(size in (1, other) for size, other in pairs)
 
 
-def per_channel(readout: Tensor, output: Tensor) -> Tensor | None:
-    """A readout with a state dimension for each output, as it broadcasts to ``(*output, state)``:
-    itself, or ``(batch, time, state)``, which all channels share. None where it does neither.
+def _per_channel(readout: Tensor, output: Tensor, batch: int | None) -> list[Tensor]:
+    """The ways in which a readout with a state dimension for each output broadcasts to
+    ``(*output, state)``: as it is, or as ``(batch, time, state)``, which all channels share.
     """
-    full = (*output.shape, readout.shape[-1])
-    if broadcasts(readout.shape, full):
-        return readout
     leading = readout.dim() - 1
-    if leading >= 2 and broadcasts(readout.shape[:-1], output.shape[:leading]):
-        return readout[(..., *(None,) * (output.dim() - leading), slice(None))]
-    return None
+    shared = (
+        leading >= 1 + (batch is not None)
+        and leading < output.dim()
+        and broadcasts(readout.shape[:-1], output.shape[:leading])
+    )
+    ways = [readout] if broadcasts(readout.shape, (*output.shape, readout.shape[-1])) else []
+    if shared and any(size > 1 for size in readout.shape[:-1]):
+        ways.append(readout[(..., *(None,) * (output.dim() - leading), slice(None))])
+    return ways
 
 
 def _dimension(h: Tensor, dim: int) -> int:
@@ -136,7 +148,15 @@ def _mixed(y: Tensor, readout: Tensor, time: int, batch: int | None) -> ScanShap
 
 
 def _apart(y: Tensor, readout: Tensor, time: int, batch: int | None) -> ScanShape | None:
-    """y = Σₙ Cₙ hₙ, where each channel has states of its own."""
-    if not readout.dim() or per_channel(readout, y) is None:
-        return None
-    return ScanShape((*y.shape, readout.shape[-1]), time, batch)
+    """y = Σₙ Cₙ hₙ, where each channel has states of its own.
+
+    Raises:
+        ValueError: the readout may be meant in two ways.
+    """
+    ways = _per_channel(readout, y, batch) if readout.dim() else []
+    if len(ways) > 1:
+        raise ValueError(
+            f"`readout` must fit in one way; found {tuple(readout.shape)} beside an output {tuple(y.shape)}, whose first and last "
+            "dimensions it fits alike. Give it all the dimensions of the states, of size 1 where it does not vary: readout[:, :, None]."
+        )
+    return ScanShape((*y.shape, readout.shape[-1]), time, batch) if ways else None

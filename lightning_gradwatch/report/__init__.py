@@ -7,8 +7,10 @@ from lightning_gradwatch.report.figures import (
     plot_clipping,
     plot_heatmap,
     plot_horizon,
+    plot_influence,
     plot_lag,
     plot_profile,
+    plot_words,
     profile_picture,
 )
 from lightning_gradwatch.report.html import write_report
@@ -19,8 +21,10 @@ __all__ = [
     "plot_clipping",
     "plot_heatmap",
     "plot_horizon",
+    "plot_influence",
     "plot_lag",
     "plot_profile",
+    "plot_words",
     "print_events",
     "print_summary",
     "profile_picture",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "lightning_gradwatch"
@@ -10,8 +11,8 @@ MODULES = {
     ".".join(("lightning_gradwatch", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-LINES = 320
-"""A file that is longer holds a second idea."""
+LINES = 300
+"""A file that is longer holds a second idea, or says in a comment what keeps it together."""
 
 
 def imports(module: str) -> list[tuple[str, str | None]]:
@@ -62,6 +63,8 @@ def test_private_names_stay_at_home() -> None:
 
 
 def test_a_file_is_one_idea() -> None:
-    """No file is longer than can be read at once."""
+    """No file is longer than can be read at once, or it says why."""
     lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
-    assert {module: count for module, count in lengths.items() if count > LINES} == {}
+    long = {module for module, count in lengths.items() if count > LINES}
+    reasons = re.compile(rf"^# Over {LINES} lines: .{{20,}}$", re.MULTILINE)
+    assert {module for module in long if not reasons.search(MODULES[module].read_text(encoding="utf-8"))} == set()

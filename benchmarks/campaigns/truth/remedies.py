@@ -69,8 +69,8 @@ helps(
     "The recurrent weight enlarges what it passes back: begin with an orthogonal one of gain 1 or less (Henaff "
     "et al. 2016), or use a "
     "gated cell.",
-    "In a gated cell it is the recurrent weights that have grown: weight decay on them keeps them small "
-    "(Pascanu et al. 2013, L2).",
+    "In a gated cell it is the recurrent weights that are large: begin with smaller ones where they are so from the "
+    "start; weight decay keeps them small (Pascanu et al. 2013, L2).",
 )
 helps(
     GROWTH,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.layout import Layout
 from lightning_gradwatch.recurrent.limit import Limit
 from lightning_gradwatch.recurrent.shape import Shape
@@ -23,11 +24,11 @@ class Weights:
     there with ``proj_size`` only.
     """
 
-    w_ih: Tensor
-    w_hh: Tensor
-    b_ih: Tensor | None
-    b_hh: Tensor | None
-    w_hr: Tensor | None
+    w_ih: axes.Float[Tensor, "gated input"]
+    w_hh: axes.Float[Tensor, "gated state"]
+    b_ih: axes.Float[Tensor, " gated"] | None
+    b_hh: axes.Float[Tensor, " gated"] | None
+    w_hr: axes.Float[Tensor, "state hidden"] | None
 
     @classmethod
     def unpack(cls, flat: tuple[Tensor, ...], shape: Shape, dtype: torch.dtype) -> Weights:
@@ -50,8 +51,8 @@ class Carry:
     ``hidden`` is the recurrent part of ∂L/∂h, ``cell`` that of ∂L/∂c (LSTM only).
     """
 
-    hidden: Tensor
-    cell: Tensor | None = None
+    hidden: axes.Float[Tensor, "stream sequence state"]
+    cell: axes.Float[Tensor, "stream sequence hidden"] | None = None
 
     def first(self, streams: int) -> Carry:
         """That of the first ``streams`` alone; the others have not begun."""
@@ -74,12 +75,18 @@ class Ends:
         cell: ``(stream, sequence, hidden)``, what ∂L/∂c_n contributes; None if nothing.
     """
 
-    at: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
-    cell: Tensor | None = None
+    at: dict[int, axes.Int[Tensor, " ending"]] = field(default_factory=dict[int, Tensor])
+    cell: axes.Float[Tensor, "stream sequence hidden"] | None = None
 
     @classmethod
     def within(
-        cls, layout: Layout, start: int, stop: int, direct: Tensor, h_n: Tensor | None, c_n: Tensor | None
+        cls,
+        layout: Layout,
+        start: int,
+        stop: int,
+        direct: axes.Float[Tensor, "time stream sequence state"],
+        h_n: axes.Float[Tensor, "stream sequence state"] | None,
+        c_n: axes.Float[Tensor, "stream sequence hidden"] | None,
     ) -> Ends:
         """Those in a chunk, own-order steps ``start`` to ``stop``.
 
@@ -121,14 +128,28 @@ class Adjoint(ABC, Generic[F]):
         self.weights = weights
         self.shape = shape
 
-    def run(self, x: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def run(
+        self,
+        x: axes.Float[Tensor, "time sequence input"],
+        h: axes.Float[Tensor, "sequence state"],
+        c: axes.Float[Tensor, "sequence hidden"] | None,
+    ) -> tuple[
+        axes.Float[Tensor, "time sequence state"],
+        axes.Float[Tensor, "sequence state"],
+        axes.Float[Tensor, "sequence hidden"] | None,
+    ]:
         """The fused forward of this layer over a chunk: ``(h of every step, last h, last c)``."""
         function = getattr(torch._VF, self.shape.mode.lower())  # type: ignore[attr-defined]  # the operators behind nn.RNN, nn.LSTM, nn.GRU
         state: Any = (h[None], c[None]) if c is not None else h[None]
         result = function(x, state, self.weights.flat(), self.shape.has_bias, 1, 0.0, False, False, False)
         return result[0], result[1][0], result[2][0] if c is not None else None
 
-    def initial_states(self, h0: Tensor | None, c0: Tensor | None, sequences: int) -> tuple[Tensor, Tensor | None]:
+    def initial_states(
+        self,
+        h0: axes.Float[Tensor, "sequence state"] | None,
+        c0: axes.Float[Tensor, "sequence hidden"] | None,
+        sequences: int,
+    ) -> tuple[axes.Float[Tensor, "sequence state"], axes.Float[Tensor, "sequence hidden"] | None]:
         """The states ``(sequence, width)`` before the first step, zeros where none are given; of c
         for an LSTM only.
         """
@@ -145,7 +166,9 @@ class Adjoint(ABC, Generic[F]):
         cell = like.new_zeros(streams, sequences, self.shape.hidden_size) if self.shape.mode == "LSTM" else None
         return Carry(hidden, cell)
 
-    def pre_activations(self, x: Tensor, h_previous: Tensor) -> Tensor:
+    def pre_activations(
+        self, x: axes.Float[Tensor, "time sequence input"], h_previous: axes.Float[Tensor, "time sequence state"]
+    ) -> axes.Float[Tensor, "time sequence gate hidden"]:
         """What enters the gates' nonlinearities:
         ``(time, sequence, gate, hidden)``, in PyTorch's order of gates.
         """
@@ -154,7 +177,12 @@ class Adjoint(ABC, Generic[F]):
         return a.unflatten(-1, (-1, self.shape.hidden_size))
 
     @abstractmethod
-    def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> F:
+    def prepare(
+        self,
+        x: axes.Float[Tensor, "time sequence input"],
+        h_previous: axes.Float[Tensor, "time sequence state"],
+        c_start: axes.Float[Tensor, "sequence hidden"] | None,
+    ) -> F:
         """Recompute the gates of all steps of a chunk at once, and from them the
         factors of the adjoint recurrence.
 
@@ -165,13 +193,22 @@ class Adjoint(ABC, Generic[F]):
         """
 
     @abstractmethod
-    def recomputed(self, factors: F) -> tuple[Tensor, Tensor | None]:
+    def recomputed(
+        self, factors: F
+    ) -> tuple[axes.Float[Tensor, "time sequence state"], axes.Float[Tensor, "time sequence hidden"] | None]:
         """``(h of every step, c of every step)`` as the recomputed gates give them."""
 
     @abstractmethod
     def sweep(
-        self, factors: F, direct: Tensor, carry: Carry, ends: Ends, limit: Limit | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        factors: F,
+        direct: axes.Float[Tensor, "time stream sequence state"],
+        carry: Carry,
+        ends: Ends,
+        limit: Limit | None = None,
+    ) -> tuple[
+        axes.Float[Tensor, "time stream sequence state"], axes.Float[Tensor, "time stream sequence hidden"] | None
+    ]:
         """Run the adjoint recurrence from the chunk's last step to its first;
         ``carry`` is updated in place.
 
@@ -186,15 +223,27 @@ class Adjoint(ABC, Generic[F]):
         """
 
     @abstractmethod
-    def input_delta(self, factors: F, hidden: Tensor, cell: Tensor | None) -> Tensor:
+    def input_delta(
+        self,
+        factors: F,
+        hidden: axes.Float[Tensor, "time stream sequence state"],
+        cell: axes.Float[Tensor, "time stream sequence hidden"] | None,
+    ) -> axes.Float[Tensor, "time stream sequence gated"]:
         """δ, the gradient of W_ih x_t + b_ih, of every step:
         ``(time, stream, sequence, gates·hidden)``.
         """
 
-    def recurrent_delta(self, factors: F, hidden: Tensor, input_delta: Tensor) -> Tensor:
+    def recurrent_delta(
+        self,
+        factors: F,
+        hidden: axes.Float[Tensor, "time stream sequence state"],
+        input_delta: axes.Float[Tensor, "time stream sequence gated"],
+    ) -> axes.Float[Tensor, "time stream sequence gated"]:
         """The gradient of W_hh h_{t−1} + b_hh: the same but in a GRU."""
         return input_delta
 
-    def projection_gradient(self, factors: F, hidden: Tensor) -> list[Tensor]:
+    def projection_gradient(
+        self, factors: F, hidden: axes.Float[Tensor, "time stream sequence state"]
+    ) -> list[axes.Float[Tensor, "state hidden"]]:
         """∂L/∂W_hr, if there is one, of a single stream."""
         return []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint.base import Adjoint, Carry, Ends
 from lightning_gradwatch.recurrent.limit import Limit
 
@@ -23,10 +24,10 @@ class GRUFactors:
     which reaches W_hn through r.
     """
 
-    h: Tensor
-    z: Tensor
-    recurrent: Tensor
-    input: Tensor
+    h: axes.Float[Tensor, "time sequence hidden"]
+    z: axes.Float[Tensor, "time sequence hidden"]
+    recurrent: axes.Float[Tensor, "time sequence 3 hidden"]
+    input: axes.Float[Tensor, "time sequence 3 hidden"]
 
 
 class GRUAdjoint(Adjoint[GRUFactors]):
@@ -34,14 +35,21 @@ class GRUAdjoint(Adjoint[GRUFactors]):
     g_{t−1} = d_{t−1} + z g + W_hrᵀδ_r + W_hzᵀδ_z + W_hnᵀ(r δ_n).
     """
 
-    def pre_activations(self, x: Tensor, h_previous: Tensor) -> Tensor:
+    def pre_activations(
+        self, x: axes.Float[Tensor, "time sequence input"], h_previous: axes.Float[Tensor, "time sequence state"]
+    ) -> axes.Float[Tensor, "time sequence gate hidden"]:
         w = self.weights
         i_r, i_z, i_n = functional.linear(x, w.w_ih, w.b_ih).chunk(3, -1)
         s_r, s_z, s_n = functional.linear(h_previous, w.w_hh, w.b_hh).chunk(3, -1)
         reset = i_r + s_r
         return torch.stack([reset, i_z + s_z, i_n + reset.sigmoid() * s_n], -2)
 
-    def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> GRUFactors:
+    def prepare(
+        self,
+        x: axes.Float[Tensor, "time sequence input"],
+        h_previous: axes.Float[Tensor, "time sequence state"],
+        c_start: axes.Float[Tensor, "sequence hidden"] | None,
+    ) -> GRUFactors:
         w = self.weights
         from_input = functional.linear(x, w.w_ih, w.b_ih)
         from_state = functional.linear(h_previous, w.w_hh, w.b_hh)
@@ -56,12 +64,21 @@ class GRUAdjoint(Adjoint[GRUFactors]):
         h = n + z * (h_previous - n)
         return GRUFactors(h, z, torch.stack([k_r, k_z, r * k_n], 2), torch.stack([k_r, k_z, k_n], 2))
 
-    def recomputed(self, factors: GRUFactors) -> tuple[Tensor, Tensor | None]:
+    def recomputed(
+        self, factors: GRUFactors
+    ) -> tuple[axes.Float[Tensor, "time sequence state"], axes.Float[Tensor, "time sequence hidden"] | None]:
         return factors.h, None
 
     def sweep(
-        self, factors: GRUFactors, direct: Tensor, carry: Carry, ends: Ends, limit: Limit | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        factors: GRUFactors,
+        direct: axes.Float[Tensor, "time stream sequence state"],
+        carry: Carry,
+        ends: Ends,
+        limit: Limit | None = None,
+    ) -> tuple[
+        axes.Float[Tensor, "time stream sequence state"], axes.Float[Tensor, "time stream sequence hidden"] | None
+    ]:
         total = torch.empty_like(direct)
         _, streams, sequences, width = direct.shape
         delta = direct.new_empty(streams, sequences, 3, width)
@@ -77,8 +94,18 @@ class GRUAdjoint(Adjoint[GRUFactors]):
             carry.hidden = torch.addmm(kept, flat, w_hh).view(streams, sequences, width)
         return total, None
 
-    def input_delta(self, factors: GRUFactors, hidden: Tensor, cell: Tensor | None) -> Tensor:
+    def input_delta(
+        self,
+        factors: GRUFactors,
+        hidden: axes.Float[Tensor, "time stream sequence state"],
+        cell: axes.Float[Tensor, "time stream sequence hidden"] | None,
+    ) -> axes.Float[Tensor, "time stream sequence gated"]:
         return (hidden[..., None, :] * factors.input[:, None]).flatten(-2)
 
-    def recurrent_delta(self, factors: GRUFactors, hidden: Tensor, input_delta: Tensor) -> Tensor:
+    def recurrent_delta(
+        self,
+        factors: GRUFactors,
+        hidden: axes.Float[Tensor, "time stream sequence state"],
+        input_delta: axes.Float[Tensor, "time stream sequence gated"],
+    ) -> axes.Float[Tensor, "time stream sequence gated"]:
         return (hidden[..., None, :] * factors.recurrent[:, None]).flatten(-2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint.base import Adjoint, Carry, Ends
 from lightning_gradwatch.recurrent.limit import Limit
 
@@ -23,12 +24,12 @@ class LSTMFactors:
     g.
     """
 
-    m: Tensor
-    c: Tensor
-    forget: Tensor
-    output_to_cell: Tensor
-    cell_gates: Tensor
-    output_gate: Tensor
+    m: axes.Float[Tensor, "time sequence hidden"]
+    c: axes.Float[Tensor, "time sequence hidden"]
+    forget: axes.Float[Tensor, "time sequence hidden"]
+    output_to_cell: axes.Float[Tensor, "time sequence hidden"]
+    cell_gates: axes.Float[Tensor, "time sequence 3 hidden"]
+    output_gate: axes.Float[Tensor, "time sequence hidden"]
 
 
 class LSTMAdjoint(Adjoint[LSTMFactors]):
@@ -36,7 +37,12 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
     = ∂c·i(1−g²), δ_o = ∂m·tanh c·o(1−o); g_{t−1} = d_{t−1} + W_hhᵀδ, q_{t−1} = ∂c·f.
     """
 
-    def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> LSTMFactors:
+    def prepare(
+        self,
+        x: axes.Float[Tensor, "time sequence input"],
+        h_previous: axes.Float[Tensor, "time sequence state"],
+        c_start: axes.Float[Tensor, "sequence hidden"] | None,
+    ) -> LSTMFactors:
         assert c_start is not None
         w = self.weights
         a = functional.linear(x, w.w_ih, w.b_ih) + functional.linear(h_previous, w.w_hh, w.b_hh)
@@ -57,17 +63,26 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
             output_gate=tanh_c * o * (1 - o),
         )
 
-    def recomputed(self, factors: LSTMFactors) -> tuple[Tensor, Tensor | None]:
+    def recomputed(
+        self, factors: LSTMFactors
+    ) -> tuple[axes.Float[Tensor, "time sequence state"], axes.Float[Tensor, "time sequence hidden"] | None]:
         w_hr = self.weights.w_hr
         return factors.m if w_hr is None else functional.linear(factors.m, w_hr), factors.c
 
-    def _to_m(self, hidden: Tensor) -> Tensor:
+    def _to_m(self, hidden: axes.Float[Tensor, "... state"]) -> axes.Float[Tensor, "... hidden"]:
         w_hr = self.weights.w_hr
         return hidden if w_hr is None else hidden.matmul(w_hr)
 
     def sweep(
-        self, factors: LSTMFactors, direct: Tensor, carry: Carry, ends: Ends, limit: Limit | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        factors: LSTMFactors,
+        direct: axes.Float[Tensor, "time stream sequence state"],
+        carry: Carry,
+        ends: Ends,
+        limit: Limit | None = None,
+    ) -> tuple[
+        axes.Float[Tensor, "time stream sequence state"], axes.Float[Tensor, "time stream sequence hidden"] | None
+    ]:
         assert carry.cell is not None
         total_h = torch.empty_like(direct)
         time, streams, sequences, _ = direct.shape
@@ -92,14 +107,21 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
             carry.cell = dc * factors.forget[t]
         return total_h, total_c
 
-    def input_delta(self, factors: LSTMFactors, hidden: Tensor, cell: Tensor | None) -> Tensor:
+    def input_delta(
+        self,
+        factors: LSTMFactors,
+        hidden: axes.Float[Tensor, "time stream sequence state"],
+        cell: axes.Float[Tensor, "time stream sequence hidden"] | None,
+    ) -> axes.Float[Tensor, "time stream sequence gated"]:
         assert cell is not None
         delta = cell.new_empty(*cell.shape[:-1], 4, cell.shape[-1])
         torch.mul(cell[..., None, :], factors.cell_gates[:, None], out=delta[..., :3, :])
         torch.mul(self._to_m(hidden), factors.output_gate[:, None], out=delta[..., 3, :])
         return delta.flatten(-2)
 
-    def projection_gradient(self, factors: LSTMFactors, hidden: Tensor) -> list[Tensor]:
+    def projection_gradient(
+        self, factors: LSTMFactors, hidden: axes.Float[Tensor, "time stream sequence state"]
+    ) -> list[axes.Float[Tensor, "state hidden"]]:
         if self.weights.w_hr is None:
             return []
         return [hidden.flatten(0, -2).T.matmul(factors.m.flatten(0, -2))]

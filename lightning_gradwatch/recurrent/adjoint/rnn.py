@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint.base import Adjoint, Carry, Ends
 from lightning_gradwatch.recurrent.limit import Limit
 
@@ -16,28 +17,42 @@ from lightning_gradwatch.recurrent.limit import Limit
 class RNNFactors:
     """``h`` and φ′, both ``(time, sequence, hidden)``."""
 
-    h: Tensor
-    slope: Tensor
+    h: axes.Float[Tensor, "time sequence hidden"]
+    slope: axes.Float[Tensor, "time sequence hidden"]
 
 
 class RNNAdjoint(Adjoint[RNNFactors]):
     """δ_t = φ′⊙g_t; g_{t−1} = d_{t−1} + W_hhᵀδ_t (Pascanu et al. 2013, eq. 5, transposed)."""
 
-    def prepare(self, x: Tensor, h_previous: Tensor, c_start: Tensor | None) -> RNNFactors:
+    def prepare(
+        self,
+        x: axes.Float[Tensor, "time sequence input"],
+        h_previous: axes.Float[Tensor, "time sequence state"],
+        c_start: axes.Float[Tensor, "sequence hidden"] | None,
+    ) -> RNNFactors:
         w = self.weights
         a = functional.linear(x, w.w_ih, w.b_ih) + functional.linear(h_previous, w.w_hh, w.b_hh)
         return self.of_states(a.relu() if self.shape.mode == "RNN_RELU" else a.tanh())
 
-    def of_states(self, h: Tensor) -> RNNFactors:
+    def of_states(self, h: axes.Float[Tensor, "time sequence hidden"]) -> RNNFactors:
         """The factors from recorded states ``(time, sequence, hidden)``."""
         return RNNFactors(h, (h > 0).to(h.dtype) if self.shape.mode == "RNN_RELU" else 1 - h * h)
 
-    def recomputed(self, factors: RNNFactors) -> tuple[Tensor, Tensor | None]:
+    def recomputed(
+        self, factors: RNNFactors
+    ) -> tuple[axes.Float[Tensor, "time sequence state"], axes.Float[Tensor, "time sequence hidden"] | None]:
         return factors.h, None
 
     def sweep(
-        self, factors: RNNFactors, direct: Tensor, carry: Carry, ends: Ends, limit: Limit | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        factors: RNNFactors,
+        direct: axes.Float[Tensor, "time stream sequence state"],
+        carry: Carry,
+        ends: Ends,
+        limit: Limit | None = None,
+    ) -> tuple[
+        axes.Float[Tensor, "time stream sequence state"], axes.Float[Tensor, "time stream sequence hidden"] | None
+    ]:
         total = torch.empty_like(direct)
         w_hh = self.weights.w_hh
         for t in range(len(direct) - 1, -1, -1):
@@ -48,5 +63,10 @@ class RNNAdjoint(Adjoint[RNNFactors]):
             carry.hidden = (g * factors.slope[t]).matmul(w_hh)
         return total, None
 
-    def input_delta(self, factors: RNNFactors, hidden: Tensor, cell: Tensor | None) -> Tensor:
+    def input_delta(
+        self,
+        factors: RNNFactors,
+        hidden: axes.Float[Tensor, "time stream sequence state"],
+        cell: axes.Float[Tensor, "time stream sequence hidden"] | None,
+    ) -> axes.Float[Tensor, "time stream sequence gated"]:
         return hidden * factors.slope[:, None]

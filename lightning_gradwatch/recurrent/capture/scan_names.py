@@ -10,9 +10,9 @@ from lightning_gradwatch.recurrent.capture.modules import plain_name
 
 _NAMES = re.compile(
     r"[Mm]in(GRU|LSTM)"
-    r"|(Bi|Falcon|Jamba)?Mamba[12]?(Block|Layer|Mixer|Simple)?"
-    r"|(S4|S4D|S5|S6|DSS|LRU|SSM|HGRN2?|RGLRU|mLSTM)(Block|Layer|Kernel|Cell)?"
-    r"|RWKV_?T(ime_?M|M)ix\w*"
+    r"|(Bi|Falcon|Jamba|Zamba2?)?Mamba\d?(Block|Layer|Mixer|Simple)?"
+    r"|(S4|S4D|S5|S6|DSS|LRU|SSM|HGRN2?|RGLRU|mLSTM|RWKV\d?)(Block|Layer|Kernel|Cell|SSM|Attention)?"
+    r"|RWKV_?T(ime_?M|[Mm])ix\w*|RwkvSelfAttention|RecurrentGemmaRglru"
 )
 """Of published diagonal recurrences that are computed by a scan."""
 

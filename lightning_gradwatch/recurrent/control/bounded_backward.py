@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint import Adjoint, Ends, adjoint_of, computed_in
 from lightning_gradwatch.recurrent.adjoint.quiet import without_warnings
 from lightning_gradwatch.recurrent.adjoint.rnn import RNNAdjoint
@@ -128,20 +129,26 @@ class _Back:
                 gradient = gradient * self.masks[layer - 1]
         self.source = None if gradient is None else layout.write(gradient)
 
-    def _own(self, natural: Tensor, direction: int) -> Tensor:
+    def _own(
+        self, natural: axes.Float[Tensor, "time sequence width"], direction: int
+    ) -> axes.Float[Tensor, "time sequence width"]:
         """From the caller's time to a direction's own order, or back."""
         return self.layout.read_padded(natural, direction, 0, self.layout.timesteps)
 
-    def _start(self, adjoint: Adjoint[Any], index: int) -> tuple[Tensor, Tensor | None]:
+    def _start(
+        self, adjoint: Adjoint[Any], index: int
+    ) -> tuple[axes.Float[Tensor, "sequence state"], axes.Float[Tensor, "sequence hidden"] | None]:
         h0, c0 = (self._state(given, index) for given in (self.call.h0, self.call.c0))
         return adjoint.initial_states(h0, c0, len(self.layout.sequences))
 
-    def _state(self, tensor: Tensor | None, index: int) -> Tensor | None:
+    def _state(
+        self, tensor: axes.Float[Tensor, "cascade ... width"] | None, index: int
+    ) -> axes.Float[Tensor, "sequence width"] | None:
         """An initial or final state, or its gradient, of one layer and direction."""
         state = self.layout.read_state(tensor, index)
         return None if state is None else state.to(self.dtype)
 
-    def _lower_states(self, layer: int, inputs: list[Tensor]) -> list[Tensor]:
+    def _lower_states(self, layer: int, inputs: list[Tensor]) -> list[axes.Float[Tensor, "time sequence state"]]:
         """Both directions' states, in their own order; what the next
         layer reads is added to ``inputs``.
         """
@@ -157,8 +164,13 @@ class _Back:
         return own
 
     def _back_layer(
-        self, layer: int, inputs: Tensor, states: Sequence[Tensor], gradient: Tensor, with_input: bool
-    ) -> Tensor | None:
+        self,
+        layer: int,
+        inputs: axes.Float[Tensor, "time sequence input"],
+        states: Sequence[axes.Float[Tensor, "time sequence state"]],
+        gradient: axes.Float[Tensor, "time sequence width"],
+        with_input: bool,
+    ) -> axes.Float[Tensor, "time sequence input"] | None:
         """∂L/∂x of a layer from ∂L/∂h of its output, both in the caller's time; weights
         and initial states on the way.
         """
@@ -174,7 +186,14 @@ class _Back:
                 below = part if below is None else below + part
         return below
 
-    def _back_direction(self, adjoint: Adjoint[Any], index: int, x: Tensor, h: Tensor, direct: Tensor) -> Tensor:
+    def _back_direction(
+        self,
+        adjoint: Adjoint[Any],
+        index: int,
+        x: axes.Float[Tensor, "time sequence input"],
+        h: axes.Float[Tensor, "time sequence state"],
+        direct: axes.Float[Tensor, "time sequence state"],
+    ) -> axes.Float[Tensor, "time sequence gated"]:
         """δ of a direction in its own order, with one stream."""
         h_start, c_start = self._start(adjoint, index)
         h_previous = torch.cat([h_start[None], h[:-1]])
@@ -191,9 +210,7 @@ class _Back:
         recurrent = adjoint.recurrent_delta(factors, hidden, delta)
         found = _weight_gradients(adjoint, factors, x, h_previous, hidden, delta, recurrent)
         if self.rule.omega is not None and isinstance(adjoint, RNNAdjoint):
-            found[1] = found[1] + self.rule.omega.gradient(
-                factors.slope, delta[:, 0], adjoint.weights.w_hh, self.layout
-            )
+            found[1] = found[1] + self.rule.omega.gradient(factors.slope, delta[:, 0], adjoint.weights.w_hh)
         count = self.call.shape.weights_per_direction
         self.weights[index * count : (index + 1) * count] = found
         for whole, part in ((self.h0, carry.hidden), (self.c0, carry.cell)):
@@ -205,11 +222,11 @@ class _Back:
 def _weight_gradients(
     adjoint: Adjoint[Any],
     factors: Any,
-    x: Tensor,
-    h_previous: Tensor,
-    hidden: Tensor,
-    delta: Tensor,
-    recurrent: Tensor,
+    x: axes.Float[Tensor, "time sequence input"],
+    h_previous: axes.Float[Tensor, "time sequence state"],
+    hidden: axes.Float[Tensor, "time stream sequence state"],
+    delta: axes.Float[Tensor, "time stream sequence gated"],
+    recurrent: axes.Float[Tensor, "time stream sequence gated"],
 ) -> list[Tensor]:
     """In PyTorch's flat order, each summed over all timesteps and sequences at once."""
     rows, recurrent_rows = delta.flatten(0, 2), recurrent.flatten(0, 2)

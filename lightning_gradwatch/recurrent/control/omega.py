@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.recurrent.layout import Layout
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.limit import Limit
 
 
@@ -30,7 +30,12 @@ class Omega:
         self.weight = weight
         self._limit = limit
 
-    def gradient(self, slope: Tensor, delta: Tensor, w_hh: Tensor, layout: Layout) -> Tensor:
+    def gradient(
+        self,
+        slope: axes.Float[Tensor, "time sequence hidden"],
+        delta: axes.Float[Tensor, "time sequence hidden"],
+        w_hh: axes.Float[Tensor, "hidden hidden"],
+    ) -> axes.Float[Tensor, "hidden hidden"]:
         """``weight``·∂⁺Ω/∂W_hh.
 
         Args:

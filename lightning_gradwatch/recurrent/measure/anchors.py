@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint import computed_in
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, REVERSE, Layout
@@ -26,8 +27,8 @@ class Anchors:
     norms are divided by it again. ``smallest`` is the smallest ‖∂L_τ‖.
     """
 
-    timestep: Tensor
-    scale: Tensor
+    timestep: axes.Int[Tensor, "anchor sequence"]
+    scale: axes.Float[Tensor, "anchor sequence"]
     lift: float = 1.0
     smallest: float = math.inf
 
@@ -45,7 +46,7 @@ class Anchors:
         return [int(row.max()) for row in self.timestep if int(row.max()) >= 0]
 
 
-def direct_norms(call: RecurrentCall, layout: Layout, chunk: int) -> Tensor:
+def direct_norms(call: RecurrentCall, layout: Layout, chunk: int) -> axes.Float[Tensor, "time sequence"]:
     """‖what the loss sends directly to each timestep‖: ``(time, sequence)`` float64 on the
     CPU, states' last steps included.
     """
@@ -68,7 +69,7 @@ def direct_norms(call: RecurrentCall, layout: Layout, chunk: int) -> Tensor:
     return squares.sqrt()
 
 
-def norm(tensor: Tensor) -> Tensor:
+def norm(tensor: axes.Float[Tensor, "*axes width"]) -> axes.Float[Tensor, " *axes"]:
     """L2 norm over the last dimension, accumulated in float64: squares of vanished
     gradients underflow in float32.
     """
@@ -82,7 +83,7 @@ def norm(tensor: Tensor) -> Tensor:
     return torch.where(found.isfinite() | ~largest.isfinite(), found, scaled)
 
 
-def last_timestep(layout: Layout, direction: int) -> Tensor:
+def last_timestep(layout: Layout, direction: int) -> axes.Int[Tensor, " sequence"]:
     """The timestep at which each sequence's final state stands: its
     last one forwards, 0 in reverse.
     """

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
 from lightning_gradwatch.recurrent.gradient_slot import GradientSlot
 from lightning_gradwatch.recurrent.measure.reached import reached_sequences
-from lightning_gradwatch.recurrent.measure.sweep import TOLERANCES, Sweep, sweep
+from lightning_gradwatch.recurrent.measure.stack import TOLERANCES
+from lightning_gradwatch.recurrent.measure.sweep import Sweep, sweep
 from lightning_gradwatch.recurrent.trail import Gradients
 
 
@@ -24,11 +26,11 @@ from lightning_gradwatch.recurrent.trail import Gradients
 class Norms:
     """Of the gradient of every layer's h, and of an LSTM's c: ``(time, sequence)``, float64."""
 
-    h: list[Tensor]
-    c: list[Tensor]
+    h: list[axes.Float[Tensor, "time sequence"]]
+    c: list[axes.Float[Tensor, "time sequence"]]
     inexact_reason: str | None
 
-    def both(self, layer: int) -> Tensor:
+    def both(self, layer: int) -> axes.Float[Tensor, "time sequence"]:
         """Of h and c together."""
         return torch.hypot(self.h[layer], self.c[layer]) if self.c else self.h[layer]
 
@@ -81,7 +83,7 @@ def arrived(chain: Chain) -> list[Gradients]:
     return [cast("Gradients", tuple(slot.value() for slot in call.slots())) for call in chain.calls]
 
 
-def reached_by(chain: Chain) -> Tensor:
+def reached_by(chain: Chain) -> axes.Bool[Tensor, " batch"]:
     """Whether the loss sends anything to a sequence at any timestep:
     ``(batch,)``, boolean, on the CPU.
     """
@@ -171,14 +173,16 @@ def _side_by_side(calls: Sequence[RecurrentCall], sequences: list[int]) -> Recur
     )
 
 
-def _time_major(call: RecurrentCall, tensor: Tensor | None) -> Tensor | None:
+def _time_major(
+    call: RecurrentCall, tensor: axes.Float[Tensor, "... width"] | None
+) -> axes.Float[Tensor, "time batch width"] | None:
     """Input, output or their gradient as ``(time, batch, width)``."""
     if tensor is None:
         return None
     return tensor[:, None] if tensor.dim() == 2 else tensor.transpose(0, 1) if call.shape.batch_first else tensor
 
 
-def _batched(state: Tensor | None) -> Tensor | None:
+def _batched(state: axes.Float[Tensor, "cascade ... width"] | None) -> axes.Float[Tensor, "cascade batch width"] | None:
     """A state or its gradient as ``(layer, batch, width)``."""
     return state[:, None] if state is not None and state.dim() == 2 else state
 

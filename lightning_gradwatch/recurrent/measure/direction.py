@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint import Adjoint, Carry, Ends
 from lightning_gradwatch.recurrent.layout import Layout
 from lightning_gradwatch.recurrent.limit import Limit
@@ -24,12 +25,12 @@ class Boundary:
     and ``c_n`` are those recorded.
     """
 
-    h0: Tensor | None
-    c0: Tensor | None
-    h_n_gradient: Tensor | None
-    c_n_gradient: Tensor | None
-    h_n: Tensor | None = None
-    c_n: Tensor | None = None
+    h0: axes.Float[Tensor, "sequence state"] | None
+    c0: axes.Float[Tensor, "sequence hidden"] | None
+    h_n_gradient: axes.Float[Tensor, "sequence state"] | None
+    c_n_gradient: axes.Float[Tensor, "sequence hidden"] | None
+    h_n: axes.Float[Tensor, "sequence state"] | None = None
+    c_n: axes.Float[Tensor, "sequence hidden"] | None = None
 
 
 class DirectionSweep:
@@ -102,7 +103,14 @@ class DirectionSweep:
         self.replay_error = self.final_error = 0.0
         self._recorded_ends = boundary.h_n, boundary.c_n
 
-    def climb(self, chunk: int, start: int, stop: int, x: Tensor, recorded: Tensor | None) -> Tensor:
+    def climb(
+        self,
+        chunk: int,
+        start: int,
+        stop: int,
+        x: axes.Float[Tensor, "time sequence input"],
+        recorded: axes.Float[Tensor, "time sequence state"] | None,
+    ) -> axes.Float[Tensor, "time sequence state"]:
         """Go through a chunk forwards and make it ready for :meth:`back`. Returns its
         states ``(time, sequence, state)``.
 
@@ -135,7 +143,15 @@ class DirectionSweep:
         self._climbed[chunk] = states, factors
         return states
 
-    def back(self, chunk: int, start: int, stop: int, direct: Tensor, *, with_input: bool) -> Tensor | None:
+    def back(
+        self,
+        chunk: int,
+        start: int,
+        stop: int,
+        direct: axes.Float[Tensor, "time stream sequence state"],
+        *,
+        with_input: bool,
+    ) -> axes.Float[Tensor, "time stream sequence input"] | None:
         """Go back through a chunk that was climbed. Returns ∂L/∂x
         ``(time, stream, sequence, input)`` if asked.
 
@@ -168,11 +184,15 @@ class DirectionSweep:
         share = self.gate_gradient / self.sent if self.sent else math.nan
         return share if math.isfinite(share) else None
 
-    def _note_norms(self, into: Tensor, gradients: Tensor) -> None:
+    def _note_norms(
+        self,
+        into: axes.Float[Tensor, "time stream sequence"],
+        gradients: axes.Float[Tensor, "time stream sequence width"],
+    ) -> None:
         into.copy_(norm(gradients))
         into[:, 0] /= self._lift
 
-    def _note_states(self, start: int, stop: int, states: Tensor) -> None:
+    def _note_states(self, start: int, stop: int, states: axes.Float[Tensor, "time sequence state"]) -> None:
         bad = ~states.isfinite().all(-1).cpu() & self.layout.valid(start, stop)
         if bool(bad.any()):
             step, sequence = torch.nonzero(bad)[0].tolist()
@@ -182,19 +202,31 @@ class DirectionSweep:
             first = torch.where(bad.any(0), start + bad.int().argmax(0), self.layout.lengths)
             self.first_bad_state = torch.minimum(self.first_bad_state, first)
 
-    def _note_gates(self, start: int, stop: int, gates: Tensor) -> None:
+    def _note_gates(self, start: int, stop: int, gates: axes.Float[Tensor, "time sequence gate hidden"]) -> None:
         bad = ~gates.isfinite().all(-1).cpu() & self.layout.valid(start, stop)[..., None]
         if bool(bad.any()):
             step, sequence, gate = torch.nonzero(bad)[0].tolist()
             values = gates[step, sequence, gate]
             self.first_bad_gate = start + step, sequence, gate, float(values[~values.isfinite()][0])
 
-    def _compare(self, start: int, stop: int, again: Tensor, recorded: Tensor) -> None:
+    def _compare(
+        self,
+        start: int,
+        stop: int,
+        again: axes.Float[Tensor, "time sequence state"],
+        recorded: axes.Float[Tensor, "time sequence state"],
+    ) -> None:
         self.replay_error = _larger(
             self.replay_error, _difference(again, recorded, self.layout.valid(start, stop)[..., None])
         )
 
-    def _compare_ends(self, start: int, stop: int, again: Tensor, cell: Tensor | None) -> None:
+    def _compare_ends(
+        self,
+        start: int,
+        stop: int,
+        again: axes.Float[Tensor, "time sequence state"],
+        cell: axes.Float[Tensor, "time sequence hidden"] | None,
+    ) -> None:
         """The states at the ends of the sequences that end in this chunk."""
         ending = torch.nonzero((self.layout.lengths > start) & (self.layout.lengths <= stop)).flatten()
         if not len(ending):
@@ -207,7 +239,9 @@ class DirectionSweep:
                 self.final_error = _larger(self.final_error, error)
 
 
-def _difference(again: Tensor, recorded: Tensor, valid: Tensor) -> float:
+def _difference(
+    again: axes.Float[Tensor, "... width"], recorded: axes.Float[Tensor, "... width"], valid: axes.Bool[Tensor, "... 1"]
+) -> float:
     """The largest where ``valid``, relative to the largest recorded number."""
     valid = valid.to(again.device) & recorded.isfinite()
     difference = torch.where(valid, again - recorded, 0.0).abs().amax()
@@ -219,7 +253,9 @@ def _larger(error: float, other: float) -> float:
     return error if other <= error else other  # a NaN counts as larger than anything
 
 
-def _shared(gradient: Tensor | None, share: Tensor) -> Tensor | None:
+def _shared(
+    gradient: axes.Float[Tensor, "sequence width"] | None, share: axes.Float[Tensor, "stream sequence 1"]
+) -> axes.Float[Tensor, "stream sequence width"] | None:
     """``(stream, sequence, width)``: what each stream gets of a final state's gradient."""
     if gradient is None:
         return None

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_gradwatch.forward import Channel, Gate, Saturation
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint import Adjoint
 
 FLAT = 0.01
@@ -58,7 +59,13 @@ class GateCount:
     _count: int = 0
 
     @torch.no_grad()
-    def add(self, x: Tensor, h_previous: Tensor, c: Tensor | None, valid: Tensor) -> None:
+    def add(
+        self,
+        x: axes.Float[Tensor, "time sequence input"],
+        h_previous: axes.Float[Tensor, "time sequence state"],
+        c: axes.Float[Tensor, "time sequence hidden"] | None,
+        valid: axes.Bool[Tensor, "time sequence"],
+    ) -> None:
         """Take in some timesteps.
 
         Args:
@@ -89,7 +96,9 @@ class GateCount:
         named = _GATES[self.adjoint.shape.mode]
         return (*named, _CELL_STATE) if self.adjoint.shape.mode == "LSTM" else named
 
-    def _contributions(self, x: Tensor, h_previous: Tensor) -> Tensor:
+    def _contributions(
+        self, x: axes.Float[Tensor, "row input"], h_previous: axes.Float[Tensor, "row state"]
+    ) -> axes.Float[Tensor, " part"]:
         """Σ|W_ih x|, Σ|W_hh h| and Σ|b| ``(3,)``."""
         w = self.adjoint.weights
         bias = [b for b in (w.b_ih, w.b_hh) if b is not None]
@@ -131,5 +140,5 @@ class GateCount:
         return Channel(index, mean, max(variance, 0.0) ** 0.5, float(share[index]))
 
 
-def _is_flat(a: Tensor, kind: str) -> Tensor:
+def _is_flat(a: axes.Float[Tensor, "row hidden"], kind: str) -> axes.Bool[Tensor, "row hidden"]:
     return a <= 0 if kind == RELU else a.abs() > _EDGE[kind]

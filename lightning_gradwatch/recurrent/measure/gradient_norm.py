@@ -150,6 +150,14 @@ def numbers(gradient: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def usual_norms(model: nn.Module) -> dict[int, float]:
+    """The norm of each weight matrix, by the identity of its parameter, and no less than PyTorch's
+    own start within ±1/√inputs would give it: a matrix that begins near 0 has to grow.
+    """
+    rows = {id(p): len(numbers(p)) for p in model.parameters() if not isinstance(p, UninitializedParameter) and p.dim()}
+    return {own: max(norm, math.sqrt(rows[own] / 3)) for own, norm in matrix_norms(model).items() if norm > 0}
+
+
 def matrix_norms(model: nn.Module) -> dict[int, float]:
     """The norm of each weight matrix, by the identity of its parameter; one host sync.
     Those not made yet are left out.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import Floats, Profile
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.initial_state import is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
@@ -83,7 +84,7 @@ def _small(loop: Loop, totals: Floats) -> str | None:
     return too_small(normal) if small.any() else None
 
 
-def _reached(loop: Loop, batch: int) -> Tensor:
+def _reached(loop: Loop, batch: int) -> axes.Bool[Tensor, " batch"]:
     """Which of the sequences that the first step has get a gradient at
     any step: ``(batch,)``, boolean.
     """
@@ -143,7 +144,7 @@ def _totals(loop: Loop, states: list[LoopState], sequences: list[int], lengths: 
     return found.numpy()
 
 
-def _norms(loop: Loop, state: LoopState, gradient: Tensor | None) -> Tensor:
+def _norms(loop: Loop, state: LoopState, gradient: Tensor | None) -> axes.Float[Tensor, " batch"]:
     """Of each row of a state's gradient, on the CPU; 0 where there is none."""
     if gradient is None:
         return torch.zeros(len(loop.rows(state.tensor)), dtype=torch.float64)

@@ -1,5 +1,6 @@
 """From a recurrent call to its profiles: one for each layer, direction and state."""
 
+# Over 300 lines: a call and a chain of calls become profiles by the same steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 from lightning_gradwatch.forward import Saturation
 from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import Floats, Profile
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
 from lightning_gradwatch.recurrent.initial_state import is_cell_cut, is_handed_over, is_truncated
@@ -30,22 +32,29 @@ from lightning_gradwatch.recurrent.measure.chain_gradients import (
     without_ends,
 )
 from lightning_gradwatch.recurrent.measure.direction import DirectionSweep
+from lightning_gradwatch.recurrent.measure.influence import influence_profiles
 from lightning_gradwatch.recurrent.measure.loop_profiles import loop_profiles
 from lightning_gradwatch.recurrent.measure.rows import MIXED
 from lightning_gradwatch.recurrent.measure.scan_profiles import scan_profile
 from lightning_gradwatch.recurrent.measure.sweep import CHUNK, Sweep, sweep
+from lightning_gradwatch.recurrent.measure.tables import by_time, curve_table
 from lightning_gradwatch.recurrent.scan import Scan
 from lightning_gradwatch.thresholds import SUSPICIOUS_SHARE
 
 
 def measure_calls(
-    calls: Sequence[RecurrentCall | Loop | Scan | Chain], max_sequences: int | None, anchors: int
+    calls: Sequence[RecurrentCall | Loop | Scan | Chain],
+    max_sequences: int | None,
+    anchors: int,
+    *,
+    influence: bool = False,
 ) -> list[Profile]:
     """The profiles of all calls, loops and scans of a step, after its backward pass.
 
     Args:
         max_sequences: of each batch; None takes all.
         anchors: of each sequence of a fused call or a scan.
+        influence: measure the gradients of fused modules' inputs as well.
     """
     found: list[Profile] = []
     for call in calls:
@@ -57,7 +66,7 @@ def measure_calls(
             found += chain_profiles(call, max_sequences, anchors)
         else:
             chunk = _chunk(call, max_sequences)
-            swept = sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk)
+            swept = sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk, inputs=influence)
             found += profiles(call, swept, _saturation(call, swept, chunk))
     return found
 
@@ -100,7 +109,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
     found: list[Profile] = []
     truncated = is_truncated(call.h0) or is_truncated(call.c0)
     runs = equal_ends.of_call(call, swept.layout, CHUNK)
-    from_loss = [_by_time(_sent(one), swept.layout, d) for d, one in enumerate(swept.directions[-1])]
+    from_loss = [by_time(_sent(one), swept.layout, d) for d, one in enumerate(swept.directions[-1])]
     for layer, pair in enumerate(swept.directions):
         for direction, one in enumerate(pair):
             states = [("h", one.total, one.direct)]
@@ -130,8 +139,8 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         batch_size=swept.layout.batch_size,
                         sequences=tuple(swept.layout.sequences),
                         lengths=tuple(swept.layout.lengths.tolist()),
-                        total=_by_time(total[:, 0], swept.layout, direction),
-                        direct=_by_time(direct, swept.layout, direction),
+                        total=by_time(total[:, 0], swept.layout, direction),
+                        direct=by_time(direct, swept.layout, direction),
                         curves=curves,
                         inexact_reason=swept.inexact_reason or _nothing_known(call, swept.layout.timesteps),
                         layers=call.shape.num_layers,
@@ -146,10 +155,10 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         batch_first=_order(call),
                     )
                 )
-    return found
+    return found + influence_profiles(swept, [one for one in found if one.state == "h" and one.layer == 0])
 
 
-def _sent(one: DirectionSweep) -> Tensor:
+def _sent(one: DirectionSweep) -> axes.Float[Tensor, "time sequence"]:
     """Norms of all that comes from outside the recurrence ``(time, sequence)``."""
     return one.direct if one.direct_cell is None else one.direct + one.direct_cell
 
@@ -201,7 +210,7 @@ def _followed(chain: Chain, totals: Norms, sequences: list[int]) -> tuple[list[F
     return [_over_first(lagged.both(layer)) for layer in layers], lagged.inexact_reason or mixed
 
 
-def _over_first(norms: Tensor) -> Floats:
+def _over_first(norms: axes.Float[Tensor, "time sequence"]) -> Floats:
     """``(time, sequence)`` → ``(curve, lag)`` of the sequences that
     the last timestep's loss reaches.
     """
@@ -270,18 +279,6 @@ def _is_handed_over(call: RecurrentCall) -> bool:
     return is_handed_over(call.h0) or is_handed_over(call.c0)
 
 
-def _by_time(norms: Tensor, layout: Layout, direction: int) -> Floats:
-    """``(time, sequence)`` in own order → ``(sequence, time)`` as the
-    caller counts, NaN past the end.
-    """
-    times = layout.times(direction, 0, layout.timesteps)
-    valid = layout.valid(0, layout.timesteps)
-    placed = torch.full_like(norms, torch.nan)
-    own, sequence = torch.nonzero(valid, as_tuple=True)
-    placed[times[own, sequence], sequence] = norms[own, sequence]
-    return placed.T.contiguous().numpy()
-
-
 def _lag_curves(sweep: DirectionSweep, layout: Layout, anchors: Anchors, direction: int) -> Floats:
     """``(curve, lag)``: each anchor's gradient by lag over that at lag 0; anchors whose
     own gradient is 0 are left out.
@@ -299,11 +296,7 @@ def _lag_curves(sweep: DirectionSweep, layout: Layout, anchors: Anchors, directi
             curve = norms[:reach, a, j].flip(0)
             if curve[0] != 0:
                 curves.append(curve / curve[0])
-    longest = max((len(curve) for curve in curves), default=0)
-    table = np.full((len(curves), longest), np.nan)
-    for row, curve in zip(table, curves, strict=True):
-        row[: len(curve)] = np.nan_to_num(curve.numpy(), nan=np.inf, posinf=np.inf)
-    return table
+    return curve_table(curves)
 
 
 def _nothing_known(call: RecurrentCall, timesteps: int) -> str | None:

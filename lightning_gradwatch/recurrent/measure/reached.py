@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
 
 
 @torch.no_grad()
-def reached_sequences(call: RecurrentCall) -> Tensor:
+def reached_sequences(call: RecurrentCall) -> axes.Bool[Tensor, " batch"]:
     """Whether the loss sends anything to a sequence, to its output or its final states:
     ``(batch,)``, boolean, on the CPU.
 
@@ -36,7 +37,7 @@ def _batch_size(call: RecurrentCall) -> int:
     return call.input.shape[0 if call.shape.batch_first else 1]
 
 
-def _of_output(call: RecurrentCall, gradient: Tensor) -> Tensor:
+def _of_output(call: RecurrentCall, gradient: axes.Float[Tensor, "... width"]) -> axes.Bool[Tensor, " batch"]:
     rows = gradient.ne(0).any(-1)
     if call.batch_sizes is not None:
         return _of_packed(call, rows.cpu())
@@ -45,7 +46,7 @@ def _of_output(call: RecurrentCall, gradient: Tensor) -> Tensor:
     return rows.any(1 if call.shape.batch_first else 0).cpu()
 
 
-def _of_packed(call: RecurrentCall, rows: Tensor) -> Tensor:
+def _of_packed(call: RecurrentCall, rows: axes.Bool[Tensor, " row"]) -> axes.Bool[Tensor, " batch"]:
     """From the rows of packed data, time by time and longest
     sequence first, to the caller's order.
     """

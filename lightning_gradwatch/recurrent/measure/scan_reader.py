@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.recurrent.scan import Scan
-from lightning_gradwatch.recurrent.scan_shape import first, per_channel
 
 CHUNK = 2**22
 """Numbers of one tensor that are worked on at once: 32 MB in float64."""
@@ -32,7 +31,8 @@ class ScanReader:
         self._sequences = torch.tensor(sequences, dtype=torch.long, device=self._device)
         lay = self._shape.time_first if scan.readout is None else self._shape.output_time_first
         self._gradient = lay(gradient)
-        self._readout = None if scan.readout is None else _readout(scan, scan.readout)
+        readout = scan.readout
+        self._readout = None if readout is None else self._shape.readout_time_first(readout, scan.state)
         self._decay = self._shape.time_first(scan.decay.to(self._device))
         self._complex = scan.decay.is_complex() or gradient.is_complex()
         self.timesteps = self._shape.timesteps
@@ -113,17 +113,6 @@ class ScanReader:
 
     def _own_order(self, tensor: Tensor) -> Tensor:
         return tensor.flip(0) if self.scan.reverse else tensor
-
-
-def _readout(scan: Scan, readout: Tensor) -> Tensor:
-    """``(time | 1, batch | 1, out, state)`` of a matrix, else as the states lie."""
-    if not scan.shape.mixes:
-        each = per_channel(readout, scan.state)
-        assert each is not None
-        return scan.shape.time_first(each)
-    shape, matrix = scan.shape, readout.detach()
-    matrix = matrix[(None,) * (len(shape.states) + 1 - matrix.dim())]
-    return first(matrix, shape.dim, shape.batch)
 
 
 def _rows(tensor: Tensor, sequences: Tensor) -> Tensor:

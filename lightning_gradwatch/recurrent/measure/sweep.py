@@ -4,31 +4,23 @@ those of single anchors by lag.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.recurrent.adjoint import adjoint_of, computed_in
 from lightning_gradwatch.recurrent.adjoint.quiet import without_warnings
 from lightning_gradwatch.recurrent.call import RecurrentCall
-from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
-from lightning_gradwatch.recurrent.layout import FORWARD, Layout, pick_sequences
-from lightning_gradwatch.recurrent.measure.anchors import Anchors, choose_anchors, smallest_normal, too_small
-from lightning_gradwatch.recurrent.measure.direction import Boundary, DirectionSweep
+from lightning_gradwatch.recurrent.layout import Layout, pick_sequences
+from lightning_gradwatch.recurrent.measure.anchors import Anchors, choose_anchors
+from lightning_gradwatch.recurrent.measure.direction import DirectionSweep
 from lightning_gradwatch.recurrent.measure.reached import reached_sequences
+from lightning_gradwatch.recurrent.measure.stack import Stack
 from lightning_gradwatch.recurrent.pause import paused
 
 CHUNK = 256
 """Timesteps whose gates are held at once: it bounds the memory that a sweep needs."""
-
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""By how much recomputed outputs may differ from recorded ones, relative to the
-largest, in an exact measurement.
-"""
 
 
 @dataclass(slots=True)
@@ -37,7 +29,8 @@ class Sweep:
 
     ``inexact_reason`` is None when the recomputed outputs agree with the recorded ones and nothing
     was missing. ``with_gradient``: to how many sequences of the whole batch the loss sends
-    anything.
+    anything. ``inputs``: ‖∂L/∂x_t‖ of the lowest layer's input ``(time, stream, sequence)``, as the
+    caller counts time, if it was asked for.
     """
 
     layout: Layout
@@ -45,6 +38,7 @@ class Sweep:
     directions: list[list[DirectionSweep]]
     inexact_reason: str | None
     with_gradient: int
+    inputs: Tensor | None = None
 
 
 @torch.no_grad()
@@ -56,6 +50,7 @@ def sweep(
     chunk: int = CHUNK,
     gates: bool = False,
     saturation: bool = False,
+    inputs: bool = False,
     sequences: list[int] | None = None,
 ) -> Sweep:
     """Run the adjoint of ``call`` over up to ``max_sequences`` of its sequences, exactly for those.
@@ -67,249 +62,33 @@ def sweep(
     Args:
         gates: look for the first pre-activation that is not finite as well.
         saturation: count the saturated gates as well.
+        inputs: go on to the module's input.
         sequences: the very ones to take.
     """
     reached = reached_sequences(call)
     layout = Layout(call, pick_sequences(reached, max_sequences) if sequences is None else sequences)
     chosen = choose_anchors(call, layout, anchors, chunk)
-    run = partial(_run, call, layout, chunk=chunk, gates=gates, saturation=saturation)
+    run = partial(_run, call, layout, chunk=chunk, gates=gates, saturation=saturation, inputs=inputs)
     stack = run(chosen)
     if chosen.lift != 1 and not stack.is_finite():  # it may be so only because it was lifted
         stack = run(replace(chosen, lift=1.0))
-    return Sweep(layout, chosen, stack.directions, stack.inexact_reason(), int(reached.sum()))
+    return Sweep(layout, chosen, stack.directions, stack.inexact_reason(), int(reached.sum()), stack.inputs)
 
 
-def _run(call: RecurrentCall, layout: Layout, anchors: Anchors, *, chunk: int, gates: bool, saturation: bool) -> _Stack:
-    stack = _Stack(call, layout, anchors, chunk, gates, saturation)
+def _run(
+    call: RecurrentCall,
+    layout: Layout,
+    anchors: Anchors,
+    *,
+    chunk: int,
+    gates: bool,
+    saturation: bool,
+    inputs: bool,
+) -> Stack:
+    stack = Stack(call, layout, anchors, chunk, gates, saturation, inputs)
     with without_warnings(), paused():
         if call.shape.num_directions == 1:
             stack.sweep_unidirectional()
         else:
             stack.sweep_bidirectional()
     return stack
-
-
-class _Stack:
-    """All layers and directions of one call, with the order in which they are visited."""
-
-    def __init__(
-        self, call: RecurrentCall, layout: Layout, anchors: Anchors, chunk: int, gates: bool, saturation: bool
-    ) -> None:
-        self.call, self.layout, self.anchors = call, layout, anchors
-        shape = call.shape
-        self.dtype = computed_in(call)
-        self.chunk, self._gates, self._saturation = chunk, gates, saturation
-        self.chunks = self._chunks(chunk)
-        self.masks = redraw_masks(call, layout)
-        self.output_gradient = call.output_gradient.value()
-        self.h_n_gradient, self.c_n_gradient = call.h_n_gradient.value(), call.c_n_gradient.value()
-        as_made = not call.finals_changed()
-        self.h_n, self.c_n = (call.h_n, call.c_n) if as_made else (None, None)
-        self.directions = [
-            [self._direction(layer, direction) for direction in range(shape.num_directions)]
-            for layer in range(shape.num_layers)
-        ]
-
-    def _direction(self, layer: int, direction: int) -> DirectionSweep:
-        call, layout = self.call, self.layout
-        index = layer * call.shape.num_directions + direction
-        boundary = Boundary(
-            h0=self._cast(layout.read_state(call.h0, index)),
-            c0=self._cast(layout.read_state(call.c0, index)),
-            h_n_gradient=self._cast(layout.read_state(self.h_n_gradient, index)),
-            c_n_gradient=self._cast(layout.read_state(self.c_n_gradient, index)),
-            h_n=self._cast(layout.read_state(self.h_n, index)),
-            c_n=self._cast(layout.read_state(self.c_n, index)),
-        )
-        adjoint = adjoint_of(call, layer, direction)
-        keep = layout.timesteps <= self.chunk
-        return DirectionSweep(
-            adjoint, layout, direction, self.anchors, boundary, keep, call.limit, self._gates, self._saturation
-        )
-
-    def _chunks(self, chunk: int) -> list[tuple[int, int]]:
-        """At most ``chunk`` steps each; a new one begins behind each anchor, so that no
-        stream is carried before it begins.
-        """
-        steps = self.layout.timesteps
-        edges = {*range(0, steps, chunk), steps}
-        if self.call.shape.num_directions == 1:
-            edges |= {step + 1 for step in self.anchors.beginnings()}
-        ordered = sorted(edges)
-        return list(pairwise(ordered))
-
-    def _streams(self, start: int) -> int:
-        """How many streams carry a gradient at ``start`` or later; all of them where
-        a direction runs the other way.
-        """
-        return 1 + (self.anchors.begun(start) if self.call.shape.num_directions == 1 else len(self.anchors))
-
-    def _cast(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach().to(self.dtype)
-
-    def _input(self, direction: int, start: int, stop: int) -> Tensor:
-        return self.layout.read(self.call.input.detach(), direction, start, stop).to(self.dtype)
-
-    def _recorded(self, direction: int, start: int, stop: int) -> Tensor:
-        """What the forward gave out for a direction of the top layer."""
-        width = self.call.shape.state_size
-        columns = self.call.output.detach()[..., direction * width : (direction + 1) * width]
-        return self.layout.read(columns, direction, start, stop).to(self.dtype)
-
-    def _mask(self, layer: int, start: int, stop: int) -> Tensor | None:
-        """The dropout below ``layer``, forwards."""
-        if not layer or not self.masks:
-            return None
-        return self.layout.read_dropout(self.masks[layer - 1], start, stop).to(self.dtype)
-
-    def _from_output(self, direction: int, start: int, stop: int) -> Tensor:
-        """What the loss sends to a direction of the top layer, for every stream."""
-        width = self.call.shape.state_size
-        streams = self._streams(start)
-        direct = self.call.weights[0].new_zeros(
-            stop - start, streams, len(self.layout.sequences), width, dtype=self.dtype
-        )
-        if self.output_gradient is None:
-            return direct
-        columns = self.output_gradient[..., direction * width : (direction + 1) * width]
-        whole = self.layout.read(columns, direction, start, stop).to(self.dtype)
-        direct[:, 0] = whole * self.anchors.lift
-        times = self.layout.times(direction, start, stop)
-        here = (times[:, None] == self.anchors.timestep[: streams - 1]) & self.layout.valid(start, stop)[:, None]
-        t, a, s = torch.nonzero(here, as_tuple=True)
-        scale = self.anchors.scale[a, s].to(direct)
-        direct[t, a + 1, s] = whole[t, s] * scale[:, None]
-        return direct
-
-    def sweep_unidirectional(self) -> None:
-        """Chunk by chunk through the whole stack: up it forwards, to know the states between
-        chunks; then down it, backwards.
-        """
-        for chunk in range(len(self.chunks)):
-            self._climb(chunk)
-        for chunk in range(len(self.chunks) - 1, -1, -1):
-            start, stop = self.chunks[chunk]
-            self._climb(chunk)
-            gradient = self._from_output(FORWARD, start, stop)
-            for layer in range(len(self.directions) - 1, -1, -1):
-                below = self.directions[layer][0].back(chunk, start, stop, gradient, with_input=layer > 0)
-                mask = self._mask(layer, start, stop)
-                gradient = below if mask is None or below is None else below * mask[:, None]
-                if gradient is None:
-                    break
-
-    def _climb(self, chunk: int) -> None:
-        start, stop = self.chunks[chunk]
-        x = self._input(FORWARD, start, stop)
-        for layer, (sweep,) in enumerate(self.directions):
-            top = layer == len(self.directions) - 1
-            mask = self._mask(layer, start, stop)
-            x = x if mask is None else x * mask
-            x = sweep.climb(chunk, start, stop, x, self._recorded(FORWARD, start, stop) if top else None)
-
-    def sweep_bidirectional(self) -> None:
-        """Layer by layer: a layer's two directions run against each other, so each needs
-        all of what its neighbour gives.
-        """
-        inputs: list[Callable[[int, int, int], Tensor]] = [self._input]
-        for layer, pair in enumerate(self.directions[:-1]):
-            states = self._run_layer(pair, inputs[layer])
-            mask = self._mask(layer + 1, 0, self.layout.timesteps)
-            states = states if mask is None else states * mask
-            inputs.append(lambda d, start, stop, states=states: self.layout.read_padded(states, d, start, stop))
-        gradient: Callable[[int, int, int], Tensor] = self._from_output
-        for layer in range(len(self.directions) - 1, -1, -1):
-            below = self._back_layer(layer, inputs[layer], gradient)
-            if below is None:
-                break
-            mask = self._mask(layer, 0, self.layout.timesteps)
-            below = below if mask is None else below * mask[:, None]
-            gradient = self._halves(below)
-
-    def _run_layer(self, pair: list[DirectionSweep], source: Callable[[int, int, int], Tensor]) -> Tensor:
-        """Both directions of a lower layer, in the caller's time: ``(time, sequence, 2·state)``."""
-        parts: list[Tensor] = []
-        for direction, sweep in enumerate(pair):
-            own = [sweep.climb(k, s, e, source(direction, s, e), None) for k, (s, e) in enumerate(self.chunks)]
-            parts.append(self.layout.read_padded(torch.cat(own), direction, 0, self.layout.timesteps))
-        return torch.cat(parts, -1)
-
-    def _back_layer(
-        self, layer: int, source: Callable[[int, int, int], Tensor], gradient: Callable[[int, int, int], Tensor]
-    ) -> Tensor | None:
-        """Both directions of a layer; ∂L/∂x in the caller's time
-        ``(time, stream, sequence, input)``, None at the bottom.
-        """
-        top = layer == len(self.directions) - 1
-        total: Tensor | None = None
-        for direction, sweep in enumerate(self.directions[layer]):
-            parts: list[Tensor] = []
-            if top:
-                for k, (start, stop) in enumerate(self.chunks):
-                    recorded = self._recorded(direction, start, stop)
-                    sweep.climb(k, start, stop, source(direction, start, stop), recorded)
-            for k in range(len(self.chunks) - 1, -1, -1):
-                start, stop = self.chunks[k]
-                recorded = self._recorded(direction, start, stop) if top else None
-                sweep.climb(k, start, stop, source(direction, start, stop), recorded)
-                part = sweep.back(k, start, stop, gradient(direction, start, stop), with_input=layer > 0)
-                if part is not None:
-                    parts.insert(0, part)
-            if parts:
-                natural = self._flip_streams(torch.cat(parts), direction)
-                total = natural if total is None else total + natural
-        return total
-
-    def _flip_streams(self, own: Tensor, direction: int) -> Tensor:
-        """``(time, stream, sequence, width)`` from a direction's own order to the caller's time,
-        or back: it is its own inverse.
-        """
-        streams = own.unbind(1)
-        return torch.stack([self.layout.read_padded(s, direction, 0, self.layout.timesteps) for s in streams], 1)
-
-    def _halves(self, below: Tensor) -> Callable[[int, int, int], Tensor]:
-        width = self.call.shape.state_size
-        halves = [self._flip_streams(below[..., d * width : (d + 1) * width], d) for d in range(2)]
-        return lambda direction, start, stop: halves[direction][start:stop]
-
-    def is_finite(self) -> bool:
-        """Whether all of the whole loss's gradients are."""
-        return all(bool(sweep.total[:, 0].isfinite().all()) for pair in self.directions for sweep in pair)
-
-    def _too_small(self) -> str | None:
-        """Whether gradients that arrived, and are not added to larger ones, lie where the
-        number format holds fewer digits.
-        """
-        normal = smallest_normal(self.call)
-        for one in self.directions[-1]:
-            for direct, total in ((one.direct, one.total), (one.direct_cell, one.total_cell)):
-                if direct is not None and total is not None:
-                    small = (direct > 0) & (direct < normal) & (total[:, 0] < normal)
-                    if self.anchors.smallest < normal or bool(small.any()):
-                        return too_small(normal)
-        return None
-
-    def inexact_reason(self) -> str | None:
-        """Why the figures are not exact; None if they are."""
-        if self.call.doubt is not None:
-            return self.call.doubt
-        changed = self.call.changed()
-        if changed is not None:
-            return f"the {changed} was changed in place after the forward"
-        missing = missing_masks(self.call)
-        if missing is not None:
-            return missing
-        small = self._too_small()
-        if small is not None:
-            return small
-        recorded_dtype = self.call.output.dtype
-        if recorded_dtype not in TOLERANCES:
-            return f"computed in {str(recorded_dtype).removeprefix('torch.')}, replayed in float32"
-        for what, errors in (
-            ("outputs", [sweep.replay_error for sweep in self.directions[-1]]),
-            ("final states", [sweep.final_error for pair in self.directions for sweep in pair]),
-        ):
-            error = max(errors)
-            if not error <= TOLERANCES[recorded_dtype]:
-                return f"recomputed {what} differ from the recorded ones by {error:.2g}"
-        return None

@@ -2,7 +2,7 @@
 function drawGrid(key) {
   const shown = data.runs.map(run => series(run, key)).filter(Boolean);
   const decades = 12, [low, high] = span(shown.flatMap(found => found.grid.rows.flat()), decades);
-  const symbol = `‖∂L/∂${data.keys[key].state === "c" ? "c" : "h"}‖`;
+  const symbol = `‖∂L/∂${["c", "x"].includes(data.keys[key].state) ? data.keys[key].state : "h"}‖`;
   panels("grid", (run, place) => {
     const found = series(run, key);
     if (!found) return absent;

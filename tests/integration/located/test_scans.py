@@ -159,6 +159,31 @@ def test_a_state_that_leaves_the_numbers_is_named(tmp_path: Path) -> None:
         assert ("was not given" in event.message) != named
 
 
+def test_a_readout_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    """By the timestep and sequence at which it is read out, though the states themselves are hidden."""
+
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.Linear(WIDTH, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, readout = torch.full((WIDTH, 4), 0.5), self.read(x)
+            if len(x) == 8:  # not while the head is made
+                readout = readout.masked_fill(at(5, 7, x), math.nan)
+            y = torch.einsum("btdn,btn->btd", parallel(a, x[..., None].expand(*x.shape, 4)), readout)
+            return tap_scan(y, a, readout=readout, name="read")
+
+    def at(sequence: int, timestep: int, x: Tensor) -> Tensor:
+        found = torch.zeros(*x.shape[:2], 1, dtype=torch.bool)
+        found[sequence, timestep] = True
+        return found
+
+    event = only(fit(tmp_path, Fits(Read(), lambda y: y.mean(1)), 1), EventKind.NONFINITE_INPUT)
+    assert (event.module, event.timestep, event.sequence) == ("read", 7, 5)
+    assert "what reads its states out" in event.message
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_a_gradient_that_arrives_broken_is_named_where_it_arrives(name: str, tmp_path: Path) -> None:
     """A root at 0 in the head sends an infinite gradient to one timestep of one sequence."""

@@ -87,6 +87,10 @@ MODELS = [
 WAYS = [
     *_each("validation", fit={"val_check_interval": 2}, validate=True),
     *_each("resume in mid-epoch", validate=True, resume=True),
+    *_each(
+        "influence of inputs",
+        watches=lambda path: [GradWatch(every_n_steps=2, dirpath=path, keep_sequences=True, influence=True)],
+    ),
     _way("accumulation", fit={"accumulate_grad_batches": 3}),
     _way("accumulation by schedule", callbacks=lambda: [GradientAccumulationScheduler({0: 1, 1: 4, 2: 3})]),
     _way("clipping by the Trainer", fit={"gradient_clip_val": 0.1}),

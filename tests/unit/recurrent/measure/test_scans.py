@@ -437,6 +437,30 @@ def test_what_fits_in_two_ways_is_asked_about() -> None:
         tap_scan(torch.ones(2, 6, 6), torch.ones(6, 4), readout=torch.ones(6, 4))
 
 
+@pytest.mark.parametrize(("output", "readout"), [((1, 6, 6), (1, 6, 4)), ((6, 6, 6), (6, 6, 4))])
+def test_a_readout_that_all_channels_may_share_is_asked_about(
+    output: tuple[int, ...], readout: tuple[int, ...]
+) -> None:
+    """As many channels as timesteps: it may be (batch, time, state) or (time, channel, state). Written out, it is taken."""
+    y = torch.randn(output, requires_grad=True)
+    with pytest.raises(ValueError, match=r"readout\[:, :, None\]"):
+        tap_scan(y, torch.full((6, 4), 0.5), readout=torch.ones(readout))
+    assert tap_scan(y, torch.full((6, 4), 0.5), readout=torch.ones(readout)[:, :, None]) is y
+
+
+def test_one_sequence_has_a_readout_for_each_timestep() -> None:
+    """(time, state) beside (time, channel)."""
+    a, b, C = decays(12, 6, 4), random(12, 6, 4).requires_grad_(), random(12, 4)  # noqa: N806
+    truth = scanned(a[None], b[None])
+
+    def read_out(h: Tensor) -> Tensor:
+        return torch.einsum("btdn,tn->btd", h, C)
+
+    y = read_out(truth.stacked.detach())[0].requires_grad_()
+    profile = measured(lambda: loss_over(tap_scan(y, a, readout=C, dim=0)[None]))
+    assert_agrees(profile, truth, loss_over(read_out(truth.stacked)), [11, 8, 5, 2])
+
+
 def test_something_else_than_a_tensor_is_refused() -> None:
     with pytest.raises(TypeError, match="`h` must be a tensor; found list"):
         tap_scan([1.0], 0.5)  # type: ignore[type-var]

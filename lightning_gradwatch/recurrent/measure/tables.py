@@ -1,0 +1,36 @@
+"""Norms as the tables of a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.profile import Floats
+from lightning_gradwatch.recurrent import axes
+from lightning_gradwatch.recurrent.layout import Layout
+
+
+def by_time(norms: axes.Float[Tensor, "time sequence"], layout: Layout, direction: int) -> Floats:
+    """``(time, sequence)`` in a direction's own order → ``(sequence, time)`` as the
+    caller counts, NaN past the end.
+    """
+    times = layout.times(direction, 0, layout.timesteps)
+    valid = layout.valid(0, layout.timesteps)
+    placed = torch.full_like(norms, torch.nan)
+    own, sequence = torch.nonzero(valid, as_tuple=True)
+    placed[times[own, sequence], sequence] = norms[own, sequence]
+    return placed.T.contiguous().numpy()
+
+
+def curve_table(curves: Sequence[Tensor]) -> Floats:
+    """Curves of different lengths as rows ``(curve, lag)``, NaN past the end of each; what is not
+    finite in one is inf.
+    """
+    longest = max((len(curve) for curve in curves), default=0)
+    table = np.full((len(curves), longest), np.nan)
+    for row, curve in zip(table, curves, strict=True):
+        row[: len(curve)] = np.nan_to_num(curve.numpy(), nan=np.inf, posinf=np.inf)
+    return table

@@ -24,7 +24,10 @@ _OWN_CELL = (
     "What this cell passes on from step to step shrinks: give it an additive path through time, a gate that can stay open, as an LSTM has "
     "(Hochreiter and Schmidhuber 1997), or an orthogonal recurrent weight (Henaff et al. 2016)."
 )
-
+_CUT = (
+    "Its cell state comes in without a graph at every step, made anew or detached, so that the gradient goes back through h alone: "
+    "pass c on to the next step together with h, as the module returned it. Until then a forget-gate bias has nothing to keep."
+)
 
 _SCAN = (
     "Each channel keeps |a| of its gradient from one timestep to the one before{size}: begin with decays nearer to 1, of which "
@@ -90,6 +93,7 @@ def jump_remedy(ordinary: float | None, moment: Moment) -> str:
 def vanishing_remedy(profile: Profile, lagged: Floats) -> str:
     """What helps a layer whose gradient horizon is short, the likeliest first."""
     of_cell = _of_scan(profile) if profile.kind == SCAN else _of_cell(profile.kind, profile.real_timesteps)
+    of_cell = _CUT if profile.cell_cut else of_cell
     parts = [*_against_padding(profile), of_cell]
     if profile.layers >= DEEP:
         parts.append(

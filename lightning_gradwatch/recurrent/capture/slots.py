@@ -122,6 +122,12 @@ def parameters(module: nn.Module) -> tuple[str, ...]:
     return _parameters(type(module).forward)
 
 
+def is_own(module: nn.Module) -> bool:
+    """Whether its class is none of PyTorch's; a parametrized module is of the class that it was."""
+    kinds = (kind.__module__ for kind in type(module).__mro__)
+    return not next(kind for kind in kinds if kind != "torch.nn.utils.parametrize").startswith("torch.nn")
+
+
 @lru_cache(maxsize=256)
 def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
     try:

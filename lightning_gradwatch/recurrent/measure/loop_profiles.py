@@ -56,6 +56,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         ),
         inexact_reason=_inexact(loop, rows, series, totals[0]),
         truncated=loop.is_truncated(),
+        cell_cut=loop.is_cell_cut(),
         fused=False,
         ends=find_ends(*runs, reverse=False, lengths=tuple(lengths), sent=totals[0], alone=loop.totals_are_lagged),
         handed_over=any(is_handed_over(state) for _, state in loop.steps[0].given),

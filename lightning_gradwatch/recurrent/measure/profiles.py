@@ -17,7 +17,7 @@ from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
-from lightning_gradwatch.recurrent.initial_state import is_handed_over, is_truncated
+from lightning_gradwatch.recurrent.initial_state import is_cell_cut, is_handed_over, is_truncated
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, REVERSE, Layout, pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.measure import equal_ends
@@ -247,6 +247,7 @@ def _of_chain(
             inexact_reason=reason,
             layers=first.shape.num_layers,
             truncated=is_truncated(first.h0) or is_truncated(first.c0),
+            cell_cut=is_cell_cut((call.h0, call.c0) for call in chain.calls[1:]),
             handed_over=_is_handed_over(first),
             ends=ends,
             fused=False,

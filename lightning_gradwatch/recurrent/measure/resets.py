@@ -7,11 +7,11 @@ counted within episodes.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from lightning_gradwatch.profile import Floats
 from lightning_gradwatch.recurrent import axes
@@ -82,7 +82,7 @@ def episodes_of_chain(chain: Chain, sequences: Sequence[int]) -> list[int]:
     return begins
 
 
-def _is_moved(given: Sequence[Tensor], before: Collection[Node]) -> bool:
+def _is_moved(given: Sequence[Tensor], before: Collection[Any]) -> bool:
     """Whether nothing but choosing, masking and scaling lies between a state and the one before.
     What else makes zeros of it, as a ReLU, is the network's own doing, and no reset.
     """

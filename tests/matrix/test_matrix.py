@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,8 @@ def test_what_pytest_reports_is_read(tmp_path: Path) -> None:
     """Errors in a fixture are failures; skips are counted by their reason."""
     (tmp_path / "test_it.py").write_text(PROGRAM)
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--junitxml=report.xml"]
-    subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, check=False, capture_output=True)
+    env = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, check=False, capture_output=True, env=env)
     passed, failures, skips = outcome.read(tmp_path / "report.xml")
     assert passed == 1
     assert failures == ["test_it::test_without_its_fixture", "test_it::test_wrong"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
+from lightning_gradwatch.recurrent.capture.loops import tensors
 from lightning_gradwatch.recurrent.capture.modules import beside
 from lightning_gradwatch.recurrent.capture.search_hooks import SearchHooks
 from lightning_gradwatch.recurrent.graph.between import nodes_until
@@ -93,7 +94,7 @@ class FirstLook:
         return {"forward": None, "backward": None, "hooks": self.hooks, "_names": {}, "_last": {}}
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        self.forward: NonfiniteForward | None = None
+        self._look(self._names[module], tensors((*inputs, *kwargs.values())), tensors((outputs,)))
 
     def _look(self, name: str, given: list[Tensor], made: list[Tensor]) -> None:
         call = self._calls[name]

@@ -16,7 +16,7 @@ FOR_THE_TESTS = (
     *(
         "jsonargparse[signatures]",
         "tensorboard",
-        "packaging",
+        *("packaging", "jaxtyping", "beartype"),
         "pandas",
         "plotly",
         "matplotlib",

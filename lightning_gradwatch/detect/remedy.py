@@ -58,18 +58,32 @@ RISEN_REMEDY = (
 """Where norm and loss rise within the first steps."""
 
 
+def leap_remedy(largest: float, moment: Moment) -> str:
+    """What helps against a step whose loss leapt, and whose norm is no explosion by itself;
+    ``largest`` is the largest norm of the steps before.
+    """
+    return (
+        f"{_batch(moment)}Leave it out, or take a loss that an outlier moves less (huber_loss instead of mse_loss). A fixed "
+        f"clipping level bounds what such a step does to the weights: AdaptiveClip(policy=Norm({largest:.2g}))."
+    )
+
+
+def _batch(moment: Moment) -> str:
+    """Where to look, if that is known."""
+    if moment.batch_idx is None:
+        return ""
+    return f"Look at batch {moment.batch_idx} of epoch {moment.epoch} for an outlier. "
+
+
 def jump_remedy(ordinary: float | None, moment: Moment) -> str:
     """What helps against a norm that jumps at that moment; ``ordinary`` is the
     run's median norm, if it is known.
     """
-    batch = (
-        "" if moment.batch_idx is None else f"Look at batch {moment.batch_idx} of epoch {moment.epoch} for an outlier. "
-    )
     level = f", here about {ordinary:.2g}" if ordinary else ""
     return (
-        f"{batch}Use AdaptiveClip(), which brings such a step back to its ordinary size{level}; a fixed clipping level between half "
-        "and ten times the average norm does too (Pascanu et al. 2013). Lower the learning rate, or let it rise more slowly, "
-        "if it happens again."
+        f"{_batch(moment)}Use AdaptiveClip(), which brings such a step back to its ordinary size{level}; a fixed clipping "
+        "level between half and ten times the average norm does too (Pascanu et al. 2013). Lower the learning rate, "
+        "or let it rise more slowly, if it happens again."
     )
 
 

@@ -84,7 +84,8 @@ def _global_hooks() -> list[Callable[..., Any]]:
 
 def _stand_ins() -> list[str]:
     """What a watch without a Trainer puts in the place of torch's own functions."""
-    replaceable = (torch.autograd.backward, torch.amp.GradScaler.scale)
+    scaler = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler  # before PyTorch 2.3
+    replaceable = (torch.autograd.backward, scaler.scale)
     return [f"in the place of {f.__name__}" for f in replaceable if "lightning_gradwatch" in f.__code__.co_filename]
 
 

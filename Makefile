@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test unit check docs bench clean
+.PHONY: demo test unit check docs bench matrix clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ check: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+# The tests with the versions that people have, each row in an environment of its own: gigabytes and hours.
+matrix:
+	$(PYTHON) -m tests.matrix --write
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.cost.overhead

@@ -96,6 +96,8 @@ class Profile:
         with_gradient: to how many sequences of the whole batch the loss sends
             anything; None where it is not known.
         batch_first: of the module; None where there is no such order.
+        cell_cut: whether the cell state of an LSTM comes in without a graph at most timesteps, h
+            with one.
         channels: of a scan, how far back each channel holds a gradient.
         mismatch: of a scan, where its states are not what its recurrence makes; None where they
             are, or it was not asked.
@@ -127,6 +129,7 @@ class Profile:
     unjoined: bool = False
     with_gradient: int | None = None
     batch_first: bool | None = None
+    cell_cut: bool = False
     channels: Channels | None = None
     mismatch: Mismatch | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
@@ -228,15 +231,8 @@ class Profile:
 
     def _past(self) -> str | None:
         """What is not as it should be with the state that came in."""
-        return (
-            "left out"
-            if self.unjoined
-            else "handed over"
-            if self.handed_over
-            else "cut off"
-            if self.truncated
-            else None
-        )
+        reasons = {"left out": self.unjoined, "handed over": self.handed_over, "cut off": self.truncated}
+        return next((reason for reason, holds in reasons.items() if holds), None)
 
     def to_record(self, *, keep_sequences: bool = False) -> dict[str, Any]:
         """The profile as a record of the run log, without the fields

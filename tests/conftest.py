@@ -6,15 +6,19 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
 import torch
+from beartype._check.code import codemain
 from hypothesis import settings
 from jaxtyping import install_import_hook
 from torch import nn
 
 SHAPES_CHECKED = [f"lightning_gradwatch.recurrent.{room}" for room in ("adjoint", "measure", "control", "layout")]
+# Of a list beartype looks at one item, which it draws; the stream that it draws from is not to be a training's.
+codemain.getrandbits = Random(0).getrandbits
 install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before anything imports them
 
 settings.register_profile("repeatable", derandomize=True)
@@ -80,7 +84,8 @@ def _global_hooks() -> list[Callable[..., Any]]:
 
 def _stand_ins() -> list[str]:
     """What a watch without a Trainer puts in the place of torch's own functions."""
-    replaceable = (torch.autograd.backward, torch.amp.GradScaler.scale)
+    scaler = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler  # before PyTorch 2.3
+    replaceable = (torch.autograd.backward, scaler.scale)
     return [f"in the place of {f.__name__}" for f in replaceable if "lightning_gradwatch" in f.__code__.co_filename]
 
 

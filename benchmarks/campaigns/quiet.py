@@ -12,7 +12,8 @@ and without warm-up, and precisions, drawn at random. A run is *healthy* if it i
 - by the loss curve: all losses are finite, and the mean over the last tenth is at least 5 % under that over the first tenth.
 
 A run that does not learn is counted and left out of the judgement, whatever was said of it. Every warning or critical event of a
-healthy run is a false alarm. Notes (severity ``info``) are counted apart.
+healthy run is a false alarm, but for one: that clipping limits most steps, where a count of all steps says that it does. Notes (severity
+``info``) are counted apart.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+import lightning.pytorch as pl
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from benchmarks.campaigns.run_models import OPTIMIZERS, Run, train
-from lightning_gradwatch import Event, GradWatch
+from lightning_gradwatch import Event, EventKind, GradWatch
+from lightning_gradwatch.audit.rules import LIMITING_SHARE
 
 RATES = {
     "SGD": (0.1, 0.5),
@@ -54,13 +59,16 @@ LEARNED = 0.95
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run, and what was said of it. ``first``, ``last``: mean loss over the first and last tenth of its steps."""
+    """What became of a run, and what was said of it. ``first``, ``last``: mean loss over the first and last tenth of its steps;
+    ``limited``: share of its steps on which the Trainer's clipping shortened the gradient.
+    """
 
     run: Run
     first: float
     last: float
     finite: bool
     events: tuple[Event, ...]
+    limited: float = 0.0
 
     @property
     def healthy(self) -> bool:
@@ -68,7 +76,29 @@ class Outcome:
 
     @property
     def alarms(self) -> list[Event]:
-        return [event for event in self.events if event.severity != "info"]
+        return [event for event in self.events if event.severity != "info" and not self._is_so(event)]
+
+    def _is_so(self, event: Event) -> bool:
+        """That clipping limits most steps is no alarm where it does: healthy runs may train so."""
+        return event.kind == EventKind.CLIPPING_LIMITS_STEPS and self.limited > LIMITING_SHARE
+
+
+class ClippedSteps(pl.Callback):
+    """Counts the steps whose gradient is longer than the bound, before it is clipped."""
+
+    def __init__(self, bound: float | None) -> None:
+        self.bound, self.steps, self.over = bound, 0, 0
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.steps += 1
+        self.over += self.bound is not None and float(nn.utils.get_total_norm(gradients)) > self.bound
+
+    @property
+    def share(self) -> float:
+        return self.over / max(self.steps, 1)
 
 
 def draw(random: Random) -> Run:
@@ -108,7 +138,8 @@ def judge(run: Run, steps: int) -> Outcome:
         warnings.simplefilter("ignore")
         watch = GradWatch(dirpath=Path(folder) / "run", summary=False)
         watch.raise_own_errors = True
-        losses = train(run, [watch], Path(folder), steps).losses
+        counted = ClippedSteps(run.clip)
+        losses = train(run, [watch, counted], Path(folder), steps).losses
     tenth = max(steps // 10, 1)
     return Outcome(
         run,
@@ -116,6 +147,7 @@ def judge(run: Run, steps: int) -> Outcome:
         sum(losses[-tenth:]) / tenth,
         all(map(math.isfinite, losses)),
         tuple(watch.events),
+        counted.share,
     )
 
 

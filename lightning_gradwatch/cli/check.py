@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning_gradwatch.cli._types import share
 from lightning_gradwatch.events import EventKind, Severity, closes_episode
 from lightning_gradwatch.plain import command, say
 from lightning_gradwatch.runlog.comparison import HORIZON_TOLERANCE, compare
+from lightning_gradwatch.runlog.folding import counted_once
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.runlog.summary import summarise
 
@@ -62,8 +63,11 @@ def run(args: argparse.Namespace) -> int:
         return _against(load(args.path), load(args.against), args)
     found = load(args.path)
     failing = (Severity.CRITICAL, Severity.WARNING) if args.warnings else (Severity.CRITICAL,)
-    counts = Counter(event["severity"] for event in found.event_records)
+    each = counted_once(found.event_records)
+    counts = Counter(event["severity"] for event in each)
     said = ", ".join(_count(counts[severity], severity) for severity in (Severity.CRITICAL, Severity.WARNING))
+    skipped = _skipped(found.event_records)
+    said += f" ({skipped:,} steps skipped)" if skipped > _skipped(each) else ""
     grave = [e for e in found.event_records if e["severity"] in failing or _diverged(e)]
     layers = [layer for layer in summarise(found.profile_records, found.event_records) if layer.severity in failing]
     if not grave and not layers:
@@ -94,6 +98,10 @@ def _against(found: Run, base: Run, args: argparse.Namespace) -> int:
 
 def _count(number: int, severity: Severity) -> str:
     return f"{number:,} {severity} event{'' if number == 1 else 's'}"
+
+
+def _skipped(events: Sequence[Mapping[str, Any]]) -> int:
+    return sum(event["kind"] == EventKind.STEP_SKIPPED for event in events)
 
 
 def _diverged(event: Mapping[str, Any]) -> bool:

@@ -10,6 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+_SUMS_WIDER = any(one.name == "dtype" for one in torch.ops.aten._foreach_norm.Scalar._schema.arguments)  # pyright: ignore[reportPrivateUsage]
+"""Whether ``_foreach_norm`` can sum in another precision than its tensors have;
+before PyTorch 2.4 it cannot.
+"""
+
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norm over all entries of all tensors, as one scalar on the first
@@ -92,8 +97,11 @@ def _norm(tensor: Tensor) -> Tensor:
 
 def _norms_of_group(tensors: Sequence[Tensor]) -> Tensor:
     """Of tensors that share device, dtype and type; half precisions are summed in float32."""
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
-    each = torch._foreach_norm(list(tensors), 2, dtype=wide)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    own, wide = tensors[0].dtype, torch.promote_types(tensors[0].dtype, torch.float32)
+    if own != wide and not _SUMS_WIDER:
+        tensors = [tensor.to(wide) for tensor in tensors]
+    among = {"dtype": wide} if _SUMS_WIDER else {}
+    each = torch._foreach_norm(list(tensors), 2, **among)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return whole(torch.stack(each))
 
 

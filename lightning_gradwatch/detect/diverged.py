@@ -82,10 +82,13 @@ class DivergenceDetector:
 
     Args:
         weights: norm of each weight matrix before training, by a key that stays.
+        usual: the same, or what is usual where a matrix begins far under that: growing up to it is
+            no sign of divergence. None takes ``weights``.
     """
 
-    def __init__(self, weights: Mapping[int, float]) -> None:
+    def __init__(self, weights: Mapping[int, float], usual: Mapping[int, float] | None = None) -> None:
         self._start = {key: norm for key, norm in weights.items() if 0 < norm < math.inf}
+        self._usual = self._start if usual is None else {key: usual[key] for key in self._start if key in usual}
         self._levels = (_Level(far=10.0, near=3.0, growth=5.0), _Level(far=3.0, near=2.0, growth=10.0))
         self._first: tuple[float, float] | None = None  # loss and gradient norm
         self._last = (0.0, 0.0)
@@ -123,11 +126,10 @@ class DivergenceDetector:
             weights: their norms now, by the keys of the start.
             jump: the last jump of the gradient's norm that was told.
         """
-        grown = [weights[key] / norm for key, norm in self._start.items() if key in weights]
-        growth = median(grown) if grown else 0.0
+        growth = _growth(self._usual, weights)
         for level in self._levels:
             if level.is_suspicious(self._steps) and growth >= level.growth:
-                self._told = self._event(level, growth, moment, jump)
+                self._told = self._event(level, _growth(self._start, weights), moment, jump)
                 return self._told
         return None
 
@@ -188,3 +190,9 @@ class DivergenceDetector:
 def _after(jump: Event) -> str:
     batch = "" if jump.batch_idx is None else f" (batch {jump.batch_idx})"
     return _AFTER_A_JUMP.format(step=jump.step, batch=batch)
+
+
+def _growth(start: Mapping[int, float], now: Mapping[int, float]) -> float:
+    """The median over the matrices of how many times as large they are."""
+    grown = [now[key] / norm for key, norm in start.items() if key in now]
+    return median(grown) if grown else 0.0

@@ -11,7 +11,7 @@ from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.leap import CLEAR_FACTOR, NORM_FACTOR, Leap, Leaps
 from lightning_gradwatch.detect.loss_scale import Multiplied
 from lightning_gradwatch.detect.recurring import OFTEN, Recurring
-from lightning_gradwatch.detect.remedy import RISEN_REMEDY, jump_remedy
+from lightning_gradwatch.detect.remedy import RISEN_REMEDY, jump_remedy, leap_remedy
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.thresholds import ENOUGH_EVIDENCE, ORDINARY_HISTORY, ORDINARY_SPREAD
 
@@ -259,8 +259,14 @@ class NormJumpDetector:
             threshold=step.bound,
             detail=step.detail,
             message="" if step.leap is None else f"{step.leap} {step.detail}".rstrip(),
-            remedy=RISEN_REMEDY
-            if step.leap is not None and step.leap.risen
-            else jump_remedy(self._ordinary.centre(), step.moment),
+            remedy=self._remedy(step),
         )
         return self._episodes.begin((), event, step.norm)
+
+    def _remedy(self, step: _Step) -> str:
+        leap = step.leap
+        if leap is not None and leap.risen:
+            return RISEN_REMEDY
+        if leap is not None and leap.norm < CLEAR_FACTOR * leap.than:
+            return leap_remedy(leap.than, step.moment)
+        return jump_remedy(self._ordinary.centre(), step.moment)

@@ -24,7 +24,10 @@ _OWN_CELL = (
     "What this cell passes on from step to step shrinks: give it an additive path through time, a gate that can stay open, as an LSTM has "
     "(Hochreiter and Schmidhuber 1997), or an orthogonal recurrent weight (Henaff et al. 2016)."
 )
-
+_CUT = (
+    "Its cell state comes in without a graph at every step, made anew or detached, so that the gradient goes back through h alone: "
+    "pass c on to the next step together with h, as the module returned it. Until then a forget-gate bias has nothing to keep."
+)
 
 _SCAN = (
     "Each channel keeps |a| of its gradient from one timestep to the one before{size}: begin with decays nearer to 1, of which "
@@ -58,24 +61,39 @@ RISEN_REMEDY = (
 """Where norm and loss rise within the first steps."""
 
 
+def leap_remedy(largest: float, moment: Moment) -> str:
+    """What helps against a step whose loss leapt, and whose norm is no explosion by itself;
+    ``largest`` is the largest norm of the steps before.
+    """
+    return (
+        f"{_batch(moment)}Leave it out, or take a loss that an outlier moves less (huber_loss instead of mse_loss). A fixed "
+        f"clipping level bounds what such a step does to the weights: AdaptiveClip(policy=Norm({largest:.2g}))."
+    )
+
+
+def _batch(moment: Moment) -> str:
+    """Where to look, if that is known."""
+    if moment.batch_idx is None:
+        return ""
+    return f"Look at batch {moment.batch_idx} of epoch {moment.epoch} for an outlier. "
+
+
 def jump_remedy(ordinary: float | None, moment: Moment) -> str:
     """What helps against a norm that jumps at that moment; ``ordinary`` is the
     run's median norm, if it is known.
     """
-    batch = (
-        "" if moment.batch_idx is None else f"Look at batch {moment.batch_idx} of epoch {moment.epoch} for an outlier. "
-    )
     level = f", here about {ordinary:.2g}" if ordinary else ""
     return (
-        f"{batch}Use AdaptiveClip(), which brings such a step back to its ordinary size{level}; a fixed clipping level between half "
-        "and ten times the average norm does too (Pascanu et al. 2013). Lower the learning rate, or let it rise more slowly, "
-        "if it happens again."
+        f"{_batch(moment)}Use AdaptiveClip(), which brings such a step back to its ordinary size{level}; a fixed clipping "
+        "level between half and ten times the average norm does too (Pascanu et al. 2013). Lower the learning rate, "
+        "or let it rise more slowly, if it happens again."
     )
 
 
 def vanishing_remedy(profile: Profile, lagged: Floats) -> str:
     """What helps a layer whose gradient horizon is short, the likeliest first."""
     of_cell = _of_scan(profile) if profile.kind == SCAN else _of_cell(profile.kind, profile.real_timesteps)
+    of_cell = _CUT if profile.cell_cut else of_cell
     parts = [*_against_padding(profile), of_cell]
     if profile.layers >= DEEP:
         parts.append(

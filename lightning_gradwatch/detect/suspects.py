@@ -170,7 +170,7 @@ def _is_smooth(power: Node) -> bool:
 
 def _is_empty(node: Node) -> bool:
     """Whether what the operation made has no entries."""
-    made: Any = node._input_metadata  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
+    made: Any = getattr(node, "_input_metadata", ())  # some releases of PyTorch do not tell
     return any(0 in one.shape for one in made)
 
 

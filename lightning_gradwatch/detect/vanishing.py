@@ -37,6 +37,7 @@ class _Track:
     starved: deque[int]
     furthest: int | None = None
     first_loss: float | None = None
+    last: tuple[Profile, Moment] | None = None  # of them
 
 
 class VanishingDetector:
@@ -85,6 +86,7 @@ class VanishingDetector:
         reach = horizon.lag or 0
         short = not horizon.censored and is_vanishing(reach, profile.real_timesteps)
         if not short:
+            track.last = None
             track.horizons.clear()
             track.starved.clear()
             track.furthest = max(track.furthest or 0, reach)
@@ -93,16 +95,27 @@ class VanishingDetector:
         if not short:
             return None
         if blocks_learning(profile):  # no sample of a gradient that vanishes, and none of those in a row
+            track.last = None
             track.horizons.clear()
             track.starved.clear()
             return None
         track.horizons.append(reach)
         track.starved.append(profile.starved())
-        return self._begin(profile, track, growth_rate(lagged), moment)
+        track.last = profile, moment
+        if is_vanishing(reach**2 / max(track.horizons[0], 1), profile.real_timesteps):  # by the same factor again
+            return self._begin(profile, track, moment)
+        return None
 
     def finish(self, moment: Moment) -> list[Event]:
-        """The records of what still goes on when training ends."""
-        return self._episodes.finish(moment)
+        """Training is over: horizons that were short to the end, though they grew; and the
+        records of what still goes on.
+        """
+        told: list[Event | None] = []
+        for track in self._tracks.values():
+            if track.last is not None and not self._episodes.is_open(track.last[0].place):
+                told.append(self._begin(track.last[0], track, track.last[1]))
+        self._tracks.clear()
+        return [*filter(None, told), *self._episodes.finish(moment)]
 
     def _go_on(self, profile: Profile, reach: int, censored: bool, moment: Moment) -> Event | None:
         calm = censored or reach >= CALM_SHARE * profile.real_timesteps
@@ -118,11 +131,9 @@ class VanishingDetector:
     def _new_track(self, loss: float | None) -> _Track:
         return _Track(deque(maxlen=self.samples), deque(maxlen=self.samples), first_loss=loss)
 
-    def _begin(self, profile: Profile, track: _Track, rate: float | None, moment: Moment) -> Event | None:
-        recent, loss = track.horizons, moment.loss
+    def _begin(self, profile: Profile, track: _Track, moment: Moment) -> Event | None:
+        recent, loss, rate = track.horizons, moment.loss, growth_rate(profile.lagged())
         if len(recent) < self.samples or not (rate is None or rate < 0):
-            return None
-        if not is_vanishing(recent[-1] ** 2 / max(recent[0], 1), profile.real_timesteps):  # by the same factor again
             return None
         reach, hungry = recent[-1], track.starved[-1]
         low, lost = low_loss(loss, track.first_loss), _lost(loss, track)

@@ -171,7 +171,9 @@ def bad_gradient(name: str, parameter: Tensor, value: float, way: WayBack, *, se
     Args:
         seen: whether there are recurrent calls, whose states and gradients were found finite.
     """
-    found = suspects(way.between([get_gradient_edge(parameter).node]) if parameter.requires_grad else ())
+    with torch.enable_grad():  # without it PyTorch 2.2 finds no edge of a leaf
+        goals = [get_gradient_edge(parameter).node] if parameter.requires_grad else []
+    found = suspects(way.between(goals) if goals else ())
     texts = {"detail": told(found), "remedy": mend(found, "")}
     if not seen:
         loss = "" if way.value is None else ", although the loss is finite"

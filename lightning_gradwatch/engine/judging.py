@@ -72,7 +72,7 @@ class Judge:
         self._model, self._locator, self._search, self._found = model, locator, search, found
         self._start = usual_norms(model)
         self._norm_jumps, self._scale_search = NormJumps(), ScaleSearch()
-        self._divergence, self._weights = DivergenceDetector(self._start), WeightWatch()
+        self._divergence, self._weights = DivergenceDetector(matrix_norms(model), self._start), WeightWatch()
         self._before: defaultdict[int, deque[Read]] = defaultdict(lambda: deque(maxlen=FEW))  # by the pass's number
         self._last_jump: Event | None = None
         self._bad_loss = False

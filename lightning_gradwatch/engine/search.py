@@ -4,7 +4,7 @@ and those whose state is severed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.discovery import Discovery
 from lightning_gradwatch.recurrent.capture.first_look import FirstLook
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
+from lightning_gradwatch.recurrent.capture.severed import How
 from lightning_gradwatch.recurrent.capture.severed_cells import SeveredCells
 from lightning_gradwatch.recurrent.capture.slots import Slots
 
@@ -75,16 +76,20 @@ class FirstStepSearch:
         """Those seen so far."""
         return {} if self._discovery is None else self._discovery.found()
 
-    def end_severed(self) -> Mapping[str, str]:
-        """End the search for cells with a severed state. Returns how each one's is."""
+    def end_severed(self, told: Collection[str]) -> Mapping[str, How]:
+        """End the search for cells with a severed state. Returns how each one's is.
+
+        Args:
+            told: taps of which it is told already.
+        """
         search, self._severed = self._severed, None
         if search is None:
             return {}
+        found = search.found(told)
         search.close()
-        if search.failure is not None:
-            raise search.failure
+        search.hooks.raise_failure()
         cells = self.cells()
-        return {name: how for name, how in search.found().items() if name not in cells}
+        return {name: how for name, how in found.items() if name not in cells}
 
     def end(self) -> Cells:
         """End the search for cells. Returns those that it showed."""
@@ -94,9 +99,8 @@ class FirstStepSearch:
             return {}
         discovery.close()
         first.close()
-        failure = discovery.failure or first.failure
-        if failure is not None:
-            raise failure
+        discovery.hooks.raise_failure()
+        first.hooks.raise_failure()
         self._capture.loops.undecided.clear()
         return discovery.found()
 

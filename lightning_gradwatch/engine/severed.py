@@ -6,32 +6,49 @@ from collections.abc import Mapping, Sequence
 
 from lightning_gradwatch.engine.observation import Collector
 from lightning_gradwatch.engine.step import Call
-from lightning_gradwatch.events import EventKind, Moment
+from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.recurrent.capture.duplicates import without_duplicates
-from lightning_gradwatch.recurrent.capture.severed import severed
+from lightning_gradwatch.recurrent.capture.severed import How, severed
+
+REMEDY = (
+    "If a state was meant to be carried on, give each call what the call before returned, and begin with this one. "
+    "Otherwise there is nothing to do."
+)
+"""Where it may well be meant so."""
 
 
 class SeveredStates:
-    """Tells each once, by the module or tap."""
+    """Tells each once, by the module or tap.
+
+    Attributes:
+        told: of which modules and taps it was told.
+    """
 
     def __init__(self, found: Collector) -> None:
         self._found = found
-        self._told: set[str] = set()
+        self.told: set[str] = set()
 
     def __bool__(self) -> bool:
-        return bool(self._told)
+        return bool(self.told)
 
     def look(self, calls: Sequence[Call], moment: Moment) -> None:
         """Tell those among the calls of a step, before they are released."""
         self.tell(severed(without_duplicates(calls)), moment)
 
-    def tell(self, how: Mapping[str, str], moment: Moment) -> None:
+    def tell(self, how: Mapping[str, How], moment: Moment) -> None:
         """Tell those that are new.
 
         Args:
             how: module or tap → how its state is severed.
         """
-        for name, words in how.items():
-            if name not in self._told:
-                self._told.add(name)
-                self._found.add(moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name, detail=words))
+        for name, one in how.items():
+            if name not in self.told:
+                self.told.add(name)
+                self._found.add(_event(name, one, moment))
+
+
+def _event(name: str, how: How, moment: Moment) -> Event:
+    if not how.is_note:
+        return moment.event(EventKind.NO_GRADIENT_THROUGH_TIME, module=name, detail=how.words)
+    kind = EventKind.NOT_OBSERVED
+    return moment.event(kind, module=name, detail=how.words, severity=Severity.INFO, remedy=REMEDY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from torch import Tensor, nn
 
@@ -27,6 +27,15 @@ _TOO_LARGE = (
     "tensor operations; those in modules are observed."
 )
 _TAP = 'If there is one, mark its state once in each timestep: h = tap(h, name="…").'
+
+
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    """What a module computes with: its parameters, and what PyTorch's own goes on with where one
+    was taken from it.
+    """
+    yield from module.parameters()
+    for part in module.modules():
+        yield from (weight for weight in getattr(part, "_flat_weights", ()) if isinstance(weight, Tensor))
 
 
 class UnmarkedRecurrences:
@@ -62,7 +71,7 @@ class UnmarkedRecurrences:
         self._left -= 1
         names = {id(parameter): plain_name(name) for name, parameter in self._model.named_parameters()}
         modules = [module for name, module in self._model.named_modules() if plain_name(name) in known]
-        others = {id(parameter) for module in modules for parameter in module.parameters()}
+        others = {id(weight) for module in modules for weight in _weights(module)}
         found = unmarked(loss, capture.calls, numbers, names)
         if found is None:
             self._tell("", moment, message=_TOO_LARGE, remedy=_TAP)

@@ -15,6 +15,7 @@ from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.discovery import is_outside
 from lightning_gradwatch.recurrent.capture.hooks import FROZEN
 from lightning_gradwatch.recurrent.capture.modules import added, discover
+from lightning_gradwatch.recurrent.capture.own_recurrence import OWN_RECURRENCE
 from lightning_gradwatch.recurrent.capture.scan_names import named_like_scans
 from lightning_gradwatch.recurrent.capture.scans import DETACHED
 
@@ -44,7 +45,12 @@ _HINT_REMEDY = (
     "If it is no scan, there is nothing to do."
 )
 
-_REMEDIES = {FROZEN: _FROZEN_REMEDY, UNUSED: _UNUSED_REMEDY, DETACHED: _DETACHED_REMEDY}
+_OWN_REMEDY = (
+    "Mark its hidden states with tap() in its forward, or train with PyTorch's own class: torchrl's LSTMModule and GRUModule "
+    "do by default, and leave it out with python_based=True."
+)
+
+_REMEDIES = {FROZEN: _FROZEN_REMEDY, UNUSED: _UNUSED_REMEDY, DETACHED: _DETACHED_REMEDY, OWN_RECURRENCE: _OWN_REMEDY}
 """Where the reason is known, what helps against that one."""
 
 

@@ -19,6 +19,7 @@ from lightning_gradwatch.findings.first_word import FirstWord
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.plain import plain
 from lightning_gradwatch.profile import Profile
+from lightning_gradwatch.runlog.folding import counted_once
 from lightning_gradwatch.runlog.schema import is_primary
 from lightning_gradwatch.runlog.summary import is_finite, reach, summarise
 from lightning_gradwatch.runlog.verdict import LayerSummary
@@ -200,7 +201,8 @@ class Findings:
 
 def _told(events: Sequence[Mapping[str, Any]]) -> str:
     """How many events there are of each severity, and what the first of the gravest says."""
-    of = {severity: [event for event in events if event["severity"] == severity] for severity in reversed(Severity)}
+    each = counted_once(events)
+    of = {severity: [event for event in each if event["severity"] == severity] for severity in reversed(Severity)}
     counts = {severity: _count(len(found), _NOUNS[severity]) for severity, found in of.items() if found}
     if not counts:
         return "No events."

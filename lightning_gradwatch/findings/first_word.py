@@ -52,7 +52,8 @@ def _line(layers: Sequence[LayerSummary]) -> str:
     if len(layers) > 1:
         least = all(layer.horizon is not None and _rank(layer) == _rank(worst) for layer in layers)
         which = f"; {'the least far-reaching' if least else 'the first to look at'} of {len(layers)}"
-    return f"{worst.place} ({worst.kind}{which}). {worst.sentence}"
+    sentence = worst.sentence.removeprefix("It was the last sample.").lstrip()  # there will be others
+    return f"{worst.place} ({worst.kind}{which}). {sentence}".rstrip()
 
 
 def _order(layer: LayerSummary) -> tuple[int, bool, bool, int]:

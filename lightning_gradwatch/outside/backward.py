@@ -136,4 +136,5 @@ def _only(tensors: Any) -> Tensor | None:
 
 
 _BACKWARD = _Stand(torch.autograd, "backward", _backward)
-_SCALE = _Stand(torch.amp.GradScaler, "scale", _scale)
+# PyTorch before 2.3 has it under CUDA alone.
+_SCALE = _Stand(getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler, "scale", _scale)

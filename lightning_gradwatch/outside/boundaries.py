@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.recurrent.capture.compiled import is_compiling
 from lightning_gradwatch.recurrent.pause import is_paused
 
 MOST_FORWARDS = 32
@@ -32,7 +33,7 @@ class ForwardHook:
         self._tell = tell
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or self._tell is None or not torch.is_grad_enabled() or is_paused():
+        if is_compiling() or self._tell is None or not torch.is_grad_enabled() or is_paused():
             return
         self._tell(module.training, not any(tensor.requires_grad for tensor in _tensors((args, kwargs))))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -138,7 +138,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         self._record.sink.log = None
         close_run_log(self)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> clip_adaptively:
         """It acts already; at the end of the block it is closed."""
         return self
 

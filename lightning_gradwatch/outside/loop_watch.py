@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 from torch.optim import Optimizer
@@ -67,6 +67,8 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
             step, as ``fabric.log_dict`` is; an error in it is a warning.
         summary: say at once the first critical event of each kind, and at the end in a few lines
             what was found, through the logger ``lightning_gradwatch``.
+        first_word: say in a line a module, after the step that first measures it, how far the
+            gradient reaches back in it; with ``summary`` alone.
         detectors: your own, which judge the profiles of sampled steps; each time it is entered
             begins with a copy of them.
         influence: measure also what reaches the inputs of each fused module, as ``GradWatch`` does.
@@ -99,6 +101,7 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
         on_event: Callable[[Event], None] | None = None,
         log: Scalars | None = None,
         summary: bool = True,
+        first_word: bool = True,
         detectors: list[Detector] | None = None,
         influence: bool = False,
     ) -> None:
@@ -113,13 +116,14 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
         self.accumulate_grad_batches = arguments.whole("accumulate_grad_batches", accumulate_grad_batches, remedy)
         check_patterns(modules, "leave out the watch")
         self.modules, self.max_sequences, self.keep_sequences = modules, max_sequences, keep_sequences
-        self.dirpath, self.on_event, self.log, self.summary = dirpath, on_event, log, summary
+        self.dirpath, self.on_event, self.log = dirpath, on_event, log
+        self.summary, self.first_word = summary, first_word
         self.detectors, self.influence = checked_detectors(detectors), influence
         self.run_dir: Path | None = None
         self._session: Session | None = None
         self._found = self._findings()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> watch:
         """Find the modules, put the hooks on, open the run log.
 
         Raises:
@@ -216,7 +220,9 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
             unannounced=_UNANNOUNCED,
         )
         config = {name: getattr(self, name) for name in (*SEEN_BY, "accumulate_grad_batches")}
-        return SessionOptions(self.every_n_steps, self.accumulate_grad_batches, looks, config)
+        return SessionOptions(
+            self.every_n_steps, self.accumulate_grad_batches, looks, config, self.first_word and self.summary
+        )
 
     def _events_of_others(self) -> list[Event]:
         """Of whoever writes into the same run log: a verdict rests on all that is in it."""

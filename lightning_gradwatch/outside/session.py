@@ -21,6 +21,8 @@ from lightning_gradwatch.outside.boundaries import MOST_FORWARDS, ForwardHook, F
 from lightning_gradwatch.outside.findings import LoopFindings
 from lightning_gradwatch.outside.model import inner_model, out_of_reach
 from lightning_gradwatch.outside.passes import LoopPasses
+from lightning_gradwatch.outside.terminal import say
+from lightning_gradwatch.outside.words import in_words
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import describe
@@ -29,9 +31,10 @@ _TOO_MANY = f"more than {MOST_FORWARDS} forward passes of the model went by with
 
 _NOTHING = (
     "watch() found no recurrent module (nn.RNN, nn.LSTM, nn.GRU, their cells, one of your own, or a tap) in the model: "
-    "it only looks for NaN and inf from now on. If the model has a recurrence of its own, its state is not passed on from "
-    "call to call, or tap() or tap_scan() has to mark it."
+    "it only looks for NaN and inf from now on."
 )
+
+_PERHAPS = "If the model has a recurrence of its own, its state is not passed on from call to call, or tap() or tap_scan() has to mark it."
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class SessionOptions:
         divided: by how much the loop divides each loss.
         watch: what is looked at.
         config: for the run log.
+        first_word: say at once how far the gradient reaches in each module.
     """
 
     every_n_steps: int
     divided: int
     watch: WatchOptions
     config: Mapping[str, Any]
+    first_word: bool
 
 
 class Session:
@@ -298,11 +303,14 @@ class Session:
         seen = self._take(watch.end_step(self.passes.moment))
         if seen.cells:
             self._adopt(watch, seen.cells)
+        if self._options.first_word:
+            self._found.say_first_words(say)
         self.passes.end_round()
         self._begin_batch(watch)
         if watch.has_nothing() and not self._has_unreachable and not self._nothing_said:
             self._nothing_said = True
-            warn(_NOTHING, stacklevel=4)
+            advice = " ".join(f"{event.message} {event.remedy}" for event in watch.unmarked)
+            warn(f"{_NOTHING} {in_words(advice) or _PERHAPS}", stacklevel=4)
 
     def _take(self, seen: Observation) -> Observation:
         self._suspicious |= seen.suspicious

@@ -15,7 +15,7 @@ from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 
 @dataclass(frozen=True, slots=True)
-class Edges:
+class Edges(WeaklyHeld):
     """Where the tensors of one call hang in the graph, as they were when it ran: ``given`` h0 and
     c0, ``made`` output, h_n and c_n.
     """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.recurrent.pause import is_paused
+from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 
 class GradientSlot:
@@ -86,7 +87,7 @@ class _OfResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
+class _View(WeaklyHeld):
     """How a tensor lies in another one of as many elements."""
 
     size: torch.Size

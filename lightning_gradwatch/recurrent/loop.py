@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.gradient_slot import GradientSlot
-from lightning_gradwatch.recurrent.initial_state import is_truncated
+from lightning_gradwatch.recurrent.initial_state import is_cell_cut, is_truncated
 from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 
@@ -45,7 +45,7 @@ class LoopState(WeaklyHeld):
 
 
 @dataclass(slots=True, eq=False)
-class Made:
+class Made(WeaklyHeld):
     """One call of a cell: its input, the states that it made, in the order of the loop's names, and
     those that it was given, by name, where these are not the very ones of the timestep before.
     ``number``: which of the calls of its timestep it is.
@@ -177,6 +177,11 @@ class Loop(WeaklyHeld):
         and yet comes without a graph.
         """
         return any(is_truncated(state) for _, state in self.steps[0].given)
+
+    def is_cell_cut(self) -> bool:
+        """Whether the cell state of an LSTM comes in without a graph, and h with one."""
+        given = [dict(made.given) for made in self.steps[1:]]
+        return "c" in self.names and is_cell_cut((one.get("h"), one.get("c")) for one in given)
 
     def release(self) -> None:
         """Let go of the gradients, which the tensors' own hooks hold too."""

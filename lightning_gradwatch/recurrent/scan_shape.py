@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
+
 
 @dataclass(frozen=True, slots=True)
-class ScanShape:
+class ScanShape(WeaklyHeld):
     """How the states of a scan lie, and how they are read out.
 
     Args:

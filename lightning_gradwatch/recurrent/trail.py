@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.graph.edges import Edge
+from lightning_gradwatch.recurrent.graph.second_pass import STARTS_AT_EDGES, failed, start
 from lightning_gradwatch.recurrent.pause import is_paused, paused
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -22,7 +23,7 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 class Trail:
     """The lagged gradients of a chain's calls at their ends. It holds places in the
-    graph and gradients, and no call.
+    graph and gradients, and no call; before PyTorch 2.5 the last one's results, too.
 
     Attributes:
         totals_are_lagged: whether the loss reaches the chain through its last timestep alone.
@@ -38,6 +39,7 @@ class Trail:
         self.inexact_reason: str | None = None
         self.mixed = False
         self._made = made
+        self._tensors: dict[Edge, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def forget(self) -> None:
@@ -45,14 +47,18 @@ class Trail:
         for handle in self._handles:
             handle.remove()
         self._handles, self._made, self.gradients = [], [], None
+        self._tensors.clear()
 
-    def wait(self, last: int, roots: list[Edge], at_end: Callable[[Tensor], Tensor]) -> None:
+    def wait(self, last: int, roots: dict[Edge, Tensor], at_end: Callable[[Tensor], Tensor]) -> None:
         """When the backward pass has brought all that the loss sends to the ``roots`` of
         call ``last``, follow it back.
 
         Args:
+            roots: with what was made there.
             at_end: leaves of the output's gradient the part of the last timestep.
         """
+        if not STARTS_AT_EDGES:
+            self._tensors = roots
         arrived: dict[Edge, Tensor | None] = {}
         reference = weakref.ref(self)
 
@@ -77,9 +83,10 @@ class Trail:
         places = [edge for made in self._made[:last] for edge in made if edge is not None]
         found: dict[Edge, Tensor | None] = {}
         try:
+            begin = cast("Any", [start(edge, self._tensors.get(edge)) for edge in sent])
             with paused():
                 gradients = torch.autograd.grad(
-                    [GradientEdge(*edge) for edge in sent],
+                    begin,
                     [GradientEdge(*edge) for edge in places],
                     list(sent.values()),
                     retain_graph=True,
@@ -87,8 +94,7 @@ class Trail:
                 )
             found.update(zip(places, gradients, strict=True))
         except Exception as error:  # whatever it is, it must not reach the training's own backward pass
-            reason = str(error).strip().partition("\n")[0]
-            self.inexact_reason = f"a second pass through it failed ({reason}); no lags were measured"
+            self.inexact_reason = failed(error)
             return
         found.update(sent)
         self.gradients = [

@@ -217,6 +217,11 @@ class _Step(Callback):
 def _precision(own: Mapping[str, Any], device: str) -> dict[str, Any]:
     if own["precision"] == "16-mixed" and device == "cpu":
         # Lightning alone would take bfloat16 there.
+        if not hasattr(torch.amp, "GradScaler"):
+            raise BundleError(
+                "It was recorded under 16-mixed, which the CPU knows from PyTorch 2.3 on. "
+                "Replay it with `--device cuda`, or with a newer PyTorch."
+            )
         return {"plugins": MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))}
     return {"precision": own["precision"]}
 

@@ -18,15 +18,23 @@ def remedies(events: Iterable[Record]) -> dict[str, dict[str, list[str]]]:
     """Kind → remedy → the places that it is meant for; the gravest kinds first.
 
     The same kind may call for different things: a vanilla RNN whose gradient vanishes needs another
-    cell, an LSTM another bias.
+    cell, an LSTM another bias. Of one kind and place what its gravest events advise: against
+    clipping that has become the rule "nothing to do" would contradict it.
     """
     found: dict[str, dict[str, dict[str, None]]] = {}
     gravest: dict[str, int] = {}
-    for event in events:
+    every = list(events)
+    at: dict[tuple[str, str], int] = {}
+    for event in every:
+        key = (event["kind"], _place(event))
+        at[key] = min(at.get(key, 9), _rank(event))
+    for event in every:
         kind, remedy = event["kind"], event.get("remedy")
         if remedy:
+            found.setdefault(kind, {})
+        if remedy and _rank(event) == at[kind, _place(event)]:
             found.setdefault(kind, {}).setdefault(remedy, {})[_place(event)] = None
-            gravest[kind] = min(gravest.get(kind, 9), RANKS.get(event.get("severity") or "", 3))
+            gravest[kind] = min(gravest.get(kind, 9), _rank(event))
     kinds = sorted(found, key=gravest.__getitem__)
     return {kind: {remedy: list(places) for remedy, places in found[kind].items()} for kind in kinds}
 
@@ -37,6 +45,10 @@ def some(names: list[str]) -> str:
         names if len(names) <= _MOST_PLACES else [*names[: _MOST_PLACES - 1], f"{len(names) - _MOST_PLACES + 1} more"]
     )
     return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+
+
+def _rank(event: Record) -> int:
+    return RANKS.get(event.get("severity") or "", 3)
 
 
 def _place(event: Record) -> str:

@@ -19,7 +19,7 @@ KIND = "__gradwatch__"
 """The key of a dict that stands for something else: its kind."""
 
 _PLAIN = (bool, int, float, str, type(None))
-_ALLOWED = (torch.dtype, torch.device, torch.Size)
+_ALLOWED = (torch.dtype, torch.Size)
 
 
 class Portable:
@@ -37,8 +37,8 @@ class Portable:
 
         Kept as they are: tensors, numbers, strings, lists, dicts, tuples, sets. Taken apart, to be
         put together by :func:`restored`: named tuples, packed sequences, dataclasses, NumPy arrays,
-        bytes and complex numbers. A tensor of a class of its own becomes a plain one, a mapping a
-        dict.
+        counters, devices, bytes and complex numbers, dicts with such keys. A tensor of a class of
+        its own becomes a plain one, a mapping a dict.
         """
         if isinstance(value, Tensor):
             plain = value.detach().as_subclass(Tensor).cpu()
@@ -52,6 +52,8 @@ class Portable:
                 return value if type(value) is plain else cast("Callable[[Any], Any]", plain)(value)
         if isinstance(value, _ALLOWED):
             return value
+        if isinstance(value, torch.device):  # nor this, before 2.5
+            return {KIND: "device", "fields": str(value)}
         if isinstance(value, np.generic):
             return self(value.item(), at)
         if isinstance(value, np.ndarray):
@@ -72,17 +74,20 @@ class Portable:
             return made if isinstance(value, list) else tuple(made)
         if isinstance(value, (set, frozenset)):
             return {KIND: "set", "fields": [self(item, at) for item in cast("set[Any]", value)]}
-        if isinstance(value, (Counter, OrderedDict)):
-            return type(value)(self._items(cast("Mapping[Any, Any]", value), at))
+        if isinstance(value, Counter):  # nor this, before 2.4
+            return {KIND: "counter", "fields": self._mapping(dict(cast("Counter[Any]", value)), at)}
         if isinstance(value, Mapping):
-            return self._items(cast("Mapping[Any, Any]", value), at)
+            return self._mapping(cast("Mapping[Any, Any]", value), at)
         return self._leave_out(value, at)
 
-    def _items(self, items: Mapping[Any, Any], at: str) -> dict[Any, Any]:
-        return {self._key(key, at): self(item, f"{at}[{key!r}]") for key, item in items.items()}
+    def _mapping(self, value: Mapping[Any, Any], at: str) -> Any:
+        if all(map(_is_plain_key, value)):
+            made = self._items(value, at)
+            return OrderedDict(made) if isinstance(value, OrderedDict) else made
+        return {KIND: "dict", "fields": [[self(key, at), self(item, f"{at}[{key!r}]")] for key, item in value.items()]}
 
-    def _key(self, key: Any, at: str) -> Any:
-        return key if type(key) in (bytes, complex) else self(key, at)
+    def _items(self, items: Mapping[Any, Any], at: str) -> dict[Any, Any]:
+        return {self(key, at): self(item, f"{at}[{key!r}]") for key, item in items.items()}
 
     def _array(self, array: np.ndarray[Any, Any], at: str) -> Any:
         try:
@@ -111,6 +116,11 @@ def restored(value: Any) -> Any:
     return _MAKERS[held[KIND]](held.get("type", ""), fields)
 
 
+def _is_plain_key(key: Any) -> bool:
+    """Whether a key is portable as it is."""
+    return all(map(_is_plain_key, cast("tuple[Any, ...]", key))) if type(key) is tuple else isinstance(key, _PLAIN)
+
+
 def _as_tensor(value: bytes | complex) -> dict[str, Any]:
     if isinstance(value, bytes):
         return {KIND: "bytes", "fields": torch.tensor(list(value), dtype=torch.uint8)}
@@ -133,6 +143,12 @@ def fits_kind(held: Mapping[Any, Any]) -> bool:
         return isinstance(fields, list) and _are_hashable(restored(fields))
     if kind == "complex":
         return isinstance(fields, Tensor) and fields.shape == (2,) and fields.dtype == torch.float64
+    if kind == "counter":
+        return isinstance(fields, dict)
+    if kind == "dict":
+        return _are_pairs(fields)
+    if kind == "device":
+        return isinstance(fields, str) and _is_device(fields)
     if kind == "bytes":
         return isinstance(fields, Tensor) and fields.dim() == 1 and fields.dtype == torch.uint8
     return kind == "array" and isinstance(fields, Tensor)
@@ -142,6 +158,21 @@ def _are_hashable(items: list[Any]) -> bool:
     try:
         set(items)
     except TypeError:
+        return False
+    return True
+
+
+def _are_pairs(fields: Any) -> bool:
+    if not isinstance(fields, list) or not all(isinstance(pair, list) for pair in cast("list[Any]", fields)):
+        return False
+    pairs = cast("list[list[Any]]", fields)
+    return all(len(pair) == 2 for pair in pairs) and _are_hashable(restored([key for key, _ in pairs]))
+
+
+def _is_device(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
         return False
     return True
 
@@ -195,6 +226,9 @@ _MAKERS: dict[str, Callable[[str, Any], Any]] = {
     "namedtuple": _make_namedtuple,
     "dataclass": _make_dataclass,
     "set": lambda _, fields: set(fields),
+    "counter": lambda _, fields: Counter(fields),
+    "dict": lambda _, fields: dict(fields),
+    "device": lambda _, fields: torch.device(fields),
     "array": lambda _, fields: fields.numpy(),
     "bytes": lambda _, fields: bytes(fields.tolist()),
     "complex": lambda _, fields: complex(*fields.tolist()),

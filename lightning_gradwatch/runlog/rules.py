@@ -69,7 +69,7 @@ def _without_time(found: Evidence) -> Said | None:
         return Verdict.UNDECIDED, HANDED_OVER
     if found.left_out:
         return Verdict.UNDECIDED, LEFT_OUT
-    said = found.message(EventKind.NOT_OBSERVED)
+    said = found.message(EventKind.NOT_OBSERVED).partition(" was not observed.")[2].strip()
     return Verdict.NOT_OBSERVED, said or "Its sequences have one timestep: nothing flows through time."
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.versions import cpu_scaler
+
 
 class Tagger(nn.Module):
     """A fused module with a cell of PyTorch's in a loop behind it."""
@@ -141,7 +143,7 @@ def scaled() -> Loop:
     """A gradient scaler, as mixed precision has it."""
     model = Tagger()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = cpu_scaler(init_scale=1024.0)
 
     def train() -> Iterator[None]:
         for _ in range(BATCHES):

@@ -12,10 +12,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.models import WORDS, TinyLanguageModel
+from tests.versions import cpu_scaler, needs_torch
 
 
 class Fused(TinyLanguageModel):
     """With an optimizer that undoes the loss scale in its own step."""
+
+    def __init__(self, **options: Any) -> None:
+        needs_torch(2, 4, "has no fused optimizer on the CPU")
+        super().__init__(**options)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), self.lr, fused=True)
@@ -221,5 +226,5 @@ class Fails(Callback):
 
 def scaled(initial: float = 1024.0, growth_interval: int = 3) -> MixedPrecision:
     """fp16 on the CPU with a gradient scaler whose scale changes within a few steps."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=initial, growth_interval=growth_interval)
+    scaler = cpu_scaler(init_scale=initial, growth_interval=growth_interval)
     return MixedPrecision("16-mixed", "cpu", scaler=scaler)

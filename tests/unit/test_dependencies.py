@@ -22,6 +22,8 @@ else:
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lightning_gradwatch"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+ANNOTATIONS = {"jaxtyping"}
+"""Named in annotations alone, which nobody reads but the tests and pyright."""
 LIGHTNING = {"lightning", "pytorch-lightning"}
 
 
@@ -51,7 +53,7 @@ def used() -> dict[Path, set[str]]:
     """File → the distributions that it imports from."""
     named = {file: imported(ast.parse(file.read_text("utf-8"))) for file in sorted(PACKAGE.rglob("*.py"))}
     owners = packages_distributions()
-    return {file: {canonicalize_name(owners[name][0]) for name in names} for file, names in named.items()}
+    return {file: {canonicalize_name(owners[name][0]) for name in names - ANNOTATIONS} for file, names in named.items()}
 
 
 def test_all_that_is_imported_is_declared(used) -> None:

@@ -333,6 +333,50 @@ def _counts(c: Context, m: Words) -> None:
     c.number(m["skipped"], bad, bad, "the number of steps that are not finite")
 
 
+@SAID(
+    "Clipping: none.",
+    "Clipping: never acted.",
+    "Clipping: step limiter.",
+    "Clipping: undecided.",
+    "Clipping: safety net.",
+)
+def _clipping(c: Context, m: Words) -> None:
+    """What follows says why."""
+
+
+@SAID(
+    "On the <int:looked> steps looked at, of <int:steps>, the optimizer got the gradient as the backward pass had left it.",
+    "On the one step looked at, of <int:steps>, the optimizer got the gradient as the backward pass had left it.",
+    "AdaptiveClip (<name>) clipped none of <int:steps> steps.",
+    "AdaptiveClip (<name>) made the gradient smaller on <int:looked> of <int:steps> steps, to <n> of itself in the median: it, "
+    "not the gradient, sets the length of the steps.",
+)
+def _looked_at(c: Context, m: Words) -> None:
+    c.number(m["steps"], 1, c.truth.steps, "the number of steps")
+    c.number(m.get("looked", "1"), 1, int(m["steps"].replace(",", "")), "the number of steps looked at")
+
+
+@SAID("The gradient norm: median <n:norm>, largest <n:largest>.", "The gradient norm was <n:norm>.")
+def _norms_looked_at(c: Context, m: Words) -> None:
+    norms = [norm for step in range(c.truth.steps) if math.isfinite(norm := c.truth.norm(step))]
+    for name in m if norms else ():
+        c.number(m[name], min(norms), max(norms), "the norm", slack=0.01)
+
+
+@SAID("No optimizer step could be looked at: no step was taken with a finite gradient.")
+def _nothing_looked_at(c: Context, m: Words) -> None:
+    c.verdict(any(not c.truth.finite(step) for step in range(c.truth.steps)), "every gradient is finite")
+
+
+@SAID(
+    "Clipping acts on most of the steps.",
+    "Nothing to do if that is meant, as with a percentile or a fixed norm.",
+    "Else use AdaptiveClip(), whose default acts on explosions alone, and lower the learning rate if it then acts at most steps too.",
+)
+def _limits(c: Context, m: Words) -> None:
+    c.verdict(c.case.cause in ("divergence", "outlier"), "it acts on few")
+
+
 @SAID("The gradient norm <n:norm> was clipped to <n:to>.")
 def _clipped(c: Context, m: Words) -> None:
     c.number(m["norm"], c.truth.norm(_step(c)), c.truth.norm(_step(c)), "the norm", slack=0.001)

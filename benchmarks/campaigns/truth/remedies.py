@@ -167,6 +167,12 @@ helps(
 )
 
 helps(
+    ("outlier", "bad target", "divergence"),
+    "Leave it out, or take a loss that an outlier moves less (huber_loss instead of mse_loss).",
+    "A fixed clipping level bounds what such a step does to the weights: AdaptiveClip(policy=Norm(<n>)).",
+)
+
+helps(
     ("divergence", "outlier"),
     "Begin anew with a learning rate ten times lower, or let it rise slowly (warm-up): within a few steps the run has "
     "left where it began.",

@@ -159,6 +159,15 @@ def _loss_has_risen(c: Context, m: Words) -> None:
     c.verdict(float(m["last"]) > 2 * float(m["first"]), "it has not")
 
 
+@SAID(
+    "GradWatch, step <int:step>: <place:place> (<name>«; the least far-reaching of <int:of>»«; the first to look at of <int:among>»)."
+)
+def _first_word(c: Context, m: Words) -> None:
+    c.place, step = place_of(m["place"]), int(m["step"].replace(",", ""))
+    c.verdict(step in c.told.sampled, "that step was not sampled")
+    c.event = Event(EventKind.NOT_OBSERVED, step)  # what follows is said of that step alone
+
+
 @SAID("No sample from then on is finite.", "It was the last sample.")
 def _lost(c: Context, m: Words) -> None:
     later = [step for step in c.told.sampled if c.since is not None and step >= c.since]

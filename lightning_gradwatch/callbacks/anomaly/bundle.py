@@ -107,7 +107,7 @@ class Bundles:
         self, start: Start, event: Event, trainer: Trainer, module: LightningModule, portable: Portable
     ) -> dict[str, Any]:
         plugin = trainer.precision_plugin
-        schedulers = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+        schedulers = [_values(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
         packages = versions()
         own = {
             "bundle_version": BUNDLE_VERSION,
@@ -161,6 +161,11 @@ def _weights(start: Start, module: LightningModule) -> dict[str, Any]:
     for kept in (start.buffers, start.parameters or {}):
         weights.update({name: tensor for name, tensor in kept.items() if name in weights})
     return weights
+
+
+def _values(state: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's state without functions, which PyTorch 2.2 has in some."""
+    return {name: value for name, value in state.items() if not callable(value)}
 
 
 def target_of(module: LightningModule) -> str:

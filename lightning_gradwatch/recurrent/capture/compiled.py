@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+
+is_compiling: Callable[[], bool] = (
+    getattr(torch.compiler, "is_compiling", None) or cast("Any", torch)._utils.is_compiling
+)
+"""Whether the compiler traces the line that asks. Before PyTorch 2.3 it goes by another name."""
 
 
 def _must_stay_whole() -> bool:
@@ -17,7 +23,7 @@ def _must_stay_whole() -> bool:
         tracer = cast("Any", InstructionTranslator.current_tx())
     except AttributeError:  # torch.export runs the code itself
         return True
-    return tracer.one_graph or tracer.error_on_graph_break
+    return tracer.one_graph or getattr(tracer, "error_on_graph_break", False)  # older ones have only the first
 
 
 cast("Any", _must_stay_whole)._dynamo_marked_constant = True
@@ -27,4 +33,4 @@ def must_not_break() -> bool:
     """Whether a hook is traced where a break in the graph is an error (``fullgraph=True``), so that
     it must do nothing. Elsewhere a hook that cannot be traced makes a break, and is called.
     """
-    return torch.compiler.is_compiling() and _must_stay_whole()
+    return is_compiling() and _must_stay_whole()

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
+
+from lightning_gradwatch.recurrent.capture.compiled import is_compiling
 
 Listener = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
 
@@ -28,7 +29,7 @@ class Direct:
         self.listeners: list[Listener] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not self.listeners:
+        if is_compiling() or not self.listeners:
             return self.forward(*args, **kwargs)
         goes_around = sys._getframe(1).f_code.co_filename != _CALLER  # pyright: ignore[reportPrivateUsage]
         outputs = self.forward(*args, **kwargs)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lightning_gradwatch.recurrent.capture.direct_calls import hear_direct_calls
+from lightning_gradwatch.recurrent.capture.compiled import is_compiling
+from lightning_gradwatch.recurrent.capture.everywhere import after_every_module, leave_every_module
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
-from lightning_gradwatch.recurrent.capture.modules import beside, plain_name
-from lightning_gradwatch.recurrent.capture.slots import Slots, arguments, parameters, results
+from lightning_gradwatch.recurrent.capture.modules import beside, unregistered
+from lightning_gradwatch.recurrent.capture.search_hooks import SearchHooks
+from lightning_gradwatch.recurrent.capture.slots import Slots, arguments, is_own, parameters, results
 from lightning_gradwatch.recurrent.graph.ways_up import HEAVY, MOVING, above
 
 _Place = tuple[int, int, torch.Size]
@@ -68,8 +69,7 @@ class Discovery:
         is_over: asked by the hooks, for where nobody said that the fit is over.
 
     Attributes:
-        failure: an error of our own in a hook, kept for whoever ends the search
-            instead of breaking the forward.
+        hooks: those on the modules.
     """
 
     def __init__(
@@ -79,9 +79,6 @@ class Discovery:
         candidates: Collection[str] | None = None,
         is_over: FitIsOver | None = None,
     ) -> None:
-        self._is_over = is_over or FitIsOver()
-        self.failure: Exception | None = None
-        self._closed = False
         self._model = model
         # By identity: a metric's hash changes with what it has seen.
         self._returns: MutableMapping[nn.Module, _Returns] = WeakIdKeyDictionary()
@@ -92,17 +89,13 @@ class Discovery:
                 self._names[module] = name
         self._known = {id(module) for module in (*known, *model.modules())}
         self._pytorchs: set[nn.Module] = set()
-        self._handles: list[RemovableHandle] = []
-        self._endings: list[Callable[[], None]] = []
-        for module in self._names:
-            self._handles.append(module.register_forward_hook(self._after, with_kwargs=True))
-            self._endings.append(hear_direct_calls(module, self._after))
+        self.hooks = SearchHooks(self._names, self._after, is_over, around=True)
         self._everywhere: RemovableHandle | None = None
         # A compiled module warns of global hooks, which would fire for its wrapper too.
         if candidates is None and not any(
             "_orig_mod" in vars(module).get("_modules", ()) for module in model.modules()
         ):
-            self._everywhere = torch_module.register_module_forward_hook(self._after_any, with_kwargs=True)
+            self._everywhere = after_every_module(self._after_any)
 
     def found(self) -> dict[str, tuple[nn.Module, Slots | None]]:
         """Qualified name → the module, and its slots where it is a cell. Of cells in one another
@@ -133,50 +126,25 @@ class Discovery:
 
     def close(self) -> None:
         """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        for end in self._endings:
-            end()
+        self.hooks.close()
         if self._everywhere is not None:
-            self._everywhere.remove()
-            # PyTorch forgets to take it out of here.
-            cast("Any", torch_module)._global_forward_hooks_with_kwargs.pop(self._everywhere.id, None)
+            leave_every_module(self._everywhere)
             self._everywhere = None
-        self._handles.clear()
-        self._endings.clear()
-        self._closed = True
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert, as a copy of a capture is."""
-        return {
-            "failure": None,
-            "_closed": True,
-            "_is_over": FitIsOver(),
-            "_everywhere": None,
-            "_names": {},
-            "_returns": {},
-            "_handles": [],
-            "_endings": [],
-        }
+        return {"hooks": self.hooks, "_everywhere": None, "_names": {}, "_returns": {}, "_known": ()}
 
     def _after_any(
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None
     ) -> None:
-        if not torch.compiler.is_compiling() and not self._closed and id(module) not in self._known:
-            self._after(module, inputs, kwargs, outputs)
+        if not is_compiling() and id(module) not in self._known:
+            self.hooks.after(module, inputs, kwargs, outputs)
 
     cast("Any", _after_any).only_looks = True  # for who has to know what comes before a hook
 
-    def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None) -> None:
-        # Taken off by a hook before it, it is called once more, and without ``kwargs``.
-        if torch.compiler.is_compiling() or self._closed or self._is_over():
-            return
-        if self.failure is not None or not torch.is_grad_enabled() or isinstance(module, torch.jit.ScriptModule):
-            return
-        try:
-            self._compare(module, arguments(inputs, kwargs, parameters(module)), results(outputs))
-        except Exception as error:  # whatever it is, it is ours and must not break the user's forward
-            self.failure = error
+    def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        self._compare(module, arguments(inputs, kwargs, parameters(module)), results(outputs))
 
     def _compare(self, module: nn.Module, taken: Mapping[str, Tensor], returned: Mapping[str, Tensor]) -> None:
         if isinstance(module, nn.RNNBase) or Slots.of(module) is not None:
@@ -204,13 +172,7 @@ class Discovery:
         """Names for modules that the model has not registered: where a list or dictionary of its
         own holds them, or their class.
         """
-        holders: dict[nn.Module, str] = {}
-        for name, holder in self._model.named_modules():
-            for attribute, value in vars(holder).items():
-                for key, item in _items(value):
-                    if isinstance(item, nn.Module):
-                        prefix = "" if not name else f"{plain_name(name)}."
-                        holders.setdefault(item, f"{prefix}{attribute}[{key}]")
+        holders = {module: name for name, module in unregistered(self._model).items()}
         names: dict[nn.Module, str] = {}
         for module in modules:
             name = holders.get(module) or f"{type(module).__name__}{_OUTSIDE}"
@@ -229,15 +191,9 @@ def _note(module: nn.Module, returns: _Returns, path: str, tensor: Tensor) -> No
     elif tensor.grad_fn is not None and any(parameter.dim() > 1 for parameter in module.parameters()):
         # Between two calls of one of PyTorch's own layers the state may only be moved about: what
         # is computed there is the state.
-        own = _is_own(module)
+        own = is_own(module)
         for out in above(tensor.grad_fn, returns.nodes, stop=HEAVY if own else None, only=None if own else MOVING):
             returns.changed[out, path] += 1
-
-
-def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(value, list | tuple):
-        return enumerate(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    return value.items() if type(value) is dict else ()  # pyright: ignore[reportUnknownVariableType]
 
 
 def _place(tensor: Tensor) -> _Place | None:
@@ -245,12 +201,6 @@ def _place(tensor: Tensor) -> _Place | None:
         return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.shape  # pyright: ignore[reportPrivateUsage]
     except (NotImplementedError, RuntimeError):  # a tensor of another kind, which lies nowhere
         return None
-
-
-def _is_own(module: nn.Module) -> bool:
-    """Whether its class is none of PyTorch's; a parametrized module is of the class that it was."""
-    kinds = (kind.__module__ for kind in type(module).__mro__)
-    return not next(kind for kind in kinds if kind != "torch.nn.utils.parametrize").startswith("torch.nn")
 
 
 def _number(node: Any) -> int:

@@ -16,12 +16,14 @@ from torch.autograd.graph import Node
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.loops import tensors
 from lightning_gradwatch.recurrent.capture.modules import beside
+from lightning_gradwatch.recurrent.capture.search_hooks import SearchHooks
 from lightning_gradwatch.recurrent.graph.between import nodes_until
 from lightning_gradwatch.recurrent.pause import is_paused
+from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 
 @dataclass(frozen=True, slots=True)
-class NonfiniteForward:
+class NonfiniteForward(WeaklyHeld):
     """A number that is not finite, and the forward that made it of finite inputs.
 
     Args:
@@ -40,7 +42,7 @@ class NonfiniteForward:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(WeaklyHeld):
     """A gradient that is not finite where it arrived at a module's output.
 
     Args:
@@ -70,53 +72,29 @@ class FirstLook:
     Attributes:
         forward: the first output that is not finite though the inputs are.
         backward: the first gradient that is not, as seen from the loss.
-        failure: an error of our own in a hook, kept for whoever ends the look.
+        hooks: those on the modules.
     """
 
     def __init__(self, model: nn.Module, known: Collection[nn.Module], is_over: FitIsOver | None = None) -> None:
-        self._is_over = is_over or FitIsOver()
         self.forward: NonfiniteForward | None = None
         self.backward: Arrived | None = None
-        self.failure: Exception | None = None
         self._calls: Counter[str] = Counter()
         self._last: dict[str, tuple[int, float, Node]] = {}
         self._names = beside(model, known, holding=True)
-        self._handles = [module.register_forward_hook(self._after, with_kwargs=True) for module in self._names]
+        self.hooks = SearchHooks(self._names, self._after, is_over, around=True)
 
     def close(self) -> None:
         """Take the hooks off and let go of the graph."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self.hooks.close()
         self._last.clear()
         self.forward = self.backward = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert, as a copy of a capture is."""
-        return {
-            "forward": None,
-            "backward": None,
-            "failure": None,
-            "_names": {},
-            "_handles": [],
-            "_last": {},
-            "_is_over": FitIsOver(),
-        }
+        return {"forward": None, "backward": None, "hooks": self.hooks, "_names": {}, "_last": {}}
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        # A compiled module would be recompiled for it.
-        if (
-            torch.compiler.is_compiling()
-            or not self._handles
-            or self.failure
-            or self._is_over()
-            or not torch.is_grad_enabled()
-        ):
-            return
-        try:
-            self._look(self._names[module], tensors((*inputs, *kwargs.values())), tensors((outputs,)))
-        except Exception as error:  # whatever it is, it is ours and must not break the user's forward
-            self.failure = error
+        self._look(self._names[module], tensors((*inputs, *kwargs.values())), tensors((outputs,)))
 
     def _look(self, name: str, given: list[Tensor], made: list[Tensor]) -> None:
         call = self._calls[name]
@@ -134,7 +112,7 @@ class FirstLook:
     def _listen(self, name: str, call: int, node: Node, number: int) -> None:
         def arrives(gradients: Sequence[Tensor | None]) -> None:
             gradient = gradients[number]
-            if gradient is not None and self.backward is None and self._handles and not is_paused():
+            if gradient is not None and self.backward is None and self.hooks.is_open and not is_paused():
                 self._arrives(name, call, node, gradient)
 
         node.register_prehook(arrives)  # pyright: ignore[reportArgumentType]

@@ -14,6 +14,11 @@ from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.capture.compiled import must_not_break
+from lightning_gradwatch.recurrent.capture.everywhere import (
+    SHOWS_KEYWORDS,
+    after_every_module,
+    leave_every_module,
+)
 
 Seen = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any, str | None], None]
 """Shown ``(module, inputs, kwargs, outputs, doubt)``; ``doubt`` says why the outputs may
@@ -28,9 +33,9 @@ class FirstHooks:
     the one before made of the result.
 
     Before each training step :meth:`settle` goes to the front again: of a module's hooks, and of
-    the global ones while there are any but those that only look (``only_looks``). Only hooks that
-    change how the gradient flows back (``holds_gradient``, of a :class:`ThroughTime`) stay before
-    it.
+    the global ones while there are any but those that only look (``only_looks``) and PyTorch shows
+    them all that it shows a module's own. Only hooks that change how the gradient flows back
+    (``holds_gradient``, of a :class:`ThroughTime`) stay before it.
     """
 
     def __init__(self) -> None:
@@ -65,18 +70,17 @@ class FirstHooks:
             _put_last(cast("Any", module)._forward_pre_hooks, handle)
         everywhere = _global_hooks()
         own = None if self._global is None else self._global.id
-        if not any(number != own and not _only_looks(hook) for number, hook in everywhere.items()):
+        needed = any(number != own and not _only_looks(hook) for number, hook in everywhere.items())
+        if not needed or not SHOWS_KEYWORDS:
             self._leave_global()
             return
         if self._global is None or self._global.id not in everywhere:
-            self._global = torch_module.register_module_forward_hook(self._after_any, with_kwargs=True)
+            self._global = after_every_module(self._after_any)
         _put_first(everywhere, self._global)
 
     def _leave_global(self) -> None:
         if self._global is not None:
-            self._global.remove()
-            # PyTorch forgets to take it out of here.
-            cast("Any", torch_module)._global_forward_hooks_with_kwargs.pop(self._global.id, None)
+            leave_every_module(self._global)
             self._global = None
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any = None) -> None:

@@ -17,11 +17,13 @@ from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.hook_order import FirstHooks
 from lightning_gradwatch.recurrent.capture.inner_calls import InnerCalls, has_own_forward
 from lightning_gradwatch.recurrent.capture.loops import Loops
+from lightning_gradwatch.recurrent.capture.own_recurrence import OwnRecurrences
 from lightning_gradwatch.recurrent.capture.read_call import in_order, read_call
 from lightning_gradwatch.recurrent.capture.scan_taps import listen_to_scans
 from lightning_gradwatch.recurrent.capture.scans import Scans
 from lightning_gradwatch.recurrent.capture.slots import Slots
 from lightning_gradwatch.recurrent.capture.taps import listen
+from lightning_gradwatch.recurrent.graph import saved_hooks
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.scan import Scan
 
@@ -63,13 +65,14 @@ class Capture:
         self._rng_state: Tensor | None = None
         self._names = {id(module): name for name, module in modules.items()}
         self._inner: dict[nn.Module, InnerCalls] = {}
+        self._own = OwnRecurrences()
         self._first = FirstHooks()
         self._handles: list[RemovableHandle] = []
         self._endings: list[Callable[[], None]] = []
 
     def attach(self) -> None:
         """Put the hooks on."""
-        self._endings += [listen(self._after_tap), listen_to_scans(self._after_scan)]
+        self._endings += [listen(self._after_tap), listen_to_scans(self._after_scan), saved_hooks.listen()]
         for module in self.modules.values():
             self.attach_to(module)
 
@@ -81,7 +84,8 @@ class Capture:
             return
         if has_own_forward(module):
             self._handles.append(module.register_forward_pre_hook(self._before_own_forward))
-            self._handles.append(module.register_forward_hook(self._after_own_forward, always_call=True))
+            after = self._after_own_forward
+            self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
             return
         if module.dropout and module.num_layers > 1:
             self._first.add_before(module, self._before_forward)
@@ -215,16 +219,23 @@ class Capture:
             self._inner[module] = InnerCalls(module, lambda read: self._guarded(lambda: self._read(module, read)))
             self._inner[module].__enter__()
 
-    def _after_own_forward(self, module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+    def _after_own_forward(
+        self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+    ) -> None:
         inner = self._inner.pop(module, None)
         if inner is None:
             return
         inner.__exit__(None, None, None)  # also after an error of the forward, whatever became of us meanwhile
-        self._guarded(lambda: self._keep_inner(module, inner))
-
-    def _keep_inner(self, module: nn.Module, inner: InnerCalls) -> None:
         if not inner.seen:
-            self.unseen[self._names[id(module)]] = "its forward does not call PyTorch's own recurrence"
+            self._guarded(lambda: self._keep_own(module, inputs, kwargs, outputs))
+
+    def _keep_own(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        """A forward without PyTorch's operator may compute the same recurrence."""
+        assert isinstance(module, nn.RNNBase)
+        self._read(
+            module,
+            lambda name, index: self._own.read(name, index, module, in_order(inputs, kwargs), outputs),
+        )
 
     def _after_cell(
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None

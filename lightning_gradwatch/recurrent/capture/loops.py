@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.capture.segments import segments
-from lightning_gradwatch.recurrent.capture.severed import FEW
+from lightning_gradwatch.recurrent.capture.severed import FEW, How
 from lightning_gradwatch.recurrent.capture.slots import Slots, arguments, results
 from lightning_gradwatch.recurrent.graph.ways_up import REACH
 from lightning_gradwatch.recurrent.loop import Loop, LoopState, Made
@@ -20,6 +20,8 @@ from lightning_gradwatch.recurrent.scan import Scan
 
 Place = tuple[Loop, int, Made]
 """A sequence, a timestep of it, and one of the calls of that timestep."""
+
+WITHOUT_GRADIENT = "None of the {count} states given to tap() needs a gradient: each was detached before, or nothing that made it trains."
 
 
 class Loops:
@@ -59,10 +61,10 @@ class Loops:
         self.without_gradient.clear()
         self._number.clear()
 
-    def taps_without_gradient(self) -> dict[str, str]:
+    def taps_without_gradient(self) -> dict[str, How]:
         """Tap → why nothing flows through it: none of its states in this step needs a gradient."""
         return {
-            name: f"None of the {count} states given to tap() needs a gradient: each was detached before, or nothing that made it trains."
+            name: How(WITHOUT_GRADIENT.format(count=count))
             for name, count in self.without_gradient.items()
             if count >= FEW and name not in self._of_module
         }

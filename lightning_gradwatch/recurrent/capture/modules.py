@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -62,16 +62,38 @@ def beside(model: nn.Module, known: Collection[nn.Module], *, holding: bool) -> 
     """
     known = set(known)
     inside = {module for one in known for module in one.modules()}
+    every = {plain_name(name): module for name, module in model.named_modules() if name} | unregistered(model)
     return WeakIdKeyDictionary(
         {
-            module: plain_name(name)
-            for name, module in model.named_modules()
-            if name
-            and module not in inside
+            module: name
+            for name, module in every.items()
+            if module not in inside
             and not isinstance(module, torch.jit.ScriptModule)
             and (holding or known.isdisjoint(module.modules()))
         }
     )
+
+
+def unregistered(model: nn.Module) -> dict[str, nn.Module]:
+    """Name → module of those that the model holds in a list, tuple or dictionary of its own, where
+    PyTorch does not know of them, and of those inside: ``cells[0]``, ``cells[0].gate``.
+    """
+    registered = WeakIdKeyDictionary(dict.fromkeys(model.modules()))
+    found: dict[str, nn.Module] = {}
+    for name, holder in model.named_modules():
+        prefix = f"{plain_name(name)}." if name else ""
+        for attribute, value in vars(holder).items():
+            for key, item in _items(value):
+                if isinstance(item, nn.Module) and item not in registered:
+                    own = f"{prefix}{attribute}[{key}]"
+                    found |= {f"{own}.{inner}".rstrip("."): module for inner, module in item.named_modules()}
+    return found
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, list | tuple):
+        return enumerate(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return value.items() if type(value) is dict else ()  # pyright: ignore[reportUnknownVariableType]
 
 
 def added(found: Mapping[str, nn.Module], known: Collection[nn.Module], patterns: Sequence[str] | None) -> list[str]:

@@ -32,10 +32,25 @@ LOOK_BACK = 4
 FEWEST_UNITS = 4
 """Fewer numbers than this may well lie on a line by chance."""
 
+CONTEXT = (
+    "Each of its {count} calls takes one timestep and the same state, another for each sequence: it works as a gated layer over "
+    "what it is given, and nothing is carried through time."
+)
+
 STRAIGHT = 1 - 1e-6
 """The squared correlation of two rows of which one is the other, shifted,
 scaled, or with some units dropped.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """In a sentence, how the state of a module or tap is severed. ``is_note``: it may well be
+    meant so.
+    """
+
+    words: str
+    is_note: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +73,8 @@ class Use:
 
 
 @torch.no_grad()
-def severed(calls: Sequence[RecurrentCall | Loop | Scan]) -> dict[str, str]:
-    """Module or tap → in a sentence, how its state is severed at every step. It
+def severed(calls: Sequence[RecurrentCall | Loop | Scan]) -> dict[str, How]:
+    """Module or tap → how its state is severed at every step. It
     compares values: for sampled steps.
     """
     by_module: dict[str, list[RecurrentCall | Loop]] = {}
@@ -70,7 +85,7 @@ def severed(calls: Sequence[RecurrentCall | Loop | Scan]) -> dict[str, str]:
     return {name: how for name, how in found.items() if how is not None}
 
 
-def _how(calls: Sequence[RecurrentCall | Loop]) -> str | None:
+def _how(calls: Sequence[RecurrentCall | Loop]) -> How | None:
     uses = [use for call in calls for use in _uses(call)]
     if len(uses) < FEW or any(use.timesteps > 1 for use in uses):
         return None
@@ -80,13 +95,17 @@ def _how(calls: Sequence[RecurrentCall | Loop]) -> str | None:
     if any(hang(edge) >= 0 for use in uses for edge in use.hangs_on):
         return None
     if is_tap:
-        return f"None of its {len(uses)} states hangs on the one before in the graph."
+        return How(f"None of its {len(uses)} states hangs on the one before in the graph.")
     if any(is_handed_over(state) for use in uses for state in use.given):
         return None
     if _come_detached(uses):
-        return f"In each of its {len(uses)} calls the state that comes in is that of an earlier call, but detached."
+        return How(
+            f"In each of its {len(uses)} calls the state that comes in is that of an earlier call, but detached."
+        )
     if _begin_alike(uses) and _take_turns_in_time(uses):
-        return f"Each of its {len(uses)} calls takes one timestep and begins anew, {_with_what(uses)}."
+        if any(differs_by_row(state) for state in uses[-1].given):
+            return How(CONTEXT.format(count=len(uses)), is_note=True)
+        return How(f"Each of its {len(uses)} calls takes one timestep and begins anew, {_with_what(uses)}.")
     return None
 
 
@@ -157,6 +176,14 @@ def _take_turns_in_time(uses: Sequence[Use]) -> bool:
     """
     rows = min(_sequences(use) for use in uses)
     return rows > 1 and have_common_origin([use.input for use in uses if use.input is not None])
+
+
+def differs_by_row(state: Tensor) -> bool:
+    """Whether a state was made of data: an initial state, zeros or trained, is one for all
+    sequences.
+    """
+    rows = state.detach().reshape(-1, state.shape[-1] if state.dim() else 1)
+    return bool((rows != rows[:1]).any())
 
 
 def _sequences(use: Use) -> int:

@@ -10,9 +10,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
+
 
 @dataclass(frozen=True, slots=True)
-class Slots:
+class Slots(WeaklyHeld):
     """Where a cell's states go in and come out.
 
     Args:
@@ -118,6 +120,12 @@ def results(outputs: Any) -> dict[str, Tensor]:
 def parameters(module: nn.Module) -> tuple[str, ...]:
     """The names of the positional parameters of a module's forward."""
     return _parameters(type(module).forward)
+
+
+def is_own(module: nn.Module) -> bool:
+    """Whether its class is none of PyTorch's; a parametrized module is of the class that it was."""
+    kinds = (kind.__module__ for kind in type(module).__mro__)
+    return not next(kind for kind in kinds if kind != "torch.nn.utils.parametrize").startswith("torch.nn")
 
 
 @lru_cache(maxsize=256)

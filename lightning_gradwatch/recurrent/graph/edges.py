@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-Edge = tuple[Node, int]
+Edge = tuple[Any, int]  # a node of an operation in C++ is not always an instance of Node
 """The place in the graph where a tensor was made. It stays right when the
 tensor is changed in place later.
 """

@@ -10,32 +10,40 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 
-from lightning_gradwatch.recurrent.graph.edges import Edge, below, number, oldest
-
-PURE = ("torch._functorch", "torch._dynamo", "torch.autograd.graph", "lightning_gradwatch")
-"""Whose Python code in the graph may run twice: compiled functions, ``save_on_cpu``, and
-our own, which rests meanwhile.
-"""
-
-
-TELLS_HOOKS = hasattr(cast("Any", torch)._C._autograd.SavedTensor, "unpack_hook")
-"""Whether PyTorch shows the hooks on what an operation saved for its backward pass."""
-
+from lightning_gradwatch.recurrent.graph.edges import Edge, below, edge_of, number, oldest
+from lightning_gradwatch.recurrent.graph.pure import is_pure
+from lightning_gradwatch.recurrent.graph.saved_hooks import TELLS_HOOKS, may_be_hooked
 
 STARTS_AT_EDGES = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 5)
 """Whether ``autograd.grad`` can begin at a place in the graph whose tensor is gone."""
+
+
+def start(edge: Edge, tensor: Tensor | None) -> Tensor | GradientEdge:
+    """What ``autograd.grad`` begins with at a place in the graph where ``tensor`` was made.
+
+    Raises:
+        RuntimeError: it can only begin at a tensor, and the tensor no longer stands for the place.
+    """
+    if STARTS_AT_EDGES:
+        return GradientEdge(*edge)
+    if tensor is None or edge_of(tensor) != edge:
+        raise RuntimeError("PyTorch before 2.5 cannot begin at a state that was changed in place since")
+    return tensor
 
 
 def obstacle(tensors: Iterable[Tensor], roots: Iterable[Edge], edges: set[Edge]) -> str | None:
     """Why a second pass from ``roots`` to the other ``edges``, where ``tensors`` were made, would
     be felt; None where it would not.
     """
-    if not STARTS_AT_EDGES:
-        return "PyTorch before 2.5 cannot run a part of the graph a second time; no lags were measured"
     reason = _obstacle(tensors, [node for node, _ in roots], edges)
     return None if reason is None else f"{reason}; no lags were measured"
+
+
+def failed(error: Exception) -> str:
+    """Why there are no lags, where a second pass ended in an error."""
+    return f"a second pass through it failed ({str(error).strip().partition(chr(10))[0]}); no lags were measured"
 
 
 def _obstacle(tensors: Iterable[Tensor], roots: list[Node], edges: set[Edge]) -> str | None:
@@ -48,8 +56,11 @@ def _obstacle(tensors: Iterable[Tensor], roots: list[Node], edges: set[Edge]) ->
         function = getattr(type(node), "_forward_cls", None)
         if function is not None and not is_pure(function):
             return f"the backward of {function.__name__} in it would run twice"
-        if not TELLS_HOOKS and _saved_by(type(node)):
-            return "PyTorch before 2.10 cannot tell whether code of the model's own, as in activation checkpointing, would run twice"
+        if not TELLS_HOOKS and may_be_hooked() and _saved_by(type(node)):
+            return (
+                "this training has hooks on saved tensors, as activation checkpointing has, and PyTorch before 2.10 cannot tell whether "
+                "they are on this loop's, where they would be called twice"
+            )
         for hook in _unpack_hooks(node):
             if hook.__module__ == "torch.utils.checkpoint":
                 return (
@@ -63,13 +74,6 @@ def _obstacle(tensors: Iterable[Tensor], roots: list[Node], edges: set[Edge]) ->
 def hooks_on(tensor: Tensor) -> list[Any]:
     """The backward hooks of a tensor."""
     return list((tensor._backward_hooks or {}).values())
-
-
-def is_pure(code: Any) -> bool:
-    """Whether running it twice in one backward pass changes nothing."""
-    owner = getattr(code, "__self__", None)
-    module = code.__module__ if owner is None else type(owner).__module__
-    return (module or "").startswith(PURE)
 
 
 def _between(roots: list[Node], edges: set[Edge]) -> list[Node]:

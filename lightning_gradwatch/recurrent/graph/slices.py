@@ -25,14 +25,15 @@ def have_common_origin(tensors: Sequence[Tensor]) -> bool:
     """
     common: set[Origin] | None = None
     for tensor in tensors:
-        found = set(_origins(tensor))
+        found = set(origins(tensor))
         common = found if common is None else common & found
         if not common:
             return False
     return len({id(tensor) for tensor in tensors}) > 1
 
 
-def _origins(tensor: Tensor) -> Iterator[Origin]:
+def origins(tensor: Tensor) -> Iterator[Origin]:
+    """What a tensor comes from, within a few operations; no parameter."""
     if tensor.grad_fn is None:
         if not isinstance(tensor, nn.Parameter):
             yield _memory(tensor)

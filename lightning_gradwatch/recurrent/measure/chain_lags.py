@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.graph.edges import first_met
-from lightning_gradwatch.recurrent.graph.second_pass import obstacle
+from lightning_gradwatch.recurrent.graph.second_pass import failed, obstacle
 from lightning_gradwatch.recurrent.measure.rows import rows_are_mixed
 from lightning_gradwatch.recurrent.trail import Trail
 
@@ -41,12 +41,17 @@ def follow(calls: Sequence[RecurrentCall], loss: Tensor) -> None:
     if any(call.finals_changed() and call.h_n._is_view() for call in calls):
         trail.inexact_reason = "a final state that is a view was changed in place; no lags were measured"
         return
-    trail.mixed = rows_are_mixed(calls[: last + 1]) if last else False
+    try:
+        trail.mixed = rows_are_mixed(calls[: last + 1]) if last else False
+    except RuntimeError as error:
+        trail.inexact_reason = failed(error)
+        return
     single = end.timesteps() == 1
     if all(places[edge] == last for edge in met) and (single or output not in met):
         trail.totals_are_lagged = True
         return
-    roots = [edge for edge in met if places[edge] == last]
+    made = zip(end.edges.made, (end.output, end.h_n, end.c_n), strict=True)
+    roots = {edge: tensor for edge, tensor in made if edge in met and tensor is not None}
     tensors = [t for call in calls for t in (call.output, call.h_n, call.c_n) if t is not None]
     trail.inexact_reason = obstacle(tensors, roots, set(places))
     if trail.inexact_reason is None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.graph.edges import Edge, first_met, pair
-from lightning_gradwatch.recurrent.graph.second_pass import hooks_on, is_pure, obstacle
+from lightning_gradwatch.recurrent.graph.pure import is_pure
+from lightning_gradwatch.recurrent.graph.second_pass import failed, hooks_on, obstacle, start
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.measure.anchors import lift_of, norm
 from lightning_gradwatch.recurrent.pause import is_paused, paused
@@ -82,13 +83,13 @@ def _follow(loop: Loop, step: int, number: int, sent: Tensor) -> None:
         if known is not None and not bool(direct.any()):
             return
         edges = [state.edge for state in states]
+        begin = start(pair(edges[own]), states[own].tensor)
         with paused():
-            found = torch.autograd.grad(edges[own], edges, direct, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(begin, edges, direct, retain_graph=True, allow_unused=True)
         loop.lagged = list(found) if before is None else [_sum(a, b) for a, b in zip(before, found, strict=True)]
     except Exception as error:  # whatever it is, it must not reach the training's own backward pass
-        reason = str(error).strip().partition("\n")[0]
         loop.forget_lags()
-        loop.inexact_reason = f"a second pass through it failed ({reason}); no lags were measured"
+        loop.inexact_reason = failed(error)
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

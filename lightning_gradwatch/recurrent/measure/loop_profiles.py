@@ -17,6 +17,7 @@ from lightning_gradwatch.recurrent.layout import pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
 from lightning_gradwatch.recurrent.measure import equal_ends
 from lightning_gradwatch.recurrent.measure.anchors import norm, too_small
+from lightning_gradwatch.recurrent.measure.resets import episodes_of_loop, without_earlier_episodes
 from lightning_gradwatch.thresholds import FLOOR
 
 
@@ -55,6 +56,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         ),
         inexact_reason=_inexact(loop, rows, series, totals[0]),
         truncated=loop.is_truncated(),
+        cell_cut=loop.is_cell_cut(),
         fused=False,
         ends=find_ends(*runs, reverse=False, lengths=tuple(lengths), sent=totals[0], alone=loop.totals_are_lagged),
         handed_over=any(is_handed_over(state) for _, state in loop.steps[0].given),
@@ -164,10 +166,13 @@ def _curves(loop: Loop, series: Series, sequences: list[int]) -> Any:
         pairs = zip(states[:until], gradients[:until], strict=True)
         joint = torch.hypot(joint, torch.stack([_norms(loop, state, gradient)[sequences] for state, gradient in pairs]))
     curves = joint.flip(0).T
-    reached = curves[curves[:, 0] != 0]
+    there = curves[:, 0] != 0
+    reached = curves[there]
     if not len(reached):
         return np.zeros((0, 0))
-    return np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)
+    ratios = np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)
+    begins = episodes_of_loop(loop, [j for j, kept in zip(sequences, there.tolist(), strict=True) if kept], until - 1)
+    return without_earlier_episodes(ratios, begins, until - 1)
 
 
 def _anchor(loop: Loop) -> int:

@@ -17,7 +17,7 @@ from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
-from lightning_gradwatch.recurrent.initial_state import is_handed_over, is_truncated
+from lightning_gradwatch.recurrent.initial_state import is_cell_cut, is_handed_over, is_truncated
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, REVERSE, Layout, pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.measure import equal_ends
@@ -34,6 +34,7 @@ from lightning_gradwatch.recurrent.measure.chain_gradients import (
 from lightning_gradwatch.recurrent.measure.direction import DirectionSweep
 from lightning_gradwatch.recurrent.measure.influence import influence_profiles
 from lightning_gradwatch.recurrent.measure.loop_profiles import loop_profiles
+from lightning_gradwatch.recurrent.measure.resets import episodes_of_chain, over_first
 from lightning_gradwatch.recurrent.measure.rows import MIXED
 from lightning_gradwatch.recurrent.measure.scan_profiles import scan_profile
 from lightning_gradwatch.recurrent.measure.sweep import CHUNK, Sweep, sweep
@@ -207,16 +208,8 @@ def _followed(chain: Chain, totals: Norms, sequences: list[int]) -> tuple[list[F
     if lagged is None:
         return [np.zeros((0, 0)) for _ in layers], chain.unfollowed if trail is None else trail.inexact_reason
     mixed = MIXED if trail is not None and trail.mixed else None
-    return [_over_first(lagged.both(layer)) for layer in layers], lagged.inexact_reason or mixed
-
-
-def _over_first(norms: axes.Float[Tensor, "time sequence"]) -> Floats:
-    """``(time, sequence)`` → ``(curve, lag)`` of the sequences that
-    the last timestep's loss reaches.
-    """
-    curves = norms.flip(0).T
-    reached = curves[curves[:, 0] != 0]
-    return np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)
+    begins = episodes_of_chain(chain, sequences)
+    return [over_first(lagged.both(layer), begins) for layer in layers], lagged.inexact_reason or mixed
 
 
 def _of_chain(
@@ -254,6 +247,7 @@ def _of_chain(
             inexact_reason=reason,
             layers=first.shape.num_layers,
             truncated=is_truncated(first.h0) or is_truncated(first.c0),
+            cell_cut=is_cell_cut((call.h0, call.c0) for call in chain.calls[1:]),
             handed_over=_is_handed_over(first),
             ends=ends,
             fused=False,

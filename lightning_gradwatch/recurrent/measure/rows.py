@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.autograd.graph import GradientEdge
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.graph.edges import Edge
-from lightning_gradwatch.recurrent.graph.second_pass import obstacle
+from lightning_gradwatch.recurrent.graph.second_pass import obstacle, start
 from lightning_gradwatch.recurrent.pause import paused
 
 MIXED = (
@@ -25,6 +26,9 @@ def rows_are_mixed(calls: Sequence[RecurrentCall]) -> bool:
 
     What lies between two calls is run through backwards with ones in every other row of the later
     state; the rows between must get nothing. What may not run twice is not looked at.
+
+    Raises:
+        RuntimeError: it could not be run through.
     """
     last = len(calls) - 1
     return any(_mixes(calls[place], calls[place + 1]) for place in sorted({0, last // 2, last - 1}))
@@ -46,9 +50,10 @@ def _back(sent: Sequence[tuple[Edge, Tensor]], made: Sequence[Edge]) -> Sequence
     ones = [torch.zeros_like(state) for _, state in sent]
     for one in ones:
         one[:, ::2] = 1.0
+    begin = cast("Any", [start(edge, state) for edge, state in sent])
     with paused():
         return torch.autograd.grad(
-            [GradientEdge(*edge) for edge, _ in sent],
+            begin,
             [GradientEdge(*edge) for edge in made],
             ones,
             retain_graph=True,

@@ -19,7 +19,8 @@ from lightning_gradwatch.recurrent.measure.scan_reader import ScanReader
 from lightning_gradwatch.recurrent.scan import KIND, Scan
 from lightning_gradwatch.thresholds import FLOOR
 
-PRECISE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+_HALF = (torch.float16, torch.bfloat16, torch.complex32)
+"""Formats in which the training's own backward pass rounds too much to be repeated exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ def _inexact(scan: Scan, norms: Norms) -> str | None:
     if changed:
         return f"its {changed[0]} was changed in place after the forward"
     tensors = [scan.state, scan.decay, *([] if scan.readout is None else [scan.readout])]
-    narrow = next((tensor.dtype for tensor in tensors if tensor.dtype not in PRECISE), None)
+    narrow = next((tensor.dtype for tensor in tensors if tensor.dtype in _HALF), None)
     if narrow is not None:
         return f"computed in {str(narrow).removeprefix('torch.')}, replayed in float64"
     normal, direct = _normal(scan), norms.direct[norms.direct.isfinite()]

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_gradwatch import GradWatch, load_run
 from tests.integration.watched import fit
-from tests.lightning_versions import INTERRUPT_EXITS
 from tests.models import TinyLanguageModel, sentences, trainer
+from tests.versions import INTERRUPT_EXITS
 
 
 @pytest.mark.parametrize("way", ["end", "exception", "interrupt", "exception in an earlier callback"])

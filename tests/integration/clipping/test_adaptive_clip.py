@@ -24,6 +24,7 @@ from lightning_gradwatch.clip import AutoClip, ClipPolicy, Decision, Norm, Spike
 from lightning_gradwatch.events import Event, EventKind, Severity
 from tests.integration.clipping.clip_models import Adversarial, Regression, data, finite, fit, trainer_for
 from tests.integration.clipping.clip_steps import Counted, PlantHuge, kinds, steps_of
+from tests.versions import cpu_scaler
 
 INF, NAN = math.inf, math.nan
 
@@ -193,7 +194,7 @@ def test_a_step_costs_at_most_one_host_sync(tmp_path: Path, policy: str) -> None
 
 
 def mixed(scale: float = 1024.0) -> MixedPrecision:
-    return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
+    return MixedPrecision("16-mixed", "cpu", scaler=cpu_scaler(init_scale=scale))
 
 
 @pytest.fixture

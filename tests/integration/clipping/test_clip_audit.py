@@ -16,6 +16,7 @@ from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, Norm, load_r
 from lightning_gradwatch.audit import ClipVerdict
 from tests.integration.ways import Manual
 from tests.models import TinyLanguageModel, sentences, trainer
+from tests.versions import cpu_scaler
 
 
 def fit(tmp_path: Any, model: pl.LightningModule, *, watch: GradWatch | None = None, **options: Any) -> GradWatch:
@@ -106,7 +107,7 @@ class ClipsUnscaled(ClipsScaled):
 
 
 def scaled() -> Any:
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    scaler = cpu_scaler(init_scale=2.0**14)
     return pl.plugins.MixedPrecision("16-mixed", "cpu", scaler=scaler)
 
 

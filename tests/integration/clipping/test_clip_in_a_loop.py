@@ -25,6 +25,7 @@ from lightning_gradwatch import (
 from tests.asserts import assert_identical
 from tests.integration.loops import WAYS, Loop, Tagger, data
 from tests.models import trainer
+from tests.versions import cpu_scaler
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda weights: torch.optim.SGD(weights, 0.1, momentum=0.9, weight_decay=0.1),
@@ -140,7 +141,7 @@ def test_under_a_gradient_scaler_the_true_norm_counts(fused: bool) -> None:
         torch.manual_seed(0)
         model = Tagger()
         optimizer = torch.optim.Adam(model.parameters(), 0.01, fused=fused)
-        scaler, norms = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled), list[float]()
+        scaler, norms = cpu_scaler(init_scale=1024.0, enabled=enabled), list[float]()
         with clip_adaptively(
             optimizer, Norm(1e-3), log=lambda values, step, n=norms: n.append(values["gradwatch/grad_norm"])
         ):
@@ -158,7 +159,7 @@ def test_what_the_scaler_skips_is_no_step_of_ours(fused: bool) -> None:
     """Its search for a scale is neither a skip nor in a history; weights stay until a step is finite."""
     model = Tagger()
     optimizer = torch.optim.Adam(model.parameters(), 0.01, fused=fused)
-    scaler, start = torch.amp.GradScaler("cpu", init_scale=2.0**127), copy.deepcopy(model.state_dict())
+    scaler, start = cpu_scaler(init_scale=2.0**127), copy.deepcopy(model.state_dict())
     with clip_adaptively(optimizer, on_nonfinite="raise") as clip:
         output = model(data()).mean()
         scaler.scale(1e3 * (output - output.detach())).backward()

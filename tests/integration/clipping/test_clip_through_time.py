@@ -16,6 +16,7 @@ from torch import nn
 
 from lightning_gradwatch import AdaptiveClip, GradWatch, load_run
 from tests.models import TinyLanguageModel, sentences, trainer
+from tests.versions import cpu_scaler
 
 BOUND = 1e-3
 NEVER = 1e9
@@ -164,9 +165,7 @@ def test_a_loss_scale_does_not_change_the_bound(tmp_path) -> None:
     for options in ({}, {"init_scale": 1024.0}):
         torch.backends.mkldnn.enabled = not options
         try:
-            plugins = (
-                [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", **options))] if options else []
-            )
+            plugins = [MixedPrecision("16-mixed", "cpu", scaler=cpu_scaler(**options))] if options else []
             logger = CSVLogger(tmp_path, name=f"scale{len(options)}", version=0)
             torch.manual_seed(0)
             model = TinyLanguageModel("GRU", optimizer="SGD", lr=0.5)

@@ -16,7 +16,7 @@ from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, BundleError, read_bun
 from lightning_gradwatch.runlog.reader import RunLogError
 from lightning_gradwatch.runlog.schema import RUN_FILE
 from tests.formats import write
-from tests.lightning_versions import AS_DATA
+from tests.versions import AS_DATA
 
 VERSIONS = sorted(path.parent for path in write.HERE.glob("*/expected.json"))
 EACH = pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)

@@ -37,7 +37,7 @@ class ByHand(Noting):
     [
         (Noting, {}),
         (Noting, {"accumulate_grad_batches": 2}),
-        (Noting, {"plugins": [scaled()]}),
+        (Noting, {"plugins": scaled}),
         (ByHand, {}),
     ],
     ids=["plain", "accumulation", "16-mixed", "by hand"],
@@ -45,6 +45,7 @@ class ByHand(Noting):
 def test_the_run_log_holds_the_loss(model, options, tmp_path):
     """As the training step returned it: of each sampled call, and of each optimizer step's last micro-batch."""
     module = model()
+    options = {name: made() if callable(made) else made for name, made in options.items()}
     watch = GradWatch(every_n_steps=1)
     with torch.backends.mkldnn.flags(enabled=False):  # oneDNN has no fp16 on some processors
         trainer(tmp_path, [watch, AdaptiveClip()], max_steps=4, **options).fit(module, sentences())

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_gradwatch import GradWatch, load_run, watch
 from tests.integration.loops import Tagger, data, fabric
 from tests.models import TinyLanguageModel, sentences, trainer
+from tests.versions import cpu_scaler
 
 PLACE = ("epoch", "batch_idx")
 """Of which a loop says nothing unless it is asked to."""
@@ -96,7 +97,7 @@ def test_the_scale_of_a_loss_is_undone(scale: float, tmp_path: Path) -> None:
     runs: list[list[dict[str, Any]]] = []
     for enabled in (False, True):
         torch.manual_seed(1)
-        model, scaler = Tagger().double(), torch.amp.GradScaler("cpu", init_scale=scale, enabled=enabled)
+        model, scaler = Tagger().double(), cpu_scaler(init_scale=scale, enabled=enabled)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         with watch(model, optimizer, every_n_steps=1, dirpath=tmp_path / f"{enabled}") as w:
             for _ in range(3):
@@ -113,7 +114,7 @@ def test_the_scale_of_a_loss_is_undone(scale: float, tmp_path: Path) -> None:
 
 def test_overflows_under_a_scaler_are_its_search(tmp_path: Path) -> None:
     """A scaler that looks for its scale is a note, and no alarm."""
-    model, scaler = Tagger(), torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    model, scaler = Tagger(), cpu_scaler(init_scale=2.0**127)
     optimizer = torch.optim.Adam(model.parameters())
     with watch(model, optimizer, dirpath=tmp_path) as w:
         for _ in range(6):

@@ -17,6 +17,9 @@ from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
 from tests.integration.ways import Adversarial, Fused, InTurn, Manual, SkipsBatches, scaled
 from tests.models import TinyLanguageModel, sentences, trainer
 from tests.oracles import gradients, norms, unroll
+from tests.versions import needs_torch
+
+NO_OPTIMIZER_HOOKS = "calls no hook of an optimizer once something was compiled, so that its bare steps are not counted"
 
 
 def watch(tmp_path: Path, model: Any, *callbacks: Callback, data: Any = None, every: int = 100, **options: Any) -> Any:
@@ -155,6 +158,8 @@ class TestWhich:
     @pytest.mark.parametrize("backward", ["lightning", "raw"])
     def test_steps_within_a_batch_are_counted(self, tmp_path: Path, backward: str, wrapped: bool) -> None:
         """Each part of a batch that makes several optimizer steps carries the number of steps done when its forward ran."""
+        if not wrapped:
+            needs_torch(2, 3, NO_OPTIMIZER_HOOKS)
         model = lambda: Manual(backward=backward, wrapped=wrapped)  # noqa: E731
         found = watch(tmp_path, model, every=1, data=sentences(24), max_steps=-1, max_epochs=1)
         assert profiles(found, "step", "batch_idx", "timesteps") == [
@@ -164,6 +169,8 @@ class TestWhich:
     @pytest.mark.parametrize("wrapped", [True, False])
     def test_an_event_names_the_step_within_the_batch(self, tmp_path: Path, wrapped: bool) -> None:
         """What goes wrong in the second part of the third batch happened after five optimizer steps."""
+        if not wrapped:
+            needs_torch(2, 3, NO_OPTIMIZER_HOOKS)
 
         class Spoilt(Manual):
             def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
@@ -180,6 +187,7 @@ class TestWhich:
 
     def test_bare_steps_are_counted_on_in_a_resumed_run(self, tmp_path: Path) -> None:
         """Steps of which Lightning knows nothing are in the checkpoint, so that a resumed run counts on."""
+        needs_torch(2, 3, NO_OPTIMIZER_HOOKS)
         options = {"data": sentences(16), "max_steps": -1}
         model = lambda: Manual(wrapped=False)  # noqa: E731
         watching = GradWatch(every_n_steps=1, dirpath=tmp_path / "first")

@@ -13,6 +13,7 @@ from lightning_gradwatch import EventKind, GradWatch, load_run
 from lightning_gradwatch.engine.sampling import closer_steps
 from tests.asserts import assert_identical
 from tests.models import TinyLanguageModel, sentences, trainer
+from tests.versions import cpu_scaler
 
 
 class At(Callback):
@@ -189,7 +190,7 @@ class TestScaleSearch:
     def amp(self):
         enabled = torch.backends.mkldnn.enabled
         torch.backends.mkldnn.enabled = False  # oneDNN has no half-precision LSTM backward on a CPU
-        yield MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+        yield MixedPrecision("16-mixed", "cpu", scaler=cpu_scaler())
         torch.backends.mkldnn.enabled = enabled
 
     def test_one_that_ends_is_a_note(self, amp, tmp_path) -> None:

@@ -58,6 +58,20 @@ class TestTheFirstSteps:
         assert f"and the loss to {told.losses[at]:.4g}" in found[0].message
         assert f"Look at batch {at} of epoch 0" in found[0].remedy
 
+    @pytest.mark.parametrize("at", [5, 12, 40])
+    def test_the_remedy_of_such_an_outlier_helps(self, at, tmp_path):
+        """A loss that it moves less ends the event; the level that is named bounds the step."""
+
+        def robust(net, x, step):
+            y = 0.2 * x[:, -1, :1]
+            y = y.index_fill(0, torch.tensor([3]), 13.0) if step == at else y
+            return functional.huber_loss(net[1](net[0](x)[0][:, -1]), y)
+
+        found, _ = jumps(tmp_path / "squared", with_outlier(at, 13.0))
+        assert "huber_loss instead of mse_loss" in found[0].remedy
+        assert "AdaptiveClip(policy=Norm(" in found[0].remedy
+        assert jumps(tmp_path / "robust", robust)[0] == []
+
     @pytest.mark.parametrize("by", [1e4, 1e6])
     def test_a_multiplied_loss_is_told_as_that(self, by, tmp_path):
         """The gradients grow as it does."""

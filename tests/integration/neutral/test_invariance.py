@@ -26,9 +26,9 @@ from lightning.pytorch.tuner import Tuner
 from lightning_gradwatch import GradWatch, load_run
 from tests.asserts import assert_identical
 from tests.integration.ways import Adversarial, AnyCell, CellLoop, Fails, Fused, Manual, SkipsBatches, scaled
-from tests.lightning_versions import AS_DATA, INTERRUPT_EXITS
 from tests.models import TinyLanguageModel, sentences, trainer
 from tests.scan_models import SCANNED, ComplexLanguageModel, ScanLanguageModel
+from tests.versions import AS_DATA, INTERRUPT_EXITS
 
 
 @dataclass
@@ -223,7 +223,7 @@ def train(configuration: Configuration, tmp_path: Path, watched: bool) -> dict[s
     recorder = Recorder()
     watches = configuration.watches(tmp_path / "run") if watched else []
     checkpoints = (
-        [ModelCheckpoint(tmp_path / "ckpt", every_n_train_steps=3, save_top_k=-1)] if configuration.resume else []
+        [ModelCheckpoint(str(tmp_path / "ckpt"), every_n_train_steps=3, save_top_k=-1)] if configuration.resume else []
     )
     options = {"max_steps": 8, "enable_checkpointing": bool(checkpoints), "num_sanity_val_steps": 1}
     options |= {name: value() if callable(value) else value for name, value in configuration.fit.items()}

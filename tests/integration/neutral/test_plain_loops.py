@@ -12,7 +12,13 @@ import torch
 
 from lightning_gradwatch import load_run, watch
 from tests.asserts import assert_identical
-from tests.integration.loops import WAYS, Loop
+from tests.integration.loops import WAYS, Loop, plain
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _warm() -> None:
+    """PyTorch imports parts of itself at an optimizer's first step, and draws from Python's random numbers for it."""
+    list(plain().train())
 
 
 def trained(make: Callable[[], Loop], **options: Any) -> tuple[dict[str, Any], watch | None]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run, tap, tap_scan
 from tests.asserts import assert_identical
-from tests.lightning_versions import AS_DATA
 from tests.models import TinyLanguageModel, sentences, trainer
+from tests.versions import AS_DATA, needs_lightning, needs_torch
 
 
 class ConfiguredLate(TinyLanguageModel):
@@ -118,13 +118,18 @@ class TestModels:
 
     def test_a_layer_made_in_configure_model_when_resumed(self, tmp_path: Path) -> None:
         """Resumed at step 3, the run samples step 3, where it begins, then goes on with its own grid and its own log."""
-        checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+        needs_lightning(2, 2, "restores a checkpoint before configure_model has made the layer")
+        checkpoint = ModelCheckpoint(str(tmp_path), every_n_train_steps=3, save_top_k=-1, filename="{step}")
         fit(ConfiguredLate(), tmp_path, checkpoint, enable_checkpointing=True, max_steps=3)
         watch = GradWatch(every_n_steps=2, dirpath=tmp_path / "run")
         run = trainer(tmp_path, [watch], max_steps=7)
         run.fit(ConfiguredLate(), sentences(), ckpt_path=tmp_path / "step=3.ckpt", **AS_DATA)
         assert watch.run_dir == tmp_path / "run"
-        assert [record["step"] for record in records(tmp_path)] == [0, 2, 3, 4, 6]
+        # The grid is that of the steps as Lightning's monitors count them; up to 2.5 a run resumed within an epoch counts one less.
+        behind = run.global_step - run.fit_loop.epoch_loop._batches_that_stepped
+        assert behind in (0, 1)
+        then = [step for step in range(3, 7) if step == 3 or (step - behind) % 2 == 0]
+        assert [record["step"] for record in records(tmp_path)] == [0, 2, *then]
 
     def test_a_shared_module_is_one(self, tmp_path: Path) -> None:
         """A module with two names is measured once, under the first of them."""
@@ -351,6 +356,7 @@ def test_what_is_marked_in_a_graph_without_breaks_is_left_alone(mark: str, tmp_p
 
 def test_a_loop_compiled_without_graph_breaks(tmp_path: Path) -> None:
     """torch.compile(fullgraph=True) of a loop over a cell takes the watched one too, to the same bits; it is not observed, and said."""
+    needs_torch(2, 4, "cannot trace a hook that is a bound method, so that fullgraph=True refuses a watched module")
 
     class OverCell(Silent):
         def __init__(self) -> None:

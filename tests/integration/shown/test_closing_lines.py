@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_gradwatch import AdaptiveClip, AnomalyError, EventKind, GradWatch, load_run
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.report.html import write_report
-from tests.lightning_versions import INTERRUPT_EXITS
 from tests.models import trainer
+from tests.versions import INTERRUPT_EXITS
 
 LOGGER = "lightning.pytorch.utilities.rank_zero"
 

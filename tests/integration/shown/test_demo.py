@@ -118,7 +118,7 @@ def test_the_reduced_demo_says_only_what_it_measured(tmp_path: Path, capsys: pyt
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         *("agreement-rnn", "agreement-gru", "agreement-lstm", "explosion-bare", "explosion-clipped"),
-        *("profiles.png", "report.html"),
+        *("sentence.png", "profiles.png", "report.html"),
     }
 
 

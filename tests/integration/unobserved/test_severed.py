@@ -86,6 +86,22 @@ def two_layers() -> nn.Module:
     return nn.ModuleList([nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, HIDDEN)])
 
 
+def detached_and_tapped(net: nn.Module, x: Tensor) -> Tensor:
+    h, total = zeros(x), 0
+    for t in range(x.shape[1]):
+        out = tap(net(x[:, t], h), "mine")
+        h, total = out.detach(), total + out.square().mean()
+    return total
+
+
+def tapped_after_detach(net: nn.Module, x: Tensor) -> Tensor:
+    h, total = zeros(x), 0
+    for t in range(x.shape[1]):
+        out = net(x[:, t], h)
+        h, total = tap(out.detach(), "mine"), total + out.square().mean()
+    return total
+
+
 SEVERED: dict[str, tuple[Callable[[], nn.Module], Run, str]] = {
     "nn.LSTMCell, detached": (lambda: nn.LSTMCell(WIDTH, HIDDEN), lstm_cell(torch.detach), "net"),
     "nn.GRUCell, detached and masked": (lambda: nn.GRUCell(WIDTH, HIDDEN), cell(lambda h: h.detach() * (h[:, :1] > 0)), "net"),
@@ -93,6 +109,16 @@ SEVERED: dict[str, tuple[Callable[[], nn.Module], Run, str]] = {
     "nn.RNNCell, no state": (lambda: nn.RNNCell(WIDTH, HIDDEN), cell(lambda h: None), "net"),
     "nn.GRUCell, a trained state": (lambda: WithStart(nn.GRUCell(WIDTH, HIDDEN)), begins_trained_cell, "net.rnn"),
     "a cell of one's own, detached": (OwnCell, cell(torch.detach), "net"),
+    "a cell of one's own, a new state of zeros": (OwnCell, cell(torch.zeros_like), "net"),
+    "a cell of one's own, a state made of ones": (OwnCell, cell(lambda h: torch.ones_like(h)), "net"),
+    "a cell of one's own, a trained state": (lambda: WithStart(OwnCell()), begins_trained_cell, "net.rnn"),
+    "a cell of one's own, called by its forward": (
+        OwnCell,
+        lambda net, x: cell(torch.detach)(net.forward, x),
+        "net",
+    ),
+    "a cell of one's own, detached and tapped": (OwnCell, detached_and_tapped, "mine"),
+    "a cell of one's own, tapped after the detach": (OwnCell, tapped_after_detach, "mine"),
     "a cell of one's own, its data copied": (OwnCell, cell(lambda h: h.data.clone()), "net"),
     "a cell of one's own, detached and masked": (OwnCell, cell(lambda h: h.detach() * (h[:, :1] > 0)), "net"),
     "a tap after the detach": (two_layers, lambda net, x: tapped(net, x, True), "mine"),
@@ -127,6 +153,113 @@ def test_a_severed_state_is_told(form: str, tmp_path: Path, recwarn) -> None:
     assert layer.module == name
     assert f"nothing flows through time. No gradient flows through time in {name}." in layer.line
     assert not [event for event in watch.events if event.kind == EventKind.NOT_OBSERVED]
+
+
+class MayBegin(OwnCell):
+    """A cell that begins by itself where it is given no state."""
+
+    def forward(self, x: Tensor, hx: Tensor | None = None) -> Tensor:
+        return super().forward(x, zeros(x) if hx is None else hx)
+
+
+class Pair(nn.Module):
+    """An LSTM's cell in a module of its own, whose state is optional."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.h = nn.Linear(WIDTH, 4 * HIDDEN), nn.Linear(HIDDEN, 4 * HIDDEN)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        h, c = state or (zeros(x), zeros(x))
+        i, f, g, o = (self.x(x) + self.h(h)).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+
+def with_context(net: nn.ModuleList, x: Tensor) -> Tensor:
+    """A cell over each input and what an encoder made of all, as a gated layer."""
+    context = torch.tanh(net[0](x.mean(1)))
+    return sum(net[1](x[:, t], context).square().mean() for t in range(x.shape[1]))
+
+
+NOTED: dict[str, tuple[Callable[[], nn.Module], Run, str, str]] = {
+    "nn.GRUCell over a context": (
+        lambda: nn.ModuleList([nn.Linear(WIDTH, HIDDEN), nn.GRUCell(WIDTH, HIDDEN)]),
+        with_context,
+        "net.1",
+        "works as a gated layer",
+    ),
+    "nn.RNNCell over a context": (
+        lambda: nn.ModuleList([nn.Linear(WIDTH, HIDDEN), nn.RNNCell(WIDTH, HIDDEN)]),
+        with_context,
+        "net.1",
+        "works as a gated layer",
+    ),
+    "nn.GRUCell over data": (
+        lambda: nn.GRUCell(WIDTH, WIDTH),
+        lambda net, x: sum(net(x[:, t], x[:, 0]).square().mean() for t in range(1, x.shape[1])),
+        "net",
+        "works as a gated layer",
+    ),
+    "a cell of one's own, given no state": (
+        MayBegin,
+        lambda net, x: sum(net(x[:, t]).square().mean() for t in range(x.shape[1])),
+        "net",
+        "none is given hx",
+    ),
+    "a cell of one's own with a pair, given none": (
+        Pair,
+        lambda net, x: sum(net(x[:, t])[0].square().mean() for t in range(x.shape[1])),
+        "net",
+        "none is given state",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", NOTED)
+def test_what_may_be_meant_is_a_note(form: str, tmp_path: Path, recwarn) -> None:
+    """A cell that is used as a gated layer, or one that is given no state, is told truly, once, and as no alarm."""
+    make, run, name, words = NOTED[form]
+    watch = fit(make(), run, tmp_path)
+    (event,) = watch.events
+    assert (event.kind, event.severity, event.module) == (EventKind.NOT_OBSERVED, "info", name)
+    assert words in event.message
+    log = load_run(tmp_path / "run")
+    (layer,) = summarise(log.profile_records, log.event_records)
+    assert layer.verdict is Verdict.NOT_OBSERVED
+    assert words in layer.sentence
+    assert not any("found no recurrent module" in str(warning.message) for warning in recwarn)
+
+
+def cut(what: Callable[[Tensor], Tensor]) -> Run:
+    """h is passed on, and of c what is made of it."""
+
+    def run(net: nn.Module, x: Tensor) -> Tensor:
+        if isinstance(net, nn.LSTMCell):
+            h = c = zeros(x)
+            for t in range(x.shape[1]):
+                h, c = net(x[:, t], (h, what(c)))
+            return h.square().mean()
+        h = c = zeros(x)[None]
+        for t in range(x.shape[1]):
+            _, (h, c) = net(x[:, t : t + 1], (h, what(c)))
+        return h.square().mean()
+
+    return run
+
+
+@pytest.mark.parametrize("what", [torch.zeros_like, torch.detach, lambda c: c.detach() * 0.5])
+@pytest.mark.parametrize("make", [lambda: nn.LSTMCell(WIDTH, HIDDEN), lambda: nn.LSTM(WIDTH, HIDDEN, batch_first=True)])
+def test_a_cell_state_that_is_cut_has_its_own_remedy(make: Any, what: Any, tmp_path: Path) -> None:
+    """Not the forget gate, which has nothing to keep: with c passed on, that advice is not given, and the gradient reaches further."""
+    watch = fit(make(), cut(what), tmp_path, data=series(40, WIDTH), steps=4)
+    (event,) = [e for e in watch.events if e.kind == EventKind.VANISHING_HIDDEN_GRADIENT and e.action is None]
+    assert "pass c on" in event.remedy
+    assert "ln 40" not in event.remedy
+    mended = fit(make(), cut(lambda c: c), tmp_path / "mended", data=series(40, WIDTH), steps=4)
+    assert not any("pass c on" in e.remedy for e in mended.events)
+    reach = [w.lagged["net", 0, "forward"].horizon().lag or 0 for w in (watch, mended)]
+    assert reach[1] > reach[0]
 
 
 def each(net: nn.Module, x: Tensor) -> Tensor:
@@ -176,6 +309,10 @@ def gate(net: nn.Module, x: Tensor) -> Tensor:
     return sum(net(x[:, t], smooth[:, t]).square().mean() for t in range(x.shape[1]))
 
 
+def gate_own(net: nn.Module, x: Tensor) -> Tensor:
+    return sum(net(x[:, t], x[:, t].mean(1, keepdim=True).expand(-1, HIDDEN)).square().mean() for t in range(5))
+
+
 def feeds_back(net: nn.Module, x: Tensor) -> Tensor:
     """No state is passed on, but each output is the next input."""
     value, total = x[:, :1], 0
@@ -211,6 +348,11 @@ INNOCENT: dict[str, tuple[Callable[[], nn.Module], Run]] = {
     "a cell that merges two series": (lambda: nn.GRUCell(WIDTH, HIDDEN), gate),
     "outputs that are fed back": (gru, feeds_back),
     "segments of four timesteps": (gru, fused(detached, 4)),
+    "a layer with a state that is called h by accident": (
+        MayBegin,
+        lambda net, x: sum(net(torch.randn(len(x), WIDTH)).square().mean() for _ in range(3)),
+    ),
+    "a cell over what changes": (OwnCell, lambda net, x: gate_own(net, x)),
     "a residual on one input three times": (Residual, lambda net, x: sum(net(x).square().mean() for _ in range(3))),
     "a residual timestep by timestep": (Residual, lambda net, x: sum(net(x[:, t] / 99 + 1).square().mean() for t in range(9))),
 }  # fmt: skip
@@ -221,7 +363,9 @@ INNOCENT: dict[str, tuple[Callable[[], nn.Module], Run]] = {
 def test_several_calls_for_good_reasons(use: str, tmp_path: Path) -> None:
     """Of a module that is called several times, each time for another sequence or with its state, nothing of the kind is said."""
     make, run = INNOCENT[use]
-    assert not told(fit(make(), run, tmp_path))
+    watch = fit(make(), run, tmp_path)
+    assert not told(watch)
+    assert not any("nothing is carried" in event.message for event in watch.events)
 
 
 @pytest.mark.parametrize("pieces", [3, 4])

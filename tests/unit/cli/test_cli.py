@@ -101,6 +101,11 @@ def test_check_tells_by_its_exit_code(tmp_path, capsys):
     writer = RunLogWriter(tmp_path / "quiet", header={}, rank=1)
     writer.event(ended)
     writer.close()
+    skipping = RunLogWriter(tmp_path / "skipping", header={})
+    for step in (3, *range(10, 28)):
+        skipping.event(Event(EventKind.STEP_SKIPPED, step, value=math.nan))
+    skipping.close()
+    assert check("skipping") == (0, "ok: 0 critical events, 2 warning events (19 steps skipped)\n")
     assert check("quiet", "--warnings") == (0, "ok: 0 critical events, 0 warning events\n")
     assert check("warned") == (0, "ok: 0 critical events, 2 warning events\n")
     code, said = check("warned", "--warnings")

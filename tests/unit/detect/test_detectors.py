@@ -66,6 +66,17 @@ class TestVanishing:
         assert [step for step, _ in run(VanishingDetector(), [*rates, -0.4, -0.4])] == [5]
         assert [step for step, _ in run(VanishingDetector(), [-1.5, -1.2, -1.0])] == [2]
 
+    def test_one_that_was_waited_for_in_vain_is_told_when_training_ends(self) -> None:
+        """With the step of its last sample; of fewer than three nothing can be told."""
+        detector = VanishingDetector()
+        assert not run(detector, [-3, -1.5, -0.75])
+        begun, record = detector.finish(Moment(9))
+        assert (begun.step, begun.action, begun.severity, begun.value) == (2, None, "warning", 7)
+        assert (record.step, record.action) == (9, "ongoing")
+        few = VanishingDetector()
+        run(few, [-3, -1.5])
+        assert few.finish(Moment(9)) == []
+
     def test_an_episode_is_one_event_and_one_record_of_its_end(self) -> None:
         """It ends after two long horizons in a row; the record holds begin, end and the shortest horizon, and is a note."""
         detector = VanishingDetector()

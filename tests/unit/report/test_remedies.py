@@ -38,6 +38,18 @@ def test_the_gravest_kind_comes_first():
     assert list(remedies(events)) == ["VANISHING_HIDDEN_GRADIENT", "NONFINITE_LOSS", "STEP_SKIPPED", "GRADIENT_CLIPPED"]
 
 
+def test_what_a_graver_event_of_the_place_advises_replaces_a_note_s():
+    """ "Nothing to do" beside "lower the rate" is no advice; of another place it stays."""
+    events = [
+        of(EventKind.GRADIENT_CLIPPED),
+        of(EventKind.GRADIENT_CLIPPED, severity=Severity.WARNING, remedy="lower the rate"),
+        of(VANISHING, module="a", severity=Severity.INFO, remedy="perhaps"),
+        of(VANISHING, module="b", remedy="another bias"),
+    ]
+    assert remedies(events)[EventKind.GRADIENT_CLIPPED] == {"lower the rate": ["the model"]}
+    assert remedies(events)[VANISHING] == {"perhaps": ["a"], "another bias": ["b"]}
+
+
 def test_many_places_are_counted():
     """A few are named."""
     assert some(["a"]) == "a"

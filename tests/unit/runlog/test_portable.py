@@ -64,6 +64,8 @@ def through_a_file(value: Any) -> Any:
         {1, 2},
         Counter({3: 1}),
         OrderedDict(b=1, a=2),
+        torch.device("cuda:1"),
+        {(b"a", 1): Counter({b"x": 2}), 1j: {torch.device("cpu"): 1}},
     ],
     ids=repr,
 )
@@ -81,6 +83,23 @@ def test_what_old_torch_does_not_read_is_written_as_tensors(value):
     assert fits_kind(made)
     assert not fits_kind({**made, "fields": torch.zeros(2, 2)})
     assert restored(made) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("counter", [1]),
+        ("dict", {"a": 1}),
+        ("dict", [[1]]),
+        ("dict", ["ab"]),
+        ("dict", [[[1], 2]]),
+        ("device", "nowhere"),
+        ("device", 1),
+    ],
+)
+def test_what_stands_for_something_else_must_be_whole(kind, fields):
+    """Of any other shape it is refused, before it is put together."""
+    assert not fits_kind({KIND: kind, "fields": fields})
 
 
 def test_tensors_come_back_to_the_bit():

@@ -16,6 +16,7 @@ from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
 from lightning_gradwatch.clip import Norm
 from lightning_gradwatch.events import Severity
 from tests.models import trainer
+from tests.versions import cpu_scaler
 
 EXPLODING = EventKind.EXPLODING_HIDDEN_GRADIENT
 
@@ -104,7 +105,7 @@ def test_clipping_holds_the_step_and_not_the_growth(tmp_path) -> None:
 
 
 def scaled(initial: float) -> MixedPrecision:
-    return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=initial))
+    return MixedPrecision("16-mixed", "cpu", scaler=cpu_scaler(init_scale=initial))
 
 
 def test_an_overflow_that_does_not_end_is_gone_in_bf16(tmp_path) -> None:

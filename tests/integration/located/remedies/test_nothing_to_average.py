@@ -62,6 +62,10 @@ CASES = {
 def test_what_is_empty_is_suspected_and_mended(name, tmp_path):
     """Nothing else is suspected before it."""
     broken, mended, suspect = CASES[name]
+    if "without entries" in suspect and not hasattr(
+        torch.ones(1, requires_grad=True).mean().grad_fn, "_input_metadata"
+    ):
+        pytest.skip("PyTorch before 2.6 may not tell the sizes of what an operation made")
     torch.manual_seed(0)
     net, data = nn.ModuleList([nn.GRU(3, 8, batch_first=True), nn.Linear(8, 4)]), (torch.randn(64, 9, 3), NOTHING)
     (event,) = fit(tmp_path / "a", net, broken, data, steps=4).begun(EventKind.NONFINITE_LOSS)

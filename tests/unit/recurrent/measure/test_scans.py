@@ -336,6 +336,18 @@ def test_a_gradient_of_zeros_has_no_lags() -> None:
     assert profile.exact
 
 
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64])
+def test_decays_may_be_a_mask(kind: torch.dtype) -> None:
+    """A sum that begins anew where the mask is 0."""
+    mask = (torch.arange(12) % 5 != 0)[:, None].to(kind)
+    b = random(3, 12, 4).requires_grad_()
+    truth = scanned(mask.double(), b)
+    h = truth.stacked.detach().requires_grad_()
+    profile = measured(lambda: loss_over(tap_scan(h, mask, inputs=b), [11]), anchors=1)
+    assert_agrees(profile, truth, loss_over(truth.stacked, [11]), [11])
+    assert gradient_horizon(profile.lagged()).lag == 2
+
+
 WRONG = {
     "one timestep off": (lambda a, b: (a.roll(1, 1), b), 1),
     "inputs without their factor": (lambda a, b: (a, b / (1 - a)), 1),

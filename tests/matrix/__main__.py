@@ -1,0 +1,66 @@
+"""``python -m tests.matrix [NAME …]``: run the tests in an environment of each combination."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.matrix import environment, outcome, table
+from tests.matrix.combinations import COMBINATIONS, Combination
+from tests.matrix.known import explanation
+
+
+def main() -> int:
+    """0 where nothing failed that has no explanation."""
+    given = _arguments()
+    outcomes = [
+        one for combination in COMBINATIONS if combination.name in given.names if (one := _run(combination, given))
+    ]
+    if given.write:
+        results = {**table.load(), **{one.name: one for one in outcomes}}
+        table.store(results.values())
+        table.write(table.markdown(table.load().values()))
+    print(table.markdown(outcomes))
+    return int(any(explanation(test) is None for one in outcomes for test in one.failures))
+
+
+def _arguments() -> argparse.Namespace:
+    names = [one.name for one in COMBINATIONS]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", default=names, help=f"of: {', '.join(names)}")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "gradwatch-matrix")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--keep", action="store_true", help="leave the environments; one of an old torch has 6 GB")
+    parser.add_argument("--write", action="store_true", help="put the results into the documentation")
+    parser.add_argument("-k", dest="only", help="as pytest's")
+    given = parser.parse_args()
+    unknown = set(given.names) - set(names)
+    if unknown:
+        parser.error(f"there is no combination {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    return given
+
+
+def _run(combination: Combination, given: argparse.Namespace) -> outcome.Outcome | None:
+    python = environment.interpreter(combination.python)
+    if python is None:
+        print(f"{combination.name}: there is no Python {combination.python} here; left out", file=sys.stderr)
+        return None
+    print(f"{combination.name}: {combination.versions}", flush=True)
+    try:
+        return outcome.run(
+            combination, environment.make(combination, python, given.folder), given.processes, given.only
+        )
+    except subprocess.CalledProcessError as error:
+        print(f"{combination.name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    finally:
+        if not given.keep:
+            shutil.rmtree(given.folder / combination.name, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

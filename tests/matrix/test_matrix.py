@@ -1,0 +1,95 @@
+"""The matrix of versions: what it reads, and what it writes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.matrix import environment, known, outcome, table
+
+PROGRAM = """
+import pytest
+
+def test_right():
+    pass
+
+def test_wrong():
+    assert 0
+
+@pytest.mark.skip(reason="PyTorch before 2.3 lacks it")
+def test_old():
+    pass
+
+@pytest.fixture
+def broken():
+    raise OSError
+
+def test_without_its_fixture(broken):
+    pass
+"""
+
+ONE = outcome.Outcome(
+    "lowest",
+    {"Python": "3.10.1", "torch": "2.2.0", "lightning": "2.1.1", "torchmetrics": "1.0.0", "numpy": "1.26.0"},
+    ["tests/unit", "tests/integration/exact"],
+    passed=5,
+    failures=["tests.unit.test_a::test_wrong"],
+    skips={"PyTorch before 2.3 lacks it": 2, "there is no CUDA device": 3},
+)
+
+
+def test_what_pytest_reports_is_read(tmp_path: Path) -> None:
+    """Errors in a fixture are failures; skips are counted by their reason."""
+    (tmp_path / "test_it.py").write_text(PROGRAM)
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--junitxml=report.xml"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, check=False, capture_output=True, env=env)
+    passed, failures, skips = outcome.read(tmp_path / "report.xml")
+    assert passed == 1
+    assert failures == ["test_it::test_without_its_fixture", "test_it::test_wrong"]
+    assert skips == {"PyTorch before 2.3 lacks it": 1}
+
+
+def test_the_table_names_each_failure_and_its_explanation(monkeypatch) -> None:
+    """One without an explanation is called so; what is skipped for want of a GPU is no matter of versions."""
+    text = table.markdown([ONE])
+    assert "| 3.10.1 | 2.2.0 | 2.1.1 | 1.0.0 | 1.26.0 | unit, exact | 5 | 1 | 5 |" in text
+    assert "`tests.unit.test_a::test_wrong` (lowest): not explained yet." in text
+    assert "2 × PyTorch before 2.3 lacks it" in text
+    assert "CUDA" not in text
+    monkeypatch.setattr(known, "KNOWN", ((r"tests\.unit\.test_a", "it is known why"),))
+    assert "(lowest): it is known why" in table.markdown([ONE])
+
+
+def test_results_come_back(tmp_path: Path) -> None:
+    """Those of a combination that is no more are dropped."""
+    path = tmp_path / "results.json"
+    gone = outcome.Outcome("gone", {}, [], 0, [], {})
+    table.store([gone, ONE], path)
+    assert table.load(path) == {"lowest": ONE}
+    assert table.load(tmp_path / "none.json") == {}
+
+
+def test_the_page_has_the_table_of_the_results() -> None:
+    """No figure in it is typed."""
+    _, _, rest = table.PAGE.read_text("utf-8").partition(table.BEGIN)
+    assert rest.partition(table.END)[0].strip() == table.markdown(table.load().values()).strip()
+
+
+def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
+    """It is left as it is."""
+    page = tmp_path / "page.md"
+    page.write_text("a page")
+    with pytest.raises(ValueError, match="begin"):
+        table.write("a table", page)
+    assert page.read_text() == "a page"
+
+
+def test_an_interpreter_that_is_not_there() -> None:
+    """Its row is left out."""
+    assert environment.interpreter("2.0") is None
+    assert environment.interpreter(f"3.{sys.version_info.minor}") is not None

@@ -1,0 +1,136 @@
+"""A subclass of a fused module that computes the recurrence by itself is measured where it is PyTorch's, and told where it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradwatch import Profile
+from lightning_gradwatch.recurrent import Capture, measure_calls
+from lightning_gradwatch.recurrent.capture.own_recurrence import OWN_RECURRENCE
+
+BATCH, TIME, WIDTH, HIDDEN = 3, 6, 4, 5
+
+
+def by_hand(step: Any, module: nn.RNNBase, x: Tensor, hx: Any) -> tuple[Tensor, Any]:
+    """All layers over all timesteps, batch first; ``step`` makes the next states of one layer from its weights."""
+    finals: list[tuple[Tensor, ...]] = []
+    for layer in range(module.num_layers):
+        states = tuple(part[layer] for part in hx)
+        made: list[Tensor] = []
+        for x_t in x.unbind(1):
+            states = step(x_t, states, module.all_weights[layer])
+            made.append(states[0])
+        x = torch.stack(made, 1)
+        finals.append(states)
+    last = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+    return x, last if len(last) > 1 else last[0]
+
+
+def lstm_step(x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor], forget: float = 0.0) -> tuple[Tensor, ...]:
+    h, c = states
+    i, f, g, o = (x @ weights[0].T + weights[2] + h @ weights[1].T + weights[3]).chunk(4, 1)
+    c = (f + forget).sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def gru_step(x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
+    (h,) = states
+    r_x, z_x, n_x = (x @ weights[0].T + weights[2]).chunk(3, 1)
+    r_h, z_h, n_h = (h @ weights[1].T + weights[3]).chunk(3, 1)
+    z = (z_x + z_h).sigmoid()
+    return ((1 - z) * (n_x + (r_x + r_h).sigmoid() * n_h).tanh() + z * h,)
+
+
+class HandLSTM(nn.LSTM):
+    forget = 0.0
+
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        hx = hx or [input.new_zeros(self.num_layers, len(input), self.hidden_size)] * 2
+        return by_hand(lambda *given: lstm_step(*given, forget=self.forget), self, input, hx)
+
+
+class OtherLSTM(HandLSTM):
+    """Adds one to the forget gate, as no LSTM of PyTorch's does."""
+
+    forget = 1.0
+
+
+class HandGRU(nn.GRU):
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        hx = input.new_zeros(self.num_layers, len(input), self.hidden_size) if hx is None else hx
+        return by_hand(gru_step, self, input, [hx])
+
+
+class OnlyLast(HandLSTM):
+    """Returns no more than the last output."""
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        return super().forward(input, hx)[0][:, -1]
+
+
+def watched(module: nn.RNNBase, x: Tensor) -> tuple[list[Profile], Capture]:
+    capture = Capture({"rnn": module})
+    capture.attach()
+    try:
+        capture.begin()
+        made = module(x)
+        (made[0] if isinstance(made, tuple) else made).pow(3).sum().backward()
+        return measure_calls(capture.take(), None, 4), capture
+    finally:
+        capture.detach()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("own", "kind"), [(HandLSTM, nn.LSTM), (HandGRU, nn.GRU)])
+def test_the_same_recurrence_is_measured_as_the_operator_is(own: Any, kind: Any, layers: int) -> None:
+    """To 1e-10 in float64, in every layer and state, and exact."""
+    theirs = kind(WIDTH, HIDDEN, layers, batch_first=True).double()
+    module = own(WIDTH, HIDDEN, layers, batch_first=True).double()
+    module.load_state_dict(theirs.state_dict())
+    x = torch.randn(BATCH, TIME, WIDTH, dtype=torch.float64)
+    found, wanted = (watched(one, x)[0] for one in (module, theirs))
+    assert len(found) == len(wanted) > 0
+    for ours, reference in zip(found, wanted, strict=True):
+        assert ours.exact, ours.inexact_reason
+        torch.testing.assert_close(torch.tensor(ours.total), torch.tensor(reference.total), rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(
+            torch.from_numpy(ours.lagged()), torch.from_numpy(reference.lagged()), rtol=1e-10, atol=1e-14
+        )
+
+
+@pytest.mark.parametrize("other", [OtherLSTM, OnlyLast])
+def test_another_recurrence_is_told(other: Any) -> None:
+    """It is not replayed as if it were PyTorch's."""
+    profiles, capture = watched(other(WIDTH, HIDDEN, batch_first=True), torch.randn(BATCH, TIME, WIDTH))
+    assert not profiles
+    assert capture.unseen == {"rnn": OWN_RECURRENCE}
+
+
+def test_a_first_batch_that_is_not_finite_decides_nothing() -> None:
+    """What the recurrence is shows the first output that is."""
+    module = HandLSTM(WIDTH, HIDDEN, batch_first=True)
+    capture = Capture({"rnn": module})
+    capture.attach()
+    try:
+        capture.begin()
+        module(torch.full((BATCH, TIME, WIDTH), torch.nan))
+        assert not capture.calls
+        module(torch.randn(BATCH, TIME, WIDTH))
+        assert len(capture.calls) == 1
+    finally:
+        capture.detach()
+
+
+def test_no_random_number_is_drawn() -> None:
+    """Where masks between the layers would be, it is not tried."""
+    state = torch.get_rng_state()
+    module, x = HandLSTM(WIDTH, HIDDEN, 2, batch_first=True, dropout=0.5), torch.randn(BATCH, TIME, WIDTH)
+    torch.set_rng_state(state)
+    profiles, capture = watched(module, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not profiles
+    assert capture.unseen == {"rnn": OWN_RECURRENCE}

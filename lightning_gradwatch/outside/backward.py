@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent.capture.compiled import is_compiling
+
 
 class Listener(Protocol):
     """Is told of each backward pass of the process. What it does must not raise."""
@@ -97,7 +99,7 @@ class _Stand:
 def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         listeners = _Process.listeners
-        if not listeners or _Process.inside or torch.compiler.is_compiling():
+        if not listeners or _Process.inside or is_compiling():
             return original(tensors, *args, **kwargs)
         scaler, _Process.scaler = _Process.scaler, None
         loss = _only(tensors)

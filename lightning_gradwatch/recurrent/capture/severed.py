@@ -95,7 +95,9 @@ def _how(calls: Sequence[RecurrentCall | Loop]) -> How | None:
     if any(hang(edge) >= 0 for use in uses for edge in use.hangs_on):
         return None
     if is_tap:
-        return How(f"None of its {len(uses)} states hangs on the one before in the graph.")
+        return How(
+            f"None of its {len(uses)} states hangs on the one before in the graph: each was detached, or begun anew."
+        )
     if any(is_handed_over(state) for use in uses for state in use.given):
         return None
     if _come_detached(uses):

@@ -203,6 +203,11 @@ def seeded(way: str) -> Way:
 
 
 # A scan from the end is compared with autograd among the unit tests.
+def within_episode(curve: np.ndarray) -> np.ndarray:
+    """Up to where a mask has ended the sequence: what lies before is no part of it."""
+    return curve[: np.argmax(curve == 0)] if (curve == 0).any() else curve
+
+
 @pytest.mark.parametrize(
     "way", [way for way, (_, _, claimed) in WAYS.items() if claimed == EXACT and way != "a scan from the end"]
 )
@@ -231,6 +236,7 @@ def test_what_is_called_exact_is_what_autograd_has(way: str, tmp_path) -> None:
         ):
             assert len(found) == len(total)
             assert np.abs(np.array(found) - total).max() <= TOLERANCE * largest
-        longest = max(len(curve) for _, curve in expected)
-        by_lag = [np.median([curve[k] for _, curve in expected if len(curve) > k]) for k in range(longest)]
+        curves = [within_episode(curve) if "masked" in way else curve for _, curve in expected]
+        longest = max(map(len, curves))
+        by_lag = [np.median([curve[k] for curve in curves if len(curve) > k]) for k in range(longest)]
         assert np.abs(np.array(record["lagged"]) - by_lag).max() <= TOLERANCE * max(by_lag)

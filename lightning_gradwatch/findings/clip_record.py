@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from lightning_gradwatch.clip.step.state import ClipState
 from lightning_gradwatch.clip.step.step import Outcome
 from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.runlog.schema import StepRecord
 
 
 class ClipRecord(Protocol):
@@ -57,6 +58,24 @@ def clipped(record: ClipRecord, index: int, outcome: Outcome, **fields: Any) -> 
     """Make the event of a clipped step."""
     norms = {"value": outcome.norm, "threshold": outcome.clipped_norm}
     record.event(EventKind.GRADIENT_CLIPPED, index, action="clipped", **norms, **fields)
+
+
+def step_record(step: int, index: int, outcome: Outcome, loss: float | None, *, skipped: bool) -> StepRecord:
+    """Of one optimizer step, for the run log.
+
+    Args:
+        step: optimizer steps done before it.
+    """
+    return StepRecord(
+        step=step,
+        optimizer=index,
+        grad_norm=outcome.norm,
+        clip_threshold=outcome.decision.threshold,
+        clip_coefficient=outcome.decision.coefficient,
+        clipped_norm=outcome.clipped_norm,
+        loss=loss,
+        skipped=skipped,
+    )
 
 
 def values_of(outcome: Outcome, state: ClipState) -> dict[str, float | None]:

@@ -12,14 +12,13 @@ from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import ClipState
 from lightning_gradwatch.clip.step.step import Outcome
 from lightning_gradwatch.events import Event, EventKind
-from lightning_gradwatch.findings.clip_record import values_of
+from lightning_gradwatch.findings.clip_record import step_record, values_of
 from lightning_gradwatch.findings.event_sink import EventSink
 from lightning_gradwatch.outside.findings import GuardedLog, Scalars
 from lightning_gradwatch.outside.processes import rank
 from lightning_gradwatch.outside.terminal import say
 from lightning_gradwatch.outside.words import in_words, outside
 from lightning_gradwatch.plain import warn
-from lightning_gradwatch.runlog.schema import StepRecord
 
 
 class LoopStep:
@@ -44,16 +43,7 @@ class LoopStep:
 
     def step(self, index: int, outcome: Outcome, state: ClipState, *, skipped: bool = False) -> None:
         """What became of it."""
-        record = StepRecord(
-            step=self.steps,
-            optimizer=index,
-            grad_norm=outcome.norm,
-            clip_threshold=outcome.decision.threshold,
-            clip_coefficient=outcome.decision.coefficient,
-            clipped_norm=outcome.clipped_norm,
-            loss=self.loss,
-            skipped=skipped,
-        )
+        record = step_record(self.steps, index, outcome, self.loss, skipped=skipped)
         if self.sink.log is not None:
             self.sink.log.step(record)
         self._keep(index, "", {**values_of(outcome, state), "skipped_steps": float(state.skipped)})

@@ -3,8 +3,8 @@
 # Over 300 lines: what lives from entering a watch to leaving it, hook by hook.
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning_gradwatch.engine.observation import Cells, Observation
 from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.findings.harmless import harmless
 from lightning_gradwatch.outside.backward import is_under_way, listen
 from lightning_gradwatch.outside.boundaries import MOST_FORWARDS, ForwardHook, Forwards, gradients, hear_steps
 from lightning_gradwatch.outside.findings import LoopFindings
@@ -91,20 +92,9 @@ class Session:
         self._before: list[tuple[int, int] | None] | None = None
         self._has_unreachable = self._nothing_said = self._suspicious = self._looked = False
 
-    @contextmanager
-    def harmless(self) -> Generator[None]:
+    def harmless(self) -> AbstractContextManager[None]:
         """An error of our own in here ends the watching with one warning."""
-        try:
-            yield
-        except Exception as error:  # whatever it is, it is ours and must not reach the training
-            if self._options.watch.strict:
-                raise
-            self.end()
-            warn(
-                f"watch() failed ({type(error).__name__}: {error}) and watches no more; the training is not affected. "
-                "Please report it.",
-                stacklevel=3,
-            )
+        return harmless("watch()", self.end, strict=self._options.watch.strict)
 
     # ------------------------------------------------------------------ begin and end
 

@@ -145,11 +145,15 @@ class Evidence:
         return median(shares) if shares else None
 
     @cached_property
+    def last_losses(self) -> list[float]:
+        """Those of the last samples that are known."""
+        return [loss for record in self.last if (loss := record.get("loss")) is not None]
+
+    @cached_property
     def losses(self) -> tuple[float, float] | None:
         """The first loss, and the median of the last samples'; None where they are not known."""
         known = [loss for record in self.records if (loss := record.get("loss")) is not None]
-        last = [loss for record in self.last if (loss := record.get("loss")) is not None]
-        return (known[0], median(last)) if last else None
+        return (known[0], median(self.last_losses)) if self.last_losses else None
 
     @property
     def low(self) -> bool:

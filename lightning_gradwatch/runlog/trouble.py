@@ -62,8 +62,7 @@ def has_risen(found: Evidence) -> bool:
     """Whether the losses of all the last samples are well above that of the first one, which may
     have been that of an easy batch.
     """
-    last = [loss for record in found.last if (loss := record.get("loss")) is not None]
-    return found.losses is not None and min(last, default=0.0) > RISEN_LOSS * found.losses[0] > 0
+    return found.losses is not None and min(found.last_losses) > RISEN_LOSS * found.losses[0] > 0
 
 
 def _what(kind: str) -> str:

@@ -16,7 +16,6 @@ from lightning_gradwatch.starts.places import Place, Recurrent, places
 M = TypeVar("M", bound=nn.Module)
 
 
-@torch.no_grad()
 def initialise_(module: M, start: str, *, timesteps: int) -> M:
     """Write an initialisation into a recurrent module, or into all of those in a model that it is
     for, every layer and direction.
@@ -38,11 +37,12 @@ def initialise_(module: M, start: str, *, timesteps: int) -> M:
     """
     one_of("start", start, STARTS, "compare_starts(model, batch) shows what each would give.")
     whole("timesteps", timesteps, "Give the length of your sequences.")
-    _apply(module, STARTS[start], dict.fromkeys(discover(module), timesteps))
+    apply_start(module, start, dict.fromkeys(discover(module), timesteps))
     return module
 
 
-def apply_start(model: nn.Module, start: str, timesteps: Mapping[str, int]) -> list[str]:
+@torch.no_grad()
+def apply_start(model: nn.Module, name: str, timesteps: Mapping[str, int]) -> list[str]:
     """Write a start into each module that ``timesteps`` names and that it is for.
 
     Returns:
@@ -51,11 +51,7 @@ def apply_start(model: nn.Module, start: str, timesteps: Mapping[str, int]) -> l
     Raises:
         ValueError: it is for none of them. Nothing has been changed then.
     """
-    with torch.no_grad():
-        return _apply(model, STARTS[start], timesteps)
-
-
-def _apply(model: nn.Module, start: Start, timesteps: Mapping[str, int]) -> list[str]:
+    start = STARTS[name]
     modules = {name: module for name, module in discover(model).items() if name in timesteps}
     whole_modules = {name: list(places(module)) for name, module in modules.items() if isinstance(module, Recurrent)}
     misfits = {name: _misfit(start, layers) for name, layers in whole_modules.items()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.engine.observation import Cells, Observation
 from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.plain import warn
+from lightning_gradwatch.findings.harmless import harmless
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import describe
 from lightning_gradwatch.trainer.clip_audit import ClipAudit
@@ -75,20 +75,9 @@ class FitWatch:
         self._loss: Tensor | None = None
         self._has_unreachable = self._nothing_said = self._suspicious = False
 
-    @contextmanager
-    def harmless(self) -> Generator[None]:
+    def harmless(self) -> AbstractContextManager[None]:
         """An error of our own in here ends the watching with one warning."""
-        try:
-            yield
-        except Exception as error:  # whatever it is, it is ours and must not reach the training
-            if self._options.watch.strict:
-                raise
-            self.end_watching()
-            warn(
-                f"GradWatch failed ({type(error).__name__}: {error}) and watches no more; the training is not affected. "
-                "Please report it.",
-                stacklevel=3,
-            )
+        return harmless("GradWatch", self.end_watching, strict=self._options.watch.strict)
 
     # ------------------------------------------------------------------ begin and end
 

@@ -12,7 +12,7 @@ from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_
 from lightning_gradwatch.clip.step.state import ClipState
 from lightning_gradwatch.clip.step.step import Outcome
 from lightning_gradwatch.events import Event, EventKind
-from lightning_gradwatch.findings.clip_record import values_of
+from lightning_gradwatch.findings.clip_record import step_record, values_of
 from lightning_gradwatch.findings.event_sink import EventSink
 from lightning_gradwatch.runlog.schema import StepRecord
 from lightning_gradwatch.trainer.compat import Trainer, logged_step, rank_zero_warn, show_in_progress_bar
@@ -73,16 +73,7 @@ class ClipRecorder:
         loggers where it is their turn.
         """
         self._last = "skipped" if skipped else f"{outcome.decision.coefficient:.3g}"
-        record = StepRecord(
-            step=trainer.global_step,
-            optimizer=index,
-            grad_norm=outcome.norm,
-            clip_threshold=outcome.decision.threshold,
-            clip_coefficient=outcome.decision.coefficient,
-            clipped_norm=outcome.clipped_norm,
-            loss=self.loss,
-            skipped=skipped,
-        )
+        record = step_record(trainer.global_step, index, outcome, self.loss, skipped=skipped)
         if self.sink.log is not None:
             self.sink.log.step(record)
         if self._steps is not None:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lightning_gradwatch.profile import INPUT, Floats, Profile
 from lightning_gradwatch.recurrent import axes
-from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, REVERSE, Layout
-from lightning_gradwatch.recurrent.measure.anchors import Anchors, lags
+from lightning_gradwatch.recurrent.layout import DIRECTIONS, FORWARD, Layout
+from lightning_gradwatch.recurrent.measure.anchors import Anchors
 from lightning_gradwatch.recurrent.measure.sweep import Sweep
-from lightning_gradwatch.recurrent.measure.tables import by_time, curve_table
+from lightning_gradwatch.recurrent.measure.tables import by_time, lag_curves
 
 
 def influence_profiles(swept: Sweep, likes: list[Profile]) -> list[Profile]:
@@ -50,17 +50,7 @@ def influence_curves(
     are left out.
 
     Args:
-        norms: ``(time, anchor, sequence)``, as the caller counts time.
+        norms: as the caller counts time.
     """
-    curves: list[Tensor] = []
-    for a in range(len(anchors)):
-        for j, length in enumerate(layout.lengths.tolist()):
-            timestep = int(anchors.timestep[a, j])
-            if timestep < 0:
-                continue
-            reach = lags(timestep, length, direction)
-            own = norms[:, a, j]
-            curve = own[timestep : timestep + reach] if direction == REVERSE else own[: timestep + 1].flip(0)
-            if curve[0] != 0:
-                curves.append(curve / curve[0])
-    return curve_table(curves)
+    own = layout.read_padded(norms.transpose(1, 2), direction, 0, layout.timesteps).transpose(1, 2)
+    return lag_curves(own, layout, anchors, direction)

@@ -21,7 +21,7 @@ from lightning_gradwatch.recurrent.initial_state import is_cell_cut, is_handed_o
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, REVERSE, Layout, pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.measure import equal_ends
-from lightning_gradwatch.recurrent.measure.anchors import Anchors, lags
+from lightning_gradwatch.recurrent.measure.anchors import Anchors
 from lightning_gradwatch.recurrent.measure.cell_gates import get_nothing, look_at_gates
 from lightning_gradwatch.recurrent.measure.chain_gradients import (
     Norms,
@@ -38,7 +38,7 @@ from lightning_gradwatch.recurrent.measure.resets import episodes_of_chain, over
 from lightning_gradwatch.recurrent.measure.rows import MIXED
 from lightning_gradwatch.recurrent.measure.scan_profiles import scan_profile
 from lightning_gradwatch.recurrent.measure.sweep import CHUNK, Sweep, sweep
-from lightning_gradwatch.recurrent.measure.tables import by_time, curve_table
+from lightning_gradwatch.recurrent.measure.tables import by_time, lag_curves
 from lightning_gradwatch.recurrent.scan import Scan
 from lightning_gradwatch.thresholds import SUSPICIOUS_SHARE
 
@@ -273,23 +273,11 @@ def _is_handed_over(call: RecurrentCall) -> bool:
 
 
 def _lag_curves(sweep: DirectionSweep, layout: Layout, anchors: Anchors, direction: int) -> Floats:
-    """``(curve, lag)``: each anchor's gradient by lag over that at lag 0; anchors whose
-    own gradient is 0 are left out.
-    """
+    """``(curve, lag)`` of a layer's whole state: of an LSTM that is h and c together."""
     norms = sweep.total[:, 1:]
     if sweep.total_cell is not None:
-        norms = torch.hypot(norms, sweep.total_cell[:, 1:])  # an LSTM's state is h and c together
-    curves: list[Tensor] = []
-    for a in range(len(anchors)):
-        for j, length in enumerate(layout.lengths.tolist()):
-            timestep = int(anchors.timestep[a, j])
-            if timestep < 0:
-                continue
-            reach = lags(timestep, length, direction)
-            curve = norms[:reach, a, j].flip(0)
-            if curve[0] != 0:
-                curves.append(curve / curve[0])
-    return curve_table(curves)
+        norms = torch.hypot(norms, sweep.total_cell[:, 1:])
+    return lag_curves(norms, layout, anchors, direction)
 
 
 def _nothing_known(call: RecurrentCall, timesteps: int) -> str | None:

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint import adjoint_of, computed_in
+from lightning_gradwatch.recurrent.adjoint.quiet import without_warnings
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
 from lightning_gradwatch.recurrent.layout import FORWARD, Layout
 from lightning_gradwatch.recurrent.measure.anchors import Anchors, norm, smallest_normal, too_small
 from lightning_gradwatch.recurrent.measure.direction import Boundary, DirectionSweep
+from lightning_gradwatch.recurrent.pause import paused
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """By how much recomputed outputs may differ from recorded ones, relative to the
@@ -30,6 +32,7 @@ class Stack:
         call: RecurrentCall,
         layout: Layout,
         anchors: Anchors,
+        *,
         chunk: int,
         gates: bool,
         saturation: bool,
@@ -123,7 +126,15 @@ class Stack:
         direct[t, a + 1, s] = whole[t, s] * scale[:, None]
         return direct
 
-    def sweep_unidirectional(self) -> None:
+    def sweep(self) -> None:
+        """Run it. Nothing of it is a backward pass of the training."""
+        with without_warnings(), paused():
+            if self.call.shape.num_directions == 1:
+                self._sweep_unidirectional()
+            else:
+                self._sweep_bidirectional()
+
+    def _sweep_unidirectional(self) -> None:
         """Chunk by chunk through the whole stack: up it forwards, to know the states between
         chunks; then down it, backwards.
         """
@@ -151,7 +162,7 @@ class Stack:
             x = x if mask is None else x * mask
             x = sweep.climb(chunk, start, stop, x, self._recorded(FORWARD, start, stop) if top else None)
 
-    def sweep_bidirectional(self) -> None:
+    def _sweep_bidirectional(self) -> None:
         """Layer by layer: a layer's two directions run against each other, so each needs
         all of what its neighbour gives.
         """

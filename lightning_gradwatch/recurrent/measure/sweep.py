@@ -10,14 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.recurrent.adjoint.quiet import without_warnings
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.layout import Layout, pick_sequences
 from lightning_gradwatch.recurrent.measure.anchors import Anchors, choose_anchors
 from lightning_gradwatch.recurrent.measure.direction import DirectionSweep
 from lightning_gradwatch.recurrent.measure.reached import reached_sequences
 from lightning_gradwatch.recurrent.measure.stack import Stack
-from lightning_gradwatch.recurrent.pause import paused
 
 CHUNK = 256
 """Timesteps whose gates are held at once: it bounds the memory that a sweep needs."""
@@ -68,27 +66,10 @@ def sweep(
     reached = reached_sequences(call)
     layout = Layout(call, pick_sequences(reached, max_sequences) if sequences is None else sequences)
     chosen = choose_anchors(call, layout, anchors, chunk)
-    run = partial(_run, call, layout, chunk=chunk, gates=gates, saturation=saturation, inputs=inputs)
-    stack = run(chosen)
+    made = partial(Stack, call, layout, chunk=chunk, gates=gates, saturation=saturation, inputs=inputs)
+    stack = made(chosen)
+    stack.sweep()
     if chosen.lift != 1 and not stack.is_finite():  # it may be so only because it was lifted
-        stack = run(replace(chosen, lift=1.0))
+        stack = made(replace(chosen, lift=1.0))
+        stack.sweep()
     return Sweep(layout, chosen, stack.directions, stack.inexact_reason(), int(reached.sum()), stack.inputs)
-
-
-def _run(
-    call: RecurrentCall,
-    layout: Layout,
-    anchors: Anchors,
-    *,
-    chunk: int,
-    gates: bool,
-    saturation: bool,
-    inputs: bool,
-) -> Stack:
-    stack = Stack(call, layout, anchors, chunk, gates, saturation, inputs)
-    with without_warnings(), paused():
-        if call.shape.num_directions == 1:
-            stack.sweep_unidirectional()
-        else:
-            stack.sweep_bidirectional()
-    return stack

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_gradwatch.profile import Floats
 from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.layout import Layout
+from lightning_gradwatch.recurrent.measure.anchors import Anchors, lags
 
 
 def by_time(norms: axes.Float[Tensor, "time sequence"], layout: Layout, direction: int) -> Floats:
@@ -23,6 +24,27 @@ def by_time(norms: axes.Float[Tensor, "time sequence"], layout: Layout, directio
     own, sequence = torch.nonzero(valid, as_tuple=True)
     placed[times[own, sequence], sequence] = norms[own, sequence]
     return placed.T.contiguous().numpy()
+
+
+def lag_curves(
+    norms: axes.Float[Tensor, "time anchor sequence"], layout: Layout, anchors: Anchors, direction: int
+) -> Floats:
+    """``(curve, lag)``: each anchor's gradient by lag over that at lag 0; anchors whose own
+    gradient is 0 are left out.
+
+    Args:
+        norms: in the direction's own order.
+    """
+    curves: list[Tensor] = []
+    for a in range(len(anchors)):
+        for j, length in enumerate(layout.lengths.tolist()):
+            timestep = int(anchors.timestep[a, j])
+            if timestep < 0:
+                continue
+            curve = norms[: lags(timestep, length, direction), a, j].flip(0)
+            if curve[0] != 0:
+                curves.append(curve / curve[0])
+    return curve_table(curves)
 
 
 def curve_table(curves: Sequence[Tensor]) -> Floats:

@@ -1,0 +1,30 @@
+"""Our own errors never reach a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from lightning_gradwatch.plain import warn
+
+
+@contextmanager
+def harmless(name: str, end: Callable[[], None], *, strict: bool) -> Generator[None, None, None]:
+    """An error of our own in here ends the watching with one warning.
+
+    Args:
+        name: what failed, in the warning.
+        end: ends the watching.
+        strict: let the error through: for the package's tests.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever it is, it is ours and must not reach the training
+        if strict:
+            raise
+        end()
+        warn(
+            f"{name} failed ({type(error).__name__}: {error}) and watches no more; the training is not affected. "
+            "Please report it.",
+            stacklevel=3,
+        )

@@ -73,7 +73,7 @@ def _why(start: Start, misfits: Mapping[str, str | None]) -> str:
         return "There is no nn.RNN, nn.LSTM, nn.GRU nor a cell of theirs in it."
     reasons = "; ".join(f"{name}: {why}" for name, why in misfits.items())
     others = ", ".join(f'"{name}"' for name in STARTS if name != start.name)
-    return f"{reasons[0].upper()}{reasons[1:]}. The others are {others}."
+    return f"In {reasons}. The others are {others}."
 
 
 def fitting(model: nn.Module) -> list[str]:

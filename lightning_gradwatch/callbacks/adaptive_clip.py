@@ -114,7 +114,7 @@ class AdaptiveClip(ClipFacts, Callback):
         progress_bar: show the last step's clip coefficient in the progress bar; 1 is untouched.
         figures: at the end of each epoch, hand a figure of norms and thresholds to the loggers that
             take one. Needs the extra ``report``.
-    """  # noqa: W505
+    """  # noqa: W505  # a table keeps its width
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class AdaGC(ArgumentsMixin):
         warmup_steps: steps before a tensor's own bound holds.
         eps: ε of the published form.
         as_published: follow the paper where it breaks, too.
-    """  # noqa: W505
+    """  # noqa: W505  # a table keeps its width
 
     _arguments = ("max_norm", "clip_factor", "beta", "warmup_steps", "eps", "as_published")
 

@@ -40,7 +40,7 @@ class AGC(ArgumentsMixin, StatelessMixin):
         eps: ε, so that a unit whose weights are zero can learn.
         exclude: patterns of parameter names that are left alone, such as ``["head.*"]``.
         as_published: follow the published code where it breaks, too.
-    """  # noqa: W505
+    """  # noqa: W505  # a table keeps its width
 
     _arguments = ("clip_factor", "eps", "exclude", "as_published")
 

@@ -37,7 +37,7 @@ class AutoClip(ArgumentsMixin):
         percentile: p, in per cent.
         window: how many norms the hardened form keeps.
         as_published: follow the paper where it breaks, too.
-    """  # noqa: W505
+    """  # noqa: W505  # a table keeps its width
 
     _arguments = ("percentile", "window", "as_published")
 

@@ -32,7 +32,7 @@ class Value(ArgumentsMixin, StatelessMixin):
     Args:
         max_value: c, in the gradient's unit.
         as_published: clamp an inf, too.
-    """  # noqa: W505
+    """  # noqa: W505  # a table keeps its width
 
     _arguments = ("max_value", "as_published")
 

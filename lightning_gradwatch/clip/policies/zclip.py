@@ -52,7 +52,7 @@ class ZClip(ArgumentsMixin):
         factor: f of ``adaptive_scaling``.
         skip_update_on_spike: leave μ and σ alone on a step that was clipped.
         as_published: follow the published code where it breaks, too.
-    """  # noqa: W505
+    """  # noqa: W505  # a table keeps its width
 
     _arguments = (
         "mode",

@@ -28,8 +28,9 @@ from lightning_gradwatch.detect.weights import AFTER_THE_LAST_STEP, SATURATED
 from lightning_gradwatch.engine.locator import Locator, Read, wide_norm
 from lightning_gradwatch.engine.observation import Collector
 from lightning_gradwatch.engine.search import FirstStepSearch
-from lightning_gradwatch.engine.step import Call, Step
+from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+from lightning_gradwatch.recurrent.capture.taken import Taken
 from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, PendingNorms, local, matrix_norms, usual_norms
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
@@ -52,7 +53,7 @@ class Pending:
     """
 
     norms: PendingNorms
-    calls: list[Call]
+    taken: Taken
     loss: Tensor | None
     step: Step
     nth: int
@@ -119,7 +120,7 @@ class Judge:
             return False
         step = pending.step
         event = self._locator(
-            pending.calls,
+            pending.taken.calls,
             step.moment,
             loss=pending.loss,
             batch=step.batch,

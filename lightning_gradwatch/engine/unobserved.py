@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -111,12 +111,16 @@ class Unobserved:
                 )
             self._failed[module] = f"measuring it failed {reason}"
 
+    def note_unreached(self, capture: Capture, names: Iterable[str]) -> None:
+        """Note modules that were called, and that no loss of the step reached."""
+        for name in names:
+            capture.unseen.setdefault(name, UNUSED)
+
     def end_step(self, capture: Capture, observed: Collection[str]) -> None:
         """Note why calls of this step were not observed, while the gradients are there."""
         if capture.marked:
             self.like_scans.clear()
-        for call in capture.calls:
-            capture.unseen.setdefault(call.module, UNUSED)
+        self.note_unreached(capture, (call.module for call in capture.calls))
         for name, module in capture.modules.items():
             if name not in observed and any(p.grad is not None for p in module.parameters()):
                 self._called_around.add(name)

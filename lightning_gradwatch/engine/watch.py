@@ -5,7 +5,7 @@ them, and hand out what was found.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -17,13 +17,14 @@ from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.engine.parameters import Parameters
 from lightning_gradwatch.engine.search import FirstStepSearch
 from lightning_gradwatch.engine.severed import SeveredStates
-from lightning_gradwatch.engine.step import Call, Step
+from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.engine.unmarked import UnmarkedRecurrences
 from lightning_gradwatch.engine.unobserved import Unobserved
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.scripted import scripted_recurrences
+from lightning_gradwatch.recurrent.capture.taken import Taken
 
 __all__ = ["Watch"]
 
@@ -96,6 +97,7 @@ class Watch:
             self._severed.look(self.capture.calls, step.moment)
             self.capture.loops.split_taps()
             self._measuring.follow(loss)
+        self.capture.listen()
         return self.take()
 
     def after_backward(self, loss: Tensor | None, step: Step) -> Observation:
@@ -108,9 +110,12 @@ class Watch:
             self._unobserved.report_added(step.moment)
         if step.sampled and loss is None:  # nothing was said before this backward pass
             self._severed.look(self.capture.calls, step.moment)
-        calls = self.capture.take()
-        if calls or loss is not None:
-            self._arrived(calls, loss, step)
+        taken = self.capture.take_heard()
+        self._unobserved.note_unreached(self.capture, taken.unreached)
+        if taken.modules or loss is not None:
+            self._arrived(taken, loss, step)
+        else:
+            taken.release()
         return self.take()
 
     def poll(self, *, wait: bool = False) -> Observation:
@@ -167,33 +172,33 @@ class Watch:
     def close(self) -> None:
         """Take the hooks off and let go of everything."""
         for pending in self._pending:
-            _release(pending.calls)
+            pending.taken.release()
         self._pending.clear()
         self.capture.detach()
         self._judge.close()
         self._search.close()
 
-    def _arrived(self, calls: list[Call], loss: Tensor | None, step: Step) -> None:
-        self.observed.update(call.module for call in calls)
+    def _arrived(self, taken: Taken, loss: Tensor | None, step: Step) -> None:
+        self.observed |= taken.modules
         if step.sampled:
             self._parameters.update()
         norms = self._parameters.norms(loss, step)
         if norms is not None:
-            self._pending.append(Pending(norms, calls, loss, step, self._nth))
+            self._pending.append(Pending(norms, taken, loss, step, self._nth))
             self._nth += 1
         # To sample is to wait for the device anyhow; what the first look
         # saw is gone when the step ends.
         self._read(wait=step.sampled or self._search.first is not None)
         if norms is None:
             if step.sampled:
-                self._measuring.sample(calls, step)
-            _release(calls)
+                self._measuring.sample(taken.calls, step)
+            taken.release()
 
     def _read(self, *, wait: bool) -> None:
         while self._pending and (wait or self._pending[0].norms.ready()):
             pending = self._pending.pop(0)
             self._judge_one(pending)
-            _release(pending.calls)
+            pending.taken.release()
 
     def _judge_one(self, pending: Pending) -> None:
         """Judge a step by its norms. One that begins an anomaly is measured in full; a sampled
@@ -206,13 +211,8 @@ class Watch:
         begins = self._judge(norms, pending, self._measuring.confirmed)
         self._found.suspicious |= begins
         if step.sampled or begins:
-            self._measuring.sample(pending.calls, step, everything=begins)
+            self._measuring.sample(pending.taken.calls, step, everything=begins)
         if finite:
             if step.sampled:
                 self._judge.look_at_weights(self._parameters.watched, step.moment)
             self._judge.look_at_loss(norms, pending)
-
-
-def _release(calls: Iterable[Call]) -> None:
-    for call in calls:
-        call.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +16,15 @@ from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 class GradientSlot:
     """Keeps the gradient that autograd shows it.
 
-    It holds nothing but gradients: a hook that led back to the call would close the cycle output →
+    It holds nothing but gradients (its list may be one that autograd itself appends to, also None
+    for none): a hook that led back to the call would close the cycle output →
     hook → call → output, which only the garbage collector frees.
     """
 
     __slots__ = ("_gradients", "_view")
 
-    def __init__(self) -> None:
-        self._gradients: list[Tensor] = []
+    def __init__(self, gradients: list[Tensor | None] | None = None) -> None:
+        self._gradients = [] if gradients is None else gradients
         self._view: _View | None = None
 
     def __call__(self, gradient: Tensor | None) -> None:
@@ -35,11 +37,14 @@ class GradientSlot:
         A hook on the operation that made it runs after all of the tensor's own: what a model's hook
         makes of the gradient (clamps it, say) is what flows on, and what is kept.
         """
-        node, number = tensor.grad_fn, tensor.output_nr
+        self.watch_at(tensor, tensor.grad_fn, tensor.output_nr)
+
+    def watch_at(self, tensor: Tensor, node: Any, number: int) -> None:
+        """The same at the operation that made it, in case it stands for another one by now."""
         if node is None:
             tensor.register_hook(self)
         else:
-            node.register_prehook(_OfResult(self, number))  # pyright: ignore[reportArgumentType]
+            node.register_prehook(_OfResult(self, number))
 
     def watch_result(self, tensor: Tensor) -> None:
         """The same of what an operator returned and nobody has used yet.
@@ -58,14 +63,15 @@ class GradientSlot:
     @property
     def arrived(self) -> bool:
         """Whether a gradient was shown."""
-        return bool(self._gradients)
+        return any(gradient is not None for gradient in self._gradients)
 
     def value(self) -> Tensor | None:
         """The gradient, summed where several backward passes sent one; None if none arrived."""
-        if not self._gradients:
+        gradients = [gradient for gradient in self._gradients if gradient is not None]
+        if not gradients:
             return None
-        total = self._gradients[0]
-        for gradient in self._gradients[1:]:
+        total = gradients[0]
+        for gradient in gradients[1:]:
             total = total + gradient
         return total if self._view is None else self._view.of_gradient(total)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -33,11 +34,20 @@ class LoopState(WeaklyHeld):
     @classmethod
     def of(cls, tensor: Tensor) -> LoopState:
         """Watch a state that needs a gradient."""
-        slot = GradientSlot()
-        slot.watch(tensor)
-        node = tensor.grad_fn
-        edge = get_gradient_edge(tensor) if node is None else GradientEdge(node, tensor.output_nr)
-        return cls(tensor, edge, slot, tensor._version)
+        return cls.made(tensor, tensor.grad_fn, tensor.output_nr, tensor._version)
+
+    @classmethod
+    def made(cls, tensor: Tensor, node: Any, number: int, version: int, slot: GradientSlot | None = None) -> LoopState:
+        """A state that was that result of an operation, and had that version then.
+
+        Args:
+            slot: where its gradient is kept; None watches it from now on.
+        """
+        edge = get_gradient_edge(tensor) if node is None else GradientEdge(node, number)
+        if slot is None:
+            slot = GradientSlot()
+            slot.watch_at(tensor, node, number)
+        return cls(tensor, edge, slot, version)
 
     def lost(self) -> bool:
         """Whether its place in the graph is no longer that of what was used."""

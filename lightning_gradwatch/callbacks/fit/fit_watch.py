@@ -184,7 +184,7 @@ class FitWatch:
         with self.harmless():
             if self.watch is not None:
                 self._take(self.watch.poll())
-                self.watch.capture.begin()
+                self.watch.capture.begin(announced=self.module.automatic_optimization)
                 self.audit.begin_batch()
                 self.passes.hold(batch)
                 self.handling.keep_start(self.trainer, self.module, batch, batch_idx)
@@ -208,7 +208,7 @@ class FitWatch:
                 self.look()  # what a raw ``loss.backward()`` before this one left
             self._loss = loss
             self.audit.before_backward(loss)
-            self._take(self.watch.before_backward(loss, self.passes.describe(self.watch.capture.calls)))
+            self._take(self.watch.before_backward(loss, self.passes.describe(self.watch.capture.heard())))
 
     def after_backward(self) -> None:
         """Look at the calls whose gradients have arrived."""
@@ -246,7 +246,7 @@ class FitWatch:
         if watch is None:
             return
         loss, self._loss = self._loss, None
-        arrived = [call for call in watch.capture.calls if call.has_gradient()]
+        arrived = watch.capture.arrived()
         step = self.passes.describe(arrived, loss, raw=loss is None)
         if step.sampled:
             self.passes.sampled(arrived)

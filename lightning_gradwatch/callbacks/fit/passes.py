@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from lightning_gradwatch.engine.sampling import Now, Sampling
-from lightning_gradwatch.engine.step import Call, Step
+from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Moment
+from lightning_gradwatch.recurrent.capture.unread import Heard
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer, accumulates_further, accumulation, logged_step
 from lightning_gradwatch.trainer.mixed_precision import active_scaler, loss_scale
 
@@ -42,7 +43,7 @@ class BackwardPasses:
         """What the training step is given; None lets go of it."""
         self._batch = batch
 
-    def describe(self, calls: Iterable[Call], loss: Tensor | None = None, *, raw: bool = False) -> Step:
+    def describe(self, calls: Iterable[Heard], loss: Tensor | None = None, *, raw: bool = False) -> Step:
         """What is known of a backward pass through ``calls``.
 
         Args:
@@ -69,7 +70,7 @@ class BackwardPasses:
             batch=self._batch,
         )
 
-    def sampled(self, calls: Iterable[Call]) -> None:
+    def sampled(self, calls: Iterable[Heard]) -> None:
         """These are measured now."""
         self._sampling.note((call.module for call in calls), self._now())
 

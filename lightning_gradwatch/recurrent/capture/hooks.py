@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
-from lightning_gradwatch.recurrent.capture.direct_calls import hear_direct_calls
+from lightning_gradwatch.recurrent.capture.cell_reader import StateCall
+from lightning_gradwatch.recurrent.capture.direct_calls import Hearing, hear_direct_calls
+from lightning_gradwatch.recurrent.capture.ears import Ears
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.hook_order import FirstHooks
 from lightning_gradwatch.recurrent.capture.inner_calls import InnerCalls, has_own_forward
@@ -22,7 +24,9 @@ from lightning_gradwatch.recurrent.capture.read_call import in_order, read_call
 from lightning_gradwatch.recurrent.capture.scan_taps import listen_to_scans
 from lightning_gradwatch.recurrent.capture.scans import Scans
 from lightning_gradwatch.recurrent.capture.slots import Slots
+from lightning_gradwatch.recurrent.capture.taken import Taken
 from lightning_gradwatch.recurrent.capture.taps import listen
+from lightning_gradwatch.recurrent.capture.unread import Heard, Unread
 from lightning_gradwatch.recurrent.graph import saved_hooks
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.scan import Scan
@@ -55,18 +59,21 @@ class Capture:
         self, modules: dict[str, nn.Module], clock: Callable[[], int] = lambda: 0, is_over: FitIsOver | None = None
     ) -> None:
         self.modules, self._clock, self._is_over = modules, clock, is_over or FitIsOver()
-        self.calls: list[RecurrentCall | Loop | Scan] = []
+        self._calls: list[RecurrentCall | Loop | Scan] = []
+        self._ears = Ears()
+        self._unread = Unread(self._ears)  # what was heard since anybody asked for the calls
         self.unseen: dict[str, str] = {}
         self.marked: dict[str, None] = {}
         self.failure: Exception | None = None
-        self.loops, self._scans = Loops(self.calls, clock), Scans(self.calls, clock)
-        self._active = False
+        self.loops, self._scans = Loops(self._calls, clock), Scans(lambda scan: self._unread.add_whole(scan), clock)
+        self._active = self._announced = self._one_pass = False
         self._number: Counter[str] = Counter()  # calls of a module in the present step
         self._rng_state: Tensor | None = None
         self._names = {id(module): name for name, module in modules.items()}
         self._inner: dict[nn.Module, InnerCalls] = {}
         self._own = OwnRecurrences()
         self._first = FirstHooks()
+        self._cells: dict[int, tuple[nn.Module, Hearing]] = {}
         self._handles: list[RemovableHandle] = []
         self._endings: list[Callable[[], None]] = []
 
@@ -79,8 +86,7 @@ class Capture:
     def attach_to(self, module: nn.Module) -> None:
         """Put the hooks on one module, and listen to calls of its forward that go around them."""
         if not isinstance(module, nn.RNNBase):
-            self._first.add(module, self._after_cell)
-            self._endings.append(hear_direct_calls(module, partial(self._after_cell, doubt=None)))
+            self._cells[id(module)] = module, Hearing(module, partial(self._after_cell, module))
             return
         if has_own_forward(module):
             self._handles.append(module.register_forward_pre_hook(self._before_own_forward))
@@ -107,16 +113,55 @@ class Capture:
         self._handles.clear()
         for end in self._endings:
             end()
+        for _, hearing in self._cells.values():
+            hearing.end()
+        self._cells.clear()
         self._endings.clear()
         self._first.remove()
         self._active = False
         self.clear()
+        self._ears.close()
 
-    def begin(self) -> None:
-        """A training step begins."""
+    @property
+    def calls(self) -> list[RecurrentCall | Loop | Scan]:
+        """Of the present step, in order of their first forward."""
+        if self._unread.calls:
+            self._unread.read_into(self._calls, self.loops, final=False)
+        return self._calls
+
+    def begin(self, *, announced: bool = False) -> None:
+        """A training step begins.
+
+        Args:
+            announced: :meth:`listen` will be called before its one backward pass. Then a call of a
+                cell costs next to nothing until somebody asks for ``calls``.
+        """
         self.clear()
         self._first.settle()
-        self._active = True
+        for _, hearing in self._cells.values():
+            hearing.settle()
+        self._active, self._one_pass = True, announced
+        self._put_off()
+
+    def _put_off(self) -> None:
+        # What is still to be found out of a cell is found out of its first step.
+        self._announced = self._one_pass and not self.loops.undecided
+
+    def listen(self) -> None:
+        """The backward pass is about to begin: have its gradients kept. On a step
+        that is to be measured in full, ``calls`` were asked for before, and keep them.
+        """
+        self._unread.listen()
+        self._announced = False  # what is called within the backward pass is listened to at once
+
+    def heard(self) -> list[Heard]:
+        """Which modules were called in this step."""
+        return [*(Heard(call.module, call.step) for call in self._calls), *self._unread.heard()]
+
+    def arrived(self) -> list[Heard]:
+        """Those of them that a gradient reached."""
+        known = [Heard(call.module, call.step) for call in self._calls if call.has_gradient()]
+        return [*known, *self._unread.arrived()]
 
     def end(self) -> None:
         """The training step is over: what runs now (validation, prediction) is not kept."""
@@ -125,7 +170,8 @@ class Capture:
     def clear(self) -> None:
         """Let go of the calls, and of the gradients that their tensors' hooks still hold."""
         self.forget_gradients()
-        self.calls.clear()
+        self._calls.clear()
+        self._unread.clear()
         self.loops.clear()
         self._scans.clear()
         self._number.clear()
@@ -133,14 +179,26 @@ class Capture:
 
     def forget_gradients(self) -> None:
         """Forget the gradients that have arrived so far; the calls stay."""
-        for call in self.calls:
+        for call in self._calls:
             call.release()
+        self._unread.forget_gradients()
 
     def take(self) -> list[RecurrentCall | Loop | Scan]:
         """Take away the calls whose gradients have arrived, in order; the others stay."""
         arrived = [call for call in self.calls if call.has_gradient()]
-        self.calls[:] = [call for call in self.calls if not call.has_gradient()]
+        self._calls[:] = [call for call in self._calls if not call.has_gradient()]
         return arrived
+
+    def take_heard(self) -> Taken:
+        """The same, but that sequences nobody has asked for need not be made. Of a step whose one
+        backward pass was announced it takes whatever was heard.
+        """
+        if self._calls or not (self._one_pass and self._unread.is_listening()):
+            return Taken(self.take())
+        unread, self._unread = self._unread, Unread(self._ears)
+        self.loops.forget()
+        self._put_off()  # a line search runs the forward pass again
+        return Taken(unread=unread)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert: a copied or pickled model carries our hooks along,
@@ -208,7 +266,7 @@ class Capture:
         self._number[name] += 1
         call.step = self._clock()
         call.watch_gradients()
-        self.calls.append(call)
+        self._unread.add_whole(call)
 
     def _before_own_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._guarded(lambda: self._enter(module))
@@ -237,13 +295,30 @@ class Capture:
             lambda name, index: self._own.read(name, index, module, in_order(inputs, kwargs), outputs),
         )
 
-    def _after_cell(
-        self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
-    ) -> None:
-        self._guarded(lambda: self.loops.keep(self._names[id(module)], module, inputs, kwargs, outputs, doubt))
+    def _after_cell(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        # Called up to thousands of times a step, so that it says by itself what _guarded says; and
+        # in a step of the Trainer's it asks whether the fit is over where a sequence begins.
+        if not self._announced and self._is_over():
+            return
+        if not self._active or not torch.is_grad_enabled():
+            return
+        try:
+            call = self.loops.read(self._names[id(module)], module, inputs, kwargs, outputs)
+            if call is not None and self._announced and call.begins is not None and self._is_over():
+                self.loops.forget()  # so that the next one begins a sequence, too
+                return
+            self._keep_state(call)
+        except Exception as error:  # as in :meth:`_guarded`
+            self.failure, self._active = error, False
+
+    def _keep_state(self, call: StateCall | None) -> None:
+        if call is not None:
+            self._unread.add(call)
+            if not self._announced:
+                self._unread.read_into(self._calls, self.loops, final=False)  # which watches its states
 
     def _after_tap(self, name: str, state: Tensor) -> None:
-        self._guarded(lambda: self._mark(name, self.loops.tap(name, state)))
+        self._guarded(lambda: self._mark(name, self._keep_state(self.loops.read_tap(name, state))))
 
     def _after_scan(self, scan: Scan) -> None:
         if torch.is_grad_enabled():

@@ -5,15 +5,16 @@ identity of the state that comes in.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, MutableSequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.capture.cell_reader import Beginning, CellReader, Given, StateCall, result
 from lightning_gradwatch.recurrent.capture.segments import segments
 from lightning_gradwatch.recurrent.capture.severed import FEW, How
-from lightning_gradwatch.recurrent.capture.slots import Slots, arguments, results
+from lightning_gradwatch.recurrent.capture.slots import Slots, results
 from lightning_gradwatch.recurrent.graph.ways_up import REACH
 from lightning_gradwatch.recurrent.loop import Loop, LoopState, Made
 from lightning_gradwatch.recurrent.scan import Scan
@@ -45,20 +46,23 @@ class Loops:
         self._clock = clock
         self.slots: dict[str, Slots] = {}
         self.undecided: set[str] = set()
-        self._by_definition: dict[str, Slots] = {}
+        self._readers: dict[str, CellReader] = {}
         self._calls = calls
         self._by_tensor: dict[int, Place] = {}
         self._by_node: dict[int, Place] = {}
         self._of_module: dict[str, list[Loop]] = {}
         self.without_gradient: Counter[str] = Counter()
+        self._tapped: set[str] = set()
         self._number: Counter[str] = Counter()
 
     def clear(self) -> None:
         """A new step begins."""
+        self.forget()
         self._by_tensor.clear()
         self._by_node.clear()
         self._of_module.clear()
         self.without_gradient.clear()
+        self._tapped.clear()
         self._number.clear()
 
     def taps_without_gradient(self) -> dict[str, How]:
@@ -66,17 +70,17 @@ class Loops:
         return {
             name: How(WITHOUT_GRADIENT.format(count=count))
             for name, count in self.without_gradient.items()
-            if count >= FEW and name not in self._of_module
+            if count >= FEW and name not in self._tapped
         }
 
-    def tap(self, name: str, state: Tensor) -> None:
-        """The next state of a tap."""
+    def read_tap(self, name: str, state: Tensor) -> StateCall | None:
+        """The next state of a tap; None if nothing can train it."""
         if not state.requires_grad or not state.numel():
             self.without_gradient[name] += bool(state.numel())
-            return
-        loops = self._of_module.get(name)
-        loop = loops[-1] if loops else self._begin(name, "tap", ("h",), ())
-        loop.add(Made(None, (LoopState.of(state),)))
+            return None
+        begins = None if name in self._tapped else Beginning((), (), self._clock())
+        self._tapped.add(name)
+        return StateCall(name, None, None, [], [result("h", state)], begins)
 
     def split_taps(self) -> None:
         """Make each piece of a tap's states through which a gradient flows a sequence of its
@@ -89,45 +93,61 @@ class Loops:
                 self._calls[place : place + 1] = pieces
                 self._of_module[name] = pieces
 
-    def keep(
-        self,
-        name: str,
-        module: nn.Module,
-        inputs: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        outputs: Any,
-        doubt: str | None = None,
-    ) -> None:
-        """One call of a cell. ``doubt``: why the outputs may not be what it returned."""
-        slots = self.slots.get(name) or self._slots_of(name, module)
-        made = slots.states_made(outputs)
-        if not made or (slots.given is None and name in self.undecided and len(results(outputs)) > 1):
-            return
-        taken = arguments(inputs, kwargs, slots.parameters)
-        given = slots.states_given(taken)
-        names, states = tuple(own for own, _ in made), [state for _, state in given]
-        place = self._source(name, states)
-        call = Made(slots.input_of(taken), tuple(LoopState.of(state) for _, state in made), _named(slots, given, made))
+    def read(
+        self, name: str, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+    ) -> StateCall | None:
+        """One call of a cell; None if nothing that it made can train."""
+        reader = self.reader(name, module)
+        if self.undecided and reader.slots.given is None and name in self.undecided and len(results(outputs)) > 1:
+            return None
+        return reader.read(inputs, kwargs, outputs)
+
+    def join(self, call: StateCall, states: Sequence[LoopState], doubt: str | None = None) -> None:
+        """One call, with the states that it made."""
+        if call.reader is None:
+            self._join_tap(call, states)
+        else:
+            self._join_cell(call, call.reader, states, doubt)
+
+    def _join_tap(self, call: StateCall, states: Sequence[LoopState]) -> None:
+        loops = self._of_module.get(call.name)
+        begins = call.begins or Beginning((), (), self._clock())
+        loop = loops[-1] if loops else self._begin(call.name, "tap", ("h",), begins)
+        loop.add(Made(None, tuple(states)))
+
+    def _join_cell(self, call: StateCall, reader: CellReader, states: Sequence[LoopState], doubt: str | None) -> None:
+        names = tuple(name for name, *_ in call.made)
+        place = self._source(call.name, call.given)
+        made = Made(call.x, tuple(states), _named(reader.slots, call))
         if place is not None and place[0].names == names:
             place[0].doubt = place[0].doubt or doubt
-            self._continue(place, call)
+            self._continue(place, made)
             return
-        loop = self._begin(name, _kind(module), names, _weights(name, module))
+        loop = self._begin(call.name, _kind(reader.module), names, call.begins or reader.begins())
         loop.doubt = doubt
-        if isinstance(module, nn.LSTMCell):
+        if isinstance(reader.module, nn.LSTMCell):
             # Without a batch dimension PyTorch squeezes both results, and h no longer
             # hangs on this c in the graph.
-            loop.c_is_total = made[-1][1].dim() == 2
-        self._put(loop, call)
+            loop.c_is_total = call.made[-1][1].dim() == 2
+        self._put(loop, made)
 
-    def _slots_of(self, name: str, module: nn.Module) -> Slots:
-        """Those that are not found out: they are the same at every call."""
-        if name not in self._by_definition:
-            self._by_definition[name] = Slots.of(module) or Slots.unknown(module)
-        return self._by_definition[name]
+    def reader(self, name: str, module: nn.Module) -> CellReader:
+        """Reads a cell's calls."""
+        found, known = self.slots.get(name), self._readers.get(name)
+        if known is not None and (found is None or found is known.slots):
+            return known
+        slots = found or Slots.of(module) or Slots.unknown(module)
+        self._readers[name] = CellReader(name, module, slots, self._clock)
+        return self._readers[name]
 
-    def _begin(self, name: str, kind: str, names: tuple[str, ...], weights: tuple[tuple[str, Tensor], ...]) -> Loop:
-        loop = Loop(name, self._number[name], kind, names, weights=weights, step=self._clock())
+    def forget(self) -> None:
+        """What comes now goes on from nothing that was read."""
+        for reader in self._readers.values():
+            reader.forget()
+
+    def _begin(self, name: str, kind: str, names: tuple[str, ...], begins: Beginning) -> Loop:
+        loop = Loop(name, self._number[name], kind, names, weights=begins.weights, step=begins.step)
+        loop.versions = begins.versions
         self._number[name] += 1
         self._of_module.setdefault(name, []).append(loop)
         self._calls.append(loop)
@@ -160,7 +180,8 @@ class Loops:
             self._join_starts(loop, len(loop.besides[step + 1]))
         else:
             loop.besides[step].remove(before)
-            branch = self._begin(loop.module, loop.kind, loop.names, loop.weights)
+            begins = Beginning(loop.weights, loop.versions, loop.step)
+            branch = self._begin(loop.module, loop.kind, loop.names, begins)
             branch.c_is_total = loop.c_is_total
             self._put(branch, before)
             self._put(branch, call)
@@ -183,14 +204,14 @@ class Loops:
         loop.add_beside(other.steps[0], 0)
         self._know(loop, 0, other.steps[0])
 
-    def _source(self, name: str, states: Iterable[Tensor]) -> Place | None:
+    def _source(self, name: str, states: Iterable[Given]) -> Place | None:
         """The call whose state this one was given, itself or a few operations later: the
         latest where there are several.
         """
         found: list[Place] = []
-        for state in states:
+        for _, state, node in states:
             place = self._by_tensor.get(id(state))
-            found += [place] if place is not None and place[0].module == name else self._through_graph(name, state)
+            found += [place] if place is not None and place[0].module == name else self._through_graph(name, node)
         if not found:
             return None
         first = max(found, key=lambda place: place[1] - len(place[0].steps))
@@ -204,14 +225,14 @@ class Loops:
                 first[0].mixed = True
         return first
 
-    def _through_graph(self, name: str, state: Tensor) -> list[Place]:
-        """The calls of a module that a state hangs on, through a few
-        operations, the nearest first.
+    def _through_graph(self, name: str, start: Any) -> list[Place]:
+        """The calls of a module that what an operation made hangs on, through
+        a few operations, the nearest first.
         """
-        if name not in self._of_module or state.grad_fn is None:
+        if name not in self._of_module or start is None:
             return []
         found: list[Place] = []
-        frontier, seen = [state.grad_fn], {state.grad_fn}
+        frontier, seen = [start], {start}
         for _ in range(REACH):
             below = list[Any]()
             for node in frontier:
@@ -237,14 +258,13 @@ def tensors(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-def _named(
-    slots: Slots, given: list[tuple[str, Tensor]], made: list[tuple[str, Tensor]]
-) -> tuple[tuple[str, Tensor], ...]:
+def _named(slots: Slots, call: StateCall) -> tuple[tuple[str, Tensor], ...]:
     """The states that a call was given. Where it is not known which they are, what else it was
     given (a mask, say) may well hold infinities: only one of the same shape is taken for it.
     """
+    given = [(name, state) for name, state, _ in call.given]
     if slots.given is None:
-        given = [one for one in given[1:] if one[1].shape == made[0][1].shape][:1]
+        given = [one for one in given[1:] if one[1].shape == call.made[0][1].shape][:1]
     return tuple(given)
 
 
@@ -253,7 +273,3 @@ def _kind(module: nn.Module) -> str:
         if isinstance(module, base):
             return kind
     return type(module).__name__
-
-
-def _weights(name: str, module: nn.Module) -> tuple[tuple[str, Tensor], ...]:
-    return tuple((f"{name}.{own}", parameter) for own, parameter in module.named_parameters())

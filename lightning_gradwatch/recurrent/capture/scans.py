@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable
 from dataclasses import replace
 
-from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.gradient_slot import GradientSlot
-from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.scan import Scan
 
 DETACHED = (
@@ -20,14 +18,15 @@ EMPTY = "its batch was empty"
 
 
 class Scans:
-    """Those that can train, each appended to ``calls``.
+    """Those that can train.
 
     Args:
+        add: takes each.
         clock: optimizer steps done so far.
     """
 
-    def __init__(self, calls: MutableSequence[RecurrentCall | Loop | Scan], clock: Callable[[], int]) -> None:
-        self._calls, self._clock = calls, clock
+    def __init__(self, add: Callable[[Scan], None], clock: Callable[[], int]) -> None:
+        self._add, self._clock = add, clock
         self._number: Counter[str] = Counter()
 
     def clear(self) -> None:
@@ -43,5 +42,5 @@ class Scans:
         own = replace(marked, index=self._number[marked.module], step=self._clock(), slot=GradientSlot())
         self._number[marked.module] += 1
         own.watch_gradient()
-        self._calls.append(own)
+        self._add(own)
         return None

@@ -115,7 +115,10 @@ def _acted(found: ClipEvidence) -> str:
     share = "" if found.median_coefficient is None else f", to {found.median_coefficient:.2g} of itself in the median"
     seen = f"{len(found.clipped)} of {_looked_at(found)}"
     on = seen if counted is None else f"{counted.clipped:,} of {_steps(counted.steps)}"
-    return f"{name} made the gradient smaller on {on}{share}"
+    skipped = counted.skipped if counted is not None else 0
+    if counted is not None and skipped and not counted.clipped:
+        return f"{name} skipped {skipped:,} of {_steps(counted.steps)}, and clipped none"
+    return f"{name} made the gradient smaller on {on}{share}{f', and skipped {skipped:,}' if skipped else ''}"
 
 
 def _late(found: ClipEvidence) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from lightning_gradwatch.audit.evidence import ClipEvidence
 from lightning_gradwatch.audit.rules import ClipVerdict, interval
+from lightning_gradwatch.plain import count_of
 
 NO_BACKWARD = "its backward passes went past Lightning (use self.manual_backward(loss))"
 NO_STEP = "no step was taken with a finite gradient"
@@ -48,10 +49,10 @@ def _never_acted(found: ClipEvidence) -> str:
     if counted is not None and who.alone:
         return (
             f"No gradient reached the bound of {who.bound:g}: the largest norm of all "
-            f"{_steps(counted.steps)} is {found.largest:.3g}."
+            f"{count_of(counted.steps, 'step')} is {found.largest:.3g}."
         )
     if counted is not None:
-        return f"{who.adaptive} clipped none of {_steps(counted.steps)}.{_largest(found)}"
+        return f"{who.adaptive} clipped none of {count_of(counted.steps, 'step')}.{_largest(found)}"
     whose = " and ".join(who.names[:2]) if who.bound is not None or who.adaptive else ""
     if whose:
         return f"{_on(found)} {whose} left the gradient as it was.{_largest(found)}"
@@ -114,10 +115,10 @@ def _acted(found: ClipEvidence) -> str:
     name = who.adaptive if counted is not None and not who.alone else "It"
     share = "" if found.median_coefficient is None else f", to {found.median_coefficient:.2g} of itself in the median"
     seen = f"{len(found.clipped)} of {_looked_at(found)}"
-    on = seen if counted is None else f"{counted.clipped:,} of {_steps(counted.steps)}"
+    on = seen if counted is None else f"{counted.clipped:,} of {count_of(counted.steps, 'step')}"
     skipped = counted.skipped if counted is not None else 0
     if counted is not None and skipped and not counted.clipped:
-        return f"{name} skipped {skipped:,} of {_steps(counted.steps)}, and clipped none"
+        return f"{name} skipped {skipped:,} of {count_of(counted.steps, 'step')}, and clipped none"
     return f"{name} made the gradient smaller on {on}{share}{f', and skipped {skipped:,}' if skipped else ''}"
 
 
@@ -210,17 +211,17 @@ def _looked_at(found: ClipEvidence) -> str:
     return f"the one step looked at{of}" if number == 1 else f"the {number} steps looked at{of}"
 
 
-def _steps(number: int) -> str:
-    return "1 step" if number == 1 else f"{number:,} steps"
-
-
 def _largest(found: ClipEvidence) -> str:
     if not found.samples:
         return ""
     if len(found.samples) == 1:
         return f" The gradient norm was {found.samples[0].before:.3g}."
     of_all = found.counted is not None and found.counted.largest is not None
-    seen = "" if of_all or found.steps <= len(found.samples) else f" of the {_steps(len(found.samples))} looked at"
+    seen = (
+        ""
+        if of_all or found.steps <= len(found.samples)
+        else f" of the {count_of(len(found.samples), 'step')} looked at"
+    )
     return f" The gradient norm{seen}: median {found.percentile(50):.3g}, largest {found.largest:.3g}."
 
 

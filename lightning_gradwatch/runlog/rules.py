@@ -8,7 +8,8 @@ from itertools import starmap
 from statistics import median
 
 from lightning_gradwatch.events import EventKind, closes_episode
-from lightning_gradwatch.growth import growth_in_words
+from lightning_gradwatch.growth import rate_in_words
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import growth, middle, reach
 from lightning_gradwatch.runlog.verdict import Verdict
@@ -78,7 +79,10 @@ def _exploding(found: Evidence) -> Said | None:
     if not peak > EXPLODING_FACTOR:
         return None
     grown = f"{peak:.3g}-fold" if math.isfinite(peak) else "beyond every finite number"
-    return Verdict.EXPLODING, f"The gradient grows {grown} within {found.timesteps} timesteps{_speed(found)}."
+    return (
+        Verdict.EXPLODING,
+        f"The gradient grows {grown} within {count_of(found.timesteps, 'timestep')}{_speed(found)}.",
+    )
 
 
 def _saturated(found: Evidence) -> Said | None:
@@ -140,9 +144,12 @@ def _outlives(found: Evidence) -> Said | None:
     if followed < VANISHING_SHARE * due:
         return (
             Verdict.UNDECIDED,
-            f"The gradient could be followed over {seen} of {found.timesteps} timesteps only, too few to judge.",
+            f"The gradient could be followed over {seen} of {count_of(found.timesteps, 'timestep')} only, too few to judge.",
         )
-    return Verdict.HEALTHY, f"The gradient stays above 1 % for all of the {seen} timesteps{of}{_speed(found)}."
+    return (
+        Verdict.HEALTHY,
+        f"The gradient stays above 1 % for all of the {count_of(seen, 'timestep')}{of}{_speed(found)}.",
+    )
 
 
 def _long(found: Evidence) -> Said | None:
@@ -153,7 +160,10 @@ def _long(found: Evidence) -> Said | None:
 def _too_few(found: Evidence) -> Said | None:
     if found.samples >= SEVERAL:
         return None
-    return Verdict.UNDECIDED, f"{_fall(found)}, but {_count(found.samples, 'sample')} cannot tell whether it stays so."
+    return (
+        Verdict.UNDECIDED,
+        f"{_fall(found)}, but {count_of(found.samples, 'sample')} cannot tell whether it stays so.",
+    )
 
 
 def _shortened(found: Evidence) -> Said | None:
@@ -217,7 +227,11 @@ HANDED_OVER = (
 def _fall(found: Evidence) -> str:
     real = found.real_timesteps
     rest = "" if real == found.timesteps else f" (at {found.timesteps - real} more the inputs are equal, as in padding)"
-    of = f" of {real} timesteps" if (found.horizon or 0) <= real else f" timesteps, more than the {real} that count"
+    of = (
+        f" of {count_of(real, 'timestep')}"
+        if (found.horizon or 0) <= real
+        else f" timesteps, more than the {real} that count"
+    )
     return f"The gradient falls under 1 % after {found.horizon}{of}{rest}{_speed(found)}"
 
 
@@ -235,9 +249,5 @@ def _speed(found: Evidence) -> str:
     if found.spread is not None:
         parts.append(f"{found.spread} in the last {found.spread.samples} samples")
     if found.rate is not None:
-        parts.append(f"growth rate {found.rate:+.3g} nats per timestep: {growth_in_words(found.rate)}")
+        parts.append(rate_in_words(found.rate, None if found.censored else found.horizon))
     return f" ({'; '.join(parts)})" if parts else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

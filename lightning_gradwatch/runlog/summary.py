@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from lightning_gradwatch.events import EventKind, closes_episode
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import Record, is_finite, reach
 from lightning_gradwatch.runlog.rules import judge, order_in_doubt
@@ -116,7 +117,8 @@ def _sequences(found: Evidence) -> str:
 
 def _order(found: Evidence, batch: int) -> str:
     """What it may be if one sequence alone gets a gradient."""
-    took = f"took its input for {found.timesteps:,} timesteps of {batch:,} sequences: if {batch:,} is the number of timesteps"
+    shape = f"{count_of(found.timesteps, 'timestep')} of {count_of(batch, 'sequence')}"
+    took = f"took its input for {shape}: if {batch:,} is the number of timesteps"
     if found.time_first:
         return f" The module has batch_first=False and {took}, batch_first=True was forgotten."
     return f" The module has batch_first=True and {took}, its input has time first."
@@ -128,9 +130,10 @@ def _segments(found: Evidence) -> str:
     """
     if not found.cut_off or found.timesteps <= 1 or found.horizon is None:
         return ""
+    length = count_of(found.timesteps, "timestep")
     leaf = " A gradient handed back by hand is in the totals alone." if found.handed_over else ""
     return (
-        f" The state that comes in has no graph: if it is carried over, the gradient flows within segments of {found.timesteps} timesteps "
+        f" The state that comes in has no graph: if it is carried over, the gradient flows within segments of {length} "
         f"and is cut between them.{leaf}"
     )
 

@@ -74,7 +74,9 @@ def test_where_all_steps_are_known_they_count() -> None:
 def test_steps_that_were_skipped_are_counted(clipped: int, skipped: int) -> None:
     """Who skips has acted, whether or not it clips too."""
     who = Clippers(adaptive="AdaptiveClip (Spike)")
-    found = evidence(samples(math.inf, (0.5, 0.6)), clippers=who, steps=400, counted=Counted(clipped, 400, 7.0, skipped))
+    found = evidence(
+        samples(math.inf, (0.5, 0.6)), clippers=who, steps=400, counted=Counted(clipped, 400, 7.0, skipped)
+    )
     said = summarise_clipping(found)
     assert said.verdict is (ClipVerdict.STEP_LIMITER if clipped > 200 else ClipVerdict.SAFETY_NET)
     assert f"skipped {skipped}" in said.sentence

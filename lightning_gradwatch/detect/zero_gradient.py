@@ -1,4 +1,4 @@
-"""A loss that no weight has a part in: every gradient of the model is exactly 0, pass after pass."""
+"""A loss in which no weight has a part: every gradient of the model is exactly 0."""
 
 from __future__ import annotations
 

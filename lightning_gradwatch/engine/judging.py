@@ -209,7 +209,7 @@ class Judge:
 
     def _tell(self, event: Event | None) -> None:
         """Take an event, with what is known of its cause."""
-        self._found.add(None if event is None else self._divergence.explain(event))
+        self._found.add(None if event is None else self._divergence.explain(event, partial(matrix_norms, self._model)))
 
 
 def _are_zero(parameters: Iterable[Tensor]) -> bool:

@@ -216,7 +216,9 @@ def _largest(found: ClipEvidence) -> str:
         return ""
     if len(found.samples) == 1:
         return f" The gradient norm was {found.samples[0].before:.3g}."
-    return f" The gradient norm: median {found.percentile(50):.3g}, largest {found.largest:.3g}."
+    of_all = found.counted is not None and found.counted.largest is not None
+    seen = "" if of_all or found.steps <= len(found.samples) else f" of the {_steps(len(found.samples))} looked at"
+    return f" The gradient norm{seen}: median {found.percentile(50):.3g}, largest {found.largest:.3g}."
 
 
 def _named(found: ClipEvidence) -> str:

@@ -49,7 +49,8 @@ class Tally:
         if who.adaptive and who.bound is None and not (who.override or who.named):
             clipped, steps = self._adaptive().get(one.index, (0, 0))
             before = self._before.get(one.index, (0, 0))
-            return Counted(clipped - before[0], steps - before[1]) if steps > before[1] else None
+            largest = self._largest if self._one_norm else None
+            return Counted(clipped - before[0], steps - before[1], largest) if steps > before[1] else None
         return None
 
     def _adaptive(self) -> dict[int, tuple[int, int]]:

@@ -216,6 +216,18 @@ def test_adaptive_clip_is_counted_by_its_own_count(tmp_path) -> None:
     (found,) = watch.clipping
     assert (found.verdict, found.clipped_steps, found.share) == (ClipVerdict.SAFETY_NET, 1, 0.0)
     assert found.sentence.startswith("AdaptiveClip (Norm) made the gradient smaller on 1 of 24 steps.")
+    assert watch.run_dir is not None
+    largest = max(record["grad_norm"] for record in load_run(watch.run_dir).step_records)
+    assert found.norm_percentiles is not None
+    assert found.norm_percentiles["max"] == pytest.approx(largest, rel=1e-5)
+
+
+@pytest.mark.parametrize("every", [5, 8, 11])
+def test_the_largest_norm_is_that_of_the_steps_looked_at_where_others_are_not_known(tmp_path, every: int) -> None:
+    """In a training that steps by hand."""
+    watch = fit(tmp_path, Manual(), watch=GradWatch(every_n_steps=every))
+    (found,) = watch.clipping
+    assert re.search(r"The gradient norm of the \d+ steps looked at: median", found.sentence)
 
 
 def test_damage_in_run_json_is_passed_over(tmp_path) -> None:

@@ -130,7 +130,7 @@ class Session:
         if watch.steps or not broken_off:
             found.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
         nothing = watch.has_nothing() and not self._has_unreachable
-        return bool((found.events or not nothing) and (watch.steps or found.events or not broken_off))
+        return bool(watch.steps or found.events or not (nothing or broken_off))
 
     def end(self) -> None:
         """Take the hooks off. Calling it again does nothing."""

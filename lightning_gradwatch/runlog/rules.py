@@ -8,7 +8,7 @@ from itertools import starmap
 from statistics import median
 
 from lightning_gradwatch.events import EventKind, closes_episode
-from lightning_gradwatch.growth import rate_in_words
+from lightning_gradwatch.growth import levels_off, rate_in_words
 from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import growth, middle, reach
@@ -175,7 +175,8 @@ def _shortened(found: Evidence) -> Said | None:
     if reached is None or reach(reached) <= (found.horizon or 0) or last > RISEN_LOSS * first > 0:
         return None
     earlier = f"at step {reached['step']} it reached {reached['horizon']}"
-    why = " What has been learned needs little gradient." if last < first else ""
+    fell = f" The loss went from {first:.3g} to {last:.3g}." if math.isfinite(first) and math.isfinite(last) else ""
+    why = " What has been learned needs little gradient." if last < LEARNED * first else fell
     return Verdict.SHORTENED, f"{_fall(found)}; {earlier}.{why}"
 
 
@@ -187,6 +188,8 @@ def _vanishing(found: Evidence) -> Said:
             Verdict.VANISHING,
             f"{_fall(found)}{_low(found)}: what lies further back teaches next to nothing, which the task may not need.",
         )
+    if found.starves and levels_off(found.rate, found.real_timesteps):
+        return Verdict.VANISHING, f"{_fall(found)}, and then hardly any more: {_STEADY}"
     if found.starves:
         return Verdict.VANISHING, f"{_fall(found)}: what lies further back is not learned."
     enough = "yet every timestep gets 1 % of the largest gradient or more, so it matters only if the task needs a longer memory"
@@ -210,6 +213,11 @@ RULES: tuple[Rule, ...] = (
     _vanishing,
 )
 """The gravest come first; the last one applies to whatever is left."""
+
+LEARNED = 0.5
+"""Share of its first value to which the loss has fallen where something has been learned."""
+
+_STEADY = "what lies further back gets little, but gets it from all timesteps alike; whether it is learned the loss has to show."
 
 _PADDED = (
     "the {} timesteps before the loss have equal inputs, as padding has, and have to be crossed first. If they are padding, pack the "

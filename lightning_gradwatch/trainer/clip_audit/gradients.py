@@ -46,7 +46,8 @@ class Gradients:
         self._pending: PendingValues | None = None
         if own:
             with torch.no_grad():
-                norms = tensor_norms(list(own.values()))
+                scaled = isinstance(scale, Tensor) or scale != 1.0  # which may leave no room for squares
+                norms = tensor_norms(list(own.values()), wide=scaled)
                 self._pending = PendingValues(
                     norms / scale if not isinstance(scale, Tensor) else norms / scale.to(norms.device)
                 )

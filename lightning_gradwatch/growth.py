@@ -20,4 +20,4 @@ def growth_in_words(rate: float) -> str:
 KEEPS = 0.005
 """A growth rate under this, in nats per timestep, is no growth that anybody would notice."""
 BEYOND = 700.0
-"""A growth rate, in nats per timestep, from which on a float may not hold the factor: over 1e300."""
+"""A growth rate, in nats per timestep, from which on a float may not hold the factor."""

@@ -22,7 +22,10 @@ def main() -> int:
         one for combination in COMBINATIONS if combination.name in given.names if (one := _run(combination, given))
     ]
     if given.write:
-        results = {**table.load(), **{one.name: one for one in outcomes}}
+        known = table.load()
+        if given.add:
+            outcomes = [one.with_earlier(known.get(one.name)) for one in outcomes]
+        results = {**known, **{one.name: one for one in outcomes}}
         table.store(results.values())
         table.write(table.markdown(table.load().values()))
     print(table.markdown(outcomes))
@@ -39,6 +42,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="leave the environments; one of an old torch has 6 GB")
     parser.add_argument("--again", action="store_true", help="use the environments that an earlier run has left")
     parser.add_argument("--write", action="store_true", help="put the results into the documentation")
+    parser.add_argument(
+        "--add", action="store_true", help="to what an earlier run of other tests has written of the row"
+    )
     parser.add_argument("-k", dest="only", help="as pytest's")
     given = parser.parse_args()
     unknown = set(given.names) - set(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,20 @@ def test_results_come_back(tmp_path: Path) -> None:
     table.store([gone, ONE], path)
     assert table.load(path) == {"lowest": ONE}
     assert table.load(tmp_path / "none.json") == {}
+
+
+def test_a_row_is_run_piece_by_piece() -> None:
+    """Other tests with the same versions are added; the same tests again, or other versions, take the place of what was there."""
+    more = replace(
+        ONE, tests=["tests/integration/neutral"], passed=7, failures=[], skips={"there is no CUDA device": 1}
+    )
+    both = more.with_earlier(ONE)
+    assert both.tests == [*ONE.tests, "tests/integration/neutral"]
+    assert (both.passed, both.failures) == (12, ONE.failures)
+    assert both.skips == {"PyTorch before 2.3 lacks it": 2, "there is no CUDA device": 4}
+    assert ONE.with_earlier(both) == ONE
+    assert more.with_earlier(replace(ONE, versions={"torch": "2.3.0"})) == more
+    assert more.with_earlier(None) == more
 
 
 def test_the_page_has_the_table_of_the_results() -> None:

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.audit import ClipEvidence, Clippers
 from lightning_gradwatch.audit.words import NO_BACKWARD
+from lightning_gradwatch.step_hooks import keep_step_hooks
 from lightning_gradwatch.trainer.clip_audit.backward_end import at_its_end
 from lightning_gradwatch.trainer.clip_audit.gradients import Gradients
 from lightning_gradwatch.trainer.clip_audit.one_optimizer import AuditedOptimizer, touched
@@ -54,6 +55,7 @@ class ClipAudit:
 
     def listen(self) -> None:
         """Hear of the optimizers' steps."""
+        keep_step_hooks()
         for one in self._optimizers:
             self._handles += [
                 one.optimizer.register_step_pre_hook(partial(self._before_step, one)),

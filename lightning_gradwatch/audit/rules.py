@@ -51,7 +51,7 @@ def _acts(evidence: ClipEvidence) -> ClipVerdict | None:
     counted = evidence.counted
     if counted is not None:
         if not counted.clipped:
-            return None
+            return ClipVerdict.SAFETY_NET if counted.skipped else None
         if counted.steps < ENOUGH_STEPS and len(evidence.samples) < counted.steps:
             return ClipVerdict.UNDECIDED
         often = counted.clipped > LIMITING_SHARE * counted.steps

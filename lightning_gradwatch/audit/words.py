@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from lightning_gradwatch.audit.evidence import ClipEvidence
 from lightning_gradwatch.audit.rules import ClipVerdict, interval
+from lightning_gradwatch.plain import count_of
 
 NO_BACKWARD = "its backward passes went past Lightning (use self.manual_backward(loss))"
 NO_STEP = "no step was taken with a finite gradient"
@@ -48,10 +49,10 @@ def _never_acted(evidence: ClipEvidence) -> str:
     if counted is not None and who.alone:
         return (
             f"No gradient reached the bound of {who.bound:g}: the largest norm of all "
-            f"{_steps(counted.steps)} is {evidence.largest:.3g}."
+            f"{count_of(counted.steps, 'step')} is {evidence.largest:.3g}."
         )
     if counted is not None:
-        return f"{who.adaptive} clipped none of {_steps(counted.steps)}.{_largest(evidence)}"
+        return f"{who.adaptive} clipped none of {count_of(counted.steps, 'step')}.{_largest(evidence)}"
     whose = " and ".join(who.names[:2]) if who.bound is not None or who.adaptive else ""
     if whose:
         return f"{_on(evidence)} {whose} left the gradient as it was.{_largest(evidence)}"
@@ -116,8 +117,11 @@ def _acted(evidence: ClipEvidence) -> str:
         "" if evidence.median_coefficient is None else f", to {evidence.median_coefficient:.2g} of itself in the median"
     )
     seen = f"{len(evidence.clipped)} of {_looked_at(evidence)}"
-    on = seen if counted is None else f"{counted.clipped:,} of {_steps(counted.steps)}"
-    return f"{name} made the gradient smaller on {on}{share}"
+    on = seen if counted is None else f"{counted.clipped:,} of {count_of(counted.steps, 'step')}"
+    skipped = counted.skipped if counted is not None else 0
+    if counted is not None and skipped and not counted.clipped:
+        return f"{name} skipped {skipped:,} of {count_of(counted.steps, 'step')}, and clipped none"
+    return f"{name} made the gradient smaller on {on}{share}{f', and skipped {skipped:,}' if skipped else ''}"
 
 
 def _late(evidence: ClipEvidence) -> str:
@@ -211,10 +215,6 @@ def _looked_at(evidence: ClipEvidence) -> str:
     return f"the one step looked at{of}" if number == 1 else f"the {number} steps looked at{of}"
 
 
-def _steps(number: int) -> str:
-    return "1 step" if number == 1 else f"{number:,} steps"
-
-
 def _largest(evidence: ClipEvidence) -> str:
     if not evidence.samples:
         return ""
@@ -224,7 +224,7 @@ def _largest(evidence: ClipEvidence) -> str:
     seen = (
         ""
         if of_all or evidence.steps <= len(evidence.samples)
-        else f" of the {_steps(len(evidence.samples))} looked at"
+        else f" of the {count_of(len(evidence.samples), 'step')} looked at"
     )
     return f" The gradient norm{seen}: median {evidence.percentile(50):.3g}, largest {evidence.largest:.3g}."
 

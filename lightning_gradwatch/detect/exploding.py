@@ -12,6 +12,7 @@ from lightning_gradwatch.detect.baseline import Baseline
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import exploding_remedy
 from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.profile import Profile, growth_rate
 from lightning_gradwatch.thresholds import (
     CALM_SAMPLES,
@@ -136,7 +137,7 @@ def _event(profile: Profile, growth: float, bound: float, moment: Moment) -> Eve
         sequence=None if place is None else place[1],
         value=growth,
         threshold=bound,
-        detail=f"It outgrows the bound {int(np.argmax(lagged > bound))} timesteps back from the loss and is largest "
+        detail=f"It outgrows the bound {count_of(int(np.argmax(lagged > bound)), 'timestep')} back from the loss and is largest "
         f"{int(np.argmax(lagged))} back, in sequences of {profile.timesteps}{speed}.{cut}",
         remedy=exploding_remedy(profile, lagged, in_total=place is not None),
     )

@@ -21,6 +21,7 @@ from lightning_gradwatch.detect import (
     NormJumps,
     ScaleSearch,
     WeightWatch,
+    ZeroGradient,
     bad_loss,
     multiplied,
 )
@@ -74,6 +75,7 @@ class Judge:
         self._norm_jumps, self._scale_search = NormJumps(), ScaleSearch()
         self._divergence, self._weights = DivergenceDetector(matrix_norms(model), self._start), WeightWatch()
         self._before: defaultdict[int, deque[Read]] = defaultdict(lambda: deque(maxlen=FEW))  # by the pass's number
+        self._zero = ZeroGradient()
         self._last_jump: Event | None = None
         self._bad_loss = False
         self._nonfinite = False  # an episode goes on
@@ -93,6 +95,7 @@ class Judge:
             return False
         self._nonfinite = False
         self._scale_search.ended()
+        self._tell(self._zero(norms.whole, norms.loss, step.moment, partial(_are_zero, pending.norms.parameters)))
         read = Read(pending.norms.parameters, norms)
         event = self._norm_jumps(
             norms.of_recurrent,
@@ -206,7 +209,17 @@ class Judge:
 
     def _tell(self, event: Event | None) -> None:
         """Take an event, with what is known of its cause."""
-        self._collector.add(None if event is None else self._divergence.explain(event))
+        self._collector.add(
+            None if event is None else self._divergence.explain(event, partial(matrix_norms, self._model))
+        )
+
+
+def _are_zero(parameters: Iterable[Tensor]) -> bool:
+    """Whether gradients are there, whole ones, and every entry is 0."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if any(local(gradient) is not gradient for gradient in gradients):
+        return False  # another process may have those that are not
+    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
 
 
 def _multiplied(read: Read, before: Sequence[Read]) -> Multiplied | None:

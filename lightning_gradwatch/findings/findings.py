@@ -17,7 +17,7 @@ from lightning_gradwatch.findings.announcer import Announcer, Say
 from lightning_gradwatch.findings.event_sink import EventSink
 from lightning_gradwatch.findings.first_word import FirstWord
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
-from lightning_gradwatch.plain import plain
+from lightning_gradwatch.plain import count_of, plain
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.runlog.folding import counted_once
 from lightning_gradwatch.runlog.schema import is_primary
@@ -203,7 +203,7 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
     """How many events there are of each severity, and what the first of the gravest says."""
     each = counted_once(events)
     of = {severity: [event for event in each if event["severity"] == severity] for severity in reversed(Severity)}
-    counts = {severity: _count(len(alike), _NOUNS[severity]) for severity, alike in of.items() if alike}
+    counts = {severity: count_of(len(alike), _NOUNS[severity]) for severity, alike in of.items() if alike}
     if not counts:
         return "No events."
     gravest = next(iter(counts))
@@ -217,10 +217,6 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
         f"{counts[gravest]}, the first at step {first['step']}: {first['kind']}, {said[:1].lower()}{said[1:]}."
         f"{f' Besides {besides}.' if besides else ''}"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _shortest(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ from itertools import starmap
 from statistics import median
 
 from lightning_gradwatch.events import EventKind, closes_episode
-from lightning_gradwatch.growth import growth_in_words
+from lightning_gradwatch.growth import rate_in_words
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import growth, middle, reach
 from lightning_gradwatch.runlog.verdict import Verdict
@@ -78,7 +79,10 @@ def _exploding(evidence: Evidence) -> Said | None:
     if not peak > EXPLODING_FACTOR:
         return None
     grown = f"{peak:.3g}-fold" if math.isfinite(peak) else "beyond every finite number"
-    return Verdict.EXPLODING, f"The gradient grows {grown} within {evidence.timesteps} timesteps{_speed(evidence)}."
+    return (
+        Verdict.EXPLODING,
+        f"The gradient grows {grown} within {count_of(evidence.timesteps, 'timestep')}{_speed(evidence)}.",
+    )
 
 
 def _saturated(evidence: Evidence) -> Said | None:
@@ -140,9 +144,12 @@ def _outlives(evidence: Evidence) -> Said | None:
     if followed < VANISHING_SHARE * due:
         return (
             Verdict.UNDECIDED,
-            f"The gradient could be followed over {seen} of {evidence.timesteps} timesteps only, too few to judge.",
+            f"The gradient could be followed over {seen} of {count_of(evidence.timesteps, 'timestep')} only, too few to judge.",
         )
-    return Verdict.HEALTHY, f"The gradient stays above 1 % for all of the {seen} timesteps{of}{_speed(evidence)}."
+    return (
+        Verdict.HEALTHY,
+        f"The gradient stays above 1 % for all of the {count_of(seen, 'timestep')}{of}{_speed(evidence)}.",
+    )
 
 
 def _long(evidence: Evidence) -> Said | None:
@@ -159,7 +166,7 @@ def _too_few(evidence: Evidence) -> Said | None:
         return None
     return (
         Verdict.UNDECIDED,
-        f"{_fall(evidence)}, but {_count(evidence.samples, 'sample')} cannot tell whether it stays so.",
+        f"{_fall(evidence)}, but {count_of(evidence.samples, 'sample')} cannot tell whether it stays so.",
     )
 
 
@@ -228,7 +235,11 @@ def _fall(evidence: Evidence) -> str:
         if real == evidence.timesteps
         else f" (at {evidence.timesteps - real} more the inputs are equal, as in padding)"
     )
-    of = f" of {real} timesteps" if (evidence.horizon or 0) <= real else f" timesteps, more than the {real} that count"
+    of = (
+        f" of {count_of(real, 'timestep')}"
+        if (evidence.horizon or 0) <= real
+        else f" timesteps, more than the {real} that count"
+    )
     return f"The gradient falls under 1 % after {evidence.horizon}{of}{rest}{_speed(evidence)}"
 
 
@@ -246,9 +257,5 @@ def _speed(evidence: Evidence) -> str:
     if evidence.spread is not None:
         parts.append(f"{evidence.spread} in the last {evidence.spread.samples} samples")
     if evidence.rate is not None:
-        parts.append(f"growth rate {evidence.rate:+.3g} nats per timestep: {growth_in_words(evidence.rate)}")
+        parts.append(rate_in_words(evidence.rate, None if evidence.censored else evidence.horizon))
     return f" ({'; '.join(parts)})" if parts else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

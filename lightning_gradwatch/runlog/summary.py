@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from lightning_gradwatch.events import EventKind, closes_episode
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import Record, is_finite, reach
 from lightning_gradwatch.runlog.rules import judge, order_in_doubt
@@ -124,7 +125,8 @@ def _sequences(evidence: Evidence) -> str:
 
 def _order(evidence: Evidence, batch: int) -> str:
     """What it may be if one sequence alone gets a gradient."""
-    took = f"took its input for {evidence.timesteps:,} timesteps of {batch:,} sequences: if {batch:,} is the number of timesteps"
+    shape = f"{count_of(evidence.timesteps, 'timestep')} of {count_of(batch, 'sequence')}"
+    took = f"took its input for {shape}: if {batch:,} is the number of timesteps"
     if evidence.time_first:
         return f" The module has batch_first=False and {took}, batch_first=True was forgotten."
     return f" The module has batch_first=True and {took}, its input has time first."
@@ -136,10 +138,11 @@ def _segments(evidence: Evidence) -> str:
     """
     if not evidence.cut_off or evidence.timesteps <= 1 or evidence.horizon is None:
         return ""
+    length = count_of(evidence.timesteps, "timestep")
     leaf = " A gradient handed back by hand is in the totals alone." if evidence.handed_over else ""
     return (
-        f" The state that comes in has no graph: if it is carried over, the gradient flows within segments of "
-        f"{evidence.timesteps} timesteps and is cut between them.{leaf}"
+        f" The state that comes in has no graph: if it is carried over, the gradient flows within segments of {length} "
+        f"and is cut between them.{leaf}"
     )
 
 

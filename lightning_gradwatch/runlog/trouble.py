@@ -23,6 +23,7 @@ _WHAT = {
     EventKind.SATURATED_GATES: "its gates were saturated",
     EventKind.FEW_TIMESTEPS_REACHED: "the loss reached few of its timesteps",
     EventKind.ONE_SEQUENCE_REACHED: "the loss reached one of its sequences",
+    EventKind.ZERO_GRADIENT: "every gradient was 0",
     EventKind.STEP_SKIPPED: "the optimizer step was skipped",
 }
 _OF_AN_OPTIMIZER = (EventKind.CLIPPING_LIMITS_STEPS, EventKind.CLIPPING_WITHOUT_EFFECT)

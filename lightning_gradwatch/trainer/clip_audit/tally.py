@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim import LBFGS
 
 from lightning_gradwatch.audit import Clippers, ClipSample, Counted
+from lightning_gradwatch.clip.step.state import ClipCounts
 from lightning_gradwatch.trainer.clip_audit.one_optimizer import AuditedOptimizer
 from lightning_gradwatch.trainer.clip_audit.who import callbacks_of, parameters_of
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer
@@ -26,7 +27,7 @@ class Tally:
         self._steps = self._over = 0
         self._largest = 0.0
         self._one_norm: bool | None = None
-        self._before: dict[int, tuple[int, int]] = {}
+        self._before: dict[int, ClipCounts] = {}
 
     def begin(self) -> None:
         """The first step is about to be taken."""
@@ -47,14 +48,15 @@ class Tally:
                 None if _contradict(one.samples, who.bound or 0.0) else Counted(self._over, self._steps, self._largest)
             )
         if who.adaptive and who.bound is None and not (who.override or who.named):
-            clipped, steps = self._adaptive().get(one.index, (0, 0))
-            before = self._before.get(one.index, (0, 0))
-            largest = self._largest if self._one_norm else None
-            return Counted(clipped - before[0], steps - before[1], largest) if steps > before[1] else None
+            clipped, skipped, steps = self._adaptive().get(one.index, ClipCounts())
+            before = self._before.get(one.index, ClipCounts())
+            if steps > before.steps:
+                largest = self._largest if self._one_norm else None
+                return Counted(clipped - before.clipped, steps - before.steps, largest, skipped - before.skipped)
         return None
 
-    def _adaptive(self) -> dict[int, tuple[int, int]]:
-        """Of each optimizer how many steps AdaptiveClip has clipped, of how many."""
+    def _adaptive(self) -> dict[int, ClipCounts]:
+        """Of each optimizer how many steps AdaptiveClip has clipped and skipped, of how many."""
         clippers: list[Any] = [one for one in callbacks_of(self._trainer) if getattr(one, "clips_by", "")]
         return clippers[0].clip_counts() if len(clippers) == 1 else {}
 

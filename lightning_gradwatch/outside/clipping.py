@@ -157,8 +157,8 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state: what comes is decided as if there had been no interruption."""
         self._record.steps = state_dict["steps"]
-        for state, own in zip(self._states, state_dict["optimizers"], strict=True):
-            state.load_state_dict(own)
+        for state, saved in zip(self._states, state_dict["optimizers"], strict=True):
+            state.load_state_dict(saved)
 
     # ------------------------------------------------------------------ told of backward passes
 
@@ -213,7 +213,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
             )
 
     def _step(self, optimizer: Optimizer) -> None:
-        index = next(number for number, own in enumerate(self._optimizers) if own is optimizer)
+        index = next(number for number, one in enumerate(self._optimizers) if one is optimizer)
         state, record = self._states[index], self._record
         groups = self._groups.of(self._module, optimizer, state)
         if not groups:

@@ -47,7 +47,7 @@ class ExplodingDetector:
 
     def __init__(self, factor: float = EXPLODING_FACTOR) -> None:
         remedy = f"The default is {EXPLODING_FACTOR:g}."
-        self.factor = arguments.number("factor", factor, lambda found: found > 1, "> 1", remedy)
+        self.factor = arguments.number("factor", factor, lambda given: given > 1, "> 1", remedy)
         self._ordinary: dict[Hashable, Baseline] = {}
         self._evidence: dict[Hashable, float] = {}
         self._suspected: dict[
@@ -150,8 +150,8 @@ def outgrown(profile: Profile, bound: float) -> tuple[int, int] | None:
     """
     worst: tuple[float, int, int] | None = None
     for row, (sequence, length) in enumerate(zip(profile.sequences, profile.lengths, strict=True)):
-        own = profile.total[row, :length]
-        back = own if profile.direction == "reverse" else own[::-1]  # nearest to the loss first
+        norms = profile.total[row, :length]
+        back = norms if profile.direction == "reverse" else norms[::-1]  # nearest to the loss first
         reached = np.flatnonzero(back)
         if not len(reached) or not np.isfinite(back).all():
             continue

@@ -137,11 +137,11 @@ class Findings:
         for line in self._first_word.lines([event.to_record() for event in self.events]):
             say(line)
 
-    def take_clipping(self, found: list[ClippingSummary]) -> None:
+    def take_clipping(self, summaries: list[ClippingSummary]) -> None:
         """What became of the gradients between backward pass and step, over the whole training."""
-        self.clipping = found
-        if self.log is not None and found:
-            self.log.meta({"clipping": [one.to_record() for one in found]})
+        self.clipping = summaries
+        if self.log is not None and summaries:
+            self.log.meta({"clipping": [one.to_record() for one in summaries]})
 
     def horizon_text(self) -> str | None:
         """The shortest horizon of the last sampled step, beside the sequence length: ``≥12/12``."""
@@ -205,7 +205,7 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
     """How many events there are of each severity, and what the first of the gravest says."""
     each = counted_once(events)
     of = {severity: [event for event in each if event["severity"] == severity] for severity in reversed(Severity)}
-    counts = {severity: count_of(len(found), _NOUNS[severity]) for severity, found in of.items() if found}
+    counts = {severity: count_of(len(alike), _NOUNS[severity]) for severity, alike in of.items() if alike}
     if not counts:
         return "No events."
     gravest = next(iter(counts))

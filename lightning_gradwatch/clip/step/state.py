@@ -102,8 +102,8 @@ class OptimizerState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
         self.rest.load_state_dict(state)
-        for pattern, own in self.patterns.items():
-            own.load_state_dict(state["policies"][pattern])
+        for pattern, clip_state in self.patterns.items():
+            clip_state.load_state_dict(state["policies"][pattern])
 
 
 class ClipCounts(NamedTuple):

@@ -57,17 +57,17 @@ class Tally:
 
     def _adaptive(self) -> dict[int, ClipCounts]:
         """Of each optimizer how many steps AdaptiveClip has clipped and skipped, of how many."""
-        found: list[Any] = [one for one in callbacks_of(self._trainer) if getattr(one, "clips_by", "")]
-        return found[0].clip_counts() if len(found) == 1 else {}
+        clippers: list[Any] = [one for one in callbacks_of(self._trainer) if getattr(one, "clips_by", "")]
+        return clippers[0].clip_counts() if len(clippers) == 1 else {}
 
     def _has_one_norm(self) -> bool:
         """Whether the norm of all parameters is that which clipping sees, once a step."""
         optimizers = self._trainer.optimizers
         if len(optimizers) != 1 or not self._module.automatic_optimization or isinstance(optimizers[0], LBFGS):
             return False
-        own = set(map(id, parameters_of(optimizers[0])))
+        stepped = set(map(id, parameters_of(optimizers[0])))
         weights = list(self._module.parameters())
-        whole = own >= {id(weight) for weight in weights if weight.requires_grad}
+        whole = stepped >= {id(weight) for weight in weights if weight.requires_grad}
         return whole and not any(hasattr(weight, "full_tensor") for weight in weights)
 
 

@@ -16,6 +16,7 @@ from lightning_gradwatch.runlog.verdict import Verdict
 from lightning_gradwatch.thresholds import (
     BLOCKED_SHARE,
     EXPLODING_FACTOR,
+    LEARNED_LOSS,
     RISEN_LOSS,
     SATURATION_SAMPLES,
     SEVERAL,
@@ -72,6 +73,13 @@ def _without_time(evidence: Evidence) -> Said | None:
         return Verdict.UNDECIDED, LEFT_OUT
     said = evidence.message(EventKind.NOT_OBSERVED).partition(" was not observed.")[2].strip()
     return Verdict.NOT_OBSERVED, said or "Its sequences have one timestep: nothing flows through time."
+
+
+def _mismatched(evidence: Evidence) -> Said | None:
+    """Lags that were worked out with another decay than the scan's own tell nothing of it."""
+    if evidence.exact or not evidence.message(EventKind.SCAN_MISMATCH):
+        return None
+    return Verdict.UNDECIDED, "The horizon is not known: the states are not what the marked decay and inputs make."
 
 
 def _exploding(evidence: Evidence) -> Said | None:
@@ -180,7 +188,7 @@ def _shortened(evidence: Evidence) -> Said | None:
         return None
     earlier = f"at step {reached['step']} it reached {reached['horizon']}"
     fell = f" The loss went from {first:.3g} to {last:.3g}." if math.isfinite(first) and math.isfinite(last) else ""
-    why = " What has been learned needs little gradient." if last < LEARNED * first else fell
+    why = " What has been learned needs little gradient." if last < LEARNED_LOSS * first else fell
     return Verdict.SHORTENED, f"{_fall(evidence)}; {earlier}.{why}"
 
 
@@ -205,6 +213,7 @@ RULES: tuple[Rule, ...] = (
     _diverged,
     _without_gradient,
     _without_time,
+    _mismatched,
     _exploding,
     _saturated,
     _perhaps_saturated,
@@ -217,9 +226,6 @@ RULES: tuple[Rule, ...] = (
     _vanishing,
 )
 """The gravest come first; the last one applies to whatever is left."""
-
-LEARNED = 0.5
-"""Share of its first value to which the loss has fallen where something has been learned."""
 
 _STEADY = "what lies further back gets little, but gets it from all timesteps alike; whether it is learned the loss has to show."
 

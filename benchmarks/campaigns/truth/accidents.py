@@ -426,7 +426,7 @@ def _not_observed(c: Context, m: Words) -> None:
 
 @SAID("No loss reached its output.", "Its forward was not called in a training step, or no loss reached its output.")
 def _no_loss(c: Context, m: Words) -> None:
-    c.verdict(c.case.kind == "not in the loss", "a loss reaches it")
+    c.verdict(c.case.kind == "not in the loss" or c.case.cause == "cut loss", "a loss reaches it")
 
 
 @SAID("Its weights have gradients but no hook fired: .forward was called around it, or it was compiled before.")

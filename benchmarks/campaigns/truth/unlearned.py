@@ -124,6 +124,11 @@ def _mismatch(c: Context, m: Words) -> None:
     c.verdict("timestep 1," in m["place"], "it begins earlier or later")
 
 
+@SAID("The horizon is not known: the states are not what the marked decay and inputs make.")
+def _not_known(c: Context, m: Words) -> None:
+    c.verdict(c.case.cause == "scan mismatch", "it is marked rightly")
+
+
 helps(
     ("scan mismatch",),
     "Compare the parallel form with a loop over the timesteps on one batch, in float64.",

@@ -20,7 +20,7 @@ def sentence_of(found: ClipEvidence, verdict: ClipVerdict) -> str:
 def remedy_of(found: ClipEvidence, verdict: ClipVerdict) -> str:
     """What to do; empty where there is nothing to be done."""
     if any(sample.scale != 1.0 for sample in found.clipped):
-        return _LATE
+        return _LATE_IN_LOOP if found.clippers.in_loop else _LATE
     if verdict is ClipVerdict.STEP_LIMITER:
         return _against_limiting(found)
     return _against_no_effect(found) if verdict is ClipVerdict.NO_EFFECT else ""
@@ -79,6 +79,7 @@ def _no_effect(found: ClipEvidence) -> str:
     if who.surely or who.named:
         names = " and ".join(who.surely or who.named)
         before = "before the backward pass" if found.stale else "before the backward pass, or for other parameters"
+        before = "before the backward pass, or after the step" if who.in_loop else before
         return f"{names} clips {before}: {_on(found)[0].lower()}{_on(found)[1:]} {untouched}.{_largest(found)}"
     return (
         f"gradient_clip_val={who.bound:g} is set, but {who.override}, which takes the place of Lightning's own "
@@ -135,6 +136,11 @@ _LATE = (
 )
 
 
+_LATE_IN_LOOP = (
+    "Clip after unscaling: call scaler.unscale_(optimizer) first, then clip, then call scaler.step(optimizer)."
+)
+
+
 def _against_limiting(found: ClipEvidence) -> str:
     who = found.clippers
     if who.adaptive and who.bound is None:
@@ -184,6 +190,8 @@ def _longer(found: ClipEvidence) -> str:
 def _against_no_effect(found: ClipEvidence) -> str:
     if found.elsewhere:
         return "Clip the parameters of the optimizer that is about to step, after its backward pass."
+    if found.clippers.in_loop:
+        return "Clip between the backward pass and optimizer.step()."
     if found.clippers.surely or found.clippers.named:
         return (
             "Clip after the backward pass and before the step. In automatic optimization that is "
@@ -225,10 +233,10 @@ def _named(found: ClipEvidence) -> str:
     who = found.clippers
     if not who.named or found.for_others:
         return ""
-    return (
-        f" {' and '.join(who.named)} names a clipping function: it is not called, or before the backward pass, or "
-        "for other parameters."
-    )
+    said = "it is not called, or before the backward pass, or for other parameters"
+    if who.in_loop:
+        said = "it is not called between the backward pass and the step, or for other parameters"
+    return f" {' and '.join(who.named)} names a clipping function: {said}."
 
 
 def _hooked(found: ClipEvidence) -> str:

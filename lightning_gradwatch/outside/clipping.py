@@ -33,7 +33,12 @@ from lightning_gradwatch.scaler import scale_of
 
 _ACTIONS = ("skip", "raise", "shrink_recurrent", "ignore")
 
-_clipped: WeakKeyDictionary[Optimizer, object] = WeakKeyDictionary()
+_clipped: WeakKeyDictionary[Optimizer, clip_adaptively] = WeakKeyDictionary()
+
+
+def clipper_of(optimizer: Optimizer) -> clip_adaptively | None:
+    """What clips the gradients of an optimizer at present, if anything of ours does."""
+    return _clipped.get(optimizer)
 
 
 class clip_adaptively:  # noqa: N801  # it is called, and may be entered
@@ -122,6 +127,16 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         """All so far."""
         return self._record.sink.events
 
+    @property
+    def clips_by(self) -> str:
+        """In words."""
+        return self._groups.in_words
+
+    def clip_counts(self, optimizer: Optimizer) -> tuple[int, int]:
+        """How many steps of one of its optimizers were clipped, of how many."""
+        index = next(number for number, own in enumerate(self._optimizers) if own is optimizer)
+        return self._states[index].rest.clipped, self._states[index].rest.steps
+
     def close(self) -> None:
         """Let the optimizers go; close the run log. Calling it again does nothing."""
         if not self._endings:
@@ -171,6 +186,9 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
 
     def after_backward(self, *, failed: bool) -> None:
         """Nothing: what counts is what the optimizer finds."""
+
+    def before_unscale(self, optimizer: Optimizer) -> None:
+        """Nothing, as well."""
 
     # ------------------------------------------------------------------ one step
 

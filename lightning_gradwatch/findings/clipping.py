@@ -27,12 +27,12 @@ class ClipNews:
         return True
 
 
-def keep_clipping(found: Findings, evidence: Sequence[ClipEvidence]) -> None:
+def keep_clipping(findings: Findings, evidence: Sequence[ClipEvidence]) -> None:
     """Record what became of the gradients between backward pass and step so far."""
-    found.take_clipping([summarise_clipping(one) for one in evidence])
+    findings.take_clipping([summarise_clipping(one) for one in evidence])
 
 
-def tell_clipping(found: Findings, evidence: Sequence[ClipEvidence], moment: Moment, *, write: bool) -> None:
+def tell_clipping(findings: Findings, evidence: Sequence[ClipEvidence], moment: Moment, *, write: bool) -> None:
     """Record it for good, and tell as events what wants a look.
 
     Args:
@@ -40,7 +40,7 @@ def tell_clipping(found: Findings, evidence: Sequence[ClipEvidence], moment: Mom
             same on all.
     """
     keep_clipping(found, evidence)
-    for one in found.clipping:
-        event = clipping_event(one, moment, several=len(found.clipping) > 1)
+    for one in findings.clipping:
+        event = clipping_event(one, moment, several=len(findings.clipping) > 1)
         if event is not None:
-            found.sink.take(event, write=write)
+            findings.sink.take(event, write=write)

@@ -101,16 +101,16 @@ def gradients(model: nn.Module) -> list[tuple[int, int] | None]:
 
 
 def _holds(optimizer: Optimizer, model: nn.Module) -> bool:
-    own = set(map(id, model.parameters()))
-    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+    parameters = set(map(id, model.parameters()))
+    return any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        for own in cast("Mapping[Any, Any]", value).values():
-            yield from _tensors(own)
+        for item in cast("Mapping[Any, Any]", value).values():
+            yield from _tensors(item)
     elif isinstance(value, list | tuple):
-        for own in cast("Sequence[Any]", value):
-            yield from _tensors(own)
+        for item in cast("Sequence[Any]", value):
+            yield from _tensors(item)

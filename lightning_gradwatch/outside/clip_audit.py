@@ -15,6 +15,7 @@ from lightning_gradwatch.clip.between.looks import Looks
 from lightning_gradwatch.clip.between.loop_source import Naming
 from lightning_gradwatch.clip.between.one_optimizer import AuditedOptimizer
 from lightning_gradwatch.clip.between.parameters import hooked
+from lightning_gradwatch.clip.step.state import ClipCounts
 from lightning_gradwatch.outside.clipping import clip_adaptively, clipper_of
 from lightning_gradwatch.scaler import scale_of
 
@@ -39,7 +40,7 @@ class LoopClipAudit:
         audited = [AuditedOptimizer(index, one, every) for index, one in enumerate(optimizers)]
         self._looks = Looks(audited, guard, self._is_scaled)
         self._named: dict[int, Naming] = {}
-        self._adaptive: dict[int, tuple[clip_adaptively, tuple[int, int]]] = {}
+        self._adaptive: dict[int, tuple[clip_adaptively, ClipCounts]] = {}
         self._looks.listen()
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -113,8 +114,10 @@ class LoopClipAudit:
         if adaptive is None or who.named:
             return None
         clipper, before = adaptive
-        clipped, steps = (now - then for now, then in zip(clipper.clip_counts(one.optimizer), before, strict=True))
-        return Counted(clipped, steps) if steps and steps == one.steps else None
+        now = clipper.clip_counts(one.optimizer)
+        steps = now.steps - before.steps
+        known = Counted(now.clipped - before.clipped, steps, skipped=now.skipped - before.skipped)
+        return known if steps and steps == one.steps else None
 
     def _is_scaled(self, optimizer: Optimizer) -> bool:
         """Whether the optimizer takes the scaler's factor out in its own step."""

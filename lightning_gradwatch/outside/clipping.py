@@ -16,7 +16,7 @@ from lightning_gradwatch import arguments
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroup, PolicyGroups
 from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
-from lightning_gradwatch.clip.step.state import OptimizerState
+from lightning_gradwatch.clip.step.state import ClipCounts, OptimizerState, clip_counts
 from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.clip_events import ClipEvents, counts
@@ -132,10 +132,10 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         """In words."""
         return self._groups.in_words
 
-    def clip_counts(self, optimizer: Optimizer) -> tuple[int, int]:
-        """How many steps of one of its optimizers were clipped, of how many."""
+    def clip_counts(self, optimizer: Optimizer) -> ClipCounts:
+        """How many steps of one of its optimizers were clipped and skipped, of how many."""
         index = next(number for number, own in enumerate(self._optimizers) if own is optimizer)
-        return self._states[index].rest.clipped, self._states[index].rest.steps
+        return clip_counts({index: self._states[index]})[index]
 
     def close(self) -> None:
         """Let the optimizers go; close the run log. Calling it again does nothing."""
@@ -170,8 +170,8 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state: what comes is decided as if there had been no interruption."""
         self._record.steps = state_dict["steps"]
-        for state, own in zip(self._states, state_dict["optimizers"], strict=True):
-            state.load_state_dict(own)
+        for state, saved in zip(self._states, state_dict["optimizers"], strict=True):
+            state.load_state_dict(saved)
 
     # ------------------------------------------------------------------ told of backward passes
 
@@ -229,7 +229,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
             )
 
     def _step(self, optimizer: Optimizer) -> None:
-        index = next(number for number, own in enumerate(self._optimizers) if own is optimizer)
+        index = next(number for number, one in enumerate(self._optimizers) if one is optimizer)
         state, record = self._states[index], self._record
         groups = self._groups.of(self._module, optimizer, state)
         if not groups:

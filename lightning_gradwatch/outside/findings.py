@@ -44,7 +44,7 @@ class LoopFindings(Findings):
         """An event, wherever it comes from."""
         super().take_event(outside(event))
 
-    def take_clipping(self, found: list[ClippingSummary]) -> None:
+    def take_clipping(self, summaries: list[ClippingSummary]) -> None:
         """What became of the gradients between backward pass and step."""
         super().take_clipping(
             [
@@ -54,7 +54,7 @@ class LoopFindings(Findings):
                     remedy=in_words(one.remedy),
                     by=[in_words(name) for name in one.by],
                 )
-                for one in found
+                for one in summaries
             ]
         )
 

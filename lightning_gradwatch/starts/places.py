@@ -84,13 +84,13 @@ def places(module: Recurrent) -> Iterator[Place]:
                 relu=relu,
                 layer=layer,
                 direction=direction,
-                w_hh=_own(module, f"weight_hh{ending}"),
-                b_ih=_own(module, f"bias_ih{ending}") if module.bias else None,
-                b_hh=_own(module, f"bias_hh{ending}") if module.bias else None,
+                w_hh=_own_parameter(module, f"weight_hh{ending}"),
+                b_ih=_own_parameter(module, f"bias_ih{ending}") if module.bias else None,
+                b_hh=_own_parameter(module, f"bias_hh{ending}") if module.bias else None,
             )
 
 
-def _own(module: nn.Module, name: str) -> Tensor:
+def _own_parameter(module: nn.Module, name: str) -> Tensor:
     """A parameter that may be written into.
 
     Raises:

@@ -41,8 +41,8 @@ class _Returns:
     def slots(self, module: nn.Module) -> Slots | None:
         """Where its states go in and come out; None if it is no cell."""
         changed = {pair: count for pair, count in self.changed.items() if count >= RETURNS}
-        found = self.itself + Counter(changed)
-        return Slots.found(module, _in_order(found, list(self.nodes.values()))) if found else None
+        returns = self.itself + Counter(changed)
+        return Slots.from_returns(module, _in_order(returns, list(self.nodes.values()))) if returns else None
 
 
 _OUTSIDE = " outside of the model"
@@ -97,7 +97,7 @@ class Discovery:
         ):
             self._everywhere = after_every_module(self._after_any)
 
-    def found(self) -> dict[str, tuple[nn.Module, Slots | None]]:
+    def cells(self) -> dict[str, tuple[nn.Module, Slots | None]]:
         """Qualified name → the module, and its slots where it is a cell. Of cells in one another
         the innermost whose states are all that there is to be carried; a part of a cell that sees
         its state come back is none.
@@ -114,15 +114,15 @@ class Discovery:
                 for module in inner:
                     del cells[module]
         unlisted = self._unlisted([*cells, *self._pytorchs])
-        found: dict[str, tuple[nn.Module, Slots | None]] = {
+        by_name: dict[str, tuple[nn.Module, Slots | None]] = {
             self._names.get(module) or unlisted[module]: (module, slots) for module, slots in cells.items()
         }
-        return found | {unlisted[module]: (module, None) for module in self._pytorchs}
+        return by_name | {unlisted[module]: (module, None) for module in self._pytorchs}
 
     def states(self) -> set[int]:
         """The numbers of the places in the graph where the cells' states were made."""
-        found = self.found().values()
-        return {node for module, slots in found if slots is not None for node in self._carried(module, slots)}
+        cells = self.cells().values()
+        return {node for module, slots in cells if slots is not None for node in self._carried(module, slots)}
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -191,8 +191,10 @@ def _note(module: nn.Module, returns: _Returns, path: str, tensor: Tensor) -> No
     elif tensor.grad_fn is not None and any(parameter.dim() > 1 for parameter in module.parameters()):
         # Between two calls of one of PyTorch's own layers the state may only be moved about: what
         # is computed there is the state.
-        own = is_own(module)
-        for out in above(tensor.grad_fn, returns.nodes, stop=HEAVY if own else None, only=None if own else MOVING):
+        is_users = is_own(module)
+        for out in above(
+            tensor.grad_fn, returns.nodes, stop=HEAVY if is_users else None, only=None if is_users else MOVING
+        ):
             returns.changed[out, path] += 1
 
 
@@ -207,7 +209,7 @@ def _number(node: Any) -> int:
     return node._sequence_nr()
 
 
-def _in_order(found: Mapping[tuple[str, str], int], made: list[str]) -> dict[tuple[str, str], int]:
+def _in_order(returns: Mapping[tuple[str, str], int], made: list[str]) -> dict[tuple[str, str], int]:
     """By the order in which the states are returned."""
     place = {path: i for i, path in enumerate(dict.fromkeys(made))}
-    return {pair: found[pair] for pair in sorted(found, key=lambda pair: place[pair[0]])}
+    return {pair: returns[pair] for pair in sorted(returns, key=lambda pair: place[pair[0]])}

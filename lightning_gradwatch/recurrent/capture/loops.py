@@ -105,7 +105,7 @@ class Loops:
             return
         taken = arguments(inputs, kwargs, slots.parameters)
         given = slots.states_given(taken)
-        names, states = tuple(own for own, _ in made), [state for _, state in given]
+        names, states = tuple(slot for slot, _ in made), [state for _, state in given]
         place = self._source(name, states)
         call = Made(slots.input_of(taken), tuple(LoopState.of(state) for _, state in made), _named(slots, given, made))
         if place is not None and place[0].names == names:
@@ -187,14 +187,14 @@ class Loops:
         """The call whose state this one was given, itself or a few operations later: the
         latest where there are several.
         """
-        found: list[Place] = []
+        origins: list[Place] = []
         for state in states:
             place = self._by_tensor.get(id(state))
-            found += [place] if place is not None and place[0].module == name else self._through_graph(name, state)
-        if not found:
+            origins += [place] if place is not None and place[0].module == name else self._through_graph(name, state)
+        if not origins:
             return None
-        first = max(found, key=lambda place: place[1] - len(place[0].steps))
-        for place in found:
+        first = max(origins, key=lambda place: place[1] - len(place[0].steps))
+        for place in origins:
             if place[2] is first[2]:
                 continue
             if place[0] is first[0] and place[1] == first[1]:
@@ -210,31 +210,31 @@ class Loops:
         """
         if name not in self._of_module or state.grad_fn is None:
             return []
-        found: list[Place] = []
+        origins: list[Place] = []
         frontier, seen = [state.grad_fn], {state.grad_fn}
         for _ in range(REACH):
             below = list[Any]()
             for node in frontier:
                 place = self._by_node.get(id(node))
                 if place is not None and place[0].module == name:
-                    found.append(place)
+                    origins.append(place)
                     continue
                 new = [child for child, _ in node.next_functions if child is not None and child not in seen]
                 seen.update(new)
                 below += new
             frontier = below
-        return found
+        return origins
 
 
 def tensors(values: Iterable[Any]) -> list[Tensor]:
     """All tensors in nested tuples and lists, in order."""
-    found: list[Tensor] = []
+    held: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            held.append(value)
         elif isinstance(value, tuple | list):
-            found += tensors(value)  # pyright: ignore[reportUnknownArgumentType]
-    return found
+            held += tensors(value)  # pyright: ignore[reportUnknownArgumentType]
+    return held
 
 
 def _named(
@@ -256,4 +256,4 @@ def _kind(module: nn.Module) -> str:
 
 
 def _weights(name: str, module: nn.Module) -> tuple[tuple[str, Tensor], ...]:
-    return tuple((f"{name}.{own}", parameter) for own, parameter in module.named_parameters())
+    return tuple((f"{name}.{parameter_name}", parameter) for parameter_name, parameter in module.named_parameters())

@@ -38,11 +38,11 @@ def uses_of_parameters(graph: Topology) -> list[Uses]:
             source = graph.edge_source(edge)
             if source is not None:
                 places.setdefault(source, []).append(at)
-    found = [
+    repeated = [
         Uses(source, graph.leaves[source], _ranked(graph, {place: place for place in at}))
         for source, at in places.items()
     ]
-    return sorted(found, key=lambda uses: (uses.leaf.dim() < 2, -len(uses.ranks)))
+    return sorted(repeated, key=lambda uses: (uses.leaf.dim() < 2, -len(uses.ranks)))
 
 
 def uses_of_slices(graph: Topology) -> list[Uses]:
@@ -53,12 +53,12 @@ def uses_of_slices(graph: Topology) -> list[Uses]:
             if graph.kinds[edge[0]] in SELECTING and graph.sources[edge[0]] is None:
                 taken = graph.children[edge[0]][0]
                 slices.setdefault(taken, {})[at] = (*part_of(graph.nodes[edge[0]]), edge[1])
-    found: list[Uses] = []
+    uses: list[Uses] = []
     for taken, parts in slices.items():
         leaf = _leaf_behind(graph, taken[0])
         if leaf is not None:
-            found.append(Uses(("slices", *taken), leaf, _ranked(graph, parts), is_slices=True))
-    return found
+            uses.append(Uses(("slices", *taken), leaf, _ranked(graph, parts), is_slices=True))
+    return uses
 
 
 def _ranked(graph: Topology, parts: Mapping[int, object]) -> dict[int, int]:

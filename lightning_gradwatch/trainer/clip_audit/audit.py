@@ -134,8 +134,8 @@ def _others_come_first(trainer: Trainer) -> bool:
     for one in callbacks_of(trainer):
         if hasattr(type(one), "fit_watch"):
             return False
-        own = getattr(getattr(one, hook, None), "__module__", "")
-        if not own.endswith("pytorch.callbacks.callback") and not own.startswith(
+        module = getattr(getattr(one, hook, None), "__module__", "")
+        if not module.endswith("pytorch.callbacks.callback") and not module.startswith(
             "pytorch_lightning.callbacks.callback"
         ):
             return True

@@ -39,7 +39,7 @@ def tell_clipping(findings: Findings, evidence: Sequence[ClipEvidence], moment: 
         write: whether it is this rank that writes them: where gradients are common they are the
             same on all.
     """
-    keep_clipping(found, evidence)
+    keep_clipping(findings, evidence)
     for one in findings.clipping:
         event = clipping_event(one, moment, several=len(findings.clipping) > 1)
         if event is not None:

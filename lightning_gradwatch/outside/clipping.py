@@ -30,6 +30,7 @@ from lightning_gradwatch.outside.processes import is_alone
 from lightning_gradwatch.outside.run_log import close_run_log, open_run_log
 from lightning_gradwatch.outside.terminal import say
 from lightning_gradwatch.scaler import scale_of
+from lightning_gradwatch.step_hooks import keep_step_hooks
 
 _ACTIONS = ("skip", "raise", "shrink_recurrent", "ignore")
 
@@ -117,6 +118,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         writer = self._record.sink.log = None if dirpath is None else open_run_log(dirpath, self)
         self.run_dir: Path | None = None if writer is None else writer.folder
         self._endings: list[Callable[[], None]] = [listen(self)]
+        keep_step_hooks()
         for one in self._optimizers:
             _clipped[one] = self
             self._endings.append(one.register_step_pre_hook(self._before_step).remove)

@@ -226,7 +226,7 @@ class Evidence:
         return any(record.get("past") == "left out" for record in self.last)
 
     @cached_property
-    def cut_off(self) -> bool:
+    def truncated(self) -> bool:
         """Whether in most of the last samples' sequences the state
         came in cut off from its past.
         """

@@ -136,7 +136,7 @@ def _segments(evidence: Evidence) -> str:
     """That the gradient ends where a segment begins, as in
     truncated backpropagation through time.
     """
-    if not evidence.cut_off or evidence.timesteps <= 1 or evidence.horizon is None:
+    if not evidence.truncated or evidence.timesteps <= 1 or evidence.horizon is None:
         return ""
     length = count_of(evidence.timesteps, "timestep")
     leaf = " A gradient handed back by hand is in the totals alone." if evidence.handed_over else ""

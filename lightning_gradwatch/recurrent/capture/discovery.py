@@ -20,7 +20,7 @@ from lightning_gradwatch.recurrent.capture.search_hooks import SearchHooks
 from lightning_gradwatch.recurrent.capture.slots import Slots, arguments, is_own, parameters, results
 from lightning_gradwatch.recurrent.graph.ways_up import HEAVY, MOVING, above
 
-_Place = tuple[int, int, torch.Size]
+_Address = tuple[int, int, torch.Size]
 """Where a tensor lies in memory: its storage, offset and shape."""
 
 RETURNS = 2
@@ -33,7 +33,7 @@ class _Returns:
     """What one module has returned so far, without holding any tensor, and what of it came back."""
 
     def __init__(self) -> None:
-        self.places: dict[_Place, tuple[StorageWeakRef, str]] = {}
+        self.addresses: dict[_Address, tuple[StorageWeakRef, str]] = {}
         self.nodes: dict[int, str] = {}
         self.itself: Counter[tuple[str, str]] = Counter()
         self.changed: Counter[tuple[str, str]] = Counter()
@@ -153,15 +153,15 @@ class Discovery:
         returns = self._returns.setdefault(module, _Returns())
         for path, tensor in taken.items():
             _note(module, returns, path, tensor)
-        passed = {place for tensor in taken.values() if (place := _place(tensor)) is not None}
+        passed = {address for tensor in taken.values() if (address := _address_of(tensor)) is not None}
         for path, tensor in returned.items():
-            place = _place(tensor)
+            address = _address_of(tensor)
             if (
-                not tensor.requires_grad or tensor.grad_fn is None or place in passed
+                not tensor.requires_grad or tensor.grad_fn is None or address in passed
             ):  # what it only hands on is no state
                 continue
-            if place is not None:
-                returns.places[place] = StorageWeakRef(tensor.untyped_storage()), path
+            if address is not None:
+                returns.addresses[address] = StorageWeakRef(tensor.untyped_storage()), path
             returns.nodes[_number(tensor.grad_fn)] = path
 
     def _carried(self, module: nn.Module, slots: Slots) -> set[int]:
@@ -183,8 +183,8 @@ class Discovery:
 
 def _note(module: nn.Module, returns: _Returns, path: str, tensor: Tensor) -> None:
     """Whether what the module takes here is something that it has returned."""
-    place = _place(tensor)
-    known = None if place is None else returns.places.get(place)
+    address = _address_of(tensor)
+    known = None if address is None else returns.addresses.get(address)
     # A storage that is gone may have left its identity to another.
     if known is not None and tensor.requires_grad and not known[0].expired():
         returns.itself[known[1], path] += 1
@@ -198,7 +198,7 @@ def _note(module: nn.Module, returns: _Returns, path: str, tensor: Tensor) -> No
             returns.changed[out, path] += 1
 
 
-def _place(tensor: Tensor) -> _Place | None:
+def _address_of(tensor: Tensor) -> _Address | None:
     try:
         return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.shape  # pyright: ignore[reportPrivateUsage]
     except (NotImplementedError, RuntimeError):  # a tensor of another kind, which lies nowhere

@@ -15,6 +15,7 @@ from lightning_gradwatch.audit import ClipEvidence, Clippers
 from lightning_gradwatch.audit.words import NO_BACKWARD
 from lightning_gradwatch.clip.between.looks import Guard, Looks
 from lightning_gradwatch.clip.between.one_optimizer import AuditedOptimizer
+from lightning_gradwatch.step_hooks import keep_step_hooks
 from lightning_gradwatch.trainer.clip_audit.backward_end import at_its_end
 from lightning_gradwatch.trainer.clip_audit.tally import Tally
 from lightning_gradwatch.trainer.clip_audit.who import callbacks_of, who_clips
@@ -48,6 +49,7 @@ class ClipAudit:
 
     def listen(self) -> None:
         """Hear of the optimizers' steps."""
+        keep_step_hooks()
         self._looks.listen()
 
     def begin_batch(self) -> None:

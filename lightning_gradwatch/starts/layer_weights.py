@@ -18,7 +18,7 @@ GATES = {"RNN": ("h",), "LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LayerWeights:
     """One layer and direction.
 
     Args:
@@ -68,7 +68,7 @@ def kind_of(module: Recurrent) -> str:
     return {4: "LSTM", 3: "GRU"}.get(module.weight_hh.shape[0] // module.hidden_size, "RNN")
 
 
-def places(module: Recurrent) -> Iterator[Place]:
+def layers_of(module: Recurrent) -> Iterator[LayerWeights]:
     """Each layer and direction of a module, the lowest first.
 
     Raises:
@@ -79,7 +79,7 @@ def places(module: Recurrent) -> Iterator[Place]:
     for layer in range(module.num_layers if fused else 1):
         for direction in ("forward", "reverse") if fused and module.bidirectional else ("forward",):
             ending = f"_l{layer}{'_reverse' * (direction == 'reverse')}" if fused else ""
-            yield Place(
+            yield LayerWeights(
                 kind=kind_of(module),
                 relu=relu,
                 layer=layer,

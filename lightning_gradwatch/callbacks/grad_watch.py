@@ -9,7 +9,6 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.audit import ClippingSummary
 from lightning_gradwatch.callbacks.anomaly.handling import HandlingOptions
 from lightning_gradwatch.callbacks.anomaly.responses import AnomalyError, Response
 from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
@@ -191,13 +190,6 @@ class GradWatch(WatchArguments, WatchResults, Callback):
         self._run_id, self.run_dir = run_id_of(trainer, self.dirpath), fit.run_dir
         self._fit = fit
         fit.begin(modules, FitIsOver(self._is_over))
-
-    @property
-    def clipping(self) -> list[ClippingSummary]:
-        """What became of each optimizer's gradients between the backward pass and the step in the
-        last fit; empty until it has ended.
-        """
-        return self._found.clipping
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found; take the hooks off."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from lightning_gradwatch.audit import ClippingSummary
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.findings import Findings
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
@@ -39,6 +40,13 @@ class WatchResults:
         in the present training, or in the last.
         """
         return self._found.verdicts()
+
+    @property
+    def clipping(self) -> list[ClippingSummary]:
+        """What becomes of each optimizer's gradients between the backward pass and the step, in the
+        present training, as far as that is known, or in the last.
+        """
+        return self._found.clipping
 
     @property
     def lagged(self) -> dict[tuple[str, int, str], LaggedGradient]:

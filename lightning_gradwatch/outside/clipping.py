@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
+from lightning_gradwatch.clip.step.state import ClipCounts, clip_counts
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.clip_events import ClipEvents, counts
 from lightning_gradwatch.findings.clip_nonfinite import NonFinite
@@ -28,8 +29,14 @@ from lightning_gradwatch.outside.processes import is_alone
 from lightning_gradwatch.outside.run_log import close_run_log, open_run_log
 from lightning_gradwatch.outside.terminal import say
 from lightning_gradwatch.scaler import scale_of
+from lightning_gradwatch.step_hooks import keep_step_hooks
 
-_clipped: WeakKeyDictionary[Optimizer, object] = WeakKeyDictionary()
+_clipped: WeakKeyDictionary[Optimizer, clip_adaptively] = WeakKeyDictionary()
+
+
+def clipper_of(optimizer: Optimizer) -> clip_adaptively | None:
+    """What clips the gradients of an optimizer at present, if anything of ours does."""
+    return _clipped.get(optimizer)
 
 
 class clip_adaptively:  # noqa: N801  # it is called, and may be entered
@@ -105,6 +112,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         writer = self._record.sink.log = None if dirpath is None else open_run_log(dirpath, self)
         self.run_dir: Path | None = None if writer is None else writer.folder
         self._endings: list[Callable[[], None]] = [listen(self)]
+        keep_step_hooks()
         for one in self._optimizers:
             _clipped[one] = self
             self._endings.append(one.register_step_pre_hook(self._before_step).remove)
@@ -114,6 +122,16 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
     def events(self) -> list[Event]:
         """All so far."""
         return self._record.sink.events
+
+    @property
+    def clips_by(self) -> str:
+        """In words."""
+        return self._groups.in_words
+
+    def clip_counts(self, optimizer: Optimizer) -> ClipCounts:
+        """How many steps of one of its optimizers were clipped and skipped, of how many."""
+        index = next(number for number, one in enumerate(self._optimizers) if one is optimizer)
+        return clip_counts({index: self._states[index]})[index]
 
     def close(self) -> None:
         """Let the optimizers go; close the run log. Calling it again does nothing."""
@@ -164,6 +182,9 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
 
     def after_backward(self, *, failed: bool) -> None:
         """Nothing: what counts is what the optimizer finds."""
+
+    def before_unscale(self, optimizer: Optimizer) -> None:
+        """Nothing, as well."""
 
     # ------------------------------------------------------------------ one step
 

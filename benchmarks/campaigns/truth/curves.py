@@ -1,5 +1,6 @@
 """Judges of what is said of a gradient on its way back through time: how far it reaches, how fast it falls or grows."""
 
+# Over 300 lines: one register: a judge of each sentence about a curve.
 from __future__ import annotations
 
 import math

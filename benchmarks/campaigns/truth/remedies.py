@@ -1,5 +1,6 @@
 """Judges of remedies: each sentence, and the causes that it helps against. What is conditional has to be true under its condition."""
 
+# Over 300 lines: one register: a judge of each sentence of a remedy.
 from __future__ import annotations
 
 import math

@@ -1,5 +1,6 @@
 """What is said of a scan: where its numbers stop being finite, that it vanishes or explodes, that it was not marked."""
 
+# Over 300 lines: all that is said of one kind of recurrence, each beside the scan that provokes it.
 from __future__ import annotations
 
 import math

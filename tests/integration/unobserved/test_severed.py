@@ -1,5 +1,6 @@
 """A state through which nothing flows is told in whatever form it comes; a module that is called several times for good reasons is not."""
 
+# Over 300 lines: one table of the forms in which a state is severed, and one of those in which it is not.
 from __future__ import annotations
 
 from collections.abc import Callable

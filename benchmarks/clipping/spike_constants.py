@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lightning_gradwatch.clip import StepReading
 from lightning_gradwatch.clip.policies.spike import Spike
 
 VOCABULARY = 96
@@ -88,7 +89,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Tensor, *, s
                 continue
             size = norm_of([p.detach() for p in parameters]) if policy.wants_parameter_norm else None
             along = optimizer.param_groups[0]["lr"] if isinstance(optimizer, torch.optim.SGD) else None
-            coefficient = policy.decide(norm, parameter_norm=size, step_size=along).coefficient
+            coefficient = policy.decide(StepReading(norm, parameter_norm=size, step_size=along)).coefficient
             for parameter in parameters:
                 if parameter.grad is not None and coefficient < 1.0:
                     parameter.grad.mul_(coefficient)

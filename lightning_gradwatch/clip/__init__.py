@@ -10,7 +10,7 @@ from lightning_gradwatch.clip.policies.norm import Norm
 from lightning_gradwatch.clip.policies.spike import Spike
 from lightning_gradwatch.clip.policies.value import Value
 from lightning_gradwatch.clip.policies.zclip import ZClip
-from lightning_gradwatch.clip.policy import ClipPolicy, Decision
+from lightning_gradwatch.clip.policy import ClipPolicy, Decision, StepReading
 from lightning_gradwatch.clip.tensor_policy import TensorPolicy
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Decision",
     "Norm",
     "Spike",
+    "StepReading",
     "TensorPolicy",
     "Value",
     "ZClip",

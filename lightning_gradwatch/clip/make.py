@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 from lightning_gradwatch.clip.policies.adagc import AdaGC
@@ -49,4 +50,20 @@ def make_policy(policy: str | ClipPolicy | TensorPolicy, argument: str = "policy
             f"`{argument}` must be a name or an object with `decide` (or `clip_`), `state_dict` and `load_state_dict`; "
             f"found {policy!r}. Pass an instance, such as Norm(max_norm=0.5)."
         )
+    if isinstance(policy, ClipPolicy):
+        _require_reading(policy, argument)
     return policy
+
+
+def _require_reading(policy: ClipPolicy, argument: str) -> None:
+    """See before training that ``decide`` takes a StepReading.
+
+    Raises:
+        TypeError: it takes a norm.
+    """
+    parameters = inspect.signature(policy.decide).parameters
+    if "parameter_norm" in parameters or next(iter(parameters), "") == "norm":
+        raise TypeError(
+            f"`{argument}` must have a `decide` that takes one StepReading; that of {type(policy).__name__} takes a norm. "
+            "Write `def decide(self, reading)` and use `reading.norm`."
+        )

@@ -35,6 +35,26 @@ class Decision:
         return self.coefficient < 1.0 or bool(self.share)
 
 
+@dataclass(frozen=True)
+class StepReading:
+    """What is known of one step before it is taken; what is not known is None.
+
+    Args:
+        norm: the gradient's L2 norm.
+        parameter_norm: that of the parameters; given while the policy has a true
+            ``wants_parameter_norm``.
+        step_size: how far the optimizer moves the parameters per unit of the norm, in this step:
+            SGD's learning rate. None where it does not go along the gradient (Adam); given while
+            the policy has a true ``wants_step_size``.
+        loss: the mean over all processes; given while the policy has a true ``wants_loss``.
+    """
+
+    norm: float
+    parameter_norm: float | None = None
+    step_size: float | None = None
+    loss: float | None = None
+
+
 @runtime_checkable
 class ClipPolicy(Protocol):
     """A rule for adaptive clipping by the global norm. One instance serves one optimizer.
@@ -42,26 +62,20 @@ class ClipPolicy(Protocol):
     A policy of your own needs these three methods and nothing else::
 
         class Halfway:
-            def __init__(self, max_norm: float = 1.0) -> None:
-                self.max_norm = max_norm
-
-            def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:
-                return Decision(self.max_norm, min(1.0, (self.max_norm / norm) ** 0.5))
+            def decide(self, reading: StepReading) -> Decision:
+                return Decision(1.0, min(1.0, reading.norm**-0.5))
 
             def state_dict(self) -> dict[str, Any]:
                 return {}
 
             def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
-    ``AdaptiveClip`` hands it only norms that are finite and greater than zero. While a policy has
-    an attribute ``wants_parameter_norm`` that is true, it is also given the norm of the optimizer's
-    parameters; with ``wants_step_size``, SGD's learning rate as ``step_size``, or None of another
-    optimizer; while it has a ``wants_loss`` that is true, the loss as ``loss``, the mean over all
-    processes, or None where it is not known.
+    ``AdaptiveClip`` hands it only norms that are finite and greater than zero. What else a
+    :class:`StepReading` holds is measured while the policy has an attribute that asks for it.
     """
 
-    def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:
-        """Judge one step by its gradient norm, and remember what later decisions need."""
+    def decide(self, reading: StepReading) -> Decision:
+        """Judge one step by what was read of it, and remember what later decisions need."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

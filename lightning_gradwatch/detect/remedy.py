@@ -7,7 +7,9 @@ from __future__ import annotations
 import math
 
 from lightning_gradwatch.events import Moment
-from lightning_gradwatch.profile import Floats, Profile
+from lightning_gradwatch.growth import levels_off
+from lightning_gradwatch.plain import count_of
+from lightning_gradwatch.profile import Floats, Profile, growth_rate
 from lightning_gradwatch.recurrent.scan import KIND as SCAN
 
 DEEP = 3
@@ -27,6 +29,12 @@ _OWN_CELL = (
 _CUT = (
     "Its cell state comes in without a graph at every step, made anew or detached, so that the gradient goes back through h alone: "
     "pass c on to the next step together with h, as the module returned it. Until then a forget-gate bias has nothing to keep."
+)
+
+_OPEN = (
+    "It falls at the first lags and hardly fades after that ({rate:+.2g} nats per timestep over all lags; a gate that is opened for "
+    "{timesteps} timesteps gives {opened:+.2g}): the gate that keeps the state is open already, and opening it further helps little. "
+    "What arrives is small but steady, and an optimizer that rescales it, as Adam does, may learn from it: go by the loss."
 )
 
 _SCAN = (
@@ -94,6 +102,9 @@ def vanishing_remedy(profile: Profile, lagged: Floats) -> str:
     """What helps a layer whose gradient horizon is short, the likeliest first."""
     of_cell = _of_scan(profile) if profile.kind == SCAN else _of_cell(profile.kind, profile.real_timesteps)
     of_cell = _CUT if profile.cell_cut else of_cell
+    rate = growth_rate(lagged)
+    if profile.kind in ("LSTM", "GRU") and not profile.cell_cut and levels_off(rate, profile.real_timesteps):
+        of_cell = _OPEN.format(rate=rate, timesteps=profile.real_timesteps, opened=-1 / profile.real_timesteps)
     parts = [*_against_padding(profile), of_cell]
     if profile.layers >= DEEP:
         parts.append(
@@ -119,18 +130,17 @@ def _of_cell(kind: str, timesteps: int) -> str:
     if kind not in ("LSTM", "GRU"):
         return _PLAIN if kind == "RNN" else _OWN_CELL
     bias = math.log(max(timesteps, math.e))
-    number = f"ln {timesteps} = {bias:.1f}"
+    number, outlasts = f"ln {timesteps} = {bias:.1f}", count_of(timesteps, "timestep")
     if kind == "LSTM":
         return (
             f"Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin with a forget-gate "
-            f"bias of {number}, with which a third of the state outlasts {timesteps} timesteps (Jozefowicz et al. 2015; Tallec and "
-            "Ollivier 2018). "
+            f"bias of {number}, with which a third of the state outlasts {outlasts} (Jozefowicz et al. 2015; Tallec and Ollivier 2018). "
             "It is the second quarter of bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer and direction; "
             f"{_LINES}."
         )
     return (
         f"Its state is kept by the update gate, which PyTorch starts half closed (h = (1−z)·n + z·h): begin with an update-gate bias of "
-        f"+{number}, with which a third of the state outlasts {timesteps} timesteps (Tallec and Ollivier 2018). It is the second third of "
+        f"+{number}, with which a third of the state outlasts {outlasts} (Tallec and Ollivier 2018). It is the second third of "
         f"bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer and direction; {_LINES}."
     )
 
@@ -189,13 +199,14 @@ def exploding_remedy(profile: Profile, lagged: Floats, *, in_total: bool) -> str
             "weight decay keeps them small (Pascanu et al. 2013, L2)."
         )
     half = _outgrown_at(lagged)
+    shorter = count_of(max(half, 1), "timestep")
     if profile.truncated:
         parts.append(
-            f"Shorter segments end it sooner: {max(half, 1)} timesteps instead of {profile.timesteps} keep the growth under 10, {_CARRIED}."
+            f"Shorter segments end it sooner: {shorter} instead of {profile.timesteps} keep the growth under 10, {_CARRIED}."
         )
     elif 0 < half < len(lagged) - 1 and profile.kind != SCAN:
         parts.append(
-            f"Truncating backpropagation after {half} timesteps would keep the growth under 10 (Williams and Peng 1990)."
+            f"Truncating backpropagation after {shorter} would keep the growth under 10 (Williams and Peng 1990)."
         )
     if profile.layers >= DEEP:
         parts.append(f"With {profile.layers} layers, normalise between them (Ba et al. 2016).")

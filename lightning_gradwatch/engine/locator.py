@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.detect import CallSource, Context, LoopSource, NonfiniteSource, ScanSource, locate_nonfinite
@@ -17,6 +19,9 @@ from lightning_gradwatch.recurrent import Capture, Chain, Loop, Scan, stitch, sw
 from lightning_gradwatch.recurrent.capture.first_look import FirstLook
 from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, numbers
+
+OVERFLOWS = math.sqrt(torch.finfo(torch.float32).max)
+"""From this norm on the squares of a gradient do not fit float32."""
 
 
 class Read(NamedTuple):
@@ -61,9 +66,9 @@ class Locator:
     def named(self) -> list[tuple[str, nn.Parameter]]:
         """All parameters by their names, those of the watched modules first."""
         watched = [
-            (f"{name}.{own}", parameter)
+            (f"{name}.{parameter_name}", parameter)
             for name, module in self._capture.modules.items()
-            for own, parameter in module.named_parameters()
+            for parameter_name, parameter in module.named_parameters()
         ]
         return watched + [(plain_name(name), parameter) for name, parameter in self._model.named_parameters()]
 
@@ -82,7 +87,7 @@ class Locator:
         if not grown:
             return ""
         _, norm, parameter = max(grown, key=lambda one: one[0])
-        name = next((name for name, own in self.named() if own is parameter), "one")
+        name = next((name for name, weight in self.named() if weight is parameter), "one")
         return f"That of {name} grew most: to {norm:.3g} from {then[id(parameter)]:.3g} at the step before."
 
     def _source(self, call: Call, start: int) -> NonfiniteSource:
@@ -91,7 +96,7 @@ class Locator:
         if isinstance(call, Scan):
             return ScanSource(call)
         module = self._capture.modules[call.module]
-        names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
+        names = [f"{call.module}.{weight_name}" for layer in module._all_weights for weight_name in layer]  # pyright: ignore
         return CallSource(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)
 
 
@@ -116,3 +121,12 @@ def wide_norm(parameters: Sequence[Tensor], scale: Tensor | float) -> float:
     """The norm of the gradients in float64, divided by the loss scale."""
     norms = [float(numbers(p.grad).double().norm()) for p in parameters if p.grad is not None]
     return math.hypot(*norms) / float(scale)
+
+
+def unscaled(norms: Norms, parameters: Sequence[Tensor], scale: float) -> Norms:
+    """The norms of gradients that a large loss scale alone kept out of float32, taken in float64;
+    as they are where they would overflow without it too, or an entry is not finite.
+    """
+    found = [float(numbers(p.grad).double().norm()) / scale for p in parameters if p.grad is not None]
+    wide = replace(norms, by_parameter=found)
+    return wide if wide.whole < OVERFLOWS and len(found) == len(norms.by_parameter) else norms

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from lightning_gradwatch.engine.judging import Judge, Pending
-from lightning_gradwatch.engine.locator import Locator
+from lightning_gradwatch.engine.locator import Locator, unscaled
 from lightning_gradwatch.engine.measuring import Measuring
 from lightning_gradwatch.engine.observation import Cells, Collector, Observation
 from lightning_gradwatch.engine.options import WatchOptions
@@ -63,10 +63,12 @@ class Watch:
         self.steps = 0
         self._nth = 0  # backward pass of the batch
         self._pending: list[Pending] = []
-        self._found = Collector()
-        self._severed = SeveredStates(self._found)
-        self._unmarked = UnmarkedRecurrences(model, self._found)
-        self._unobserved = Unobserved(model, patterns=options.patterns, found=self._found, strict=options.strict)
+        self._collector = Collector()
+        self._severed = SeveredStates(self._collector)
+        self._unmarked = UnmarkedRecurrences(model, self._collector)
+        self._unobserved = Unobserved(
+            model, patterns=options.patterns, collector=self._collector, strict=options.strict
+        )
         if options.find_cells:
             for name, kind in scripted_recurrences(model).items():
                 self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), and takes no hooks"
@@ -80,12 +82,12 @@ class Watch:
             severed=options.find_cells,
         )
         self._parameters = Parameters(model, self.capture)
-        self._measuring = Measuring(model, self.capture, self._unobserved, options, self._found)
-        self._judge = Judge(model, Locator(model, self.capture), self._search, self._found)
+        self._measuring = Measuring(model, self.capture, self._unobserved, options, self._collector)
+        self._judge = Judge(model, Locator(model, self.capture), self._search, self._collector)
 
     def take(self) -> Observation:
         """What was found and not handed out yet."""
-        return self._found.take()
+        return self._collector.take()
 
     def before_backward(self, loss: Tensor, step: Step) -> Observation:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
@@ -137,7 +139,7 @@ class Watch:
             return self.take()
         cells = self._search.end()
         self._parameters.update()
-        return self._found.take(cells)
+        return self._collector.take(cells)
 
     @property
     def unmarked(self) -> list[Event]:
@@ -146,6 +148,7 @@ class Watch:
 
     def adopt(self, cells: Cells) -> None:
         """Watch these cells from now on."""
+        self._unobserved.found_at.update(dict.fromkeys(cells, self.steps))
         for name, (module, slots) in cells.items():
             self.capture.add(name, module, slots)
         self._parameters.update()
@@ -157,7 +160,7 @@ class Watch:
 
     def unobserved(self, moment: Moment) -> list[Event]:
         """Each module that was never observed, with the reason."""
-        return self._unobserved.events(self.capture, self.observed, moment)
+        return self._unobserved.events(self.capture, self.observed, moment, self.steps)
 
     def finish(self, moment: Moment) -> Observation:
         """Training is over: judge what is still on its way, look at the weights that the last
@@ -190,6 +193,8 @@ class Watch:
         # saw is gone when the step ends.
         self._read(wait=step.sampled or self._search.first is not None)
         if norms is None:
+            if loss is not None:
+                self._judge.without_gradient(step)
             if step.sampled:
                 self._measuring.sample(taken.calls, step)
             taken.release()
@@ -205,11 +210,13 @@ class Watch:
         one as far as it was asked for.
         """
         step, norms = pending.step, pending.norms.read()
+        if step.scaled and not math.isfinite(norms.whole):
+            norms = unscaled(norms, pending.norms.parameters, float(step.scale))
         finite = math.isfinite(norms.whole)
         if step.complete:
-            self._found.add_norm(norms.whole)
+            self._collector.add_norm(norms.whole)
         begins = self._judge(norms, pending, self._measuring.confirmed)
-        self._found.suspicious |= begins
+        self._collector.suspicious |= begins
         if step.sampled or begins:
             self._measuring.sample(pending.taken.calls, step, everything=begins)
         if finite:

@@ -1,5 +1,6 @@
 """What is true of one training step: the model unrolled with PyTorch's own cells in float64, and autograd."""
 
+# Over 300 lines: one unrolled model and the facts that are read from it.
 from __future__ import annotations
 
 import copy
@@ -20,7 +21,7 @@ RATIO = 0.01
 MEASURED = 8
 """Sequences that ``GradWatch`` measures at most; of more, some that it chooses."""
 
-Place = tuple[str, int, str]
+LayerWeights = tuple[str, int, str]
 """Module, layer, direction."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_gradwatch import arguments
 from lightning_gradwatch.clip.history import History
-from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, bounded, usable
+from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, StepReading, bounded, usable
 
 _ABSURD = 100.0  # times the median: what lies beyond enters the history as this much
 
@@ -50,8 +50,9 @@ class AutoClip(ArgumentsMixin):
         self._history = self._new_history([])
         self._poisoned = False  # a NaN or inf has entered (as published only); such a list has no order
 
-    def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:
+    def decide(self, reading: StepReading) -> Decision:
         """Clip at the percentile of the norms so far, this one included."""
+        norm = reading.norm
         if self.as_published:
             return self._decide_as_published(norm)
         if not usable(norm):

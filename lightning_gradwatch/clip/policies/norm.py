@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, StatelessMixin, bounded, usable
+from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, StatelessMixin, StepReading, bounded, usable
 
 
 class Norm(ArgumentsMixin, StatelessMixin):
@@ -23,6 +23,6 @@ class Norm(ArgumentsMixin, StatelessMixin):
         remedy = "Use the norm of an ordinary step, as `gradwatch/grad_norm` shows it."
         self.max_norm = arguments.positive("max_norm", max_norm, remedy, owner=self)
 
-    def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:
+    def decide(self, reading: StepReading) -> Decision:
         """Bound the norm by ``max_norm``."""
-        return bounded(norm, self.max_norm) if usable(norm) else Decision(self.max_norm, 1.0)
+        return bounded(reading.norm, self.max_norm) if usable(reading.norm) else Decision(self.max_norm, 1.0)

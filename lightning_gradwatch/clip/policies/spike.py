@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_gradwatch import arguments
 from lightning_gradwatch.clip.history import History
-from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, ratio, usable
+from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, StepReading, ratio, usable
 
 _SETTLING = 10  # steps until median and maximum are trusted
 _FIRST_FACTOR = 30.0  # the bound until then, in the second largest norm so far ...
@@ -131,21 +131,14 @@ class Spike(ArgumentsMixin):
     def _settling(self) -> bool:
         return len(self._history) < _SETTLING
 
-    def decide(
-        self,
-        norm: float,
-        *,
-        parameter_norm: float | None = None,
-        step_size: float | None = None,
-        loss: float | None = None,
-    ) -> Decision:
-        """Hold the norm against the ordinary ones.
-
-        Args:
-            loss: of this step, where it is known; only the very first one's is asked for.
-            step_size: how far the optimizer moves the parameters per unit of the norm; None where
-                it does not go along the gradient.
-        """
+    def decide(self, reading: StepReading) -> Decision:
+        """Hold the norm against the ordinary ones."""
+        norm, parameter_norm, step_size, loss = (
+            reading.norm,
+            reading.parameter_norm,
+            reading.step_size,
+            reading.loss,
+        )
         longest = self._longest(parameter_norm, step_size)
         bound, limit, level = self._bounds(parameter_norm, step_size, longest, loss)
         threshold = limit if limit < math.inf else None

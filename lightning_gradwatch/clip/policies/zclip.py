@@ -7,7 +7,7 @@ import math
 from typing import Any, Literal
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, bounded, usable
+from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, StepReading, bounded, usable
 
 _ABSURD = 100.0  # times the warm-up's median: what lies beyond is left out of μ and σ
 _LEAST_SPREAD = 0.05  # of μ: the least σ of the hardened form
@@ -97,8 +97,9 @@ class ZClip(ArgumentsMixin):
         self._mean: float | None = None
         self._variance = 0.0
 
-    def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:
+    def decide(self, reading: StepReading) -> Decision:
         """Collect during warm-up; then clip by the z-score."""
+        norm = reading.norm
         if not self.as_published and not usable(norm):
             return Decision(self.max_norm, 1.0)
         if self._mean is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.clip import ClipPolicy, Decision, TensorPolicy
+from lightning_gradwatch.clip import ClipPolicy, Decision, StepReading, TensorPolicy
 from lightning_gradwatch.clip.norms import global_norm, read, scale_, true_norm
 from lightning_gradwatch.clip.step.groups import PolicyGroup
 from lightning_gradwatch.clip.step.state import OptimizerState
@@ -80,10 +80,13 @@ def clip(group: PolicyGroup, measured: Measured, *, deferring: bool, loss: float
         return Outcome(norm, Decision(None, after / norm if norm > 0.0 else 1.0, measured.share), after)
     if not isinstance(policy, ClipPolicy) or norm == 0.0:
         return Outcome(norm, UNTOUCHED, norm)
-    more = {"step_size": _step_size(group, measured)} if getattr(policy, "wants_step_size", False) else {}
-    if getattr(policy, "wants_loss", False):
-        more["loss"] = loss
-    decision = policy.decide(norm, parameter_norm=measured.parameter_norm, **more)
+    reading = StepReading(
+        norm,
+        measured.parameter_norm,
+        _step_size(group, measured) if getattr(policy, "wants_step_size", False) else None,
+        loss if getattr(policy, "wants_loss", False) else None,
+    )
+    decision = policy.decide(reading)
     if deferring:
         decision = Decision(decision.threshold, 1.0)
     if decision.coefficient != 1.0:
@@ -125,7 +128,9 @@ def _launch(group: PolicyGroup, *, deferring: bool) -> dict[str, Tensor]:
     if getattr(policy, "wants_parameter_norm", False):
         launched["parameter_norm"] = global_norm(group.trained)
     if getattr(policy, "wants_step_size", False) and len(group.by_rate or ()) > 1:
-        launched["travel"] = global_norm([global_norm(own) * rate for rate, own in (group.by_rate or {}).items()])
+        launched["travel"] = global_norm(
+            [global_norm(gradients) * rate for rate, gradients in (group.by_rate or {}).items()]
+        )
     return launched
 
 

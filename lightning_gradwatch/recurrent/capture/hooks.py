@@ -1,5 +1,7 @@
 """Hooks that keep a reference to every recurrent call of a training step."""
 
+# Over 300 lines: every hook is guarded in one place; what each keeps has a file of its own.
+
 from __future__ import annotations
 
 from collections import Counter
@@ -48,7 +50,6 @@ class Capture:
         is_over: asked by each hook, for where nobody said that the fit is over.
 
     Attributes:
-        calls: of the present step, in order of their first forward.
         unseen: module name → why its last forward could not be kept.
         marked: names of taps and of scans, each once.
         failure: an error of our own in a hook, kept for the next look
@@ -71,7 +72,7 @@ class Capture:
         self._rng_state: Tensor | None = None
         self._names = {id(module): name for name, module in modules.items()}
         self._inner: dict[nn.Module, InnerCalls] = {}
-        self._own = OwnRecurrences()
+        self._own_recurrences = OwnRecurrences()
         self._first = FirstHooks()
         self._cells: dict[int, tuple[nn.Module, Hearing]] = {}
         self._handles: list[RemovableHandle] = []
@@ -292,7 +293,7 @@ class Capture:
         assert isinstance(module, nn.RNNBase)
         self._read(
             module,
-            lambda name, index: self._own.read(name, index, module, in_order(inputs, kwargs), outputs),
+            lambda name, index: self._own_recurrences.read(name, index, module, in_order(inputs, kwargs), outputs),
         )
 
     def _after_cell(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:

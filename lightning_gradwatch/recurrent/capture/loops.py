@@ -19,7 +19,7 @@ from lightning_gradwatch.recurrent.graph.ways_up import REACH
 from lightning_gradwatch.recurrent.loop import Loop, LoopState, Made
 from lightning_gradwatch.recurrent.scan import Scan
 
-Place = tuple[Loop, int, Made]
+Origin = tuple[Loop, int, Made]
 """A sequence, a timestep of it, and one of the calls of that timestep."""
 
 WITHOUT_GRADIENT = "None of the {count} states given to tap() needs a gradient: each was detached before, or nothing that made it trains."
@@ -48,8 +48,8 @@ class Loops:
         self.undecided: set[str] = set()
         self._readers: dict[str, CellReader] = {}
         self._calls = calls
-        self._by_tensor: dict[int, Place] = {}
-        self._by_node: dict[int, Place] = {}
+        self._by_tensor: dict[int, Origin] = {}
+        self._by_node: dict[int, Origin] = {}
         self._of_module: dict[str, list[Loop]] = {}
         self.without_gradient: Counter[str] = Counter()
         self._tapped: set[str] = set()
@@ -89,8 +89,8 @@ class Loops:
         for name, (loop, *_) in list(self._of_module.items()):
             pieces = segments(loop) if loop.kind == "tap" else [loop]
             if len(pieces) > 1 and loop in self._calls:
-                place = self._calls.index(loop)
-                self._calls[place : place + 1] = pieces
+                at = self._calls.index(loop)
+                self._calls[at : at + 1] = pieces
                 self._of_module[name] = pieces
 
     def read(
@@ -117,11 +117,11 @@ class Loops:
 
     def _join_cell(self, call: StateCall, reader: CellReader, states: Sequence[LoopState], doubt: str | None) -> None:
         names = tuple(name for name, *_ in call.made)
-        place = self._source(call.name, call.given)
+        origin = self._source(call.name, call.given)
         made = Made(call.x, tuple(states), _named(reader.slots, call))
-        if place is not None and place[0].names == names:
-            place[0].doubt = place[0].doubt or doubt
-            self._continue(place, made)
+        if origin is not None and origin[0].names == names:
+            origin[0].doubt = origin[0].doubt or doubt
+            self._continue(origin, made)
             return
         loop = self._begin(call.name, _kind(reader.module), names, call.begins or reader.begins())
         loop.doubt = doubt
@@ -166,9 +166,9 @@ class Loops:
         for state in call.states:  # these are held, so that no later tensor or node gets their identity
             self._by_tensor[id(state.tensor)] = self._by_node[id(state.edge.node)] = loop, step, call
 
-    def _continue(self, place: Place, call: Made) -> None:
+    def _continue(self, origin: Origin, call: Made) -> None:
         """A call that was given the state of an earlier one."""
-        loop, step, before = place
+        loop, step, before = origin
         leads = loop.steps[step] is before
         if step == len(loop.steps) - 1:
             if not leads:
@@ -204,58 +204,58 @@ class Loops:
         loop.add_beside(other.steps[0], 0)
         self._know(loop, 0, other.steps[0])
 
-    def _source(self, name: str, states: Iterable[Given]) -> Place | None:
+    def _source(self, name: str, states: Iterable[Given]) -> Origin | None:
         """The call whose state this one was given, itself or a few operations later: the
         latest where there are several.
         """
-        found: list[Place] = []
+        origins: list[Origin] = []
         for _, state, node in states:
-            place = self._by_tensor.get(id(state))
-            found += [place] if place is not None and place[0].module == name else self._through_graph(name, node)
-        if not found:
+            origin = self._by_tensor.get(id(state))
+            origins += [origin] if origin is not None and origin[0].module == name else self._through_graph(name, node)
+        if not origins:
             return None
-        first = max(found, key=lambda place: place[1] - len(place[0].steps))
-        for place in found:
-            if place[2] is first[2]:
+        first = max(origins, key=lambda origin: origin[1] - len(origin[0].steps))
+        for origin in origins:
+            if origin[2] is first[2]:
                 continue
-            if place[0] is first[0] and place[1] == first[1]:
+            if origin[0] is first[0] and origin[1] == first[1]:
                 first[0].mixed = True
-            elif len(place[0].steps) == len(first[0].steps) == 1 and place[0].begins_as(first[0]):
-                self._absorb(first[0], place[0])
+            elif len(origin[0].steps) == len(first[0].steps) == 1 and origin[0].begins_as(first[0]):
+                self._absorb(first[0], origin[0])
                 first[0].mixed = True
         return first
 
-    def _through_graph(self, name: str, start: Any) -> list[Place]:
+    def _through_graph(self, name: str, start: Any) -> list[Origin]:
         """The calls of a module that what an operation made hangs on, through
         a few operations, the nearest first.
         """
         if name not in self._of_module or start is None:
             return []
-        found: list[Place] = []
+        origins: list[Origin] = []
         frontier, seen = [start], {start}
         for _ in range(REACH):
             below = list[Any]()
             for node in frontier:
-                place = self._by_node.get(id(node))
-                if place is not None and place[0].module == name:
-                    found.append(place)
+                origin = self._by_node.get(id(node))
+                if origin is not None and origin[0].module == name:
+                    origins.append(origin)
                     continue
                 new = [child for child, _ in node.next_functions if child is not None and child not in seen]
                 seen.update(new)
                 below += new
             frontier = below
-        return found
+        return origins
 
 
 def tensors(values: Iterable[Any]) -> list[Tensor]:
     """All tensors in nested tuples and lists, in order."""
-    found: list[Tensor] = []
+    held: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            held.append(value)
         elif isinstance(value, tuple | list):
-            found += tensors(value)  # pyright: ignore[reportUnknownArgumentType]
-    return found
+            held += tensors(value)  # pyright: ignore[reportUnknownArgumentType]
+    return held
 
 
 def _named(slots: Slots, call: StateCall) -> tuple[tuple[str, Tensor], ...]:

@@ -34,8 +34,7 @@ function drawGrid(key) {
 }
 
 function drawLag(key) {
-  const curves = data.runs.flatMap(run => (series(run, key) || { lag: [] }).lag);
-  const [low, high] = span([1, 0.01, ...curves.flatMap(curve => curve.lagged)], 9);
+  const lags = data.runs.map(run => (series(run, key) || { lag: [] }).lag), shared = lagAxis(lags.filter(lag => !explodes(lag)));
   panels("lag", run => {
     const found = series(run, key);
     if (!found) return absent;
@@ -55,9 +54,19 @@ function drawLag(key) {
     return {
       label: `lag curves; ${last.horizon === null ? "no horizon" : `horizon ${last.censored ? "at least " : ""}${last.horizon} timesteps`}`,
       notes: [reach, last.note], traces, marks: false,
-      layout: { shapes, annotations, xaxis: { title: { text: "lag (timesteps back)" } }, yaxis: { type: "log", range: [low - 0.15, high + 0.15], exponentformat: "power", dtick: 1, title: { text: "relative to lag 0" } } },
+      layout: { shapes, annotations, xaxis: { title: { text: "lag (timesteps back)" } }, yaxis: explodes(found.lag) ? lagAxis([found.lag]) : shared },
     };
   });
+}
+
+// One scale for all runs, so that they compare; a run that explodes has its own, or the others' curves would lie flat.
+const explodes = lag => lag.some(curve => curve.lagged.some(value => positive(value) && value > 1e3));
+
+// From 1 (lag 0) to under 1 % at least, whatever the curves do; at most nine decades below 1.
+function lagAxis(lags) {
+  const values = lags.flatMap(lag => lag.flatMap(curve => curve.lagged)).filter(positive);
+  const [low, high] = span([1, 0.01, ...values.map(value => Math.max(value, 1e-9))], Infinity);
+  return { type: "log", range: [low - 0.15, high + 0.15], exponentformat: "power", dtick: Math.ceil((high - low) / 9), title: { text: "relative to lag 0" } };
 }
 
 // Only a scan has channels of its own.

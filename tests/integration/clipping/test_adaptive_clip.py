@@ -1,5 +1,6 @@
 """AdaptiveClip in real Trainers."""
 
+# Over 300 lines: one callback, whose promises are tried in the same small trainings.
 from __future__ import annotations
 
 import copy
@@ -20,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_gradwatch import AdaptiveClip, NonFiniteGradientError
-from lightning_gradwatch.clip import AutoClip, ClipPolicy, Decision, Norm, Spike, ZClip
+from lightning_gradwatch.clip import AutoClip, ClipPolicy, Decision, Norm, Spike, StepReading, ZClip
 from lightning_gradwatch.events import Event, EventKind, Severity
 from tests.integration.clipping.clip_models import Adversarial, Regression, data, finite, fit, trainer_for
 from tests.integration.clipping.clip_steps import Counted, PlantHuge, kinds, steps_of
@@ -447,7 +448,7 @@ def test_a_failing_on_event_is_said_once(tmp_path: Path) -> None:
 
 
 class Broken(Norm):
-    def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:
+    def decide(self, reading: StepReading) -> Decision:
         raise ZeroDivisionError("a bug")
 
 

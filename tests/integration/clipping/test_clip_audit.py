@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any
@@ -216,6 +217,49 @@ def test_adaptive_clip_is_counted_by_its_own_count(tmp_path) -> None:
     (found,) = watch.clipping
     assert (found.verdict, found.clipped_steps, found.share) == (ClipVerdict.SAFETY_NET, 1, 0.0)
     assert found.sentence.startswith("AdaptiveClip (Norm) made the gradient smaller on 1 of 24 steps.")
+    assert watch.run_dir is not None
+    largest = max(record["grad_norm"] for record in load_run(watch.run_dir).step_records)
+    assert found.norm_percentiles is not None
+    assert found.norm_percentiles["max"] == pytest.approx(largest, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["head.bias", "head.weight", "rnn.weight_hh_l0"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_step_with_a_gradient_that_is_not_finite_is_no_sample(tmp_path, name: str, value: float) -> None:
+    """The norm of the others alone is not that of the step."""
+
+    class Breaks(TinyLanguageModel):
+        def on_after_backward(self) -> None:
+            if self.trainer.global_step == 3:
+                self.get_parameter(name).grad[0] = value
+
+    watch = fit(tmp_path, Breaks(), watch=GradWatch(every_n_steps=1))
+    (found,) = watch.clipping
+    assert found.samples == 3
+
+
+@pytest.mark.parametrize("bad", [{3}, {3, 4, 5}, {0, 9}])
+def test_adaptive_clip_that_skipped_has_acted(tmp_path, bad: set[int]) -> None:
+    """Gradients that are not finite at some steps, and no explosion: nobody says that it never acted."""
+
+    steps = itertools.count()
+
+    class Breaks(TinyLanguageModel):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * (torch.nan if next(steps) in bad else 1.0)
+
+    watch = fit(tmp_path, Breaks(), callbacks=[AdaptiveClip(Norm(50.0))])
+    (found,) = watch.clipping
+    assert (found.verdict, found.clipped_steps) == (ClipVerdict.SAFETY_NET, 0)
+    assert found.sentence.startswith(f"AdaptiveClip (Norm) skipped {len(bad)} of 24 steps, and clipped none.")
+
+
+@pytest.mark.parametrize("every", [5, 8, 11])
+def test_the_largest_norm_is_that_of_the_steps_looked_at_where_others_are_not_known(tmp_path, every: int) -> None:
+    """In a training that steps by hand."""
+    watch = fit(tmp_path, Manual(), watch=GradWatch(every_n_steps=every))
+    (found,) = watch.clipping
+    assert re.search(r"The gradient norm of the \d+ steps looked at: median", found.sentence)
 
 
 def test_damage_in_run_json_is_passed_over(tmp_path) -> None:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.recurrent import Capture
+from lightning_gradwatch.recurrent.capture.cell_reader import StateCall
 from tests.integration.exact.real_calls import model_of
 from tests.integration.watched import fit
 from tests.models import TinyLanguageModel, sentences, trainer
@@ -68,9 +69,16 @@ def test_an_ordinary_step_adds_one_small_reduction(name: str, tmp_path) -> None:
     expected = {
         "aten::_foreach_norm": 1,
         "aten::stack": 1,
-        "aten::detach": 1,
+        "aten::detach": _operations_of_one_detach(),
     }
     assert added == expected
+
+
+def _operations_of_one_detach() -> int:
+    """One; old releases of PyTorch show it twice."""
+    with Counter() as counter:
+        torch.ones(1).detach()
+    return counter.counts["aten::detach"]
 
 
 @pytest.mark.parametrize(
@@ -87,14 +95,15 @@ def test_an_ordinary_step_adds_one_small_reduction(name: str, tmp_path) -> None:
 def test_memory_is_flat_without_the_garbage_collector(way: str, tmp_path, monkeypatch) -> None:
     """Over 200 watched steps no call outlives its step, though the garbage collector is off."""
     references: list[weakref.ref] = []
-    take = Capture.take
+    take = Capture.take_heard
 
     def noted(self):
         taken = take(self)
-        references.extend(weakref.ref(call) for call in taken)
+        heard = taken.calls if taken._unread is None else taken._unread.calls
+        references.extend(weakref.ref(call.made[0][1] if isinstance(call, StateCall) else call) for call in heard)
         return taken
 
-    monkeypatch.setattr(Capture, "take", noted)
+    monkeypatch.setattr(Capture, "take_heard", noted)
     alive: list[int] = []
     tensors: list[int] = []
 

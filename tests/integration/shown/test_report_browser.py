@@ -1,5 +1,6 @@
 """The report in a real browser: drawn from the run log's numbers, quiet, offline, for mouse and keyboard."""
 
+# Over 300 lines: one page in one browser, which takes seconds to start.
 from __future__ import annotations
 
 import math
@@ -136,6 +137,29 @@ def test_a_gradient_that_falls_by_a_hundred_decades_can_be_read(browser, tmp_pat
     notes = browser.run("[...document.querySelectorAll('#grid .panel > p')].map(words => words.textContent)")
     assert ["12 decades" in note for note in notes] == [True, False, False]
     assert_quiet_and_offline(browser)
+
+
+@pytest.mark.parametrize("growth", [0.5, 3.0, 8.0])
+def test_lag_curves_can_be_read_beside_a_run_that_explodes(browser, tmp_path, growth):
+    """Each panel shows 1 and the 1 % line; the exploding run has a scale of its own, up to its largest value."""
+
+    def drawn(name, rate) -> Run:
+        writer = RunLogWriter(tmp_path / name, header={})
+        writer.profile(profile(0, timesteps=30, rate=rate))
+        writer.close()
+        return load_run(tmp_path / name)
+
+    exploding = drawn("exploding", growth)
+    browser.open(write_report([drawn("a", -0.3), exploding, drawn("b", -0.9)], tmp_path / "report.html"))
+    browser.wait_for(DRAWN)
+    seen = "[...document.querySelectorAll('#lag .plot')].map(plot => plot.layout.yaxis.range)"
+    a, own, b = browser.run(seen)
+    assert a == b
+    assert all(low < -2 and high > 0 for low, high in (a, own))
+    assert a[1] < 1
+    assert own[1] > math.log10(max(exploding.profile_records[0]["lagged"]))
+    ticks = "[...document.querySelectorAll('#lag .plot')].map(plot => plot.querySelectorAll('.ytick').length)"
+    assert all(3 <= count <= 10 for count in browser.run(ticks))
 
 
 def test_a_gradient_is_chosen_by_keyboard(browser, runs, page):

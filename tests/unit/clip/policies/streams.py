@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from hypothesis import strategies as st
 
-from lightning_gradwatch.clip import AutoClip, ClipPolicy, Decision, Norm, Spike, ZClip
+from lightning_gradwatch.clip import AutoClip, ClipPolicy, Decision, Norm, Spike, StepReading, ZClip
 
 HARDENED: dict[str, Callable[[], ClipPolicy]] = {
     "norm": Norm,
@@ -45,7 +45,7 @@ def adversarial(count: int, *, seed: int = 0) -> list[float]:
 
 def decide_all(policy: ClipPolicy, stream: Iterable[float]) -> list[Decision]:
     """One decision a norm."""
-    return [policy.decide(norm) for norm in stream]
+    return [policy.decide(StepReading(norm)) for norm in stream]
 
 
 def numbers_in(state: object) -> list[float]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from zclip import ZClip as PublishedZClip
 
-from lightning_gradwatch.clip import AutoClip, ZClip
+from lightning_gradwatch.clip import AutoClip, StepReading, ZClip
 from tests.unit.clip.policies.streams import adversarial, lognormal
 
 STREAMS = {
@@ -27,7 +27,7 @@ def test_autoclip_is_numpys_percentile(stream: str, percentile: float) -> None:
     norms = STREAMS[stream][:1200]
     policy = AutoClip(percentile, as_published=True)
     for step, norm in enumerate(norms):
-        decision = policy.decide(norm)
+        decision = policy.decide(StepReading(norm))
         if step % 7 == 0 or step < 20:
             expected = float(np.percentile(norms[: step + 1], percentile))
             assert decision.threshold == pytest.approx(expected, rel=1e-14, abs=0)
@@ -38,7 +38,7 @@ def test_autoclip_as_published_breaks_as_published() -> None:
     """A NaN makes the percentile NaN for ever, as numpy's is."""
     policy = AutoClip(as_published=True)
     norms = [1.0, math.nan, 2.0, 3.0]
-    thresholds = [policy.decide(norm).threshold for norm in norms]
+    thresholds = [policy.decide(StepReading(norm)).threshold for norm in norms]
     assert thresholds[0] == 1.0
     assert np.isnan(np.percentile(norms, 10))
     assert all(t is not None and math.isnan(t) for t in thresholds[1:])
@@ -58,7 +58,7 @@ def test_zclip_is_the_published_package(stream: str, mode: str, max_norm: float 
         model.weight.grad = direction * norm
         measured = float(model.weight.grad.norm())
         published.step(model)
-        decision = policy.decide(measured)
+        decision = policy.decide(StepReading(measured))
         assert measured * decision.coefficient == pytest.approx(float(model.weight.grad.norm()), rel=1e-12, abs=0)
         state = policy.state_dict()
         if published.mean is not None:
@@ -77,7 +77,7 @@ def test_zclips_other_arguments_are_the_packages(factor: float, skip: bool) -> N
     for norm in lognormal(500, spread=1.0):
         model.weight.grad = torch.full((1, 1), norm, dtype=torch.float64)
         published.step(model)
-        decision = policy.decide(norm)
+        decision = policy.decide(StepReading(norm))
         clipped += decision.coefficient < 1
         assert norm * decision.coefficient == pytest.approx(model.weight.grad.item(), rel=1e-12)
     assert clipped > 20
@@ -87,5 +87,5 @@ def test_zclip_as_published_breaks_as_published() -> None:
     """A NaN in warm-up poisons the mean for good in both."""
     policy = ZClip(as_published=True)
     for norm in [1.0, math.nan, *lognormal(60)]:
-        policy.decide(norm)
+        policy.decide(StepReading(norm))
     assert math.isnan(policy.state_dict()["mean"])

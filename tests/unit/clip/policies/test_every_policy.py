@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradwatch.clip import ClipPolicy, Decision, make_policy
+from lightning_gradwatch.clip import ClipPolicy, Decision, StepReading, make_policy
 from tests.unit.clip.policies.streams import (
     EQUIVARIANT,
     HARDENED,
@@ -66,8 +66,8 @@ def test_a_breaking_norm_leaves_the_policy_alive(name: str, at: int, poison: flo
     policy = HARDENED[name]()
     stream = lognormal(300)
     decide_all(policy, [*stream[:at], poison, *stream[at:]])
-    assert policy.decide(1e6).coefficient < 1e-4
-    assert policy.decide(0.9).coefficient > 0.3
+    assert policy.decide(StepReading(1e6)).coefficient < 1e-4
+    assert policy.decide(StepReading(0.9)).coefficient > 0.3
 
 
 @pytest.mark.parametrize("name", EQUIVARIANT)
@@ -143,7 +143,7 @@ def test_a_user_can_write_a_policy() -> None:
     """A class with the three methods is a policy, without inheriting anything."""
 
     class Half:
-        def decide(self, norm: float, *, parameter_norm: float | None = None) -> Decision:
+        def decide(self, reading: StepReading) -> Decision:
             return Decision(None, 0.5)
 
         def state_dict(self) -> dict[str, object]:
@@ -154,3 +154,16 @@ def test_a_user_can_write_a_policy() -> None:
     policy = Half()
     assert isinstance(policy, ClipPolicy)
     assert make_policy(policy) is policy
+
+
+@pytest.mark.parametrize(
+    "parameters", ["norm", "norm, *, parameter_norm=None", "n, *, parameter_norm=None", "norm, **more"]
+)
+def test_a_policy_that_takes_a_norm_is_one_clear_error(parameters: str) -> None:
+    """One whose `decide` takes a norm in place of a StepReading is refused before training, with what to write."""
+    methods = {"state_dict": lambda self: {}, "load_state_dict": lambda self, state: None}
+    old = type("Old", (), {**methods, "decide": eval(f"lambda self, {parameters}: None")})()
+    with pytest.raises(
+        TypeError, match=r"`policy` must have a `decide` that takes one StepReading; that of Old takes a norm"
+    ):
+        make_policy(old)

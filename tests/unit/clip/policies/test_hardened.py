@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_gradwatch.clip import AutoClip, Norm, ZClip
+from lightning_gradwatch.clip import AutoClip, Norm, StepReading, ZClip
 from tests.unit.clip.policies.streams import decide_all, lognormal
 
 
@@ -49,8 +49,8 @@ def test_zclip_leaves_an_absurd_norm_out_of_its_statistics() -> None:
     decide_all(hardened, stream)
     decide_all(published, stream)
     assert 0.5 < hardened.state_dict()["mean"] < 2.0
-    assert hardened.decide(1e3).coefficient < 0.01
-    assert published.decide(1e3).coefficient == 1.0
+    assert hardened.decide(StepReading(1e3)).coefficient < 0.01
+    assert published.decide(StepReading(1e3)).coefficient == 1.0
 
 
 def test_autoclip_winsorizes_an_absurd_norm() -> None:
@@ -72,7 +72,7 @@ def test_zclip_shows_its_bound_on_ordinary_steps() -> None:
     policy = ZClip(max_norm=None)
     decide_all(policy, lognormal(25))
     state = policy.state_dict()
-    decision = policy.decide(0.9)
+    decision = policy.decide(StepReading(0.9))
     assert decision.coefficient == 1.0
     assert decision.threshold == pytest.approx(state["mean"] + 2.5 * math.sqrt(state["variance"]))
 

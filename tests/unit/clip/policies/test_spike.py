@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradwatch.clip import Spike
+from lightning_gradwatch.clip import Spike, StepReading
 from tests.unit.clip.policies.streams import decide_all, lognormal
 
 
@@ -40,7 +40,7 @@ def test_a_spike_comes_back_to_the_ordinary_level(size: float, at: int) -> None:
     for step_size, left in ((0.1, 1.0), (None, 0.1)):
         policy, stream = Spike(), lognormal(200)
         decide_all(policy, stream[:at])
-        decision = policy.decide(size, step_size=step_size)
+        decision = policy.decide(StepReading(size, step_size=step_size))
         assert 0.3 * left < size * decision.coefficient < 3.0 * left
         assert clipped(stream[at:], policy) == []
 
@@ -49,11 +49,13 @@ def test_the_first_step_is_held_by_the_parameters() -> None:
     """Before any history SGD's first step may be as long as the weights; one beyond comes back to a tenth of them."""
     policy = Spike()
     assert policy.wants_parameter_norm
-    decision = policy.decide(3.0e9, parameter_norm=50.0, step_size=1e-3)
+    decision = policy.decide(StepReading(3.0e9, parameter_norm=50.0, step_size=1e-3))
     assert decision.threshold == pytest.approx(5e4)
     assert 3.0e9 * decision.coefficient == pytest.approx(5e3)
-    assert policy.decide(3.0e6, parameter_norm=50.0, step_size=1e-3).coefficient * 3.0e6 == pytest.approx(5e3)
-    assert policy.decide(4.0, parameter_norm=50.0, step_size=1e-3).coefficient == 1.0
+    assert policy.decide(StepReading(3.0e6, parameter_norm=50.0, step_size=1e-3)).coefficient * 3.0e6 == pytest.approx(
+        5e3
+    )
+    assert policy.decide(StepReading(4.0, parameter_norm=50.0, step_size=1e-3)).coefficient == 1.0
 
 
 def test_a_sum_as_the_loss_is_no_explosion() -> None:
@@ -61,32 +63,32 @@ def test_a_sum_as_the_loss_is_no_explosion() -> None:
     stream = [1e4 * norm for norm in lognormal(200, spread=0.5)]
     policy = Spike()
     for step, norm in enumerate(stream):
-        assert (policy.decide(norm, parameter_norm=10.0).coefficient == 1.0) is (step > 0)
-    assert policy.decide(1e7, parameter_norm=10.0).coefficient < 1e-3
+        assert (policy.decide(StepReading(norm, parameter_norm=10.0)).coefficient == 1.0) is (step > 0)
+    assert policy.decide(StepReading(1e7, parameter_norm=10.0)).coefficient < 1e-3
 
 
 def test_a_first_norm_that_fits_the_loss_is_ordinary() -> None:
     """Under Adam a summed loss may begin with any norm; one that is out of all proportion to the loss is an explosion."""
     for scale in (1.0, 1e4, 1e8):
-        assert Spike().decide(3.0 * scale, parameter_norm=10.0, loss=5.0 * scale).coefficient == 1.0
-        assert Spike().decide(3.0 * scale, parameter_norm=10.0, loss=-5.0 * scale).coefficient == 1.0
+        assert Spike().decide(StepReading(3.0 * scale, parameter_norm=10.0, loss=5.0 * scale)).coefficient == 1.0
+        assert Spike().decide(StepReading(3.0 * scale, parameter_norm=10.0, loss=-5.0 * scale)).coefficient == 1.0
     for loss in (5.0, 0.0, float("nan"), None):
-        assert Spike().decide(3e6, parameter_norm=10.0, loss=loss).coefficient < 1e-5
+        assert Spike().decide(StepReading(3e6, parameter_norm=10.0, loss=loss)).coefficient < 1e-5
     policy = Spike()
     assert policy.wants_loss
-    policy.decide(1.0, parameter_norm=10.0, loss=5.0)
+    policy.decide(StepReading(1.0, parameter_norm=10.0, loss=5.0))
     assert not policy.wants_loss
 
 
 def test_the_loss_is_no_excuse_where_the_length_is_known() -> None:
     """Under SGD a step longer than the parameters is too long, however large the loss."""
-    assert Spike().decide(1e6, parameter_norm=10.0, step_size=0.1, loss=1e6).coefficient < 1.0
+    assert Spike().decide(StepReading(1e6, parameter_norm=10.0, step_size=0.1, loss=1e6)).coefficient < 1.0
 
 
 def test_a_first_step_that_explodes_is_not_remembered_for_long() -> None:
     """Under Adam it is brought to a hundredth of the weights, and what comes next is ordinary."""
     policy, stream = Spike(), lognormal(100)
-    assert 1e4 * policy.decide(1e4, parameter_norm=40.0).coefficient == pytest.approx(0.4)
+    assert 1e4 * policy.decide(StepReading(1e4, parameter_norm=40.0)).coefficient == pytest.approx(0.4)
     assert clipped(stream, policy) == []
     assert clipped([100.0], policy) == [0]
 
@@ -95,7 +97,7 @@ def test_a_tiny_first_norm_does_not_pin_the_run() -> None:
     """Where the first gradient is next to nothing (an output layer of zeros), what follows is ordinary."""
     policy = Spike()
     for norm in (1e-9, 0.3, 0.4, 0.2, *lognormal(50)):
-        assert policy.decide(norm, parameter_norm=60.0).coefficient == 1.0
+        assert policy.decide(StepReading(norm, parameter_norm=60.0)).coefficient == 1.0
 
 
 def test_parameters_are_asked_for_only_at_first() -> None:
@@ -109,7 +111,7 @@ def test_an_absurd_first_norm_is_outvoted() -> None:
     """Without parameters the first norm is taken on trust, and forgotten when the others differ."""
     policy = Spike()
     decide_all(policy, [1e12, 1.0, 1.1, 0.9])
-    assert policy.decide(1e6).coefficient == pytest.approx(1e-7, rel=0.2)
+    assert policy.decide(StepReading(1e6)).coefficient == pytest.approx(1e-7, rel=0.2)
 
 
 def test_a_run_that_keeps_exploding_is_held_for_ever() -> None:
@@ -120,20 +122,21 @@ def test_a_run_that_keeps_exploding_is_held_for_ever() -> None:
         norm = min(1e3 * 1.1**step, 1e35)
         if step > 700:
             norm *= 10.0 ** (step % 7 - 3)  # held, but wild
-        assert norm * policy.decide(norm).coefficient < 3.0
+        assert norm * policy.decide(StepReading(norm)).coefficient < 3.0
 
 
 def test_a_run_that_explodes_from_the_first_steps_is_held() -> None:
     """A tenfold growth each step from the second on never lets through more than ten first norms."""
     policy = Spike()
-    taken = [n * policy.decide(n, parameter_norm=10.0).coefficient for n in (10.0**k for k in range(30))]
+    taken = [n * policy.decide(StepReading(n, parameter_norm=10.0)).coefficient for n in (10.0**k for k in range(30))]
     assert max(taken) <= 10.0
 
 
 def along(policy: Spike, stream: list[float], *, size: float = 50.0, rate: float = 1.0) -> list[float]:
     """The norms that SGD is let take, of parameters with a norm of ``size``."""
     asked = [
-        policy.decide(n, parameter_norm=size if policy.wants_parameter_norm else None, step_size=rate) for n in stream
+        policy.decide(StepReading(n, parameter_norm=size if policy.wants_parameter_norm else None, step_size=rate))
+        for n in stream
     ]
     return [norm * decision.coefficient for norm, decision in zip(stream, asked, strict=True)]
 
@@ -154,7 +157,7 @@ def test_only_a_step_along_the_gradient_has_a_length() -> None:
     """Without a step size (Adam) the parameters say nothing, after the first steps."""
     policy = Spike()
     for norm in [*lognormal(50), 25.0]:
-        assert policy.decide(norm, parameter_norm=1.0).coefficient == 1.0
+        assert policy.decide(StepReading(norm, parameter_norm=1.0)).coefficient == 1.0
     assert not policy.wants_parameter_norm
 
 
@@ -163,7 +166,7 @@ def test_weights_that_begin_at_zero_may_grow() -> None:
     policy, weight = Spike(), 0.0
     for norm in lognormal(100, spread=0.2):
         size = weight if policy.wants_parameter_norm else None
-        assert policy.decide(norm, parameter_norm=size, step_size=0.5).coefficient == 1.0
+        assert policy.decide(StepReading(norm, parameter_norm=size, step_size=0.5)).coefficient == 1.0
         weight += 0.5 * norm
 
 
@@ -171,11 +174,11 @@ def test_a_run_that_exploded_is_held_shorter() -> None:
     """For a thousand steps no step is over three medians; then the run is trusted again."""
     policy = Spike()
     decide_all(policy, [1.0] * 50)
-    taken = [n * policy.decide(n).coefficient for n in (1e3, 5.0, 2.9, 1e5, 25.0)]
+    taken = [n * policy.decide(StepReading(n)).coefficient for n in (1e3, 5.0, 2.9, 1e5, 25.0)]
     assert taken == pytest.approx([0.1, 3.0, 2.9, 0.1, 3.0])
     decide_all(policy, [1.0] * 998)
-    assert policy.decide(5.0).coefficient < 1.0
-    assert policy.decide(5.0).coefficient == 1.0
+    assert policy.decide(StepReading(5.0)).coefficient < 1.0
+    assert policy.decide(StepReading(5.0)).coefficient == 1.0
 
 
 def test_a_step_that_was_too_long_halves_the_length_allowed() -> None:

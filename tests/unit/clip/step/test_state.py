@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_gradwatch import Norm, Spike
-from lightning_gradwatch.clip import Decision
+from lightning_gradwatch.clip import Decision, StepReading
 from lightning_gradwatch.clip.step.state import ClipState, OptimizerState
 
 TAKEN, CLIPPED = Decision(None, 1.0), Decision(1.0, 0.5)
@@ -39,18 +39,18 @@ def test_a_state_that_is_put_back_decides_the_same() -> None:
     state = OptimizerState(Spike(), {"head.*": Spike()})
     for clip in (state.rest, *state.patterns.values()):
         for norm in (1.0, 1.1, 0.9) * 10:
-            clip.count(clip.policy.decide(norm))
+            clip.count(clip.policy.decide(StepReading(norm)))
     again = OptimizerState(Spike(), {"head.*": Spike()})
     again.load_state_dict(state.state_dict())
     assert again.state_dict() == state.state_dict()
     for old, new in zip(state.policies(), again.policies(), strict=True):
-        assert old.decide(1e6) == new.decide(1e6)
-        assert old.decide(1e6).clipped
+        assert old.decide(StepReading(1e6)) == new.decide(StepReading(1e6))
+        assert old.decide(StepReading(1e6)).clipped
 
 
 def test_policies_are_copied() -> None:
     """Two optimizers that are given one policy do not share its history."""
     policy = Spike()
     one, other = OptimizerState(policy, {}), OptimizerState(policy, {})
-    one.rest.policy.decide(5.0)
+    one.rest.policy.decide(StepReading(5.0))
     assert other.state_dict() == OptimizerState(Spike(), {}).state_dict() == OptimizerState(policy, {}).state_dict()

@@ -32,6 +32,7 @@ VOCABULARY = {
     "state": "width of h: the hidden units, or fewer with ``proj_size``",
     "width": "any of these widths",
     "row": "timesteps and sequences together, those that there are",
+    "some": "some of what lies there, as the text says",
     "part": "what is added up to a pre-activation: input, state, bias",
 }
 """What an axis is called → what lies along it. ``...`` stands for any axes, or none."""

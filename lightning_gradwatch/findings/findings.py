@@ -33,6 +33,8 @@ the same ones, rank 0 writes it.
 
 _NOUNS = {Severity.CRITICAL: "critical event", Severity.WARNING: "warning", Severity.INFO: "note"}
 
+_NOTHING = "  Nothing was measured: no recurrent module, cell or tap was found to run."
+
 Place = tuple[str, int, str]
 """Module, layer, direction."""
 
@@ -47,7 +49,7 @@ class Findings:
 
     Attributes:
         lagged, totals: the metrics accumulated over the training, by module, layer and direction.
-        clipping: what became of each optimizer's gradients; empty until that is known.
+        clipping: what became of each optimizer's gradients, as far as that is known.
     """
 
     def __init__(
@@ -136,7 +138,7 @@ class Findings:
             say(line)
 
     def take_clipping(self, summaries: list[ClippingSummary]) -> None:
-        """What became of the gradients between backward pass and step, over the whole training."""
+        """What became of the gradients between backward pass and step, over the training so far."""
         self.clipping = summaries
         if self.log is not None and summaries:
             self.log.meta({"clipping": [one.to_record() for one in summaries]})
@@ -162,7 +164,7 @@ class Findings:
         """
         self._others = list(others)
         lines = ["GradWatch: how far the gradient reaches back through time"]
-        lines += [f"  {plain(layer.line)}" for layer in self.verdicts()]
+        lines += [f"  {plain(layer.line)}" for layer in self.verdicts()] or [_NOTHING]
         lines += [f"  {plain(one.line(several=len(self.clipping) > 1))}" for one in self.clipping if one.steps]
         events = [event.to_record() for event in self.events]
         return [*lines, f"  {plain(_told([event for event in events if not closes_episode(event)]))}"]

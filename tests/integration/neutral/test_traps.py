@@ -1,5 +1,6 @@
 """What Lightning and torch do that one would not expect: nothing of it disturbs the training or the watching."""
 
+# Over 300 lines: a list of traps, each a small model and what it must not disturb.
 from __future__ import annotations
 
 import copy
@@ -332,6 +333,7 @@ def test_a_fused_module_compiled_without_graph_breaks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mark", ["tap", "tap_scan"])
 def test_what_is_marked_in_a_graph_without_breaks_is_left_alone(mark: str, tmp_path: Path) -> None:
     """torch.compile(fullgraph=True) takes a model with taps, watched or not, to the same bits."""
+    needs_torch(2, 4, "takes neither a tap of a scan nor a hook that is a bound method into a graph without breaks")
 
     class Marked(Silent):
         def __init__(self) -> None:

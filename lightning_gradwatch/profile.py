@@ -98,6 +98,8 @@ class Profile:
         batch_first: of the module; None where there is no such order.
         cell_cut: whether the cell state of an LSTM comes in without a graph at most timesteps, h
             with one.
+        cut_share: of the gradient over this window and the one before, what lies before the cut
+            between them; None where it was not measured.
         channels: of a scan, how far back each channel holds a gradient.
         mismatch: of a scan, where its states are not what its recurrence makes; None where they
             are, or it was not asked.
@@ -130,6 +132,7 @@ class Profile:
     with_gradient: int | None = None
     batch_first: bool | None = None
     cell_cut: bool = False
+    cut_share: float | None = None
     channels: Channels | None = None
     mismatch: Mismatch | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
@@ -273,6 +276,7 @@ class Profile:
             "with_gradient": self.with_gradient,
             "batch_first": self.batch_first,
             "past": self._past(),
+            "cut_share": self.cut_share,
             **record_of(self.channels),
         }
         if keep_sequences:

@@ -186,9 +186,10 @@ class Watch:
         # To sample is to wait for the device anyhow; what the first look
         # saw is gone when the step ends.
         self._read(wait=step.sampled or self._search.first is not None)
+        if norms is None and step.sampled:
+            self._measuring.sample(calls, step)
+        self._measuring.keep_windows(calls, step)
         if norms is None:
-            if step.sampled:
-                self._measuring.sample(calls, step)
             _release(calls)
 
     def _read(self, *, wait: bool) -> None:

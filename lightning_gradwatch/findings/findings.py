@@ -143,9 +143,9 @@ class Findings:
 
     def note_truncation(self) -> None:
         """Write what truncated backpropagation through time throws away, where it was measured."""
-        measured = [layer for layer in self.verdicts() if layer.cut_share is not None]
-        if self.log is not None and measured:
-            self.log.meta({"truncation": [layer.truncation() for layer in measured]})
+        if self.log is not None:
+            measured = [layer.truncation() for layer in self.verdicts() if layer.cut_share is not None]
+            self.log.meta({"truncation": measured})
 
     def horizon_text(self) -> str | None:
         """The shortest horizon of the last sampled step, beside the sequence length: ``≥12/12``."""

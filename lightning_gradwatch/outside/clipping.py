@@ -112,7 +112,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         writer = self._record.sink.log = None if dirpath is None else open_run_log(dirpath, self)
         self.run_dir: Path | None = None if writer is None else writer.folder
         self._endings: list[Callable[[], None]] = [listen(self)]
-        keep_step_hooks()
+        keep_step_hooks(self._optimizers)
         for one in self._optimizers:
             _clipped[one] = self
             self._endings.append(one.register_step_pre_hook(self._before_step).remove)

@@ -29,6 +29,7 @@ from lightning_gradwatch.findings.clip_nonfinite import NonFinite
 from lightning_gradwatch.runlog.format import check_state
 from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_gradwatch.trainer.conflict import defers, unsupported_strategy
+from lightning_gradwatch.trainer.growth import GrowthReading
 from lightning_gradwatch.trainer.line_search import LineSearch
 from lightning_gradwatch.trainer.loss import as_returned, common_loss
 from lightning_gradwatch.trainer.mixed_precision import active_scaler, scaler_will_skip, unscale_once
@@ -144,7 +145,7 @@ class AdaptiveClip(ClipFacts, Callback):
         self.dirpath = dirpath
         self._recorder = ClipRecorder(on_event, log, progress_bar, figures)
         self._clip_events = ClipEvents()
-        self._through_time = HeldThroughTime(clip_through_time, omega)
+        self._through_time, self._growth = HeldThroughTime(clip_through_time, omega), GrowthReading()
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
         self._loss: Tensor | None = None
@@ -193,6 +194,9 @@ class AdaptiveClip(ClipFacts, Callback):
             if restored is not None and index < len(restored):
                 state.load_state_dict(restored[index])
         self._through_time.begin(trainer, pl_module)
+        if self._acting:
+            policies = [policy for own in self.policies_in_use() for policy in own]
+            self._growth.begin(trainer, pl_module, policies)
         self._recorder.open(trainer, self.dirpath, owner=self)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -205,6 +209,7 @@ class AdaptiveClip(ClipFacts, Callback):
         with the norm; note the scale for what bounds its gradient through time.
         """
         self._through_time.before_backward(trainer, pl_module)
+        self._growth.before_backward(trainer)
         self._loss = as_returned(loss, trainer, pl_module) if self._acting and loss.numel() == 1 else None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -253,6 +258,7 @@ class AdaptiveClip(ClipFacts, Callback):
 
     def _close(self, trainer: Trainer) -> None:
         self._through_time.end()
+        self._growth.end()
         self._recorder.close(trainer, owner=self)
 
     def state_dict(self) -> dict[str, Any]:
@@ -296,7 +302,10 @@ class AdaptiveClip(ClipFacts, Callback):
         groups = self._groups.of(module, optimizer, state)
         if not groups:
             return
-        measured, self._recorder.loss = measure(groups, deferring=self._deferring, loss=self._loss)
+        direct, scale = self._growth.norms, self._growth.scale
+        measured, self._recorder.loss = measure(
+            groups, deferring=self._deferring, loss=self._loss, direct=direct, scale=scale
+        )
         self._loss = None
         norm = whole_norm(measured)
         if self._nonfinite.concerns(norm):
@@ -306,7 +315,7 @@ class AdaptiveClip(ClipFacts, Callback):
                 self._nonfinite.handle(record, optimizer, index, norm, groups, state)
             return
         wanted = any(getattr(group.state.policy, "wants_loss", False) for group in groups)
-        loss = common_loss(trainer, self._recorder.loss) if wanted else None
+        loss = common_loss(trainer, self._recorder.loss) if wanted or trainer.world_size == 1 else None
         outcomes = [
             clip(group, own, deferring=self._deferring, loss=loss) for group, own in zip(groups, measured, strict=True)
         ]

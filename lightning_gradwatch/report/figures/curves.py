@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.report import series
 from lightning_gradwatch.report.figures._common import axes_or_new, colour, profiles_of
 from lightning_gradwatch.runlog.reader import Run
@@ -90,11 +91,11 @@ def plot_lag(
     if chosen and chosen[-1].get("horizon") is not None:
         horizon, at = chosen[-1]["horizon"], f" at step {chosen[-1]['step']}"
         if chosen[-1]["horizon_censored"]:
-            ax.set_title(f"horizon beyond {horizon} timesteps{at}")
+            ax.set_title(f"horizon beyond {count_of(horizon, 'timestep')}{at}")
         else:
             ax.axvline(horizon, color="crimson", linewidth=1, linestyle=":")
             ax.plot([horizon], [HORIZON_RATIO], "o", color="crimson", markersize=6)
-            ax.set_title(f"horizon {horizon} timesteps{at}")
+            ax.set_title(f"horizon {count_of(horizon, 'timestep')}{at}")
     else:
         ax.set_title(key.label if chosen else f"{key.label}: no lagged gradient recorded")
     ax.set_yscale("log", nonpositive="mask")

@@ -67,8 +67,8 @@ def profile_picture(
 
 def _limits(runs: Sequence[Run]) -> tuple[float, float]:
     """The smallest and largest positive gradient that any of the heatmaps shows."""
-    found: list[float] = []
+    values: list[float] = []
     for run in runs:
         _, records = series.select(run.profile_records)
-        found += series.positive(series.grid(records))
-    return min(found, default=1.0), max(found, default=1.0)
+        values += series.positive(series.grid(records))
+    return min(values, default=1.0), max(values, default=1.0)

@@ -11,7 +11,7 @@ SHORTENED = "Steps before it exploded, and large ones are shortened for a while.
 
 
 def cause_of(reading: StepReading) -> float | None:
-    """What the gradient comes of: what the loss sends to the recurrent modules, else the loss."""
-    if reading.direct_norm is not None and usable(reading.direct_norm):
-        return reading.direct_norm
-    return abs(reading.loss) if reading.loss is not None and usable(abs(reading.loss)) else None
+    """What the gradient comes of: what the loss sends to the recurrent modules. Not the loss
+    itself, which is as large as you please where a likelihood without a bound explodes.
+    """
+    return reading.direct_norm if reading.direct_norm is not None and usable(reading.direct_norm) else None

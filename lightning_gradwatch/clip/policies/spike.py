@@ -50,7 +50,7 @@ class Spike(ArgumentsMixin):
     reasons, and the event says which.
 
     **Its norm is out of the ordinary**: over 3 q, and over ``least_factor``·m and ``peak_factor``·p
-    or over ``most_factor``·m. Where the loss, or what it sends to the recurrent modules, is larger
+    or over ``most_factor``·m. Where what the loss sends to the recurrent modules is larger
     than its own median by a factor, the norm may be so too, up to tenfold: a rare class, a sum, a
     weight. Such a norm is remembered as it was, so that the third of its kind is part of the run.
 
@@ -65,9 +65,9 @@ class Spike(ArgumentsMixin):
     An exploding step is scaled to m, g ← g·m/N, and to m/10 where the optimizer does not go along
     the gradient (Adam), since what is left of it stays in the second moments for a thousand steps.
     After the third in a row SGD takes steps of the length that is allowed, to get away from there:
-    each explosion halves that length, and each 20 successive steps within it double it, up to
-    ``longest_step`` again. Other optimizers take, for 1000 steps, none over 3 m and q. A run in
-    which none of the three has happened is never touched.
+    each explosion within 20 steps of another halves that length, and each 20 successive steps
+    within it double it, up to ``longest_step`` again. Other optimizers take, for 1000 steps, none
+    over 3 m and q. A run in which none of the three has happened is never touched.
 
     From the first step on: until 10 norms are known, the bound is 30 times the second largest so
     far, but at least 0.1 norms of the parameters; under SGD at least a step of a tenth of the
@@ -119,7 +119,7 @@ class Spike(ArgumentsMixin):
         self.longest_step = number("longest_step", longest_step, lambda f: f > 0, "> 0", remedy)
         self._history = History(self.window)
         self._memory = History(_MEMORY)
-        self._causes = History(self.window)  # what the loss sends, or the loss
+        self._causes = History(self.window)  # what the loss sends
         self._growth = OrdinaryGrowth()
         self._length = StepLength()
         self._held: list[float] = []
@@ -275,7 +275,7 @@ class Spike(ArgumentsMixin):
         more = self._more_cause(reading) * self.least_factor * self._history.median()
         explained = reason == OUT_OF_THE_ORDINARY and more >= norm
         if along:
-            self._length.halve()
+            self._length.exploded()
         elif not explained:
             self._wary = _WARY
         allowed = self._length.share * longest if longest < math.inf else math.inf

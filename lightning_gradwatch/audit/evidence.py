@@ -67,6 +67,7 @@ class Clippers:
         surely: those of them in which it is called at every step, come what may.
         hooked: parameters with a hook on their gradient, which acts within the backward pass.
         goes_along: the optimizer's step is as long as the gradient times the learning rate (SGD).
+        in_loop: they are in a loop of the user's own, not in a Trainer.
     """
 
     bound: float | None = None
@@ -77,6 +78,7 @@ class Clippers:
     surely: tuple[str, ...] = ()
     hooked: int = 0
     goes_along: bool = False
+    in_loop: bool = False
 
     @property
     def alone(self) -> bool:

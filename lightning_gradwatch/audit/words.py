@@ -21,7 +21,7 @@ def sentence_of(evidence: ClipEvidence, verdict: ClipVerdict) -> str:
 def remedy_of(evidence: ClipEvidence, verdict: ClipVerdict) -> str:
     """What to do; empty where there is nothing to be done."""
     if any(sample.scale != 1.0 for sample in evidence.clipped):
-        return _LATE
+        return _LATE_IN_LOOP if evidence.clippers.in_loop else _LATE
     if verdict is ClipVerdict.STEP_LIMITER:
         return _against_limiting(evidence)
     return _against_no_effect(evidence) if verdict is ClipVerdict.NO_EFFECT else ""
@@ -80,6 +80,7 @@ def _no_effect(evidence: ClipEvidence) -> str:
     if who.surely or who.named:
         names = " and ".join(who.surely or who.named)
         before = "before the backward pass" if evidence.stale else "before the backward pass, or for other parameters"
+        before = "before the backward pass, or after the step" if who.in_loop else before
         return f"{names} clips {before}: {_on(evidence)[0].lower()}{_on(evidence)[1:]} {untouched}.{_largest(evidence)}"
     return (
         f"gradient_clip_val={who.bound:g} is set, but {who.override}, which takes the place of Lightning's own "
@@ -141,6 +142,11 @@ _LATE = (
 )
 
 
+_LATE_IN_LOOP = (
+    "Clip after unscaling: call scaler.unscale_(optimizer) first, then clip, then call scaler.step(optimizer)."
+)
+
+
 def _against_limiting(evidence: ClipEvidence) -> str:
     who = evidence.clippers
     if who.adaptive and who.bound is None:
@@ -192,6 +198,8 @@ def _longer(evidence: ClipEvidence) -> str:
 def _against_no_effect(evidence: ClipEvidence) -> str:
     if evidence.elsewhere:
         return "Clip the parameters of the optimizer that is about to step, after its backward pass."
+    if evidence.clippers.in_loop:
+        return "Clip between the backward pass and optimizer.step()."
     if evidence.clippers.surely or evidence.clippers.named:
         return (
             "Clip after the backward pass and before the step. In automatic optimization that is "
@@ -233,10 +241,10 @@ def _named(evidence: ClipEvidence) -> str:
     who = evidence.clippers
     if not who.named or evidence.for_others:
         return ""
-    return (
-        f" {' and '.join(who.named)} names a clipping function: it is not called, or before the backward pass, or "
-        "for other parameters."
-    )
+    said = "it is not called, or before the backward pass, or for other parameters"
+    if who.in_loop:
+        said = "it is not called between the backward pass and the step, or for other parameters"
+    return f" {' and '.join(who.named)} names a clipping function: {said}."
 
 
 def _hooked(evidence: ClipEvidence) -> str:

@@ -33,8 +33,8 @@ class Found:
 
     @property
     def clipping(self) -> list[ClippingSummary]:
-        """What became of each optimizer's gradients between the backward pass and the step in the
-        last fit; empty until it has ended.
+        """What becomes of each optimizer's gradients between the backward pass and the step, in the
+        present fit, as far as that is known, or in the last.
         """
         return self._found.clipping
 

@@ -47,7 +47,7 @@ class Findings:
 
     Attributes:
         lagged, totals: the metrics accumulated over the training, by module, layer and direction.
-        clipping: what became of each optimizer's gradients; empty until that is known.
+        clipping: what became of each optimizer's gradients, as far as that is known.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Findings:
             say(line)
 
     def take_clipping(self, summaries: list[ClippingSummary]) -> None:
-        """What became of the gradients between backward pass and step, over the whole training."""
+        """What became of the gradients between backward pass and step, over the training so far."""
         self.clipping = summaries
         if self.log is not None and summaries:
             self.log.meta({"clipping": [one.to_record() for one in summaries]})

@@ -2,8 +2,8 @@
 
 ``loss.backward()``, Fabric's ``fabric.backward(loss)`` and every package's own way end in
 ``torch.autograd.backward``. While somebody listens, a function stands in its place that tells of
-the pass and hands everything on as it is; so does one for ``GradScaler.scale``, which says that
-a loss is scaled.
+the pass and hands everything on as it is; so do others for ``GradScaler.scale``, which says that
+a loss is scaled, and for ``GradScaler.unscale_``, which says when its factor is taken out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_gradwatch.recurrent.capture.compiled import is_compiling
 
@@ -34,6 +35,10 @@ class Listener(Protocol):
         """It has ended; ``failed``: with an error, which the caller gets."""
         ...
 
+    def before_unscale(self, optimizer: Optimizer) -> None:
+        """A gradient scaler is about to take its factor out of an optimizer's gradients."""
+        ...
+
 
 class _Process:
     """What is common to all listeners. ``inside``: passes that are under way, since one may
@@ -50,6 +55,7 @@ def listen(listener: Listener) -> Callable[[], None]:
     if not _Process.listeners:
         _BACKWARD.put()
         _SCALE.put()
+        _UNSCALE.put()
     _Process.listeners = (*_Process.listeners, listener)
 
     def end() -> None:
@@ -57,6 +63,7 @@ def listen(listener: Listener) -> Callable[[], None]:
         if not _Process.listeners:
             _BACKWARD.take_off()
             _SCALE.take_off()
+            _UNSCALE.take_off()
             _Process.scaler = None
 
     return end
@@ -129,6 +136,16 @@ def _scale(original: Callable[..., Any]) -> Callable[..., Any]:
     return scale
 
 
+def _unscale(original: Callable[..., Any]) -> Callable[..., Any]:
+    def unscale(self: Any, optimizer: Any) -> Any:
+        if self.is_enabled():
+            for listener in _Process.listeners:
+                listener.before_unscale(optimizer)
+        return original(self, optimizer)
+
+    return unscale
+
+
 def _only(tensors: Any) -> Tensor | None:
     """The root of a pass that has one."""
     if isinstance(tensors, Tensor):
@@ -139,4 +156,5 @@ def _only(tensors: Any) -> Tensor | None:
 
 _BACKWARD = _Stand(torch.autograd, "backward", _backward)
 # PyTorch before 2.3 has it under CUDA alone.
-_SCALE = _Stand(getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler, "scale", _scale)
+_SCALER: Any = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler
+_SCALE, _UNSCALE = _Stand(_SCALER, "scale", _scale), _Stand(_SCALER, "unscale_", _unscale)

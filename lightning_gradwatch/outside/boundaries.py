@@ -73,7 +73,7 @@ class Forwards:
 def hear_steps(
     optimizers: Sequence[Optimizer],
     model: nn.Module,
-    before: Callable[[], None],
+    before: Callable[[Optimizer], None],
     after: Callable[[Optimizer], None],
 ) -> list[RemovableHandle]:
     """Have the steps of these optimizers heard; where none is given, of each that holds one of the
@@ -82,7 +82,7 @@ def hear_steps(
 
     def pre(optimizer: Optimizer, *_: Any) -> None:
         if optimizers or _holds(optimizer, model):
-            before()
+            before(optimizer)
 
     def post(optimizer: Optimizer, *_: Any) -> None:
         if optimizers or _holds(optimizer, model):

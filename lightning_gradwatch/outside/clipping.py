@@ -16,7 +16,7 @@ from lightning_gradwatch import arguments
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroup, PolicyGroups
 from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
-from lightning_gradwatch.clip.step.state import OptimizerState
+from lightning_gradwatch.clip.step.state import ClipCounts, OptimizerState, clip_counts
 from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.clip_events import ClipEvents, counts
@@ -35,7 +35,12 @@ from lightning_gradwatch.step_hooks import keep_step_hooks
 
 _ACTIONS = ("skip", "raise", "shrink_recurrent", "ignore")
 
-_clipped: WeakKeyDictionary[Optimizer, object] = WeakKeyDictionary()
+_clipped: WeakKeyDictionary[Optimizer, clip_adaptively] = WeakKeyDictionary()
+
+
+def clipper_of(optimizer: Optimizer) -> clip_adaptively | None:
+    """What clips the gradients of an optimizer at present, if anything of ours does."""
+    return _clipped.get(optimizer)
 
 
 class clip_adaptively:  # noqa: N801  # it is called, and may be entered
@@ -128,6 +133,16 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         """All so far."""
         return self._record.sink.events
 
+    @property
+    def clips_by(self) -> str:
+        """In words."""
+        return self._groups.in_words
+
+    def clip_counts(self, optimizer: Optimizer) -> ClipCounts:
+        """How many steps of one of its optimizers were clipped and skipped, of how many."""
+        index = next(number for number, own in enumerate(self._optimizers) if own is optimizer)
+        return clip_counts({index: self._states[index]})[index]
+
     def close(self) -> None:
         """Let the optimizers go; close the run log. Calling it again does nothing."""
         if not self._endings:
@@ -183,6 +198,9 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
 
     def after_backward(self, *, failed: bool) -> None:
         """Nothing: what counts is what the optimizer finds."""
+
+    def before_unscale(self, optimizer: Optimizer) -> None:
+        """Nothing, as well."""
 
     # ------------------------------------------------------------------ one step
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
+from lightning_gradwatch.audit import ClippingSummary
 from lightning_gradwatch.detect import Detector, checked_detectors
 from lightning_gradwatch.engine.options import SEEN_BY, WatchOptions, check_patterns
 from lightning_gradwatch.events import Event
@@ -183,6 +184,13 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
     def verdicts(self) -> list[LayerSummary]:
         """What is to be thought of each module, layer and direction, as far as it was measured."""
         return self._found.verdicts()
+
+    @property
+    def clipping(self) -> list[ClippingSummary]:
+        """What becomes of each optimizer's gradients between the backward pass and the step, as far
+        as that is known.
+        """
+        return self._found.clipping
 
     @property
     def lagged(self) -> dict[tuple[str, int, str], LaggedGradient]:

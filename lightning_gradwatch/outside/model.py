@@ -43,12 +43,21 @@ def optimizers_of(given: Any, remedy: str = "") -> list[Optimizer]:
 
 def out_of_reach(model: nn.Module, module: nn.Module) -> str | None:
     """Why a module cannot be measured in this process; None where it can."""
-    kinds = {type(part).__name__ for part in (model, *model.modules())}
+    kinds = _kinds(model)
     if "FullyShardedDataParallel" in kinds:
         return "under FSDP 1 its weights are gone from this process when its gradients arrive"
     if "DeepSpeedEngine" in kinds:
         return "DeepSpeed's engine owns its weights and the scale of its gradients"
     return sharded(module)
+
+
+def steps_are_heard(model: nn.Module) -> bool:
+    """Whether this process has the whole gradient that an optimizer of PyTorch's gets."""
+    return not _kinds(model) & {"FullyShardedDataParallel", "DeepSpeedEngine"}
+
+
+def _kinds(model: nn.Module) -> set[str]:
+    return {type(part).__name__ for part in (model, *model.modules())}
 
 
 def _behind(model: nn.Module) -> nn.Module | None:

@@ -16,11 +16,13 @@ from lightning_gradwatch.engine.observation import Cells, Observation
 from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.findings.clipping import ClipNews, keep_clipping, tell_clipping
 from lightning_gradwatch.findings.harmless import harmless
 from lightning_gradwatch.outside.backward import is_under_way, listen
 from lightning_gradwatch.outside.boundaries import MOST_FORWARDS, ForwardHook, Forwards, gradients, hear_steps
+from lightning_gradwatch.outside.clip_audit import LoopClipAudit
 from lightning_gradwatch.outside.findings import LoopFindings
-from lightning_gradwatch.outside.model import inner_model, out_of_reach
+from lightning_gradwatch.outside.model import inner_model, out_of_reach, steps_are_heard
 from lightning_gradwatch.outside.passes import LoopPasses
 from lightning_gradwatch.outside.terminal import say
 from lightning_gradwatch.outside.words import in_words
@@ -90,6 +92,8 @@ class Session:
         self._loss: Tensor | None = None
         self._scaler: Any | None = None
         self._before: list[tuple[int, int] | None] | None = None
+        self._audit: LoopClipAudit | None = None
+        self._news = ClipNews()
         self._has_unreachable = self._nothing_said = self._suspicious = self._looked = False
 
     def harmless(self) -> AbstractContextManager[None]:
@@ -110,6 +114,8 @@ class Session:
             self.watch = Watch(self._root, reachable, options, lambda: self.passes.steps, FitIsOver(self._on_call))
             self._describe(modules)
             self._handles = hear_steps(self._optimizers, self._root, self._before_step, self._after_step)
+            if steps_are_heard(self._model):
+                self._audit = LoopClipAudit(self._optimizers, self._options.every_n_steps, self.harmless)
             hook = ForwardHook(self._before_forward)
             self._handles.append(self._model.register_forward_pre_hook(hook, with_kwargs=True))
             self._endings.append(listen(self))
@@ -126,6 +132,9 @@ class Session:
             return False
         with suppress(Exception) if broken_off else nullcontext():
             findings.take(watch.finish(self.passes.moment))
+            if self._audit is not None:
+                write = self.passes.moment.rank == 0 or not findings.gradients_are_common()
+                tell_clipping(findings, self._audit.findings(), self.passes.moment, write=write)
         findings.take(watch.take())  # what was found before an error in the midst of it
         if watch.steps or not broken_off:
             findings.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
@@ -140,6 +149,8 @@ class Session:
             ending()
         self._handles.clear()
         self._endings.clear()
+        if self._audit is not None:
+            self._audit.close()
         self._loss = self._scaler = self._before = None
         watch, self.watch = self.watch, None
         if watch is None:
@@ -244,8 +255,16 @@ class Session:
                 return
             ours = any(call.has_gradient() for call in watch.capture.calls)
             if ours or (before is not None and gradients(self._root) != before):
+                if self._audit is not None:
+                    self._audit.after_backward(scaler)
                 self._look(watch, loss, scaler)
                 self._looked = True
+
+    def before_unscale(self, optimizer: Optimizer) -> None:
+        """A gradient scaler is about to take its factor out."""
+        if self._audit is not None and self.watch is not None:
+            with self.harmless():
+                self._audit.before_unscale(optimizer)
 
     def _look(self, watch: Watch, loss: Tensor | None = None, scaler: Any | None = None) -> None:
         """Record what the gradients tell that have arrived."""
@@ -259,7 +278,7 @@ class Session:
             self._suspicious = False
             self.passes.follow_up()
 
-    def _before_step(self) -> None:
+    def _before_step(self, optimizer: Optimizer) -> None:
         """Look at what came by ``autograd.grad``, while the weights are still its forward's."""
         watch = self.watch
         if watch is None:
@@ -267,6 +286,8 @@ class Session:
         with self.harmless():
             if any(call.has_gradient() for call in watch.capture.calls):
                 self._look(watch)
+            if self._audit is not None:
+                self._audit.before_step(optimizer)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         watch = self.watch
@@ -289,7 +310,14 @@ class Session:
             self._stepped = None
         return self._stepped is None
 
+    def _look_at_clipping(self, audit: LoopClipAudit) -> None:
+        audit.end_round()
+        if self._news(audit.samples):
+            keep_clipping(self._findings, audit.findings(wait=False))
+
     def _end_round(self, watch: Watch) -> None:
+        if self._audit is not None:
+            self._look_at_clipping(self._audit)
         seen = self._take(watch.end_step(self.passes.moment))
         if seen.cells:
             self._adopt(watch, seen.cells)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.campaigns.clip_audit [--runs N] [--seed N]
 
-Each run is a real Trainer whose gradients are clipped, or are not, in one of the ways of
+Each run is a real Trainer, or a loop without one (``loops.py``), whose gradients are clipped, or are not, in one of the ways of
 ``models.py``. What is true of it is known from how it was made and from the norms that the clipping
 itself saw at every step; the verdict of each optimizer is held against that. *Undecided* is no wrong
 verdict where a share is concerned and the sampled steps are few; it is counted apart.

@@ -16,9 +16,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from benchmarks.campaigns.clip_audit import models
+from benchmarks.campaigns.clip_audit import loops, models
 from benchmarks.campaigns.clip_audit.models import ClipsWhen, Ledger, Network, Notes, Two
-from lightning_gradwatch import AdaptiveClip, GradWatch, Norm
+from lightning_gradwatch import AdaptiveClip, GradWatch, Norm, watch
 from lightning_gradwatch.audit import ClippingSummary, ClipVerdict
 
 CELLS = ("RNN", "GRU", "LSTM")
@@ -39,6 +39,7 @@ class Way:
         around: callbacks before and after GradWatch, made of the ledger.
         levels: of the bound, against the norms of a run that is not clipped.
         says: words that the sentence of the first optimizer must have.
+        loop: trains without a Trainer, if it is so.
     """
 
     model: Callable[[str, str, Ledger], pl.LightningModule]
@@ -47,6 +48,7 @@ class Way:
     around: Callable[[Ledger], tuple[list[Any], list[Any]]] = lambda ledger: ([], [])
     levels: tuple[str, ...] = ("high", "net", "low")
     says: str = ""
+    loop: loops.Train | None = None
 
 
 def scaled(_: float) -> dict[str, Any]:
@@ -110,6 +112,20 @@ WAYS: dict[str, Way] = {
     "noise": Way(models.AddsNoise, (NONE,)),
     "a frozen head": Way(models.Freezes, (NONE,)),
     "gradient hooks": Way(models.Hooked, (NONE,), says="hooks on their gradients"),
+    "loop, by hand": Way(Network, loop=loops.by_hand),
+    "loop, accumulating": Way(Network, loop=loops.accumulating),
+    "loop, closure": Way(Network, loop=loops.with_a_closure),
+    "loop, unscaled": Way(Network, loop=loops.unscaled),
+    "loop, before unscaling": Way(
+        Network, loop=loops.before_unscaling, levels=("low",), says="before the gradient scaler"
+    ),
+    "loop, Fabric": Way(Network, loop=loops.by_fabric),
+    "loop, adaptively": Way(Network, loop=loops.adaptively),
+    "loop, too soon": Way(Network, (NO_EFFECT,), loop=loops.too_soon, says="before the backward pass"),
+    "loop, too late": Way(Network, (NO_EFFECT,), loop=loops.too_late, says="after the step"),
+    "loop, another module": Way(Network, (NONE,), loop=loops.another_module, says="names a clipping function"),
+    "loop, nothing": Way(Network, (NONE,), loop=loops.nothing),
+    "loop, switched off": Way(Network, (NONE,), loop=loops.switched_off, says="names a clipping function"),
 }
 
 
@@ -180,9 +196,9 @@ def run(way: str, random: Random, seed: int, level: str | None = None) -> Outcom
         optimizer = "LBFGS"  # a closure that is evaluated several times a step
     level = level or random.choice(WAYS[way].levels)
     ledger = Ledger(_bound(way, level, cell, optimizer, seed))
-    watch = _train(WAYS[way], ledger, cell, optimizer, level, seed, every)
-    kinds = tuple(event.kind.value for event in watch.events)
-    return Outcome(way, cell, optimizer, level, every, ledger.share, tuple(watch.clipping), kinds)
+    watched = _train(WAYS[way], ledger, cell, optimizer, level, seed, every)
+    kinds = tuple(event.kind.value for event in watched.events)
+    return Outcome(way, cell, optimizer, level, every, ledger.share, tuple(watched.clipping), kinds)
 
 
 def _bound(way: str, level: str, cell: str, optimizer: str, seed: int) -> float:
@@ -196,13 +212,17 @@ def _bound(way: str, level: str, cell: str, optimizer: str, seed: int) -> float:
     return {"high": 10 * max(norms), "net": 6 * median(norms), "low": 0.05 * min(norms)}[level]
 
 
-def _train(way: Way, ledger: Ledger, cell: str, optimizer: str, level: str, seed: int, every: int) -> GradWatch:
+def _train(way: Way, ledger: Ledger, cell: str, optimizer: str, level: str, seed: int, every: int) -> GradWatch | watch:
     pl.seed_everything(seed, verbose=False)
-    watch = GradWatch(every_n_steps=every, summary=False)
+    if way.loop is not None:
+        model, batches = way.model(cell, optimizer, ledger), models.batches(seed, level == "net", STEPS)
+        with tempfile.TemporaryDirectory() as folder:
+            return loops.watched(way.loop, model, ledger, batches, every, folder)
+    watcher = GradWatch(every_n_steps=every, summary=False)
     before, after = way.around(ledger)
     model = way.model(cell, optimizer, ledger)
-    _fit(model, [*before, watch, *after], level, seed, way.trainer(ledger.bound))
-    return watch
+    _fit(model, [*before, watcher, *after], level, seed, way.trainer(ledger.bound))
+    return watcher
 
 
 def _fit(model: pl.LightningModule, callbacks: list[Any], level: str, seed: int, options: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks.anomaly.bundle import target_of
 from lightning_gradwatch.callbacks.anomaly.handling import AnomalyHandling
-from lightning_gradwatch.callbacks.fit.clipping import tell_clipping
 from lightning_gradwatch.callbacks.fit.options import FitOptions
 from lightning_gradwatch.callbacks.fit.passes import BackwardPasses
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log
@@ -21,6 +20,7 @@ from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.engine.observation import Cells, Observation
 from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.findings.clipping import ClipNews, keep_clipping, tell_clipping
 from lightning_gradwatch.findings.harmless import harmless
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import describe
@@ -69,7 +69,7 @@ class FitWatch:
         self._options, self._recorder, self._steps = options, recorder, steps
         self.handling = AnomalyHandling(options.handling)
         self.passes = BackwardPasses(trainer, module, options.every_n_steps)
-        self.audit = ClipAudit(trainer, module, options.every_n_steps, self.harmless)
+        self.audit, self._news = ClipAudit(trainer, module, options.every_n_steps, self.harmless), ClipNews()
         self.watch: Watch | None = None
         self.run_dir: Path | None = None
         self._loss: Tensor | None = None
@@ -116,7 +116,8 @@ class FitWatch:
             return False
         with suppress(Exception) if broken_off else nullcontext():
             self._recorder.take(watch.finish(self.passes.moment))
-            tell_clipping(self.audit, self._recorder, self.passes.moment, write=self.trainer.is_global_zero)
+            write = self.trainer.is_global_zero
+            tell_clipping(self._recorder, self.audit.findings(), self.passes.moment, write=write)
         self._recorder.take(watch.take())  # what was found before an error in the midst of it
         if watch.steps or not broken_off:
             self._recorder.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
@@ -273,6 +274,8 @@ class FitWatch:
         self.passes.hold(None)
         seen = self._take(watch.end_step(self.passes.moment))
         self.audit.end_batch()
+        if self._news(self.audit.samples):
+            keep_clipping(self._recorder, self.audit.findings(wait=False))
         if self._options.first_word:
             self._recorder.say_first_words(say)
         if seen.cells:

@@ -8,9 +8,10 @@ from typing import Any
 from torch.optim import LBFGS
 
 from lightning_gradwatch.audit import Clippers, ClipSample, Counted
+from lightning_gradwatch.clip.between.one_optimizer import AuditedOptimizer
+from lightning_gradwatch.clip.between.parameters import parameters_of
 from lightning_gradwatch.clip.step.state import ClipCounts
-from lightning_gradwatch.trainer.clip_audit.one_optimizer import AuditedOptimizer
-from lightning_gradwatch.trainer.clip_audit.who import callbacks_of, parameters_of
+from lightning_gradwatch.trainer.clip_audit.who import callbacks_of
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer
 
 

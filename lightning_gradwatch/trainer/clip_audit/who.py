@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from lightning_gradwatch.audit import Clippers
-from lightning_gradwatch.trainer.clip_audit.source import naming
+from lightning_gradwatch.clip.between.parameters import hooked
+from lightning_gradwatch.clip.between.source import naming
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer
 from lightning_gradwatch.trainer.conflict import clipping_override
 
@@ -28,21 +28,11 @@ def who_clips(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -
         adaptive=" and ".join(filter(None, (getattr(one, "clips_by", "") for one in callbacks_of(trainer)))),
         named=tuple(named),
         surely=tuple(name for name, surely in named.items() if surely),
-        hooked=sum(map(_has_hook, parameters_of(optimizer))),
+        hooked=hooked(optimizer),
         goes_along=isinstance(optimizer, SGD),
     )
-
-
-def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """All that it trains."""
-    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def callbacks_of(trainer: Trainer) -> list[object]:
     """Of the Trainer, in their order."""
     return list(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
-
-
-def _has_hook(weight: Tensor) -> bool:
-    """Whether something changes its gradient, or may, within the backward pass."""
-    return bool(getattr(weight, "_backward_hooks", None) or getattr(weight, "_post_accumulate_grad_hooks", None))

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_gradwatch import AdaptiveClip, GradWatch
+from lightning_gradwatch import AdaptiveClip, GradWatch, StartFinder
 from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
 from lightning_gradwatch.recurrent import Capture
 from tests.models import TinyLanguageModel, sentences
@@ -125,6 +125,7 @@ def callbacks_of(scenario: str, out: Path) -> list[pl.Callback]:
         "bare-accumulation": [],
         "through-time": [GradWatch(**watch), AdaptiveClip(clip_through_time=1e-4, dirpath=run)],
         "through-time-loose": [AdaptiveClip(clip_through_time=1e6, dirpath=run)],
+        "started": [StartFinder(["gate_bias"], apply="chrono", summary=False)],
     }[scenario]
 
 
@@ -151,6 +152,8 @@ def train(scenario: str, strategy: str, out: Path) -> None:
         log_every_n_steps=1,
         **options,
     )
+    if scenario == "started":  # a rank's own stream goes its own way
+        torch.manual_seed(trainer.global_rank)
     spoil = "input" if scenario.startswith("nan") else "output" if scenario == "backward-nan" else None
     trainer.fit(Model(spoil), sentences(64))
 

@@ -26,6 +26,7 @@ SCENARIOS = (
     *("backward-nan",),
     *("fast-dev-run", "default-folder", "bare-accumulation", "accumulation"),
     *("through-time", "through-time-loose"),
+    *("started",),
 )
 STATE = ("weights", "optimizer", "rng", "global_step")
 
@@ -88,6 +89,16 @@ class TestDDP:
     def test_watching_changes_no_bit_under_accumulation(self, ddp: Runs) -> None:
         """The same with accumulated gradients, which DDP averages at the last micro-batch only."""
         assert_identical(ddp.state("bare-accumulation"), ddp.state("accumulation"))
+
+    def test_a_start_that_is_applied_is_the_same_on_each_rank(self, ddp: Runs) -> None:
+        """Although each rank's random stream is another one: chrono shuts a unit's input gate as far as it opens the forget gate."""
+        for rank in ddp.ranks("started"):
+            for layer in (0, 1):
+                biases = rank["weights"][f"rnn.bias_ih_l{layer}"] + rank["weights"][f"rnn.bias_hh_l{layer}"]
+                shut, opened = biases.view(4, -1)[:2]
+                assert float(opened.max()) > 0.5
+                torch.testing.assert_close(shut, -opened, atol=0.2, rtol=0)  # it was trained since
+        assert not torch.equal(*(rank["rng"] for rank in ddp.ranks("started")))
 
     def test_clipping_through_time_acts_on_each_rank(self, ddp: Runs) -> None:
         """A bound that no gradient reaches trains as without one, to rounding; a tight one trains otherwise, alike on both ranks."""

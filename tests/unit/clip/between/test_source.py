@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_ as renamed
 
-from lightning_gradwatch.trainer.clip_audit.source import naming
+from lightning_gradwatch.clip.between.source import naming
 
 
 class Never(pl.LightningModule):

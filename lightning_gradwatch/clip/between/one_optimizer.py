@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.audit import ClipSample
-from lightning_gradwatch.trainer.clip_audit.gradients import Gradients, Marks, differ, marks, same, sample_of
-from lightning_gradwatch.trainer.clip_audit.who import parameters_of
+from lightning_gradwatch.clip.between.gradients import Gradients, Marks, differ, marks, same, sample_of
+from lightning_gradwatch.clip.between.parameters import parameters_of
 
 
 @dataclass(slots=True)
@@ -47,6 +47,7 @@ class AuditedOptimizer:
     Args:
         index: which of the Trainer's it is.
         every: steps from one that is looked at to the next.
+        since: the first step that can be looked at.
 
     Attributes:
         steps: that it took in this fit.
@@ -58,6 +59,7 @@ class AuditedOptimizer:
     index: int
     optimizer: Optimizer
     every: int
+    since: int = 0
     steps: int = 0
     backward: Gradients | None = None
     scale: Tensor | float = 1.0
@@ -73,7 +75,7 @@ class AuditedOptimizer:
     @property
     def due(self) -> bool:
         """Whether the next step is to be looked at."""
-        return self.steps % self.every == 0 and self._looked_at != self.steps
+        return (self.steps - self.since) % self.every == 0 and self._looked_at != self.steps
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -100,6 +102,11 @@ class AuditedOptimizer:
         """The gradient scaler has taken its factor out, and nobody else has been called since."""
         if self.backward is not None:
             self.between = Gradients(self.parameters)
+
+    def unscales(self) -> None:
+        """The gradient scaler is about to take its factor out."""
+        if self.backward is not None:
+            self.between = Gradients(self.parameters, self.scale)
 
     def is_untouched(self) -> bool:
         """Whether nothing wrote to its gradients since the last backward pass."""

@@ -1,0 +1,115 @@
+"""Whether the code of a loop names a function that clips, where it calls an optimizer's step."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from lightning_gradwatch.clip.between.source import clippings_reached, is_framework, names_clipping
+
+_BLOCKS = ("body", "orelse", "finalbody")
+
+
+class Naming:
+    """Of one optimizer: the functions, or scripts, of the user's that make its steps and name a
+    clipping function.
+
+    Attributes:
+        found: each → whether it surely calls one at every step, for some of the parameters.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, bool] = {}
+        self._places: set[tuple[CodeType, int]] = set()
+
+    def look(self, parameters: Sequence[Tensor]) -> None:
+        """Look at the line that makes the present step, once.
+
+        A call counts as sure where it stands beside that of the step, in no branch of its own, and
+        what it is given is named so plainly that it can be looked up: ``model.parameters()``, a
+        module, a list of parameters. Nothing of the user's is run. Of steps that are made in
+        several places nothing is sure.
+        """
+        frame = _users()
+        if frame is None or (frame.f_code, frame.f_lineno) in self._places:
+            return
+        self._places.add((frame.f_code, frame.f_lineno))
+        if names_clipping(frame.f_code, frame.f_globals):
+            own = set(map(id, parameters))
+            self.found[_shown(frame.f_code)] = any(own & set(map(id, _given(call, frame))) for call in _beside(frame))
+        if len(self._places) > 1:
+            self.found = dict.fromkeys(self.found, False)
+
+
+def _shown(code: CodeType) -> str:
+    return Path(code.co_filename).name if code.co_name == "<module>" else f"{code.co_name}()"
+
+
+def _users() -> FrameType | None:
+    """The innermost frame that is neither ours nor PyTorch's."""
+    frame: FrameType | None = sys._getframe()  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and (is_framework(module := frame.f_globals.get("__name__")) or module in _BETWEEN):
+        frame = frame.f_back
+    return frame
+
+
+_BETWEEN = ("contextlib", "functools")
+"""What may lie between a loop and the hooks of its optimizer."""
+
+
+def _beside(frame: FrameType) -> Iterator[ast.Call]:
+    """The calls of a clipping function beside the line that runs now."""
+    try:
+        lines, first = inspect.getsourcelines(frame)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, SyntaxError, TypeError):  # typed in, or made by exec
+        return
+    line = frame.f_lineno - max(first - 1, 0)
+    for block in _around(tree.body, line):
+        yield from clippings_reached(block, frame.f_globals)
+
+
+def _around(block: Sequence[ast.stmt], line: int) -> list[Sequence[ast.stmt]]:
+    """The innermost block that holds the line, and those around it that are run as often."""
+    for statement in block:
+        if statement.lineno <= line <= (statement.end_lineno or statement.lineno):
+            inner = [
+                found
+                for name in _BLOCKS
+                if (own := getattr(statement, name, None)) and (found := _around(cast("list[ast.stmt]", own), line))
+            ]
+            if not inner:
+                return [block]
+            return [*inner[0], block] if isinstance(statement, ast.With) else inner[0]
+    return []
+
+
+def _given(call: ast.Call, frame: FrameType) -> list[Tensor]:
+    """What a clipping function is given, where that is named plainly."""
+    first: Any = call.args[0] if call.args else next((one.value for one in call.keywords), None)
+    if isinstance(first, ast.Call) and isinstance(first.func, ast.Attribute) and first.func.attr == "parameters":
+        first = first.func.value
+    found = _looked_up(first, frame)
+    if isinstance(found, nn.Module):
+        return list(found.parameters())
+    listed = cast("Sequence[Any]", found) if isinstance(found, (list, tuple)) else ()
+    return [one for one in listed if isinstance(one, Tensor)]
+
+
+def _looked_up(node: Any, frame: FrameType) -> Any:
+    """The object behind a name, or behind an attribute that is plainly there."""
+    if isinstance(node, ast.Name):
+        return frame.f_locals.get(node.id, frame.f_globals.get(node.id))
+    if isinstance(node, ast.Attribute):
+        owner = _looked_up(node.value, frame)
+        inner: Any = getattr(owner, "__dict__", {})
+        return inner.get(node.attr, inner.get("_modules", {}).get(node.attr))
+    return None

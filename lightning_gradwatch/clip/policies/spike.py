@@ -35,7 +35,7 @@ _STEPS_BETWEEN = 10  # steps between two looks at the parameters
 _LEFT_OVER = 0.1  # medians that an explosion is brought back to where the optimizer keeps it in its second moments
 _MEMORY = 1000  # steps in which a norm is remembered to have been taken
 _RANK = 3  # so many norms as large make it a part of the run; under three times that, nothing explodes
-_WARY = 1000  # steps after an explosion in which large steps are shortened, where their length is not known
+_WARY = 1000  # steps after an explosion in which large steps are shortened
 _PATIENCE = 20  # successive exploding steps that may turn out to be a new level, ...
 _STEADY = 10.0  # ... if the fourth and the seventeenth in order of size differ by less than this factor, ...
 _RISE = 1.25  # ... the median of their later half exceeds the earlier one's by no more than this ...
@@ -66,8 +66,9 @@ class Spike(ArgumentsMixin):
     the gradient (Adam), since what is left of it stays in the second moments for a thousand steps.
     After the third in a row SGD takes steps of the length that is allowed, to get away from there:
     each explosion within 20 steps of another halves that length, and each 20 successive steps
-    within it double it, up to ``longest_step`` again. Other optimizers take, for 1000 steps, none
-    over 3 m and q. A run in which none of the three has happened is never touched.
+    within it double it, up to ``longest_step`` again. For 1000 steps after an explosion none is
+    over 3 m and q, save where it grew through time. A run in which none of the three has happened
+    is never touched.
 
     From the first step on: until 10 norms are known, the bound is 30 times the second largest so
     far, but at least 0.1 norms of the parameters; under SGD at least a step of a tenth of the
@@ -78,9 +79,9 @@ class Spike(ArgumentsMixin):
     norm, and remembered as it was.
 
     Where 20 exploding steps in a row scatter by less than a decade and do not rise, the level is
-    raised, fourfold at most. All of it is in terms of ratios, so the decision does not depend on
-    the loss's scale. Our own; the median rather than the mean as in Leys et al. (2013), "Detecting
-    outliers". What it was measured on is in the documentation, *Clipping compared*.
+    raised, fourfold at most. All is in ratios: the loss's scale does not matter. Our own; the median
+    rather than the mean as in Leys et al. (2013), "Detecting outliers". What it was measured on is
+    in the documentation, *Clipping compared*.
 
     Args:
         least_factor: a norm under this many medians is ordinary.
@@ -152,7 +153,8 @@ class Spike(ArgumentsMixin):
         self._wary = max(self._wary - 1, 0)
         reason = next((reason for reason, bound in bounds.items() if norm > bound), "")
         if reason in (OUT_OF_THE_ORDINARY, TOO_LONG):
-            target = min(self._explode(reading, reason, level, longest), threshold)
+            target = self._explode(reading, reason, level, longest)
+            threshold = max(threshold, min(target, norm))
         else:
             target = min(norm, threshold)
             self._length.stayed(within=norm <= threshold)
@@ -215,8 +217,8 @@ class Spike(ArgumentsMixin):
             bounds[GREW_THROUGH_TIME] = _GROWN_BOUND * level * more
         if self._length.share < 1.0:
             bounds[SHORTENED] = self._length.share * longest
-        elif self._wary and reading.step_size is None and not settling:
-            bounds[SHORTENED] = max(_LARGE * level, part_of_the_run)
+        if self._wary and not settling and not grown:
+            bounds[SHORTENED] = min(bounds.get(SHORTENED, math.inf), max(_LARGE * level, part_of_the_run))
         return bounds, min(level, longest)
 
     def _usual(self) -> tuple[float, float]:
@@ -265,9 +267,7 @@ class Spike(ArgumentsMixin):
             self._causes.append(cause)
 
     def _explode(self, reading: StepReading, reason: str, level: float, longest: float) -> float:
-        """Trust the run no more, for a while; save after the very first norm, where the length of
-        the step is not known either. Returns the norm to take.
-        """
+        """Trust the run no more for a while, save after the very first norm. Returns the norm to take."""
         norm, along = reading.norm, reading.step_size is not None
         if not len(self._history):
             self._history.append(level if reading.step_size else norm)
@@ -276,7 +276,7 @@ class Spike(ArgumentsMixin):
         explained = reason == OUT_OF_THE_ORDINARY and more >= norm
         if along:
             self._length.exploded()
-        elif not explained:
+        if not explained:
             self._wary = _WARY
         allowed = self._length.share * longest if longest < math.inf else math.inf
         target = min(level, allowed) if along else _LEFT_OVER * level

@@ -184,11 +184,11 @@ def test_a_run_that_exploded_is_held_shorter() -> None:
 def test_an_explosion_soon_after_another_halves_the_length_allowed() -> None:
     """From a fifth of the weights to a tenth, and back after twenty steps that stay within; one by itself halves nothing."""
     policy = Spike()
-    along(policy, [1.0] * 50)
-    assert along(policy, [1e6, 2.9, 7.0]) == pytest.approx([1.0, 2.9, 7.0])
-    assert along(policy, [1e6, 2.9, 7.0]) == pytest.approx([1.0, 2.9, 5.0])
-    along(policy, [1.0] * 20)
-    assert along(policy, [7.0]) == [7.0]
+    along(policy, [1.0] * 50, size=10.0)
+    assert along(policy, [1e6, 1.9], size=10.0) == pytest.approx([1.0, 1.9])
+    assert along(policy, [1e6, 1.9], size=10.0) == pytest.approx([1.0, 1.0])
+    along(policy, [0.9] * 20, size=10.0)
+    assert along(policy, [1.9], size=10.0) == [1.9]
 
 
 def test_a_run_that_explodes_at_each_step_still_moves() -> None:

@@ -79,9 +79,9 @@ class Spike(ArgumentsMixin):
     norm, and remembered as it was.
 
     Where 20 exploding steps in a row scatter by less than a decade and do not rise, the level is
-    raised, fourfold at most. All is in ratios: the loss's scale does not matter. Our own; the median
-    rather than the mean as in Leys et al. (2013), "Detecting outliers". What it was measured on is
-    in the documentation, *Clipping compared*.
+    raised, fourfold at most. All is in ratios: the loss's scale does not matter. Our own; the
+    median rather than the mean as in Leys et al. (2013), "Detecting outliers". What it was measured
+    on is in the documentation, *Clipping compared*.
 
     Args:
         least_factor: a norm under this many medians is ordinary.
@@ -267,7 +267,7 @@ class Spike(ArgumentsMixin):
             self._causes.append(cause)
 
     def _explode(self, reading: StepReading, reason: str, level: float, longest: float) -> float:
-        """Trust the run no more for a while, save after the very first norm. Returns the norm to take."""
+        """Trust the run no more, save after the very first norm. Returns the norm to take."""
         norm, along = reading.norm, reading.step_size is not None
         if not len(self._history):
             self._history.append(level if reading.step_size else norm)

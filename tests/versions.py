@@ -12,6 +12,9 @@ import torch
 TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 LIGHTNING = tuple(int(number) for number in pl.__version__.split(".")[:2])
 
+SCALER = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler
+"""PyTorch's own; before 2.3 it is under CUDA alone."""
+
 AS_DATA = {"weights_only": True} if "weights_only" in inspect.signature(pl.Trainer.fit).parameters else {}
 """How ``Trainer.fit`` is told to load data alone; Lightning up to 2.5 does not know it."""
 
@@ -29,6 +32,11 @@ def needs_torch(major: int, minor: int, why: str) -> None:
     """Skip the test where PyTorch is older than it must be."""
     if (major, minor) > TORCH:
         pytest.skip(f"PyTorch before {major}.{minor} {why}")
+
+
+def needs_fused() -> None:
+    """Skip the test where PyTorch has no optimizer that makes a step, and unscales, in one operation on the CPU."""
+    needs_torch(2, 4, "has no fused optimizer on the CPU")
 
 
 def needs_lightning(major: int, minor: int, why: str) -> None:

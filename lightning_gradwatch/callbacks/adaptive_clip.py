@@ -2,7 +2,6 @@
 whose gradients are not finite.
 """
 
-# Over 300 lines: the docstring of what users add says every argument and logged key.
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -22,22 +21,29 @@ from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import OptimizerState
-from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.clip_events import ClipEvents, counts
-from lightning_gradwatch.findings.clip_nonfinite import NonFinite
+from lightning_gradwatch.findings.clip_nonfinite import Action, NonFinite
+from lightning_gradwatch.findings.clip_step import ClipStep
+from lightning_gradwatch.findings.harmless import unclipped_at_worst
 from lightning_gradwatch.runlog.format import check_state
-from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_gradwatch.trainer.compat import (
+    Callback,
+    LightningModule,
+    Trainer,
+    rank_zero_info,
+    rank_zero_warn,
+    without_module,
+)
 from lightning_gradwatch.trainer.conflict import defers, unsupported_strategy
 from lightning_gradwatch.trainer.growth import GrowthReading
 from lightning_gradwatch.trainer.line_search import LineSearch
 from lightning_gradwatch.trainer.loss import as_returned, common_loss
-from lightning_gradwatch.trainer.mixed_precision import active_scaler, scaler_will_skip, unscale_once
+from lightning_gradwatch.trainer.mixed_precision import active_scaler, scale_if_skipping, unscale_once
+from lightning_gradwatch.trainer.optimizer_steps import index_of
 from lightning_gradwatch.trainer.through_time import HeldThroughTime
 
 __all__ = ["AdaptiveClip", "NonFiniteGradientError"]
-
-_ACTIONS = ("skip", "raise", "stop", "shrink_recurrent", "ignore")
 
 
 class AdaptiveClip(ClipFacts, Callback):
@@ -134,15 +140,11 @@ class AdaptiveClip(ClipFacts, Callback):
         figures: bool = False,
     ) -> None:
         self._groups = PolicyGroups(policy, exclude, policies)
-        arguments.one_of("on_nonfinite", on_nonfinite, _ACTIONS, 'Leave it out for "skip".')
         arguments.one_of("on_conflict", on_conflict, ("both", "defer", "raise"), 'Leave it out for "both".')
-        if max_successive_skips is not None:
-            remedy = 'Use None for no bound, or `on_nonfinite="stop"` to stop at the first.'
-            max_successive_skips = arguments.whole("max_successive_skips", max_successive_skips, remedy)
-        self.on_nonfinite = on_nonfinite
-        self.on_conflict = on_conflict
-        self.max_successive_skips = max_successive_skips
-        self.dirpath = dirpath
+        nonfinite = NonFinite.checked(on_nonfinite, max_successive_skips, can_stop=True)
+        self.on_nonfinite: Action = on_nonfinite
+        self.max_successive_skips = nonfinite.max_successive
+        self.on_conflict, self.dirpath = on_conflict, dirpath
         self._recorder = ClipRecorder(on_event, log, progress_bar, figures)
         self._clip_events = ClipEvents()
         self._through_time, self._growth = HeldThroughTime(clip_through_time, omega), GrowthReading()
@@ -188,11 +190,9 @@ class AdaptiveClip(ClipFacts, Callback):
         restored, self._restored = self._restored, None
         if restored is None:
             self._recorder.run_id = None
-        self._states, self._search, self._clip_events = {}, LineSearch(), ClipEvents()
-        for index in range(len(trainer.optimizers)):
-            state = self._state_of(index)
-            if restored is not None and index < len(restored):
-                state.load_state_dict(restored[index])
+        self._search, self._clip_events = LineSearch(), ClipEvents()
+        saved = dict(enumerate(restored or ()))
+        self._states = {index: self._groups.new_state(saved.get(index)) for index in range(len(trainer.optimizers))}
         self._through_time.begin(trainer, pl_module)
         if self._acting:
             policies = [policy for own in self.policies_in_use() for policy in own]
@@ -216,16 +216,12 @@ class AdaptiveClip(ClipFacts, Callback):
         """Measure, decide, act."""
         if not self._acting or self._search.is_probe(trainer, optimizer):
             return
-        try:
-            with torch.no_grad():
-                self._step(trainer, pl_module, optimizer)
-        except NonFiniteGradientError:
-            raise
-        except Exception as error:
-            self._acting = False
-            self._recorder.warn_once(
-                "broken", f"AdaptiveClip failed and is off for this fit; training goes on unclipped: {error!r}"
-            )
+        with torch.no_grad(), unclipped_at_worst("AdaptiveClip", self._switch_off):
+            self._step(trainer, pl_module, optimizer)
+
+    def _switch_off(self, why: str) -> None:
+        self._acting = False
+        self._recorder.warn_once("broken", why)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -273,14 +269,11 @@ class AdaptiveClip(ClipFacts, Callback):
         without the histories would clip otherwise than the run that is resumed.
         """
         check_state(state_dict, "AdaptiveClip")
-        self._restored, self._recorder.run_id = state_dict["optimizers"], state_dict["run_id"]
-        last = state_dict.get("run_dir")
-        self._recorder.run_dir = None if last is None else Path(last)
+        self._restored = state_dict["optimizers"]
+        self._recorder.resume(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Lightning binds the module's `log` and `log_dict` to each callback;
-        # the module would come along.
-        return {**{k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}, "_loss": None}
+        return {**without_module(self), "_loss": None}
 
     @property
     def _nonfinite(self) -> NonFinite:
@@ -297,31 +290,19 @@ class AdaptiveClip(ClipFacts, Callback):
         scaler = active_scaler(trainer)
         if scaler is not None:
             unscale_once(scaler, optimizer)
-        index, record = _index_of(optimizer, trainer), TrainerStep(self._recorder, trainer)
+        index, record = index_of(optimizer, trainer), TrainerStep(self._recorder, trainer)
         state = self._state_of(index)
         groups = self._groups.of(module, optimizer, state)
         if not groups:
             return
-        direct, scale = self._growth.norms, self._growth.scale
-        measured, self._recorder.loss = measure(
-            groups, deferring=self._deferring, loss=self._loss, direct=direct, scale=scale
+        loss, self._loss = self._loss, None
+        step = ClipStep(
+            self._clip_events,
+            self._nonfinite,
+            skipped_by_scaler=lambda: scale_if_skipping(scaler, optimizer),
+            deferring=self._deferring,
+            agreed=lambda loss: common_loss(trainer, loss),
+            direct=self._growth.norms,
+            loss_scale=self._growth.scale,
         )
-        self._loss = None
-        norm = whole_norm(measured)
-        if self._nonfinite.concerns(norm):
-            if scaler is not None and scaler_will_skip(scaler, optimizer):
-                self._clip_events.overflow(record, index, norm, float(scaler.get_scale()), state)
-            else:
-                self._nonfinite.handle(record, optimizer, index, norm, groups, state)
-            return
-        wanted = any(getattr(group.state.policy, "wants_loss", False) for group in groups)
-        loss = common_loss(trainer, self._recorder.loss) if wanted or trainer.world_size == 1 else None
-        outcomes = [
-            clip(group, own, deferring=self._deferring, loss=loss) for group, own in zip(groups, measured, strict=True)
-        ]
-        self._clip_events.taken(record, index, groups, outcomes, state)
-
-
-def _index_of(optimizer: Optimizer, trainer: Trainer) -> int:
-    """Which of the Trainer's optimizers; one that it does not know counts after them."""
-    return next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), len(trainer.optimizers))
+        step.take(record, optimizer, index, groups, state, loss)

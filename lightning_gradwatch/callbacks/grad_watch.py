@@ -1,9 +1,7 @@
 """The callback that only looks."""
 
-# Over 300 lines: the docstring of what users add says every argument.
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -11,29 +9,27 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch import arguments
 from lightning_gradwatch.callbacks.anomaly.handling import HandlingOptions
 from lightning_gradwatch.callbacks.anomaly.responses import AnomalyError, Response
 from lightning_gradwatch.callbacks.fit.fit_watch import FitWatch
 from lightning_gradwatch.callbacks.fit.options import FitOptions
-from lightning_gradwatch.callbacks.found import Found
 from lightning_gradwatch.callbacks.output.run_folder import continued, identity, run_id_of, told_by_others
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
-from lightning_gradwatch.detect import Detector, checked_detectors
-from lightning_gradwatch.engine.options import SEEN_BY, WatchOptions, check_patterns
+from lightning_gradwatch.detect import Detector
+from lightning_gradwatch.engine.options import WatchArguments
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.announcer import Announcer
 from lightning_gradwatch.findings.closing import say_findings
+from lightning_gradwatch.findings.results import WatchResults
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import discover
-from lightning_gradwatch.runlog.notebook import verdict_table
-from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, say, was_stopped
+from lightning_gradwatch.trainer.compat import Callback, LightningModule, Trainer, say, was_stopped, without_module
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
 
 __all__ = ["AnomalyError", "GradWatch"]
 
 
-class GradWatch(Found, Callback):
+class GradWatch(WatchArguments, WatchResults, Callback):
     """Measures how the gradient flows through time in every recurrent module of a
     model, and reports what goes wrong.
 
@@ -104,11 +100,10 @@ class GradWatch(Found, Callback):
             nothing, or a ``dirpath`` that cannot be written.
     """
 
+    called = "GradWatch"
+
     fit_watch = FitWatch
     """What a fit is watched by: for the replay and the package's tests."""
-
-    raise_own_errors = False
-    """Let errors of our own through instead of warning: for the package's tests."""
 
     def __init__(
         self,
@@ -133,32 +128,38 @@ class GradWatch(Found, Callback):
         first_word: bool = True,
     ) -> None:
         super().__init__()
-        switch = "Use GradWatch(enabled=False) to switch it off."
-        self.every_n_steps = arguments.whole("every_n_steps", every_n_steps, switch)
-        self.anchors = arguments.whole("anchors", anchors, "One anchor follows the loss of the last timestep alone.")
-        if max_sequences is not None:
-            remedy = "None measures every sequence of a batch."
-            max_sequences = arguments.whole("max_sequences", max_sequences, remedy)
-        check_patterns(modules, "GradWatch(enabled=False) to watch none")
-        self.modules, self.max_sequences, self.keep_sequences = modules, max_sequences, keep_sequences
-        self.dirpath, self.on_event, self.summary, self.enabled = dirpath, on_event, summary, enabled
-        self.progress_bar, self.figures, self.first_word = progress_bar, figures, first_word
+        self._take_arguments(
+            modules=modules,
+            every_n_steps=every_n_steps,
+            max_sequences=max_sequences,
+            anchors=anchors,
+            keep_sequences=keep_sequences,
+            dirpath=dirpath,
+            on_event=on_event,
+            summary=summary,
+            first_word=first_word,
+            detectors=detectors,
+            influence=influence,
+            switch="Use GradWatch(enabled=False) to switch it off.",
+            none="GradWatch(enabled=False) to watch none",
+        )
+        self.progress_bar, self.figures, self.enabled = progress_bar, figures, enabled
         self.on_anomaly: Response | None = on_anomaly
         self.max_responses, self.snapshot_every_n_steps = max_responses, snapshot_every_n_steps
         self.bundles, self.bundle_mib = bundles, bundle_mib
-        self.detectors, self.influence = checked_detectors(detectors), influence
         self._resumed: dict[str, Any] = {}  # identity of the run that the next fit continues
         self._handling_options()  # to have the values checked
         self._reset()
 
-    def _reset(self) -> None:
+    def _reset(self) -> WatchRecorder:
         self.run_dir: Path | None = None
         self._run_id: str | None = None
         # on_anomaly="warn" has a warning of its own.
         announcer = Announcer(None if not self.summary or self.on_anomaly == "warn" else say)
-        self._found = WatchRecorder(self.keep_sequences, self.on_event, announcer, self.figures)
+        self._found = recorder = WatchRecorder(self.keep_sequences, self.on_event, announcer, self.figures)
         self._steps = OptimizerSteps()
         self._fit: FitWatch | None = None
+        return recorder
 
     def _handling_options(self) -> HandlingOptions:
         return HandlingOptions(
@@ -166,31 +167,25 @@ class GradWatch(Found, Callback):
         )
 
     def _fit_options(self) -> FitOptions:
-        patterns = None if self.modules == "auto" else self.modules
-        detectors, strict = copy.deepcopy(self.detectors), self.raise_own_errors
-        watch = WatchOptions(
-            patterns=patterns,
-            find_cells=patterns is None,
-            max_sequences=self.max_sequences,
-            anchors=self.anchors,
-            influence=self.influence,
-            detectors=detectors,
-            strict=strict,
+        return FitOptions(
+            self.every_n_steps,
+            self.progress_bar,
+            self._watch_options(),
+            self._handling_options(),
+            self._config(),
+            self._says_first_words,
         )
-        config = {name: getattr(self, name) for name in SEEN_BY}
-        first = self.first_word and self.summary
-        return FitOptions(self.every_n_steps, self.progress_bar, watch, self._handling_options(), config, first)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the modules, put the hooks on, open the run log."""
         if not self.enabled:
             return
         self._leave()
-        self._reset()
-        modules = discover(pl_module, None if self.modules == "auto" else self.modules)
+        recorder = self._reset()
+        modules = discover(pl_module, self._patterns)
         resumed, self._resumed = self._resumed, {}
         self._steps = OptimizerSteps(int(resumed.get("bare_steps") or 0))
-        fit = self.fit_watch(trainer, pl_module, self._fit_options(), self._found, self._steps)
+        fit = self.fit_watch(trainer, pl_module, self._fit_options(), recorder, self._steps)
         fit.open_log(self.dirpath, resumed)
         self._run_id, self.run_dir = run_id_of(trainer, self.dirpath), fit.run_dir
         self._fit = fit
@@ -199,22 +194,18 @@ class GradWatch(Found, Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found; take the hooks off."""
         self._conclude(trainer)
-        self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what was found until then; take the hooks off."""
         self._conclude(trainer, broken_off=True)
-        self._leave()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the hooks off if nothing before did."""
         self._leave()
 
     def _is_over(self) -> bool:
-        """Whether the fit was broken off without a word to us, as where the ``on_exception``
-        of a callback before us raised.
-
-        Then there is nothing to be done but to leave, which whoever asks has us do.
+        """Whether the fit was broken off without a word to us, as where the ``on_exception`` of a
+        callback before us raised; then we leave.
         """
         fit = self._fit
         if fit is None or fit.watch is None:
@@ -234,12 +225,12 @@ class GradWatch(Found, Callback):
 
     def _conclude(self, trainer: Trainer, *, broken_off: bool = False) -> None:
         fit = self._fit
-        if fit is None:
-            return
-        with fit.harmless():
-            if fit.conclude(broken_off=broken_off) and self.summary:
-                others = told_by_others(trainer, self, self.run_dir)
-                say_findings(say, self._found, others, self.run_dir, fit.handling.hint())
+        if fit is not None:
+            with fit.harmless():
+                if fit.conclude(broken_off=broken_off) and self.summary:
+                    others = told_by_others(trainer, self, self.run_dir)
+                    say_findings(say, self._found, others, self.run_dir, fit.handling.hint())
+        self._leave()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to keep the calls of this step."""
@@ -295,20 +286,7 @@ class GradWatch(Found, Callback):
             modules=self.modules, dirpath=None if self.dirpath is None else str(self.dirpath)
         )
 
-    def __repr__(self) -> str:
-        where = "no run log" if self.run_dir is None else f"run log in {str(self.run_dir)!r}"
-        counts = [(len(self.verdicts), "verdict"), (len(self.events), "event")]
-        results = ", ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in counts)
-        return f"<GradWatch, every {self.every_n_steps:,} steps: {results}, {where}>"
-
-    def _repr_html_(self) -> str:
-        return verdict_table("GradWatch", self.verdicts, [event.severity for event in self.events])
-
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that a copy holds no model and no trainer."""
         self._is_over()
-        state = self.__dict__.copy()
-        state["_fit"] = None
-        for bound in ("log", "log_dict"):  # Lightning binds the module's own to its callbacks
-            state.pop(bound, None)
-        return state
+        return {**without_module(self), "_fit": None}

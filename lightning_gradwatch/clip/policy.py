@@ -48,8 +48,7 @@ class StepReading:
         step_size: how far the optimizer moves the parameters per unit of the norm, in this step:
             SGD's learning rate. None where it does not go along the gradient (Adam); given while
             the policy has a true ``wants_step_size``.
-        loss: the step's. Of several processes their mean, given while the policy has a true
-            ``wants_loss``.
+        loss: the mean over all processes; given while the policy has a true ``wants_loss``.
         direct_norm: L2 norm of what the loss sends to the outputs of the recurrent modules, before
             it flows back through time; given while the policy has a true ``wants_growth``, in one
             process, of modules that run over a whole sequence in a call.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_gradwatch import arguments
 from lightning_gradwatch.clip import Decision
 from lightning_gradwatch.clip.norms import true_norm
 from lightning_gradwatch.clip.step.groups import PolicyGroup
@@ -18,18 +20,36 @@ from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome
 from lightning_gradwatch.events import EventKind, Severity
 from lightning_gradwatch.findings.clip_record import ClipRecord
 
+Action = Literal["skip", "raise", "stop", "shrink_recurrent", "ignore"]
+
 
 @dataclass(frozen=True)
 class NonFinite:
     """What to do.
 
     Args:
-        action: one of ``skip``, ``raise``, ``stop``, ``shrink_recurrent``, ``ignore``.
         max_successive: after so many in a row training is stopped.
     """
 
-    action: str
+    action: Action
     max_successive: int | None
+
+    @classmethod
+    def checked(cls, action: Action, max_successive: int | None, *, can_stop: bool) -> NonFinite:
+        """From the arguments ``on_nonfinite`` and ``max_successive_skips``.
+
+        Args:
+            can_stop: whether there is a Trainer that can be stopped.
+
+        Raises:
+            ValueError: one breaks its rule.
+        """
+        actions = [one for one in get_args(Action) if can_stop or one != "stop"]
+        arguments.one_of("on_nonfinite", action, actions, 'Leave it out for "skip".')
+        if max_successive is not None:
+            remedy = "None is no bound" + ('; `on_nonfinite="stop"` stops at the first.' if can_stop else ".")
+            max_successive = arguments.whole("max_successive_skips", max_successive, remedy)
+        return cls(action, max_successive)
 
     def check(self, module: nn.Module) -> None:
         """See before training that there is something to act on.

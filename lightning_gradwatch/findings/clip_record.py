@@ -17,6 +17,10 @@ from lightning_gradwatch.runlog.schema import StepRecord
 class ClipRecord(Protocol):
     """Of one optimizer step. ``index``: which of the training's optimizers it is."""
 
+    def take_loss(self, loss: float | None) -> None:
+        """That of the step at hand, before anything else is said of it."""
+        ...
+
     def step(self, index: int, outcome: Outcome, state: ClipState, *, skipped: bool = False) -> None:
         """What became of it."""
         ...

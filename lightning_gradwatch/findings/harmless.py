@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
 from lightning_gradwatch.plain import warn
 
 
@@ -28,3 +29,19 @@ def harmless(name: str, end: Callable[[], None], *, strict: bool) -> Generator[N
             "Please report it.",
             stacklevel=3,
         )
+
+
+@contextmanager
+def unclipped_at_worst(name: str, switch_off: Callable[[str], None]) -> Generator[None, None, None]:
+    """An error of our own in here ends the clipping; what ``on_nonfinite`` asks for goes through.
+
+    Args:
+        name: what failed.
+        switch_off: ends the clipping, and says why.
+    """
+    try:
+        yield
+    except NonFiniteGradientError:
+        raise
+    except Exception as error:  # whatever it is, it is ours and must not reach the training
+        switch_off(f"{name} failed and is off from now on; training goes on unclipped: {error!r}")

@@ -41,6 +41,10 @@ class LoopStep:
         self._warned: set[str] = set()
         self._values: dict[str, float] = {}
 
+    def take_loss(self, loss: float | None) -> None:
+        """That of the step at hand."""
+        self.loss = loss
+
     def step(self, index: int, outcome: Outcome, state: ClipState, *, skipped: bool = False) -> None:
         """What became of it."""
         record = step_record(self.steps, index, outcome, self.loss, skipped=skipped)

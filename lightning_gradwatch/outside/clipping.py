@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gradwatch import arguments
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
-from lightning_gradwatch.clip.step.groups import PolicyGroup, PolicyGroups
-from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
-from lightning_gradwatch.clip.step.state import ClipCounts, OptimizerState, clip_counts
-from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
+from lightning_gradwatch.clip.step.groups import PolicyGroups
+from lightning_gradwatch.clip.step.state import ClipCounts, clip_counts
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.clip_events import ClipEvents, counts
 from lightning_gradwatch.findings.clip_nonfinite import NonFinite
+from lightning_gradwatch.findings.clip_step import ClipStep
+from lightning_gradwatch.findings.harmless import unclipped_at_worst
 from lightning_gradwatch.outside.backward import listen
 from lightning_gradwatch.outside.clip_record import LoopStep
 from lightning_gradwatch.outside.findings import Scalars
@@ -32,8 +31,6 @@ from lightning_gradwatch.outside.terminal import say
 from lightning_gradwatch.recurrent.capture.direct_norm import DirectNorms
 from lightning_gradwatch.scaler import scale_of
 from lightning_gradwatch.step_hooks import keep_step_hooks
-
-_ACTIONS = ("skip", "raise", "shrink_recurrent", "ignore")
 
 _clipped: WeakKeyDictionary[Optimizer, clip_adaptively] = WeakKeyDictionary()
 
@@ -100,13 +97,10 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         log: Scalars | None = None,
     ) -> None:
         self._optimizers = [inner_optimizer(one) for one in optimizers_of(optimizer)]
-        arguments.one_of("on_nonfinite", on_nonfinite, _ACTIONS, 'Leave it out for "skip".')
-        if max_successive_skips is not None:
-            max_successive_skips = arguments.whole("max_successive_skips", max_successive_skips, "None is no bound.")
+        self._nonfinite = NonFinite.checked(on_nonfinite, max_successive_skips, can_stop=False)
         self._module = nn.Module() if model is None else inner_model(model)
         self._groups = PolicyGroups(policy, exclude, policies)
         self._groups.begin(self._module, self._optimizers)
-        self._nonfinite = NonFinite(on_nonfinite, max_successive_skips)
         self._nonfinite.check(self._module)
         for one in self._optimizers:
             if one in _clipped:
@@ -140,7 +134,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
 
     def clip_counts(self, optimizer: Optimizer) -> ClipCounts:
         """How many steps of one of its optimizers were clipped and skipped, of how many."""
-        index = next(number for number, own in enumerate(self._optimizers) if own is optimizer)
+        index = next(number for number, one in enumerate(self._optimizers) if one is optimizer)
         return clip_counts({index: self._states[index]})[index]
 
     def close(self) -> None:
@@ -228,38 +222,27 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
 
     @torch.no_grad()
     def _act(self, optimizer: Optimizer) -> None:
-        if not self._acting:
-            return
-        try:
-            self._step(optimizer)
-        except NonFiniteGradientError:
-            raise
-        except Exception as error:  # whatever it is, it is ours and must not reach the training
-            self._acting = False
-            self._record.warn_once(
-                "broken", f"clip_adaptively failed and is off; training goes on unclipped: {error!r}"
-            )
+        if self._acting:
+            with unclipped_at_worst("clip_adaptively", self._switch_off):
+                self._step(optimizer)
+
+    def _switch_off(self, why: str) -> None:
+        self._acting = False
+        self._record.warn_once("broken", why)
 
     def _step(self, optimizer: Optimizer) -> None:
         index = next(number for number, one in enumerate(self._optimizers) if one is optimizer)
-        state, record = self._states[index], self._record
+        state = self._states[index]
         groups = self._groups.of(self._module, optimizer, state)
         if not groups:
             return
         scale = unscale(optimizer, [gradient for group in groups for gradient in group.gradients])
-        measured, record.loss = measure(
-            groups, deferring=False, loss=self._loss, direct=self._direct, scale=self._loss_scale
+        loss, self._loss = self._loss, None
+        step = ClipStep(
+            self._events,
+            self._nonfinite,
+            skipped_by_scaler=lambda: scale if scale is not None and found_inf(optimizer) else None,
+            direct=self._direct,
+            loss_scale=self._loss_scale,
         )
-        self._loss = None
-        norm = whole_norm(measured)
-        if not self._nonfinite.concerns(norm):
-            self._take(index, groups, measured, state)
-        elif scale is not None and found_inf(optimizer):
-            self._events.overflow(record, index, norm, scale, state)
-        else:
-            self._nonfinite.handle(record, optimizer, index, norm, groups, state)
-
-    def _take(self, index: int, groups: list[PolicyGroup], measured: Any, state: OptimizerState) -> None:
-        loss = self._record.loss
-        outcomes = [clip(group, own, deferring=False, loss=loss) for group, own in zip(groups, measured, strict=True)]
-        self._events.taken(self._record, index, groups, outcomes, state)
+        step.take(self._record, optimizer, index, groups, state, loss)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,13 +11,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.audit import ClippingSummary
-from lightning_gradwatch.detect import Detector, checked_detectors
-from lightning_gradwatch.engine.options import SEEN_BY, WatchOptions, check_patterns
+from lightning_gradwatch.detect import Detector
+from lightning_gradwatch.engine.options import WatchArguments
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.announcer import Announcer
 from lightning_gradwatch.findings.closing import say_findings
-from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
+from lightning_gradwatch.findings.results import WatchResults
 from lightning_gradwatch.outside.findings import LoopFindings, Scalars
 from lightning_gradwatch.outside.model import inner_model, inner_optimizer, optimizers_of
 from lightning_gradwatch.outside.processes import gradients_are_averaged, rank
@@ -26,8 +24,6 @@ from lightning_gradwatch.outside.run_log import close_run_log, open_run_log, oth
 from lightning_gradwatch.outside.session import Session, SessionOptions
 from lightning_gradwatch.outside.terminal import say
 from lightning_gradwatch.recurrent.capture.modules import discover
-from lightning_gradwatch.runlog.notebook import verdict_table
-from lightning_gradwatch.runlog.verdict import LayerSummary
 
 _UNANNOUNCED = "its gradients did not come from a backward pass of one loss; no lags were measured"
 
@@ -35,7 +31,7 @@ _UNANNOUNCED = "its gradients did not come from a backward pass of one loss; no 
 _ANY = "Leave it out to hear every optimizer that holds a parameter of the model."
 
 
-class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
+class watch(WatchArguments, WatchResults):  # noqa: N801  # it is entered, as ``torch.no_grad`` is
     """Measure how the gradient flows through time in a loop of one's own.
 
     ``with watch(model, optimizer) as w:`` around a plain loop, a loop over Lightning Fabric, or the
@@ -84,8 +80,7 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
             ``dirpath`` that cannot be written.
     """
 
-    raise_own_errors = False
-    """Let errors of our own through instead of warning: for the package's tests."""
+    called = "watch"
 
     def __init__(
         self,
@@ -107,19 +102,24 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
         influence: bool = False,
     ) -> None:
         self.model, self.optimizers = _checked_model(model), [] if optimizer is None else optimizers_of(optimizer, _ANY)
-        switch = "Leave out the watch to switch it off."
-        self.every_n_steps = arguments.whole("every_n_steps", every_n_steps, switch)
-        self.anchors = arguments.whole("anchors", anchors, "One anchor follows the loss of the last timestep alone.")
-        if max_sequences is not None:
-            remedy = "None measures every sequence of a batch."
-            max_sequences = arguments.whole("max_sequences", max_sequences, remedy)
+        self._take_arguments(
+            modules=modules,
+            every_n_steps=every_n_steps,
+            max_sequences=max_sequences,
+            anchors=anchors,
+            keep_sequences=keep_sequences,
+            dirpath=dirpath,
+            on_event=on_event,
+            summary=summary,
+            first_word=first_word,
+            detectors=detectors,
+            influence=influence,
+            switch="Leave out the watch to switch it off.",
+            none="leave out the watch",
+        )
         remedy = "1 is a loop that does not divide its losses."
         self.accumulate_grad_batches = arguments.whole("accumulate_grad_batches", accumulate_grad_batches, remedy)
-        check_patterns(modules, "leave out the watch")
-        self.modules, self.max_sequences, self.keep_sequences = modules, max_sequences, keep_sequences
-        self.dirpath, self.on_event, self.log = dirpath, on_event, log
-        self.summary, self.first_word = summary, first_word
-        self.detectors, self.influence = checked_detectors(detectors), influence
+        self.log = log
         self.run_dir: Path | None = None
         self._session: Session | None = None
         self._found = self._findings()
@@ -132,7 +132,7 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
         """
         if self._session is not None:
             raise RuntimeError("This watch is entered already. Make another one: watch(model, optimizer).")
-        modules = discover(inner_model(self.model), None if self.modules == "auto" else self.modules)
+        modules = discover(inner_model(self.model), self._patterns)
         self._found = self._findings()
         inner = [inner_optimizer(optimizer) for optimizer in self.optimizers]
         session = Session(self.model, inner, self._options(), self._found, rank())
@@ -175,61 +175,18 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
         if self._session is not None:
             self._session.begin_epoch(epoch)
 
-    @property
-    def events(self) -> list[Event]:
-        """Of the present time it is entered, or of the last."""
-        return self._found.events
-
-    @property
-    def verdicts(self) -> list[LayerSummary]:
-        """What is to be thought of each module, layer and direction, as far as it was measured."""
-        return self._found.verdicts()
-
-    @property
-    def clipping(self) -> list[ClippingSummary]:
-        """What becomes of each optimizer's gradients between the backward pass and the step, as far
-        as that is known.
-        """
-        return self._found.clipping
-
-    @property
-    def lagged(self) -> dict[tuple[str, int, str], LaggedGradient]:
-        """The lagged gradients accumulated, by module, layer and direction."""
-        return self._found.lagged
-
-    @property
-    def totals(self) -> dict[tuple[str, int, str], TotalGradient]:
-        """The total gradients accumulated, by module, layer and direction."""
-        return self._found.totals
-
-    def __repr__(self) -> str:
-        where = "no run log" if self.run_dir is None else f"run log in {str(self.run_dir)!r}"
-        events = f"{len(self.events):,} event{'' if len(self.events) == 1 else 's'}"
-        return f"<watch, every {self.every_n_steps:,} steps: {len(self.verdicts)} verdicts, {events}, {where}>"
-
-    def _repr_html_(self) -> str:
-        return verdict_table("watch", self.verdicts, [event.severity for event in self.events])
-
     def _findings(self) -> LoopFindings:
         averaged = gradients_are_averaged(self.model)
         announcer = Announcer(say if self.summary else None)
         return LoopFindings(self.keep_sequences, self.on_event, announcer, self.log, averaged)
 
     def _options(self) -> SessionOptions:
-        patterns = None if self.modules == "auto" else self.modules
-        looks = WatchOptions(
-            patterns=patterns,
-            find_cells=patterns is None,
-            max_sequences=self.max_sequences,
-            anchors=self.anchors,
-            influence=self.influence,
-            detectors=copy.deepcopy(self.detectors),
-            strict=self.raise_own_errors,
-            unannounced=_UNANNOUNCED,
-        )
-        config = {name: getattr(self, name) for name in (*SEEN_BY, "accumulate_grad_batches")}
         return SessionOptions(
-            self.every_n_steps, self.accumulate_grad_batches, looks, config, self.first_word and self.summary
+            self.every_n_steps,
+            self.accumulate_grad_batches,
+            self._watch_options(_UNANNOUNCED),
+            self._config("accumulate_grad_batches"),
+            self._says_first_words,
         )
 
     def _events_of_others(self) -> list[Event]:

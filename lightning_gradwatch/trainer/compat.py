@@ -8,7 +8,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.plain import plain, plain_lines
 
@@ -132,3 +132,10 @@ def was_stopped(trainer: Trainer) -> bool:
 def logged_step(trainer: Trainer) -> int:
     """The step that Lightning's own monitors log under (LearningRateMonitor does the same)."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)  # pyright: ignore[reportPrivateUsage]
+
+
+def without_module(callback: Callback) -> dict[str, Any]:
+    """A callback's attributes, for a copy or a pickle, without ``log`` and ``log_dict``: Lightning
+    binds the module's own to its callbacks, and the module would come along.
+    """
+    return {name: value for name, value in vars(callback).items() if name not in ("log", "log_dict")}

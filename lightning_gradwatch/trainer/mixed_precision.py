@@ -40,12 +40,14 @@ def unscale_once(scaler: Any, optimizer: Optimizer) -> None:
         scaler.unscale_(optimizer)
 
 
-def scaler_will_skip(scaler: Any, optimizer: Optimizer) -> bool:
-    """Whether the scaler itself found an inf or NaN. A host sync: ask
-    only when the norm is not finite.
+def scale_if_skipping(scaler: Any | None, optimizer: Optimizer) -> float | None:
+    """The scale, where the scaler itself found an inf or NaN and skips the step; else None. A host
+    sync: ask only when the norm is not finite.
     """
+    if scaler is None:
+        return None
     flags = _state(scaler, optimizer)["found_inf_per_device"].values()
-    return any(float(flag) > 0 for flag in flags)
+    return float(scaler.get_scale()) if any(float(flag) > 0 for flag in flags) else None
 
 
 def is_unscaled(scaler: Any, optimizer: Optimizer) -> bool:

@@ -57,3 +57,8 @@ class OptimizerSteps:
     def __getstate__(self) -> dict[str, Any]:
         """A copy counts on by itself, and hears nothing."""
         return {"bare": self.bare, "_announced": set[int](), "_handles": list[RemovableHandle]()}
+
+
+def index_of(optimizer: Optimizer, trainer: Trainer) -> int:
+    """Which of the Trainer's optimizers; one that it does not know counts after them."""
+    return next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), len(trainer.optimizers))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.versions import cpu_scaler
+from tests.versions import cpu_scaler, needs_fused
 
 
 class Tagger(nn.Module):
@@ -276,6 +276,7 @@ WAYS = [
 
 def fused() -> Loop:
     """An optimizer that unscales in its own step."""
+    needs_fused()
     return plain(fused=True)
 
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.models import WORDS, TinyLanguageModel
-from tests.versions import cpu_scaler, needs_torch
+from tests.versions import cpu_scaler, needs_fused
 
 
 class Fused(TinyLanguageModel):
     """With an optimizer that undoes the loss scale in its own step."""
 
     def __init__(self, **options: Any) -> None:
-        needs_torch(2, 4, "has no fused optimizer on the CPU")
+        needs_fused()
         super().__init__(**options)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

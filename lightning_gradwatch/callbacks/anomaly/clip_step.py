@@ -28,6 +28,10 @@ class TrainerStep:
     recorder: ClipRecorder
     trainer: Trainer
 
+    def take_loss(self, loss: float | None) -> None:
+        """That of the step at hand."""
+        self.recorder.loss = loss
+
     def step(self, index: int, outcome: Outcome, state: ClipState, *, skipped: bool = False) -> None:
         """What became of it."""
         self.recorder.step(self.trainer, index, outcome, state, skipped=skipped)

@@ -52,6 +52,11 @@ class ClipRecorder:
         self._pending: dict[str, float] = {}
         self._pending_step = 0
 
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """The run log that the next fit continues, as a checkpoint has it."""
+        last = state.get("run_dir")
+        self.run_id, self.run_dir = state["run_id"], None if last is None else Path(last)
+
     def open(self, trainer: Trainer, dirpath: str | Path | None, owner: object) -> None:
         """Begin a fit. A collective."""
         self.sink, self.batch_idx, self._pending = EventSink(self.on_event), None, {}

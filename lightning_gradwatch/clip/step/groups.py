@@ -63,9 +63,12 @@ class PolicyGroups:
         self._names: dict[int, list[str]] = {}
         self._places: dict[tuple[int, int], int] = {}
 
-    def new_state(self) -> OptimizerState:
-        """For one optimizer, at the start."""
-        return OptimizerState(self.policy, self.policies)
+    def new_state(self, saved: Mapping[str, Any] | None = None) -> OptimizerState:
+        """For one optimizer, at the start; ``saved``: what it goes on from."""
+        state = OptimizerState(self.policy, self.policies)
+        if saved is not None:
+            state.load_state_dict(saved)
+        return state
 
     @property
     def in_words(self) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 
 from lightning_gradwatch import load_run, watch
 from tests.integration.loops import Tagger, data, plain
+from tests.versions import SCALER
 
 
 def hooks_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
@@ -68,14 +69,14 @@ WAYS_OUT = {
 def test_no_hook_outlives_the_watch(leave: Any, tmp_path: Path) -> None:
     """Whatever ends it: nothing is left on the model, the optimizer or torch; the error is the caller's own."""
     loop, expected = plain(), WAYS_OUT[leave]
-    backward, scale = torch.autograd.backward, torch.amp.GradScaler.scale
+    backward, scale = torch.autograd.backward, SCALER.scale
     optimizer = loop.optimizers[0]
     w = watch(loop.model, optimizer, dirpath=tmp_path / "run")
     with nullcontext() if expected is None else pytest.raises(expected), w:
         leave(w, loop.train())
     assert not hooks_of(loop.model, optimizer)
     assert torch.autograd.backward is backward
-    assert torch.amp.GradScaler.scale is scale
+    assert SCALER.scale is scale
     assert load_run(w.run_dir).meta["ended"] is not None
 
 

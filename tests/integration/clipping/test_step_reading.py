@@ -19,7 +19,7 @@ from tests.integration.clipping.clip_models import trainer_for
 class Recording:
     """Wants all there is, and clips nothing."""
 
-    wants_parameter_norm = wants_step_size = wants_growth = True
+    wants_parameter_norm = wants_step_size = wants_growth = wants_loss = True
 
     def __init__(self) -> None:
         self.readings: list[StepReading] = []

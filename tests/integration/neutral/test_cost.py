@@ -68,9 +68,16 @@ def test_an_ordinary_step_adds_one_small_reduction(name: str, tmp_path) -> None:
     expected = {
         "aten::_foreach_norm": 1,
         "aten::stack": 1,
-        "aten::detach": 1,
+        "aten::detach": _operations_of_one_detach(),
     }
     assert added == expected
+
+
+def _operations_of_one_detach() -> int:
+    """One; old releases of PyTorch show it twice."""
+    with Counter() as counter:
+        torch.ones(1).detach()
+    return counter.counts["aten::detach"]
 
 
 @pytest.mark.parametrize(

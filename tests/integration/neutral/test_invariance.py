@@ -28,7 +28,7 @@ from tests.asserts import assert_identical
 from tests.integration.ways import Adversarial, AnyCell, CellLoop, Fails, Fused, Manual, SkipsBatches, scaled
 from tests.models import TinyLanguageModel, sentences, trainer
 from tests.scan_models import SCANNED, ComplexLanguageModel, ScanLanguageModel
-from tests.versions import AS_DATA, INTERRUPT_EXITS
+from tests.versions import AS_DATA, INTERRUPT_EXITS, TORCH
 
 
 @dataclass
@@ -175,7 +175,13 @@ SCANS = [
 ]
 LOOPS = [
     *(
-        _way(f"cell loop, {head} head, {name}", {"head": head, "every": every}, kind=CellLoop)
+        _way(
+            f"cell loop, {head} head, {name}",
+            {"head": head, "every": every},
+            kind=CellLoop,
+            # Before PyTorch 2.10 it is not seen that the checkpoint saves nothing of the loop.
+            exact=not (head == "checkpointed" and every) or TORCH >= (2, 10),
+        )
         for head in ("checkpointed", "counting", "hooked")
         for name, every in (("last loss", False), ("every loss", True))
     ),

@@ -332,6 +332,7 @@ def test_a_fused_module_compiled_without_graph_breaks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mark", ["tap", "tap_scan"])
 def test_what_is_marked_in_a_graph_without_breaks_is_left_alone(mark: str, tmp_path: Path) -> None:
     """torch.compile(fullgraph=True) takes a model with taps, watched or not, to the same bits."""
+    needs_torch(2, 4, "takes neither a tap of a scan nor a hook that is a bound method into a graph without breaks")
 
     class Marked(Silent):
         def __init__(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -11,15 +12,29 @@ from torch.optim import Optimizer
 _LETS_GO = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 4)
 
 
-def keep_step_hooks() -> None:
+_UNHEARD = (
+    "The steps of this {} are not heard: neither counted nor judged, and clip_adaptively does not act on them. PyTorch 2.2 takes "
+    "the hooks from optimizers at the first torch.compile, and its scheduler holds on to that. Begin before the "
+    "scheduler is made, or use PyTorch 2.4 or later."
+)
+
+
+def keep_step_hooks(optimizers: Iterable[Optimizer] = ()) -> None:
     """Have optimizers call the hooks on their steps. In PyTorch 2.2 the first ``torch.compile`` of
     a process takes out of the classes in ``torch.optim`` what calls hooks; it is put back, as
-    making a first optimizer of the class would have.
+    making a first optimizer of the class would have. An optimizer with a scheduler keeps the step
+    that the scheduler found, which a warning says.
+
+    Args:
+        optimizers: those whose steps matter.
     """
     for kind in _kinds(Optimizer) if _LETS_GO else ():
         step = vars(kind).get("step")
         if getattr(step, "hooked", False) and not _calls_hooks(step):
             cast("Any", kind).step = Optimizer.profile_hook_step(cast("Any", step))
+    for one in optimizers if _LETS_GO else ():
+        if not _calls_hooks(one.step):
+            warnings.warn(_UNHEARD.format(type(one).__name__), stacklevel=2)
 
 
 def _kinds(kind: type[Optimizer]) -> Iterator[type[Optimizer]]:

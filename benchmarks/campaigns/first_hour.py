@@ -7,6 +7,7 @@ by the commands that are tried first, is printed in full, and held against what 
 false. The script ends with 1 where one of them is not so.
 """
 
+# Over 300 lines: one campaign: its cases, what is heard of them, and the table that is printed.
 from __future__ import annotations
 
 import argparse

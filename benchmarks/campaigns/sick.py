@@ -25,6 +25,7 @@ the runs of each sort it raised an alarm, such a note included:
 - a NaN check of the loss at every step.
 """
 
+# Over 300 lines: one campaign: its runs, its judges, and the table that is printed.
 from __future__ import annotations
 
 import argparse

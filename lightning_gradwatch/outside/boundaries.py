@@ -88,7 +88,7 @@ def hear_steps(
         if optimizers or _holds(optimizer, model):
             after(optimizer)
 
-    keep_step_hooks()
+    keep_step_hooks(optimizers)
     if not optimizers:
         return [register_optimizer_step_pre_hook(pre), register_optimizer_step_post_hook(post)]
     handles: list[RemovableHandle] = []

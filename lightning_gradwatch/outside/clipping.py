@@ -116,7 +116,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         self.run_dir: Path | None = None if writer is None else writer.folder
         self._direct = self._listens_for_growth()
         self._endings: list[Callable[[], None]] = [listen(self), self._direct.detach]
-        keep_step_hooks()
+        keep_step_hooks(self._optimizers)
         for one in self._optimizers:
             _clipped[one] = self
             self._endings.append(one.register_step_pre_hook(self._before_step).remove)

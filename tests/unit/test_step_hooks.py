@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -39,6 +40,21 @@ def test_no_step_function_is_replaced_where_pytorch_keeps_hooks() -> None:
     before = [kind.step for kind in KINDS]
     keep_step_hooks()
     assert [kind.step for kind in KINDS] == before or TORCH < (2, 4)
+
+
+@pytest.mark.skipif(TORCH >= (2, 4), reason="later releases of PyTorch keep hooks")
+def test_a_scheduler_that_holds_on_to_a_step_without_hooks_is_said() -> None:
+    """Once seen to, a scheduler that is made afterwards does no harm."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
+    torch.optim.SGD.step = torch.optim.SGD.step.__wrapped__  # as the first compile of the process does
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    with pytest.warns(UserWarning, match="The steps of this SGD are not heard"):
+        keep_step_hooks([optimizer])
+    later = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
+    torch.optim.lr_scheduler.StepLR(later, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keep_step_hooks([later])
 
 
 def test_a_loop_is_clipped_and_watched(tmp_path) -> None:

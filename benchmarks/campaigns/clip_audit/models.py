@@ -4,6 +4,7 @@ Each step's truth is taken where the clipping is done: the norm that the clippin
 returns, against the bound that it was given. GradWatch sees none of it.
 """
 
+# Over 300 lines: one table of the ways in which a training clips.
 from __future__ import annotations
 
 from collections.abc import Iterable

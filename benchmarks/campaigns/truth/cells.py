@@ -1,5 +1,6 @@
 """Runs of cells and of recurrences of somebody's own, with their ways of being called."""
 
+# Over 300 lines: one table of cells, each beside its ways of being called.
 from __future__ import annotations
 
 from random import Random

@@ -1,5 +1,6 @@
 """Judges of remedies: each sentence, and the causes that it helps against. What is conditional has to be true under its condition."""
 
+# Over 300 lines: one register: a judge of each sentence of a remedy.
 from __future__ import annotations
 
 import math
@@ -120,7 +121,7 @@ helps(
     "Mark the hidden states of a recurrence with tap().",
 )
 helps(
-    ("unmeasured",),
+    ("unmeasured", "cut loss"),
     "If it should be trained, let what it returns reach the loss; if not, there is nothing to do.",
 )
 helps(("unmeasured",), "Leave it unscripted while it trains, and script it afterwards: the weights are the same.")

@@ -49,7 +49,7 @@ class ClipAudit:
 
     def listen(self) -> None:
         """Hear of the optimizers' steps."""
-        keep_step_hooks()
+        keep_step_hooks(one.optimizer for one in self._looks.optimizers)
         self._looks.listen()
 
     def begin_batch(self) -> None:

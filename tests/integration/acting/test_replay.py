@@ -1,5 +1,6 @@
 """A bundle repeats its step: to the bit, with the same event, in another process, down to the operation."""
 
+# Over 300 lines: one way from a bundle to its repetition, on the same alarm.
 from __future__ import annotations
 
 import math

@@ -1,5 +1,6 @@
 """clip_adaptively() does for a loop what AdaptiveClip does for a Trainer."""
 
+# Over 300 lines: one function, whose promises are those of the callback, one after the other.
 from __future__ import annotations
 
 import copy

@@ -1,5 +1,6 @@
 """Hooks of the user's own that change what a recurrent module returns: gradients are those of what the operator made, or told inexact."""
 
+# Over 300 lines: one table of hooks, tried on every kind of module.
 from __future__ import annotations
 
 from collections.abc import Callable

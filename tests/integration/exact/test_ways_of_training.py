@@ -1,5 +1,6 @@
 """What GradWatch records is right in every way of training: which steps, which micro-batches, on which scale."""
 
+# Over 300 lines: one table of ways to train, of which scale, steps and outputs are read.
 from __future__ import annotations
 
 import copy

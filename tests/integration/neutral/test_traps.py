@@ -1,5 +1,6 @@
 """What Lightning and torch do that one would not expect: nothing of it disturbs the training or the watching."""
 
+# Over 300 lines: a list of traps, each a small model and what it must not disturb.
 from __future__ import annotations
 
 import copy

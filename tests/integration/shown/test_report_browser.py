@@ -1,5 +1,6 @@
 """The report in a real browser: drawn from the run log's numbers, quiet, offline, for mouse and keyboard."""
 
+# Over 300 lines: one page in one browser, which takes seconds to start.
 from __future__ import annotations
 
 import math

@@ -1,5 +1,6 @@
 """Recurrences that a model runs by itself, against autograd on the same graph."""
 
+# Over 300 lines: one oracle, and every form of a loop.
 from __future__ import annotations
 
 import math

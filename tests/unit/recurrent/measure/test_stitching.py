@@ -1,5 +1,6 @@
 """A fused module fed piece by piece, with anything done to its state in between, against autograd on the same model run by single cells."""
 
+# Over 300 lines: one oracle, and everything that can be done to a state between two calls.
 from __future__ import annotations
 
 from collections.abc import Callable

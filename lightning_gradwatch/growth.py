@@ -38,6 +38,18 @@ def growth_in_words(rate: float) -> str:
     return f"it grows, {grown} with each"
 
 
+def levels_off(rate: float | None, timesteps: int) -> bool:
+    """Whether a gradient hardly fades over the sequence as a whole: at most twice as fast as under
+    a forget gate whose bias is ln T (1/T nats per timestep). If its horizon is short, it fell at
+    the first lags and stays there.
+
+    Args:
+        rate: nats per timestep, over all lags; None where it is not known.
+        timesteps: of the sequence.
+    """
+    return rate is not None and rate > -2 / max(timesteps, 1)
+
+
 KEEPS = 0.005
 """A growth rate under this, in nats per timestep, is no growth that anybody would notice."""
 

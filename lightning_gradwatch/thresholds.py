@@ -40,6 +40,9 @@ LOW_LOSS = 0.1
 """Share of the first loss. Under it a loss is low: what the task needs is learned, and a short
 horizon may be enough."""
 
+LEARNED_LOSS = 0.5
+"""Share of its first value to which a loss has fallen where something has been learned."""
+
 RISEN_LOSS = 2.0
 """Times the first loss. Over it a loss has risen, and a horizon that shrank meanwhile was not
 shortened by learning."""

@@ -32,11 +32,16 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     return _norm(_side_by_side(norms)) if len(norms) > 1 else norms[0] if norms else torch.zeros(())
 
 
-def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
+def tensor_norms(tensors: Sequence[Tensor], *, wide: bool = False) -> Tensor:
     """L2 norm of each tensor, as one vector on the first one's device, without a host sync;
     inf as in :func:`global_norm`.
+
+    Args:
+        wide: sum in float64, where the device has it: no square of a float32 overflows there.
     """
     values = [_values(tensor) for tensor in tensors]
+    if wide and all(v.device.type != "mps" for v in values):
+        return _side_by_side([whole(torch.linalg.vector_norm(v, dtype=torch.float64)) for v in values])  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     if len({(v.device, v.dtype, type(v)) for v in values}) == 1:
         return _norms_of_group(values)
     return _side_by_side([_norms_of_group([v])[0] for v in values])

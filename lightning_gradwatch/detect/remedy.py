@@ -7,8 +7,9 @@ from __future__ import annotations
 import math
 
 from lightning_gradwatch.events import Moment
+from lightning_gradwatch.growth import levels_off
 from lightning_gradwatch.plain import count_of
-from lightning_gradwatch.profile import Floats, Profile
+from lightning_gradwatch.profile import Floats, Profile, growth_rate
 from lightning_gradwatch.recurrent.scan import KIND as SCAN
 
 DEEP = 3
@@ -28,6 +29,12 @@ _OWN_CELL = (
 _CUT = (
     "Its cell state comes in without a graph at every step, made anew or detached, so that the gradient goes back through h alone: "
     "pass c on to the next step together with h, as the module returned it. Until then a forget-gate bias has nothing to keep."
+)
+
+_OPEN = (
+    "It falls at the first lags and hardly fades after that ({rate:+.2g} nats per timestep over all lags; a gate that is opened for "
+    "{timesteps} timesteps gives {opened:+.2g}): the gate that keeps the state is open already, and opening it further helps little. "
+    "What arrives is small but steady, and an optimizer that rescales it, as Adam does, may learn from it: go by the loss."
 )
 
 _SCAN = (
@@ -95,6 +102,9 @@ def vanishing_remedy(profile: Profile, lagged: Floats) -> str:
     """What helps a layer whose gradient horizon is short, the likeliest first."""
     of_cell = _of_scan(profile) if profile.kind == SCAN else _of_cell(profile.kind, profile.real_timesteps)
     of_cell = _CUT if profile.cell_cut else of_cell
+    rate = growth_rate(lagged)
+    if profile.kind in ("LSTM", "GRU") and not profile.cell_cut and levels_off(rate, profile.real_timesteps):
+        of_cell = _OPEN.format(rate=rate, timesteps=profile.real_timesteps, opened=-1 / profile.real_timesteps)
     parts = [*_against_padding(profile), of_cell]
     if profile.layers >= DEEP:
         parts.append(

@@ -15,7 +15,7 @@ from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import LOST_REMEDY, vanishing_remedy
 from lightning_gradwatch.detect.saturation import blocks_learning
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
-from lightning_gradwatch.growth import rate_in_words
+from lightning_gradwatch.growth import levels_off, rate_in_words
 from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
 from lightning_gradwatch.thresholds import CALM_SAMPLES, CALM_SHARE, LOW_LOSS, RISEN_LOSS, SEVERAL, VANISHING_SHARE
@@ -196,7 +196,7 @@ def _detail(
         get = "timestep furthest from the loss gets" if hungry == 1 else "timesteps furthest from the loss get"
         parts.append(
             f"The {hungry:,} {get} under 1 % of the largest gradient"
-            + ("." if low else ": nothing is learned from them.")
+            + ("." if low or levels_off(rate, profile.real_timesteps) else ": nothing is learned from them.")
         )
     else:
         parts.append(

@@ -1,4 +1,6 @@
-"""A loss in which no weight has a part: every gradient of the model is exactly 0."""
+"""A loss in which no weight has a part: every gradient of the model is exactly 0, or there is
+none.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,13 @@ from collections.abc import Callable
 
 from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.thresholds import SEVERAL
+
+_NONE = "The loss was sent back, and no parameter of the model got a gradient: nothing is learned."
+
+_NONE_REMEDY = (
+    "Look at where the loss lost its graph: a detach(), .item(), .data or numpy() on the way, a new torch.tensor(…) made of its "
+    "value, or an output that was computed under no_grad()."
+)
 
 
 class ZeroGradient:
@@ -35,7 +44,26 @@ class ZeroGradient:
         if self._told or self._in_a_row < SEVERAL or not all_zero():
             return None
         self._told = True
+        return moment.event(EventKind.ZERO_GRADIENT, value=0.0, detail=self._often(loss))
+
+    def none_at_all(
+        self, moment: Moment, loss: Callable[[], float | None], detached: Callable[[], bool]
+    ) -> Event | None:
+        """Take in a backward pass that left no parameter a gradient.
+
+        Args:
+            loss, detached: its value, and whether no weight is in its graph: somebody else may have
+                taken the gradients away. Asked only where it may be told.
+        """
+        self._in_a_row += 1
+        if self._told or self._in_a_row < SEVERAL:
+            return None
+        level = loss()
+        if level == 0 or not detached():  # 0 is what one makes for a batch with nothing to learn from
+            return None
+        self._told = True
+        return moment.event(EventKind.ZERO_GRADIENT, message=f"{_NONE} {self._often(level)}", remedy=_NONE_REMEDY)
+
+    def _often(self, loss: float | None) -> str:
         level = "" if loss is None else f", although the loss is {loss:.4g}"
-        return moment.event(
-            EventKind.ZERO_GRADIENT, value=0.0, detail=f"It was so {self._in_a_row} times in a row{level}."
-        )
+        return f"It was so {self._in_a_row} times in a row{level}."

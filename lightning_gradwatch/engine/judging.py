@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 
-import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.detect import (
@@ -26,11 +25,12 @@ from lightning_gradwatch.detect import (
     multiplied,
 )
 from lightning_gradwatch.detect.weights import AFTER_THE_LAST_STEP, SATURATED
-from lightning_gradwatch.engine.locator import Locator, Read, wide_norm
+from lightning_gradwatch.engine.locator import OVERFLOWS, Locator, Read, wide_norm
 from lightning_gradwatch.engine.observation import Collector
 from lightning_gradwatch.engine.search import FirstStepSearch
 from lightning_gradwatch.engine.step import Call, Step
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
+from lightning_gradwatch.recurrent.graph.between import leads_to_weights
 from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, PendingNorms, local, matrix_norms, usual_norms
 
 _SCALER_MAY_CAUSE = (EventKind.NONFINITE_HIDDEN_GRADIENT, EventKind.NONFINITE_GRADIENT)
@@ -162,6 +162,12 @@ class Judge:
             self._tell(replace(event, severity=Severity.WARNING, message=message))
         self._bad_loss = bad
 
+    def without_gradient(self, step: Step) -> None:
+        """Take in the backward pass of a loss from which no parameter got a gradient."""
+        loss = step.loss
+        if step.complete and loss is not None:
+            self._tell(self._zero.none_at_all(step.moment, step.loss_value, lambda: not leads_to_weights(loss)))
+
     def look_at_weights(self, watched: Iterable[Tensor], moment: Moment, message: str = SATURATED) -> None:
         """Tell a recurrent module's weight that is not finite."""
         trained = {id(weight) for weight in watched if weight.requires_grad}
@@ -182,11 +188,9 @@ class Judge:
 
     def _overflowed(self, pending: Pending) -> Event | None:
         """Every entry is finite: only the sum of their squares left float32."""
-        step = pending.step
-        limit = math.sqrt(torch.finfo(torch.float32).max) / float(step.scale)
-        norm = wide_norm(pending.norms.parameters, step.scale)
+        step, norm = pending.step, wide_norm(pending.norms.parameters, pending.step.scale)
         detail = "It is that of all parameters of the model."
-        return self._norm_jumps.overflowed(norm, limit, pending.nth, step.moment, detail)
+        return self._norm_jumps.overflowed(norm, OVERFLOWS, pending.nth, step.moment, detail)
 
     def _look_for_divergence(self, moment: Moment) -> None:
         if self._divergence.is_suspicious():

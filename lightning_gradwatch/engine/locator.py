@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.detect import CallSource, Context, LoopSource, NonfiniteSource, ScanSource, locate_nonfinite
@@ -17,6 +19,9 @@ from lightning_gradwatch.recurrent import Capture, Chain, Loop, Scan, stitch, sw
 from lightning_gradwatch.recurrent.capture.first_look import FirstLook
 from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, numbers
+
+OVERFLOWS = math.sqrt(torch.finfo(torch.float32).max)
+"""From this norm on the squares of a gradient do not fit float32."""
 
 
 class Read(NamedTuple):
@@ -116,3 +121,12 @@ def wide_norm(parameters: Sequence[Tensor], scale: Tensor | float) -> float:
     """The norm of the gradients in float64, divided by the loss scale."""
     norms = [float(numbers(p.grad).double().norm()) for p in parameters if p.grad is not None]
     return math.hypot(*norms) / float(scale)
+
+
+def unscaled(norms: Norms, parameters: Sequence[Tensor], scale: float) -> Norms:
+    """The norms of gradients that a large loss scale alone kept out of float32, taken in float64;
+    as they are where they would overflow without it too, or an entry is not finite.
+    """
+    found = [float(numbers(p.grad).double().norm()) / scale for p in parameters if p.grad is not None]
+    wide = replace(norms, by_parameter=found)
+    return wide if wide.whole < OVERFLOWS and len(found) == len(norms.by_parameter) else norms

@@ -33,19 +33,15 @@ class ProfileDetectors:
 
     def __init__(self, users: Sequence[Detector] = ()) -> None:
         self.exploding = ExplodingDetector()
-        built_in = (
-            self.exploding,
-            SaturationDetector(),
-            VanishingDetector(),
-            ShortReachDetector(),
-            OneSequenceDetector(),
-            ScanMismatchDetector(),
-        )
-        self._all: tuple[Detector, ...] = (*built_in, *map(GuardedDetector, users))
+        self._of_lags = (self.exploding, SaturationDetector(), VanishingDetector())
+        others = (ShortReachDetector(), OneSequenceDetector(), ScanMismatchDetector())
+        self._all: tuple[Detector, ...] = (*self._of_lags, *others, *map(GuardedDetector, users))
 
     def __call__(self, profile: Profile, moment: Moment) -> Iterator[Event]:
-        """What they say of a profile."""
-        for detector in self._all:
+        """What they say of a profile. Of a scan that was marked with what it does not compute, the
+        lags say nothing.
+        """
+        for detector in self._all[len(self._of_lags) if profile.mismatch is not None else 0 :]:
             event = detector(profile, moment)
             if event is not None:
                 yield event

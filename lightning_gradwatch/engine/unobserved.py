@@ -24,6 +24,8 @@ _ADDED_REMEDY = (
     "Make it in __init__ or configure_model, or train on in a fit of its own: each fit looks for the modules anew."
 )
 
+TOO_SHORT = "it was found in the first step, to be measured from the next on, and training ended before that"
+
 UNUSED = "no loss reached its output"
 
 _SCRIPTED_REMEDY = "Leave it unscripted while it trains, and script it afterwards: the weights are the same."
@@ -50,7 +52,17 @@ _OWN_REMEDY = (
     "do by default, and leave it out with python_based=True."
 )
 
-_REMEDIES = {FROZEN: _FROZEN_REMEDY, UNUSED: _UNUSED_REMEDY, DETACHED: _DETACHED_REMEDY, OWN_RECURRENCE: _OWN_REMEDY}
+_TOO_SHORT_REMEDY = (
+    "Train for two steps or more, or mark its state with tap(), which is measured from the first step on."
+)
+
+_REMEDIES = {
+    TOO_SHORT: _TOO_SHORT_REMEDY,
+    FROZEN: _FROZEN_REMEDY,
+    UNUSED: _UNUSED_REMEDY,
+    DETACHED: _DETACHED_REMEDY,
+    OWN_RECURRENCE: _OWN_REMEDY,
+}
 """Where the reason is known, what helps against that one."""
 
 
@@ -67,6 +79,7 @@ class Unobserved:
         reasons: qualified name of what TorchScript holds → why it cannot
             be observed, whatever happens.
         measured: the modules that were.
+        found_at: a cell of one's own → batches watched when the search found it.
         like_scans: qualified name → class of the modules that look like a scan by its name; none
             any more once the user has marked something.
     """
@@ -84,6 +97,7 @@ class Unobserved:
         self._model, self._patterns, self._collector, self._strict = model, patterns, collector, strict
         self._known = set(discover(model).values())
         self.like_scans = named_like_scans(model) if patterns is None else {}
+        self.found_at: dict[str, int] = {}
         self._failed: dict[str, str] = {}
         self._called_around: set[str] = set()
 
@@ -121,13 +135,19 @@ class Unobserved:
             if name not in observed and any(p.grad is not None for p in module.parameters()):
                 self._called_around.add(name)
 
-    def events(self, capture: Capture, observed: Collection[str], moment: Moment) -> list[Event]:
-        """Each module that was never observed, with the reason."""
+    def events(self, capture: Capture, observed: Collection[str], moment: Moment, steps: int) -> list[Event]:
+        """Each module that was never observed, with the reason.
+
+        Args:
+            steps: batches that were watched to their end.
+        """
         reasons = self.reasons | {name: why for name, why in self._failed.items() if name not in self.measured}
         for name in capture.modules:
             if name in observed or is_outside(name):
                 continue  # what the model's loss never reached is no recurrence of the model
-            if name in capture.unseen:
+            if self.found_at.get(name) == steps:
+                reasons[name] = TOO_SHORT
+            elif name in capture.unseen:
                 reasons[name] = capture.unseen[name]
             elif name in self._called_around:
                 reasons[name] = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from lightning_gradwatch.engine.judging import Judge, Pending
-from lightning_gradwatch.engine.locator import Locator
+from lightning_gradwatch.engine.locator import Locator, unscaled
 from lightning_gradwatch.engine.measuring import Measuring
 from lightning_gradwatch.engine.observation import Cells, Collector, Observation
 from lightning_gradwatch.engine.options import WatchOptions
@@ -143,6 +143,7 @@ class Watch:
 
     def adopt(self, cells: Cells) -> None:
         """Watch these cells from now on."""
+        self._unobserved.found_at.update(dict.fromkeys(cells, self.steps))
         for name, (module, slots) in cells.items():
             self.capture.add(name, module, slots)
         self._parameters.update()
@@ -154,7 +155,7 @@ class Watch:
 
     def unobserved(self, moment: Moment) -> list[Event]:
         """Each module that was never observed, with the reason."""
-        return self._unobserved.events(self.capture, self.observed, moment)
+        return self._unobserved.events(self.capture, self.observed, moment, self.steps)
 
     def finish(self, moment: Moment) -> Observation:
         """Training is over: judge what is still on its way, look at the weights that the last
@@ -187,9 +188,12 @@ class Watch:
         # saw is gone when the step ends.
         self._read(wait=step.sampled or self._search.first is not None)
         if norms is None:
+            if loss is not None:
+                self._judge.without_gradient(step)
             if step.sampled:
                 self._measuring.sample(calls, step)
             _release(calls)
+        self._measuring.keep_windows(calls, step)
 
     def _read(self, *, wait: bool) -> None:
         while self._pending and (wait or self._pending[0].norms.ready()):
@@ -202,6 +206,8 @@ class Watch:
         one as far as it was asked for.
         """
         step, norms = pending.step, pending.norms.read()
+        if step.scaled and not math.isfinite(norms.whole):
+            norms = unscaled(norms, pending.norms.parameters, float(step.scale))
         finite = math.isfinite(norms.whole)
         if step.complete:
             self._collector.add_norm(norms.whole)

@@ -33,6 +33,8 @@ the same ones, rank 0 writes it.
 
 _NOUNS = {Severity.CRITICAL: "critical event", Severity.WARNING: "warning", Severity.INFO: "note"}
 
+_NOTHING = "  Nothing was measured: no recurrent module, cell or tap was found to run."
+
 Place = tuple[str, int, str]
 """Module, layer, direction."""
 
@@ -141,6 +143,12 @@ class Findings:
         if self.log is not None and summaries:
             self.log.meta({"clipping": [one.to_record() for one in summaries]})
 
+    def note_truncation(self) -> None:
+        """Write what truncated backpropagation through time throws away, where it was measured."""
+        if self.log is not None:
+            measured = [layer.truncation() for layer in self.verdicts() if layer.cut_share is not None]
+            self.log.meta({"truncation": measured})
+
     def horizon_text(self) -> str | None:
         """The shortest horizon of the last sampled step, beside the sequence length: ``≥12/12``."""
         if self._shortest is None:
@@ -162,7 +170,7 @@ class Findings:
         """
         self._others = list(others)
         lines = ["GradWatch: how far the gradient reaches back through time"]
-        lines += [f"  {plain(layer.line)}" for layer in self.verdicts()]
+        lines += [f"  {plain(layer.line)}" for layer in self.verdicts()] or [_NOTHING]
         lines += [f"  {plain(one.line(several=len(self.clipping) > 1))}" for one in self.clipping if one.steps]
         events = [event.to_record() for event in self.events]
         return [*lines, f"  {plain(_told([event for event in events if not closes_episode(event)]))}"]

@@ -132,6 +132,7 @@ class Session:
             return False
         with suppress(Exception) if broken_off else nullcontext():
             findings.take(watch.finish(self.passes.moment))
+            findings.note_truncation()
             if self._audit is not None:
                 write = self.passes.moment.rank == 0 or not findings.gradients_are_common()
                 tell_clipping(findings, self._audit.findings(), self.passes.moment, write=write)
@@ -139,7 +140,7 @@ class Session:
         if watch.steps or not broken_off:
             findings.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
         nothing = watch.has_nothing() and not self._has_unreachable
-        return bool((findings.events or not nothing) and (watch.steps or findings.events or not broken_off))
+        return bool(watch.steps or findings.events or not (nothing or broken_off))
 
     def end(self) -> None:
         """Take the hooks off. Calling it again does nothing."""

@@ -8,7 +8,7 @@ from itertools import starmap
 from statistics import median
 
 from lightning_gradwatch.events import EventKind, closes_episode
-from lightning_gradwatch.growth import rate_in_words
+from lightning_gradwatch.growth import levels_off, rate_in_words
 from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import growth, middle, reach
@@ -16,6 +16,7 @@ from lightning_gradwatch.runlog.verdict import Verdict
 from lightning_gradwatch.thresholds import (
     BLOCKED_SHARE,
     EXPLODING_FACTOR,
+    LEARNED_LOSS,
     RISEN_LOSS,
     SATURATION_SAMPLES,
     SEVERAL,
@@ -72,6 +73,13 @@ def _without_time(evidence: Evidence) -> Said | None:
         return Verdict.UNDECIDED, LEFT_OUT
     said = evidence.message(EventKind.NOT_OBSERVED).partition(" was not observed.")[2].strip()
     return Verdict.NOT_OBSERVED, said or "Its sequences have one timestep: nothing flows through time."
+
+
+def _mismatched(evidence: Evidence) -> Said | None:
+    """Lags that were worked out with another decay than the scan's own tell nothing of it."""
+    if evidence.exact or not evidence.message(EventKind.SCAN_MISMATCH):
+        return None
+    return Verdict.UNDECIDED, "The horizon is not known: the states are not what the marked decay and inputs make."
 
 
 def _exploding(evidence: Evidence) -> Said | None:
@@ -179,7 +187,8 @@ def _shortened(evidence: Evidence) -> Said | None:
     if reached is None or reach(reached) <= (evidence.horizon or 0) or last > RISEN_LOSS * first > 0:
         return None
     earlier = f"at step {reached['step']} it reached {reached['horizon']}"
-    why = " What has been learned needs little gradient." if last < first else ""
+    fell = f" The loss went from {first:.3g} to {last:.3g}." if math.isfinite(first) and math.isfinite(last) else ""
+    why = " What has been learned needs little gradient." if last < LEARNED_LOSS * first else fell
     return Verdict.SHORTENED, f"{_fall(evidence)}; {earlier}.{why}"
 
 
@@ -191,6 +200,8 @@ def _vanishing(evidence: Evidence) -> Said:
             Verdict.VANISHING,
             f"{_fall(evidence)}{_low(evidence)}: what lies further back teaches next to nothing, which the task may not need.",
         )
+    if evidence.starves and levels_off(evidence.rate, evidence.real_timesteps):
+        return Verdict.VANISHING, f"{_fall(evidence)}, and then hardly any more: {_STEADY}"
     if evidence.starves:
         return Verdict.VANISHING, f"{_fall(evidence)}: what lies further back is not learned."
     enough = "yet every timestep gets 1 % of the largest gradient or more, so it matters only if the task needs a longer memory"
@@ -202,6 +213,7 @@ RULES: tuple[Rule, ...] = (
     _diverged,
     _without_gradient,
     _without_time,
+    _mismatched,
     _exploding,
     _saturated,
     _perhaps_saturated,
@@ -214,6 +226,8 @@ RULES: tuple[Rule, ...] = (
     _vanishing,
 )
 """The gravest come first; the last one applies to whatever is left."""
+
+_STEADY = "what lies further back gets little, but gets it from all timesteps alike; whether it is learned the loss has to show."
 
 _PADDED = (
     "the {} timesteps before the loss have equal inputs, as padding has, and have to be crossed first. If they are padding, pack the "

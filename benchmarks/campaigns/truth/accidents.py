@@ -357,16 +357,24 @@ def _looked_at(c: Context, m: Words) -> None:
     c.number(m.get("looked", "1"), 1, int(m["steps"].replace(",", "")), "the number of steps looked at")
 
 
-@SAID("The gradient norm: median <n:norm>, largest <n:largest>.", "The gradient norm was <n:norm>.")
+@SAID(
+    "The gradient norm« of the <int:looked> step«s» looked at»: median <n:norm>, largest <n:largest>.",
+    "The gradient norm was <n:norm>.",
+)
 def _norms_looked_at(c: Context, m: Words) -> None:
     norms = [norm for step in range(c.truth.steps) if math.isfinite(norm := c.truth.norm(step))]
-    for name in m if norms else ():
+    if "looked" in m:
+        c.number(m["looked"], 1, len(norms), "the number of steps looked at")
+    for name in m.keys() - {"looked"} if norms else ():
         c.number(m[name], min(norms), max(norms), "the norm", slack=0.01)
 
 
 @SAID("No optimizer step could be looked at: no step was taken with a finite gradient.")
 def _nothing_looked_at(c: Context, m: Words) -> None:
-    c.verdict(any(not c.truth.finite(step) for step in range(c.truth.steps)), "every gradient is finite")
+    c.verdict(
+        any(not (c.truth.norms[step] and c.truth.finite(step)) for step in range(c.truth.steps)),
+        "every gradient is finite",
+    )
 
 
 @SAID(
@@ -419,7 +427,7 @@ def _not_observed(c: Context, m: Words) -> None:
 
 @SAID("No loss reached its output.", "Its forward was not called in a training step, or no loss reached its output.")
 def _no_loss(c: Context, m: Words) -> None:
-    c.verdict(c.case.kind == "not in the loss", "a loss reaches it")
+    c.verdict(c.case.kind == "not in the loss" or c.case.cause == "cut loss", "a loss reaches it")
 
 
 @SAID("Its weights have gradients but no hook fired: .forward was called around it, or it was compiled before.")

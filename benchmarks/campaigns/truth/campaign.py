@@ -17,23 +17,26 @@ from benchmarks.campaigns.truth import (
     curves,
     gates,
     healthy,
+    newer,
     nonfinite,
     reach,
     remedies,
     sick,
+    unlearned,
     verdicts,
 )
 from benchmarks.campaigns.truth.case import Case, Told, Truth, train
 from benchmarks.campaigns.truth.sentences import MISS, NUMBER, REMEDY, SAID, UNREAD, VERDICT, Fault, Judgement, judged
 from lightning_gradwatch.events import Severity
 
-JUDGES = (accidents, curves, gates, remedies, verdicts)  # importing them fills SAID
+JUDGES = (accidents, curves, gates, remedies, unlearned, verdicts)  # importing them fills SAID
 MAKERS: tuple[Callable[[Random], Case], ...] = (
     *healthy.KINDS,
     *reach.KINDS,
     *sick.KINDS,
     *nonfinite.KINDS,
     *cells.KINDS,
+    *newer.KINDS,
 )
 SORTS = (VERDICT, NUMBER, REMEDY, MISS, UNREAD)
 

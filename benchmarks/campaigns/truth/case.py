@@ -154,6 +154,13 @@ class Truth:
             float(weights[name].double().norm() / first[name].double().norm()) for weights in near for name in matrices
         ]
 
+    def before(self, step: int) -> tuple[nn.ModuleDict, Any]:
+        """The network as it was before a step, in float64, and the step's batch."""
+        weights, batch, _ = self._kept[step]
+        net = copy.deepcopy(self._net)
+        net.load_state_dict(weights)
+        return net.double(), _double(batch)
+
     def finite(self, step: int) -> bool:
         """Whether loss and gradients of a step were."""
         return math.isfinite(self.losses[step]) and all(map(math.isfinite, self.norms[step].values()))

@@ -29,7 +29,9 @@ def timesteps(c: Context, said: str) -> None:
         c.number(said, *found, "the number of timesteps")
 
 
-_RATE = "growth rate <n:rate> nats per timestep«: <how:words>»"
+_RATE = (
+    "growth rate <n:rate> nats per timestep« over all lags»«: <how:words>»« on average, and falls faster at the <name>»"
+)
 _SPREAD = "<int:shortest> to« over» <int:longest> in the last <int:of> samples"
 _SPEED = f"« («{_SPREAD}»«; »«{_RATE}»)»"
 _FALL = (
@@ -131,7 +133,24 @@ def _shortened(c: Context, m: Words) -> None:
 
 @SAID("What has been learned needs little gradient.")
 def _learned(c: Context, m: Words) -> None:
-    c.verdict(c.truth.losses[-1] < c.truth.losses[0], "nothing was learned")
+    c.verdict(min(c.truth.losses[-3:]) < 0.6 * c.truth.losses[0], "little was learned")
+
+
+@SAID("The loss went from <n:first> to <n:last>.")
+def _went(c: Context, m: Words) -> None:
+    late = c.truth.losses[-c.truth.steps // 2 :]
+    c.number(m["first"], c.truth.losses[0], c.truth.losses[0], "the first loss", slack=0.01)
+    c.number(m["last"], min(late), max(late), "the last losses", slack=0.01)
+
+
+@SAID(
+    f"{_FALL}, and then hardly any more: what lies further back gets little, but gets it from all timesteps alike; whether it is learned "
+    "the loss has to show."
+)
+def _falls_at_first(c: Context, m: Words) -> None:
+    falls(c, m)
+    slow = [one.rate[1] > -2.2 / one.timesteps for one in of_late(c) if one.rate is not None]
+    c.verdict(not slow or any(slow), "it goes on to fade")
 
 
 def _reached_at(c: Context, said: str, step: int) -> None:

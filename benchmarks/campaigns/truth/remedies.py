@@ -121,7 +121,7 @@ helps(
     "Mark the hidden states of a recurrence with tap().",
 )
 helps(
-    ("unmeasured",),
+    ("unmeasured", "cut loss"),
     "If it should be trained, let what it returns reach the loss; if not, there is nothing to do.",
 )
 helps(("unmeasured",), "Leave it unscripted while it trains, and script it afterwards: the weights are the same.")

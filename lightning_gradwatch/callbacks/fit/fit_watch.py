@@ -116,13 +116,14 @@ class FitWatch:
             return False
         with suppress(Exception) if broken_off else nullcontext():
             self._recorder.take(watch.finish(self.passes.moment))
+            self._recorder.note_truncation()
             write = self.trainer.is_global_zero
             tell_clipping(self._recorder, self.audit.findings(), self.passes.moment, write=write)
         self._recorder.take(watch.take())  # what was found before an error in the midst of it
         if watch.steps or not broken_off:
             self._recorder.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
         nothing = watch.has_nothing() and not self._has_unreachable
-        return bool((events or not nothing) and (watch.steps or events or not broken_off))
+        return bool(watch.steps or events or not (nothing or broken_off))
 
     def end_watching(self) -> None:
         """Take the hooks off and close the run log. Calling it again does nothing."""

@@ -46,7 +46,8 @@ class Gradients:
         self._pending: PendingValues | None = None
         if gradients:
             with torch.no_grad():
-                norms = tensor_norms(list(gradients.values()))
+                scaled = isinstance(scale, Tensor) or scale != 1.0  # which may leave no room for squares
+                norms = tensor_norms(list(gradients.values()), wide=scaled)
                 self._pending = PendingValues(
                     norms / scale if not isinstance(scale, Tensor) else norms / scale.to(norms.device)
                 )
@@ -70,9 +71,12 @@ def sample_of(step: int, before: Gradients, after: Gradients, scale: float) -> C
         scale: as for :class:`ClipSample`.
     """
     first, then = before.norms(), after.norms()
-    common = [weight for weight, norm in then.items() if weight in first and (norm > 0 or first[weight] == 0)]
+    both = [weight for weight in then if weight in first]
+    if not all(math.isfinite(norms[weight]) for weight in both for norms in (first, then)):
+        return None
+    common = [weight for weight in both if then[weight] > 0 or first[weight] == 0]
     norm, got = (math.hypot(*(norms[weight] for weight in common)) for norms in (first, then))
-    if not (common and math.isfinite(norm) and math.isfinite(got)):
+    if not common:
         return None
     touched = differ(before.marks, after.marks)
     grown = any(then[weight] > first[weight] * (1 + _GROWN) for weight in common)

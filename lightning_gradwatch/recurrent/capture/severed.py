@@ -4,7 +4,7 @@ flows from one to the one before.
 A module may well be called several times for good reasons: an encoder for several sequences, both
 directions by hand, one call for each element of a batch. So it is called severed on evidence alone:
 its state is that of an earlier call, detached; or its calls take the timesteps of one tensor, each
-beginning anew.
+beginning anew. Where each call takes one sequence alone, the slices may be sequences: that is said.
 """
 
 from __future__ import annotations
@@ -36,6 +36,15 @@ CONTEXT = (
     "Each of its {count} calls takes one timestep and the same state, another for each sequence: it works as a gated layer over "
     "what it is given, and nothing is carried through time."
 )
+
+ALONE = (
+    "Each of its {count} calls takes one timestep of one sequence, a slice of one tensor, and begins anew, {what}: if the slices are the "
+    "timesteps of a sequence, nothing is carried through time."
+)
+"""With one sequence alone the slices may as well be the sequences of a batch."""
+
+SEVERAL_ROWS = 2
+"""Sequences, taken at once, whose slices can be nothing but timesteps."""
 
 STRAIGHT = 1 - 1e-6
 """The squared correlation of two rows of which one is the other, shifted,
@@ -104,7 +113,9 @@ def _how(calls: Sequence[RecurrentCall | Loop]) -> How | None:
         return How(
             f"In each of its {len(uses)} calls the state that comes in is that of an earlier call, but detached."
         )
-    if _begin_alike(uses) and _take_turns_in_time(uses):
+    if _begin_alike(uses) and have_common_origin([use.input for use in uses if use.input is not None]):
+        if min(map(_sequences, uses)) < SEVERAL_ROWS:
+            return How(ALONE.format(count=len(uses), what=_with_what(uses)), is_note=True)
         if any(differs_by_row(state) for state in uses[-1].given):
             return How(CONTEXT.format(count=len(uses)), is_note=True)
         return How(f"Each of its {len(uses)} calls takes one timestep and begins anew, {_with_what(uses)}.")
@@ -170,14 +181,6 @@ def _starts_as(use: Use, other: Use) -> bool:
     """Whether two calls were given the same states."""
     one, two = (() if not any(bool(s.any()) for s in u.given) else u.given for u in (use, other))
     return len(one) == len(two) and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, two, strict=True))
-
-
-def _take_turns_in_time(uses: Sequence[Use]) -> bool:
-    """Whether the calls take, each for several sequences at once, one slice after
-    the other of what was one tensor.
-    """
-    rows = min(_sequences(use) for use in uses)
-    return rows > 1 and have_common_origin([use.input for use in uses if use.input is not None])
 
 
 def differs_by_row(state: Tensor) -> bool:

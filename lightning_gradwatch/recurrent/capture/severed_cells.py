@@ -15,7 +15,13 @@ from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.loops import tensors
 from lightning_gradwatch.recurrent.capture.modules import beside
 from lightning_gradwatch.recurrent.capture.search_hooks import SearchHooks
-from lightning_gradwatch.recurrent.capture.severed import FEW, How, comes_from, differs_by_row
+from lightning_gradwatch.recurrent.capture.severed import (
+    FEW,
+    SEVERAL_ROWS,
+    How,
+    comes_from,
+    differs_by_row,
+)
 from lightning_gradwatch.recurrent.capture.slots import arguments, is_own, parameters
 from lightning_gradwatch.recurrent.capture.taps import listen
 from lightning_gradwatch.recurrent.graph.slices import Origin, origins
@@ -28,6 +34,7 @@ STATES = frozenset(
 """What the parameter of a forward that takes a state is called."""
 
 ANEW = "Each of its {count} calls takes a slice of one tensor and begins anew, with {what} for {name}."
+IF_ONE = "If the slices are the timesteps of one sequence, nothing is carried through time."
 NEVER_GIVEN = (
     "Each of its {count} calls takes a slice of one tensor, and none is given {name}: if that is a state and the calls are "
     "timesteps, nothing is carried through time."
@@ -44,6 +51,8 @@ class _Calls:
     detached: int = 0
     given: list[Tensor] = field(default_factory=list[Tensor])
     made: list[Tensor] = field(default_factory=list[Tensor])
+    rows: int = 2**31
+    """The fewest that an input had: sequences."""
     values: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
     """Of parameters that look like a state, what they had in every call so far; nothing is empty.
     """
@@ -119,7 +128,8 @@ def _how(calls: _Calls) -> How | None:
     if not values:
         return How(NEVER_GIVEN.format(count=calls.count, name=name), is_note=True)
     what = "the same values" if any(bool(value.any()) for value in values) else "zeros"
-    return How(ANEW.format(count=calls.count, what=what, name=name))
+    said = ANEW.format(count=calls.count, what=what, name=name)
+    return How(said) if calls.rows >= SEVERAL_ROWS else How(f"{said} {IF_ONE}", is_note=True)
 
 
 def _look_for_detached(calls: _Calls, inputs: list[Tensor], outputs: list[Tensor]) -> None:
@@ -155,7 +165,8 @@ def _look_for_anew(calls: _Calls, names: tuple[str, ...], taken: Mapping[str, Te
         if name in before and _are_alike(values, before[name], outputs)
     }
     x = next((tensor for tensor in inputs if tensor.is_floating_point()), None)
-    if calls.values and x is not None and x.dim() > 1 and len(x) > 1:
+    if calls.values and x is not None and x.dim() > 1 and len(x):
+        calls.rows = min(calls.rows, len(x))
         calls.inputs.add(x.data_ptr())
         sources = set(origins(x))
         calls.slice_of = sources if calls.slice_of is None else calls.slice_of & sources

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 MOST_NODES = 200_000
@@ -36,6 +37,15 @@ def nodes_until(roots: Iterable[Node | None], stops: Collection[Node]) -> list[N
     roots first; the stops left out.
     """
     return _reachable([root for root in roots if root is not None], [], stops)[0]
+
+
+def leads_to_weights(tensor: Tensor) -> bool:
+    """Whether a parameter is behind a tensor, or may be: a graph may be too large to be seen
+    whole.
+    """
+    nodes = nodes_until([tensor.grad_fn], [])
+    leaves = (getattr(node, "variable", None) for node in nodes)
+    return len(nodes) >= MOST_NODES or any(isinstance(leaf, nn.Parameter) for leaf in leaves)
 
 
 def is_reached(roots: Iterable[Node | None], target: Node, past: Collection[Node] = ()) -> bool:

@@ -223,6 +223,21 @@ def test_adaptive_clip_is_counted_by_its_own_count(tmp_path) -> None:
     assert found.norm_percentiles["max"] == pytest.approx(largest, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["head.bias", "head.weight", "rnn.weight_hh_l0"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_step_with_a_gradient_that_is_not_finite_is_no_sample(tmp_path, name: str, value: float) -> None:
+    """The norm of the others alone is not that of the step."""
+
+    class Breaks(TinyLanguageModel):
+        def on_after_backward(self) -> None:
+            if self.trainer.global_step == 3:
+                self.get_parameter(name).grad[0] = value
+
+    watch = fit(tmp_path, Breaks(), watch=GradWatch(every_n_steps=1))
+    (found,) = watch.clipping
+    assert found.samples == 3
+
+
 @pytest.mark.parametrize("bad", [{3}, {3, 4, 5}, {0, 9}])
 def test_adaptive_clip_that_skipped_has_acted(tmp_path, bad: set[int]) -> None:
     """Gradients that are not finite at some steps, and no explosion: nobody says that it never acted."""

@@ -183,6 +183,48 @@ class Overflows(TinyLanguageModel):
         return super().loss(words, batch_idx) * (1e30 if self.count <= self.until else 1.0)
 
 
+class InFloat32(TinyLanguageModel):
+    """Computes in float32 under autocast, so that a scale can rise until the squares of the gradients overflow."""
+
+    def __init__(self, outlier: float = 1.0) -> None:
+        super().__init__(optimizer="SGD", lr=1e-9)
+        self.outlier = outlier
+
+    def loss(self, words, batch_idx):
+        with torch.autocast("cpu", enabled=False):
+            return super().loss(words, batch_idx) * (self.outlier if self.trainer.global_step == 25 else 1.0)
+
+
+class TestLargeScale:
+    """A loss scale under which every entry is finite, and no norm is in float32."""
+
+    @pytest.fixture
+    def scaled(self):
+        enabled = torch.backends.mkldnn.enabled
+        torch.backends.mkldnn.enabled = False
+        yield lambda scale: MixedPrecision(
+            "16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+        )
+        torch.backends.mkldnn.enabled = enabled
+
+    @pytest.mark.parametrize("power", [66, 90, 110, 117])
+    def test_it_is_no_explosion(self, scaled, power: int, tmp_path) -> None:
+        """Nothing is told, and the norms are those without the scale."""
+        watch = fit(tmp_path, InFloat32(), steps=30, plugins=[scaled(2.0**power)])
+        assert watch.events == []
+        said = " ".join(watch._found.summary())
+        assert "No optimizer step could be looked at" not in said
+        assert "The gradient norm" in said
+
+    @pytest.mark.parametrize("power", [66, 90])
+    def test_an_explosion_under_it_is_told(self, scaled, power: int, tmp_path) -> None:
+        """With the norm that it has without the scale."""
+        watch = fit(tmp_path, InFloat32(1e6), steps=30, plugins=[scaled(2.0**power)])
+        first = watch.events[0]
+        assert (first.kind, first.step) == (EventKind.EXPLODING_GRADIENT, 25)
+        assert 1e4 < first.value < 1e8
+
+
 class TestScaleSearch:
     """GradScaler on a CPU."""
 

@@ -238,6 +238,27 @@ def test_a_mismatch_is_told_once(tmp_path: Path) -> None:
     assert all("differs from its recurrence" in record["inexact_reason"] for record in records)
 
 
+@pytest.mark.parametrize("wrong", ["no sigmoid", "doubled", "negative"])
+def test_lags_of_a_wrong_mark_are_not_judged(tmp_path: Path, wrong: str) -> None:
+    """With the decays that were named the gradient would explode or vanish; the network's own does neither, and the mark is told."""
+
+    class Mistaken(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = self.gate(x) + 2
+            keep = torch.sigmoid(logits)
+            b = (1 - keep) * self.value(x)
+            named = {"no sigmoid": logits, "doubled": 2 * keep, "negative": 0.1 * keep - 0.2}[wrong]
+            return tap_scan(parallel(keep, b), named, inputs=b, name="mistaken")
+
+    watch = fit(tmp_path, Fits(Mistaken(WIDTH, 8)))
+    assert {event.kind for event in watch.events if not event.action} == {EventKind.SCAN_MISMATCH}
+    (layer,) = watch.verdicts
+    assert layer.said == "undecided"
+    assert layer.sentence.startswith(
+        "The horizon is not known: the states are not what the marked decay and inputs make."
+    )
+
+
 class MambaBlock(nn.Module):
     """What it does inside is not known; its class has the name of a scan."""
 

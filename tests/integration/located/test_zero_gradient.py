@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch
@@ -71,3 +73,55 @@ def test_the_verdict_names_it(tmp_path) -> None:
     lines = watch._found.summary()
     assert any("not observed. No gradient reached its hidden states" in line for line in lines)
     assert any("ZERO_GRADIENT" in line for line in lines)
+
+
+def unlearned(loss: Tensor, step: int) -> Tensor:
+    """A leaf of its own, made of the loss's value."""
+    return torch.tensor(loss.item(), requires_grad=True)
+
+
+CUT = {
+    "detached": lambda loss, step: loss.detach().requires_grad_(),
+    "made anew of its value": unlearned,
+    "a computation on what was detached": lambda loss, step: (loss.detach().requires_grad_() * 2).square(),
+    "through numpy": lambda loss, step: torch.from_numpy(loss.detach().numpy()).requires_grad_() + 1,
+    "from step 4 on": lambda loss, step: loss if step < 4 else loss.detach().requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_loss_that_lost_its_graph_is_told_once(tmp_path, name: str) -> None:
+    """No parameter gets a gradient: what is looked for is a detach, and not a factor of 0."""
+    (event,) = told(tmp_path, CUT[name])
+    assert (event.severity, event.step) == (Severity.WARNING, 6 if "from" in name else 2)
+    assert "no parameter of the model got a gradient" in event.message
+    assert "It was so 3 times in a row, although the loss is" in event.message
+    assert "detach()" in event.remedy
+    assert "clamp" not in event.remedy
+
+
+UNCUT = {
+    "a leaf of 0 where there is nothing to learn": lambda loss, step: torch.zeros((), requires_grad=True),
+    "two steps": lambda loss, step: loss.detach().requires_grad_() if step in (3, 4) else loss,
+    "every other step": lambda loss, step: loss if step % 2 else loss.detach().requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("name", UNCUT)
+def test_a_loss_without_a_graph_for_a_good_reason_is_not_told(tmp_path, name: str) -> None:
+    """A loss of 0 that somebody made, and single steps."""
+    assert told(tmp_path, UNCUT[name]) == []
+
+
+class TakesGradients(Callback):
+    """Takes them away when they have come, as an engine does that steps by itself."""
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.zero_grad(set_to_none=True)
+
+
+def test_gradients_that_somebody_took_away_are_not_told(tmp_path) -> None:
+    """The loss hangs on the weights all the same."""
+    watch = GradWatch(every_n_steps=2)
+    trainer(tmp_path, [TakesGradients(), watch], max_steps=6).fit(TinyLanguageModel(), sentences())
+    assert not [event for event in watch.events if event.kind == EventKind.ZERO_GRADIENT]

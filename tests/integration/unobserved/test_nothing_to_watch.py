@@ -37,3 +37,61 @@ def test_no_recurrent_module(tmp_path) -> None:
         _, _, run = fit(tmp_path, model, [GradWatch(dirpath=tmp_path / "run")])
     assert len([w for w in caught if "GradWatch" in str(w.message)]) == 1
     assert run.global_step == 6
+
+
+class Cumulated(torch.nn.Module):
+    """A recurrence that is computed in one go, and that nobody marked."""
+
+    def forward(self, x):
+        return torch.cat([x.cumsum(1), x[..., :2]], -1), None
+
+
+@pytest.mark.filterwarnings("ignore:.*found no recurrent module.*")
+@pytest.mark.parametrize("steps", [1, 6])
+def test_the_closing_lines_say_again_that_nothing_was_measured(tmp_path, steps: int, caplog) -> None:
+    """The warning of the first step has scrolled away by then."""
+    model = TinyLanguageModel()
+    model.rnn = Cumulated()
+    with caplog.at_level("INFO"):
+        fit(tmp_path, model, [GradWatch(dirpath=tmp_path / "run")], max_steps=steps)
+    assert "Nothing was measured: no recurrent module, cell or tap was found to run." in caplog.text
+
+
+class OwnCell(torch.nn.Module):
+    """Found by what it is given and gives back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.back = torch.nn.Linear(6, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, x, h):
+        return torch.tanh(self.own(x) + self.back(h))
+
+
+class Loop(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = OwnCell()
+
+    def forward(self, x):
+        h, states = x.new_zeros(len(x), 8), []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+            states.append(h)
+        return torch.stack(states, 1), None
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_cell_that_is_found_when_training_ends(tmp_path, steps: int) -> None:
+    """It was called, and a loss reached it: the reason is that one step was too short, and two are enough."""
+    model = TinyLanguageModel()
+    model.rnn = Loop()
+    watch, _, _ = fit(tmp_path, model, [GradWatch(dirpath=tmp_path / "run", every_n_steps=1)], max_steps=steps)
+    said = [event for event in watch.events if event.kind == EventKind.NOT_OBSERVED]
+    assert len(said) == (steps == 1)
+    for event in said:
+        assert event.module == "rnn.cell"
+        assert (
+            "found in the first step, to be measured from the next on, and training ended before that" in event.message
+        )
+        assert "two steps" in event.remedy

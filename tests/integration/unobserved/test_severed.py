@@ -183,6 +183,8 @@ def with_context(net: nn.ModuleList, x: Tensor) -> Tensor:
     return sum(net[1](x[:, t], context).square().mean() for t in range(x.shape[1]))
 
 
+IF_ONE = "takes one timestep of one sequence, a slice of one tensor, and begins anew"
+
 NOTED: dict[str, tuple[Callable[[], nn.Module], Run, str, str]] = {
     "nn.GRUCell over a context": (
         lambda: nn.ModuleList([nn.Linear(WIDTH, HIDDEN), nn.GRUCell(WIDTH, HIDDEN)]),
@@ -214,12 +216,32 @@ NOTED: dict[str, tuple[Callable[[], nn.Module], Run, str, str]] = {
         "net",
         "none is given state",
     ),
+    "one sequence, nn.GRU without a state": (gru, lambda net, x: fused(lambda h: None)(net, x[:1]), "net", IF_ONE),
+    "one sequence, nn.LSTMCell without a state": (
+        lambda: nn.LSTMCell(WIDTH, HIDDEN),
+        lambda net, x: sum(net(x[:1, t])[0].square().mean() for t in range(x.shape[1])),
+        "net",
+        IF_ONE,
+    ),
+    "one sequence with time first, nn.RNN": (
+        lambda: nn.RNN(WIDTH, HIDDEN),
+        lambda net, x: sum(net(step[None])[0].square().mean() for step in x[:1].transpose(0, 1)),
+        "net",
+        IF_ONE,
+    ),
+    "one sequence, a cell of one's own": (
+        OwnCell,
+        lambda net, x: cell(torch.zeros_like)(net, x[:1]),
+        "net",
+        "of one sequence",
+    ),
+    "elements of one timestep each": (gru, lambda net, x: each(net, x[:, :1]), "net", IF_ONE),
 }
 
 
 @pytest.mark.parametrize("form", NOTED)
 def test_what_may_be_meant_is_a_note(form: str, tmp_path: Path, recwarn) -> None:
-    """A cell that is used as a gated layer, or one that is given no state, is told truly, once, and as no alarm."""
+    """A gated layer, a cell that is given no state, one whose slices may be sequences: told truly, once, as no alarm."""
     make, run, name, words = NOTED[form]
     watch = fit(make(), run, tmp_path)
     (event,) = watch.events
@@ -343,7 +365,6 @@ INNOCENT: dict[str, tuple[Callable[[], nn.Module], Run]] = {
     "both directions by hand": (gru, both_ways),
     "both directions by a cell": (lambda: nn.GRUCell(WIDTH, HIDDEN), both_ways_by_cell),
     "inputs of one timestep": (gru, one_timestep),
-    "elements of one timestep each": (gru, lambda net, x: each(net, x[:, :1])),
     "siamese encoders": (gru, siamese),
     "three steps of decoding": (gru, decodes),
     "a cell that merges two series": (lambda: nn.GRUCell(WIDTH, HIDDEN), gate),

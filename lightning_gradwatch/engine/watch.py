@@ -193,6 +193,7 @@ class Watch:
             if step.sampled:
                 self._measuring.sample(calls, step)
             _release(calls)
+        self._measuring.keep_windows(calls, step)
 
     def _read(self, *, wait: bool) -> None:
         while self._pending and (wait or self._pending[0].norms.ready()):

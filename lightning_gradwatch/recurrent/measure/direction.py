@@ -177,6 +177,13 @@ class DirectionSweep:
         self.gate_gradient += float(delta[:, 0].abs().sum())
         return delta.matmul(self.adjoint.weights.w_ih) if with_input else None
 
+    def at_beginning(self, sequences: list[int]) -> tuple[Tensor, Tensor | None]:
+        """What has arrived at the initial h and c, ``(sequence, width)``, of the whole loss, times
+        the anchors' ``lift``, once all of it was gone back through.
+        """
+        hidden, cell = self._carry.hidden[0], self._carry.cell
+        return hidden[sequences], None if cell is None else cell[0][sequences]
+
     def gate_share(self) -> float | None:
         """What share of the gradient that the loss sends to the states reaches the
         gates; None where it sends none.

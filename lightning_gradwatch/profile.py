@@ -90,17 +90,18 @@ class Profile:
             weights, over that of what the loss sends to the states; None where it is not known.
         saturation: a closer look at the gates, where ``gate_gradient`` is small.
         fused: of a module that takes whole sequences, not of a loop.
-        handed_over: whether that state is a leaf that asks for a gradient, which
-            somebody may hand back by hand.
+        handed_over: whether that state is a leaf whose gradient somebody may hand back by hand.
         unjoined: whether it is measured by itself although its state goes on from call to call.
         with_gradient: to how many sequences of the whole batch the loss sends
             anything; None where it is not known.
         batch_first: of the module; None where there is no such order.
         cell_cut: whether the cell state of an LSTM comes in without a graph at most timesteps, h
             with one.
+        by_timestep: why the sweep of a fused call went back timestep by timestep where the fused
+            operator was to do it at once, as on a GPU; None where nothing stood against it.
+        cut_share: of the gradient over this window and the one before, what lies before the cut.
         channels: of a scan, how far back each channel holds a gradient.
-        mismatch: of a scan, where its states are not what its recurrence makes; None where they
-            are, or it was not asked.
+        mismatch: of a scan, where its states are known not to be what its recurrence makes.
     """
 
     module: str
@@ -130,6 +131,8 @@ class Profile:
     with_gradient: int | None = None
     batch_first: bool | None = None
     cell_cut: bool = False
+    by_timestep: str | None = None
+    cut_share: float | None = None
     channels: Channels | None = None
     mismatch: Mismatch | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
@@ -255,6 +258,7 @@ class Profile:
             "batch_size": self.batch_size,
             "exact": self.exact,
             "inexact_reason": self.inexact_reason,
+            "by_timestep": self.by_timestep,
             "total": _pick(self.total_median(), at),
             "total_max": _pick(self.total_max(), at),
             "direct": None if (direct := self.direct_median()) is None else _pick(direct, at),
@@ -273,6 +277,7 @@ class Profile:
             "with_gradient": self.with_gradient,
             "batch_first": self.batch_first,
             "past": self._past(),
+            "cut_share": self.cut_share,
             **record_of(self.channels),
         }
         if keep_sequences:

@@ -38,9 +38,9 @@ def keep_step_hooks(optimizers: Iterable[Optimizer] = ()) -> None:
 
 
 def _kinds(kind: type[Optimizer]) -> Iterator[type[Optimizer]]:
-    for own in kind.__subclasses__():
-        yield own
-        yield from _kinds(own)
+    for derived in kind.__subclasses__():
+        yield derived
+        yield from _kinds(derived)
 
 
 def _calls_hooks(step: Any) -> bool:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from benchmarks.clipping.methods import Method, methods
-from benchmarks.clipping.problems import Problem, problems
+from benchmarks.clipping.methods import Act, Method, close, methods
+from benchmarks.clipping.problems import Network, Problem, problems
 
 SPIKES = 1 / 40
 """Share of the steps whose gradient is multiplied, in the regime ``spikes``."""
@@ -65,6 +65,13 @@ def train(problem: Problem, method: Method, seed: int) -> Run:
     torch.manual_seed(seed)
     network, optimizer = problem.start()
     act = method.make(network, optimizer)
+    try:
+        return _train(problem, network, optimizer, act, seed)
+    finally:
+        close(act)
+
+
+def _train(problem: Problem, network: Network, optimizer: torch.optim.Optimizer, act: Act, seed: int) -> Run:
     chaos = torch.Generator().manual_seed(seed + 1000)
     clipped = 0
     for step in range(problem.steps):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.clipping.compare import norm_of
-from benchmarks.clipping.methods import adaptive_clip
+from benchmarks.clipping.methods import adaptive_clip, close
 
 SYMBOLS, WIDTH = 40, 16
 OUTPUTS = {"classify": 5, "binary": 2, "regress": 1, "zero mean": 1, "predict": SYMBOLS, "sum so far": 1}
@@ -90,6 +90,7 @@ class Run:
             if after < before * (1 - 1e-5):
                 found.append(f"{step}: {before:.3g} × {after / before:.2g}")
             optimizer.step()
+        close(act)
         return losses, found
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
+from lightning_gradwatch.recurrent.capture.direct_norm import DirectNorms
 
 Act = Callable[[], object]
 """What is done between the backward pass and the optimizer's step; it knows the model."""
@@ -36,11 +37,12 @@ def adaptive_clip(policy: str | ClipPolicy | TensorPolicy) -> Callable[[nn.Modul
     def make(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:
         groups = PolicyGroups(policy, None, None)
         groups.begin(module, [optimizer])
-        state = groups.new_state()
+        state, direct = groups.new_state(), DirectNorms()
+        direct.attach(module)
 
         def act() -> None:
             own = groups.of(module, optimizer, state)
-            measured, _ = measure(own, deferring=False)
+            measured, _ = measure(own, deferring=False, direct=direct)
             if not math.isfinite(whole_norm(measured)):
                 for parameter in module.parameters():
                     parameter.grad = None
@@ -48,9 +50,15 @@ def adaptive_clip(policy: str | ClipPolicy | TensorPolicy) -> Callable[[nn.Modul
             for group, norms in zip(own, measured, strict=True):
                 clip(group, norms, deferring=False)
 
+        act.close = direct.detach  # type: ignore[attr-defined]
         return act
 
     return make
+
+
+def close(act: Act) -> None:
+    """Take its hooks off, if it has any."""
+    getattr(act, "close", lambda: None)()
 
 
 def _nothing(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from benchmarks.clipping.methods import adaptive_clip
+from benchmarks.clipping.methods import adaptive_clip, close
 from benchmarks.clipping.problems import temporal_order
 from lightning_gradwatch.clip import Norm
 from lightning_gradwatch.recurrent.control.bounded_backward import Rule
@@ -106,6 +106,7 @@ def train(method: str, length: int, seed: int, updates: int) -> Outcome:
             if error <= 0.01 and error_of(network, length, 10_000) <= 0.01:
                 return Outcome(update, error, True)
     finally:
+        close(act)
         if hooks:
             hooks.detach()
     return Outcome(None, error, True)

@@ -2,6 +2,7 @@
 whose gradients are not finite.
 """
 
+# Over 300 lines: the docstring of what users add says every argument and logged key.
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from lightning_gradwatch.trainer.compat import (
     without_module,
 )
 from lightning_gradwatch.trainer.conflict import defers, unsupported_strategy
+from lightning_gradwatch.trainer.growth import GrowthReading
 from lightning_gradwatch.trainer.line_search import LineSearch
 from lightning_gradwatch.trainer.loss import as_returned, common_loss
 from lightning_gradwatch.trainer.mixed_precision import active_scaler, scale_if_skipping, unscale_once
@@ -146,7 +148,7 @@ class AdaptiveClip(ClipFacts, Callback):
         self.on_conflict, self.dirpath = on_conflict, dirpath
         self._recorder = ClipRecorder(on_event, log, progress_bar, figures)
         self._clip_events = ClipEvents()
-        self._through_time = HeldThroughTime(clip_through_time, omega)
+        self._through_time, self._growth = HeldThroughTime(clip_through_time, omega), GrowthReading()
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
         self._loss: Tensor | None = None
@@ -193,6 +195,9 @@ class AdaptiveClip(ClipFacts, Callback):
         saved = dict(enumerate(restored or ()))
         self._states = {index: self._groups.new_state(saved.get(index)) for index in range(len(trainer.optimizers))}
         self._through_time.begin(trainer, pl_module)
+        if self._acting:
+            policies = [policy for own in self.policies_in_use() for policy in own]
+            self._growth.begin(trainer, pl_module, policies)
         self._recorder.open(trainer, self.dirpath, owner=self)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -205,6 +210,7 @@ class AdaptiveClip(ClipFacts, Callback):
         with the norm; note the scale for what bounds its gradient through time.
         """
         self._through_time.before_backward(trainer, pl_module)
+        self._growth.before_backward(trainer)
         self._loss = as_returned(loss, trainer, pl_module) if self._acting and loss.numel() == 1 else None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -249,6 +255,7 @@ class AdaptiveClip(ClipFacts, Callback):
 
     def _close(self, trainer: Trainer) -> None:
         self._through_time.end()
+        self._growth.end()
         self._recorder.close(trainer, owner=self)
 
     def state_dict(self) -> dict[str, Any]:
@@ -296,5 +303,7 @@ class AdaptiveClip(ClipFacts, Callback):
             skipped_by_scaler=lambda: scale_if_skipping(scaler, optimizer),
             deferring=self._deferring,
             agreed=lambda loss: common_loss(trainer, loss),
+            direct=self._growth.norms,
+            loss_scale=self._growth.scale,
         )
         step.take(record, optimizer, index, groups, state, loss)

@@ -23,11 +23,13 @@ class Decision:
             that clips tensors it is the norm after, divided by the norm before.
         share: of a policy that clips tensors, the share of what it
             judges that was clipped; else None.
+        reason: why the step was clipped, in a sentence; empty where the policy does not say.
     """
 
     threshold: float | None
     coefficient: float
     share: float | None = None
+    reason: str = ""
 
     @property
     def clipped(self) -> bool:
@@ -47,12 +49,22 @@ class StepReading:
             SGD's learning rate. None where it does not go along the gradient (Adam); given while
             the policy has a true ``wants_step_size``.
         loss: the mean over all processes; given while the policy has a true ``wants_loss``.
+        direct_norm: L2 norm of what the loss sends to the outputs of the recurrent modules, before
+            it flows back through time; given while the policy has a true ``wants_growth``, in one
+            process, of modules that run over a whole sequence in a call.
+        growth: norm of the recurrent weights' gradient per unit of ``direct_norm``. It says nothing
+            by itself; beside that of other steps of the run it tells how the gradient grew through
+            time.
+        momentum: of SGD, the share of a step that it adds to the next one.
     """
 
     norm: float
     parameter_norm: float | None = None
     step_size: float | None = None
     loss: float | None = None
+    direct_norm: float | None = None
+    growth: float | None = None
+    momentum: float = 0.0
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,6 +28,7 @@ from lightning_gradwatch.recurrent import (
     stitch,
 )
 from lightning_gradwatch.recurrent.capture.duplicates import without_duplicates
+from lightning_gradwatch.recurrent.measure.beyond import Window
 
 
 class Measuring:
@@ -47,6 +49,7 @@ class Measuring:
         self._max_sequences, self._anchors = options.max_sequences, options.anchors
         self._influence = options.influence
         self._unannounced = options.unannounced
+        self._windows: dict[str, Window] = {}
         self._detectors, self._recurrent_weights = ProfileDetectors(options.detectors), RecurrentWeights()
 
     def follow(self, loss: Tensor) -> None:
@@ -80,6 +83,20 @@ class Measuring:
         self._look_at_recurrent_weights(calls, step.moment)
         self._judge(profiles, replace(step.moment, loss=step.loss_value()))
 
+    def keep_windows(self, calls: Sequence[Call], step: Step) -> None:
+        """Keep what the next sampled step can look back into, where this step is the one before it;
+        nothing otherwise.
+        """
+        if not (step.sampled or step.is_eve):
+            self._windows.clear()
+            return
+        counts = Counter(call.module for call in calls)
+        for call in calls:
+            window = Window.of(call) if isinstance(call, RecurrentCall) and counts[call.module] == 1 else None
+            self._windows.pop(call.module, None)
+            if window is not None:
+                self._windows[call.module] = window
+
     def confirmed(self) -> list[Event]:
         """Numbers stopped being finite: the growth through time that was
         suspicious before is beyond doubt.
@@ -94,9 +111,11 @@ class Measuring:
     def _measure(self, calls: Sequence[Call | Chain], max_sequences: int | None) -> list[Profile]:
         """The profiles of all that can be measured."""
         measured: list[Profile] = []
+        alone = Counter(call.module for call in calls)
         for call in calls:
             with nullcontext() if isinstance(call, RecurrentCall) else self._unobserved.isolated(call.module):
-                profiles = measure_calls([call], max_sequences, self._anchors, influence=self._influence)
+                before = self._windows.get(call.module) if alone[call.module] == 1 else None
+                profiles = measure_calls([call], max_sequences, self._anchors, influence=self._influence, before=before)
                 measured += [replace(profile, step=call.step) for profile in profiles]
         self._unobserved.measured.update(profile.module for profile in measured)
         return measured

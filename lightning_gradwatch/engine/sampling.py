@@ -53,6 +53,11 @@ class Sampling:
             self._closer = frozenset(closer_steps(now[0], self._every))
             self._closer_until = now[0] + self._every
 
+    def is_eve(self, modules: Iterable[str], now: Now) -> bool:
+        """Whether one of ``modules`` will be due when the optimizer has made its next step."""
+        after = now[0] + 1, None
+        return any(module in self._last and self._is_due(module, after, False) for module in modules)
+
     def note(self, modules: Iterable[str], now: Now) -> None:
         """These are measured now."""
         self._last.update(dict.fromkeys(modules, now))

@@ -27,6 +27,7 @@ class Step:
         scaled: whether a gradient scaler is at work.
         loss: with its graph; None where it is not known.
         batch: what the training step was given.
+        is_eve: whether the next optimizer step will be measured in full.
     """
 
     moment: Moment
@@ -38,6 +39,7 @@ class Step:
     scaled: bool
     loss: Tensor | None = None
     batch: Any = None
+    is_eve: bool = False
 
     def unscale(self) -> float:
         """By what hidden-state gradients are multiplied to undo both. A host

@@ -183,6 +183,7 @@ class Watch:
 
     def _arrived(self, taken: Taken, loss: Tensor | None, step: Step) -> None:
         self.observed |= taken.modules
+        calls = taken.calls if step.sampled or step.is_eve else []  # others nobody looks back into
         if step.sampled:
             self._parameters.update()
         norms = self._parameters.norms(loss, step)
@@ -198,6 +199,7 @@ class Watch:
             if step.sampled:
                 self._measuring.sample(taken.calls, step)
             taken.release()
+        self._measuring.keep_windows(calls, step)
 
     def _read(self, *, wait: bool) -> None:
         while self._pending and (wait or self._pending[0].norms.ready()):

@@ -63,6 +63,8 @@ class ClipEvents:
         threshold, details = outcome.decision.threshold, list[str]()
         if group.pattern:
             details.append(f"It is that of {group.pattern}.")
+        if outcome.decision.reason:
+            details.append(outcome.decision.reason)
         if threshold is not None and not math.isclose(threshold, outcome.clipped_norm, rel_tol=1e-3):
             bound = f"An ordinary step stays under {threshold:.4g}."
             first = f"It is the first step: {threshold:.4g} is a bound that follows from the parameters' size alone."

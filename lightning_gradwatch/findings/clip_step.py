@@ -16,6 +16,7 @@ from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.findings.clip_events import ClipEvents
 from lightning_gradwatch.findings.clip_nonfinite import NonFinite
 from lightning_gradwatch.findings.clip_record import ClipRecord
+from lightning_gradwatch.recurrent.capture.direct_norm import DirectNorms
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ClipStep:
         skipped_by_scaler: asked where they are not finite: the scale, where the gradient scaler
             skips this step by itself; else None.
         agreed: makes of this process's loss one that all processes have in common.
+        direct: what has arrived at the recurrent modules, with ``loss_scale`` in it.
     """
 
     events: ClipEvents
@@ -36,6 +38,8 @@ class ClipStep:
     skipped_by_scaler: Callable[[], float | None]
     deferring: bool = False
     agreed: Callable[[float | None], float | None] = lambda loss: loss
+    direct: DirectNorms | None = None
+    loss_scale: Tensor | float = 1.0
 
     def take(
         self,
@@ -56,7 +60,9 @@ class ClipStep:
         Raises:
             NonFiniteGradientError: the gradients are not finite, and that was asked for.
         """
-        measured, value = measure(groups, deferring=self.deferring, loss=loss)
+        measured, value = measure(
+            groups, deferring=self.deferring, loss=loss, direct=self.direct, scale=self.loss_scale
+        )
         record.take_loss(value)
         norm = whole_norm(measured)
         if self.nonfinite.concerns(norm):

@@ -143,6 +143,12 @@ class Findings:
         if self.log is not None and summaries:
             self.log.meta({"clipping": [one.to_record() for one in summaries]})
 
+    def note_truncation(self) -> None:
+        """Write what truncated backpropagation through time throws away, where it was measured."""
+        if self.log is not None:
+            measured = [layer.truncation() for layer in self.verdicts() if layer.cut_share is not None]
+            self.log.meta({"truncation": measured})
+
     def horizon_text(self) -> str | None:
         """The shortest horizon of the last sampled step, beside the sequence length: ``≥12/12``."""
         if self._shortest is None:

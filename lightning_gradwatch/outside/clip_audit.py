@@ -98,7 +98,7 @@ class LoopClipAudit:
 
     def _who(self, one: AuditedOptimizer) -> Clippers:
         naming, adaptive = self._named.get(one.index), self._adaptive.get(one.index)
-        named = {} if naming is None else naming.found
+        named = {} if naming is None else naming.functions
         return Clippers(
             adaptive="" if adaptive is None else adaptive[0].clips_by,
             named=tuple(named),

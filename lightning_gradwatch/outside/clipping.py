@@ -28,6 +28,7 @@ from lightning_gradwatch.outside.model import inner_model, inner_optimizer, opti
 from lightning_gradwatch.outside.processes import is_alone
 from lightning_gradwatch.outside.run_log import close_run_log, open_run_log
 from lightning_gradwatch.outside.terminal import say
+from lightning_gradwatch.recurrent.capture.direct_norm import DirectNorms
 from lightning_gradwatch.scaler import scale_of
 from lightning_gradwatch.step_hooks import keep_step_hooks
 
@@ -60,7 +61,8 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         optimizer: or several; each has its own copy of the policies.
         policy: ``"spike"``, ``"norm"``, ``"value"``, ``"autoclip"``, ``"zclip"``, ``"agc"``,
             ``"adagc"``, or a :class:`ClipPolicy` or :class:`TensorPolicy`.
-        model: whose parameters' names the patterns mean, and ``shrink_recurrent``.
+        model: whose parameters' names the patterns mean, and ``shrink_recurrent``; its recurrent
+            modules tell ``Spike``, in one process, how the gradient grows through time.
         exclude: patterns of parameter names that are not clipped and don't count in the norm.
         policies: patterns of those with a policy of their own. The first that matches counts, after
             ``exclude``. A pattern may also name a parameter group: ``group:0``,
@@ -109,9 +111,11 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         self._record, self._events = LoopStep(on_event, log, len(self._optimizers) > 1), ClipEvents()
         self._loss: Tensor | None = None
         self._acting = True
+        self._loss_scale: Tensor | float = 1.0
         writer = self._record.sink.log = None if dirpath is None else open_run_log(dirpath, self)
         self.run_dir: Path | None = None if writer is None else writer.folder
-        self._endings: list[Callable[[], None]] = [listen(self)]
+        self._direct = self._listens_for_growth()
+        self._endings: list[Callable[[], None]] = [listen(self), self._direct.detach]
         keep_step_hooks(self._optimizers)
         for one in self._optimizers:
             _clipped[one] = self
@@ -175,10 +179,16 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         """Keep the loss, to be read together with the norm. Of several processes each has its own:
         then none is kept.
         """
-        self._loss = None
+        self._loss, self._loss_scale = None, 1.0 if scaler is None else scale_of(scaler)
         if loss is not None and loss.numel() == 1 and is_alone():
             value = loss.detach()
             self._loss = value if scaler is None else value / scale_of(scaler)
+
+    def _listens_for_growth(self) -> DirectNorms:
+        direct, policies = DirectNorms(), [policy for state in self._states for policy in state.policies()]
+        if is_alone() and any(getattr(policy, "wants_growth", False) for policy in policies):
+            direct.attach(self._module)
+        return direct
 
     def after_backward(self, *, failed: bool) -> None:
         """Nothing: what counts is what the optimizer finds."""
@@ -232,5 +242,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
             self._events,
             self._nonfinite,
             skipped_by_scaler=lambda: scale if scale is not None and found_inf(optimizer) else None,
+            direct=self._direct,
+            loss_scale=self._loss_scale,
         )
         step.take(self._record, optimizer, index, groups, state, loss)

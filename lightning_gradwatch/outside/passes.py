@@ -87,6 +87,7 @@ class LoopPasses:
             complete=True,
             scaled=scaler is not None,
             loss=loss,
+            is_eve=self._sampling.is_eve(modules, self._now()),
         )
 
     def sampled(self, calls: Iterable[Call]) -> None:

@@ -132,6 +132,7 @@ class Session:
             return False
         with suppress(Exception) if broken_off else nullcontext():
             findings.take(watch.finish(self.passes.moment))
+            findings.note_truncation()
             if self._audit is not None:
                 write = self.passes.moment.rank == 0 or not findings.gradients_are_common()
                 tell_clipping(findings, self._audit.findings(), self.passes.moment, write=write)

@@ -1,6 +1,7 @@
 """The axes of tensors: the names that annotations, docstrings and the documentation use.
 
-``axes.Float[Tensor, "time sequence state"]`` is a tensor of floating-point numbers with these axes.
+``axes.Float[Tensor, "time sequence state"]`` is a tensor of floating-point numbers with these axes,
+``Inexact`` one of floating-point or complex ones; ``#time`` may be 1 instead.
 Within one call a name stands for one length. The tests check every annotation as it is called;
 elsewhere annotations are text that nobody reads, and jaxtyping need not be there.
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxtyping import Bool as Bool
     from jaxtyping import Float as Float
+    from jaxtyping import Inexact as Inexact
     from jaxtyping import Int as Int
 
 VOCABULARY = {
@@ -30,8 +32,10 @@ VOCABULARY = {
     "input": "width of a layer's input",
     "hidden": "hidden units: width of a gate and of c",
     "state": "width of h: the hidden units, or fewer with ``proj_size``",
+    "channel": "channels of a scan's state, all its other dimensions in one; of decays, those that have one of their own",
     "width": "any of these widths",
     "row": "timesteps and sequences together, those that there are",
+    "some": "some of what lies there, as the text says",
     "part": "what is added up to a pre-activation: input, state, bias",
 }
 """What an axis is called → what lies along it. ``...`` stands for any axes, or none."""

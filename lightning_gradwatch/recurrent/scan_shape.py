@@ -92,8 +92,8 @@ def first(tensor: Tensor, dim: int, batch: int | None) -> Tensor:
 
 def broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
     """Whether a shape broadcasts to another one, which it leaves as it is."""
-    pairs = zip(reversed(shape), reversed(full), strict=False)
-    return len(shape) <= len(full) and all(size in (1, other) for size, other in pairs)
+    last = full[max(len(full) - len(shape), 0) :]  # PyTorch 2.6 compiles no zip of unlike lengths
+    return len(shape) <= len(full) and all(size in (1, other) for size, other in zip(shape, last, strict=False))
 
 
 def _per_channel(readout: Tensor, output: Tensor, batch: int | None) -> list[Tensor]:

@@ -233,6 +233,14 @@ class Evidence:
         return 2 * sum(record.get("past") in ("cut off", "handed over") for record in self.last) > len(self.last)
 
     @cached_property
+    def cut_share(self) -> float | None:
+        """Of the gradient over a window and the one before, what lies before the cut between them;
+        median over the last samples; None where it was not measured.
+        """
+        shares = [share for record in self.last if (share := record.get("cut_share")) is not None]
+        return median(shares) if shares else None
+
+    @cached_property
     def exact(self) -> bool:
         """Whether all of the last samples are."""
         return all(record.get("exact") is not False for record in self.last)

@@ -61,6 +61,7 @@ class ProfileRecord(_ProfileRequired, total=False):
     batch_size: Count
     exact: bool
     inexact_reason: str | None
+    by_timestep: str | None
     total_max: list[float]
     direct: list[float] | None
     lagged: list[float]
@@ -78,6 +79,7 @@ class ProfileRecord(_ProfileRequired, total=False):
     with_gradient: Count | None
     batch_first: bool | None
     past: str | None
+    cut_share: float | None
     channels: Count | None
     channel_horizons: list[Count] | None
     channels_censored: Count | None
@@ -159,6 +161,7 @@ class RunRecord(TypedDict, total=False):
     model: str | None
     modules: dict[str, Any]
     clipping: list[ClippingRecord]
+    truncation: list[dict[str, Any]]
     ended: float | None
 
 

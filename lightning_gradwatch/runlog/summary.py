@@ -95,6 +95,7 @@ def _summary(
         horizon_range=None if evidence.spread is None else str(evidence.spread),
         since=evidence.lost_since,
         troubled=bool(said_before),
+        cut_share=evidence.cut_share if evidence.truncated else None,
         risen=bool(said_of_loss),
         inexact_reason=_reason(evidence),
     )
@@ -139,11 +140,33 @@ def _segments(evidence: Evidence) -> str:
     if not evidence.truncated or evidence.timesteps <= 1 or evidence.horizon is None:
         return ""
     length = count_of(evidence.timesteps, "timestep")
+    if evidence.cut_share is not None:
+        return _beyond_the_cut(evidence.cut_share, length)
     leaf = " A gradient handed back by hand is in the totals alone." if evidence.handed_over else ""
     return (
         f" The state that comes in has no graph: if it is carried over, the gradient flows within segments of {length} "
         f"and is cut between them.{leaf}"
     )
+
+
+def _beyond_the_cut(share: float, length: str) -> str:
+    """How much gradient lies in the segment before, had it not been cut off from this one."""
+    said = (
+        f" The state is carried over; the gradient flows within segments of {length} and is cut between them: had it "
+        f"gone on into the segment before, {shown_share(share)} of the gradient over both would lie there."
+    )
+    if share >= LONGER_HELPS:
+        return f"{said} Longer segments would keep more of it."
+    return f"{said} Longer segments would add next to nothing to it now." if share < NOTHING_LOST else said
+
+
+def shown_share(share: float) -> str:
+    """In per cent."""
+    return "less than 0.1 %" if share < 0.001 else f"{100 * share:.2g} %"
+
+
+LONGER_HELPS, NOTHING_LOST = 0.1, 0.01
+"""Shares of the gradient over two segments. What lies between them is told as a number alone."""
 
 
 def _doubt(evidence: Evidence) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_gradwatch.events import Severity, StrEnum
 
@@ -53,6 +54,8 @@ class LayerSummary:
             words; None where it hardly did.
         since: the step from which on ``verdict`` holds, where that is known.
         troubled: whether warnings or critical events came before a verdict that names none of them.
+        cut_share: of the gradient over two segments of a sequence whose state is carried over, what
+            the cut between them throws away; None where that is not known.
         risen: whether the loss of the last samples is well above that of the first.
         starves: some timesteps get under 1 % of the largest total gradient. Where none does,
             vanishing is no more than a note.
@@ -77,6 +80,14 @@ class LayerSummary:
     inexact_reason: str = ""
     troubled: bool = False
     risen: bool = False
+    cut_share: float | None = None
+
+    def truncation(self) -> dict[str, Any]:
+        """An entry of ``truncation`` in run.json: window, horizon within it, share of the gradient
+        that the cut throws away.
+        """
+        names = ("module", "layer", "direction", "timesteps", "horizon", "horizon_censored", "cut_share")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def line(self) -> str:

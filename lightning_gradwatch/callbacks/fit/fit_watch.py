@@ -116,6 +116,7 @@ class FitWatch:
             return False
         with suppress(Exception) if broken_off else nullcontext():
             self._recorder.take(watch.finish(self.passes.moment))
+            self._recorder.note_truncation()
             write = self.trainer.is_global_zero
             tell_clipping(self._recorder, self.audit.findings(), self.passes.moment, write=write)
         self._recorder.take(watch.take())  # what was found before an error in the midst of it

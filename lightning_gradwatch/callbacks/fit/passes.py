@@ -67,6 +67,7 @@ class BackwardPasses:
             complete=not (automatic and accumulates_further(trainer)),
             scaled=not raw and active_scaler(trainer) is not None,
             loss=loss,
+            is_eve=self._sampling.is_eve(modules, self._now()),
             batch=self._batch,
         )
 

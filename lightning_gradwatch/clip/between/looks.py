@@ -66,9 +66,9 @@ class Looks:
         """See to it that hooks which clip, and came after ours, are called before it."""
         for one in self.optimizers:
             hooks: Any = one.optimizer._optimizer_step_pre_hooks  # pyright: ignore[reportPrivateUsage]
-            own = self._handles[id(one)].id
-            if one.due and next(reversed(hooks)) != own:
-                hooks.move_to_end(own)
+            ours = self._handles[id(one)].id
+            if one.due and next(reversed(hooks)) != ours:
+                hooks.move_to_end(ours)
 
     def arrived(self, scale: Tensor | float) -> None:
         """A backward pass is over."""

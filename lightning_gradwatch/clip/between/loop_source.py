@@ -23,11 +23,11 @@ class Naming:
     clipping function.
 
     Attributes:
-        found: each → whether it surely calls one at every step, for some of the parameters.
+        functions: each → whether it surely calls one at every step, for some of the parameters.
     """
 
     def __init__(self) -> None:
-        self.found: dict[str, bool] = {}
+        self.functions: dict[str, bool] = {}
         self._places: set[tuple[CodeType, int]] = set()
 
     def look(self, parameters: Sequence[Tensor]) -> None:
@@ -43,10 +43,12 @@ class Naming:
             return
         self._places.add((frame.f_code, frame.f_lineno))
         if names_clipping(frame.f_code, frame.f_globals):
-            own = set(map(id, parameters))
-            self.found[_shown(frame.f_code)] = any(own & set(map(id, _given(call, frame))) for call in _beside(frame))
+            stepped = set(map(id, parameters))
+            self.functions[_shown(frame.f_code)] = any(
+                stepped & set(map(id, _given(call, frame))) for call in _beside(frame)
+            )
         if len(self._places) > 1:
-            self.found = dict.fromkeys(self.found, False)
+            self.functions = dict.fromkeys(self.functions, False)
 
 
 def _shown(code: CodeType) -> str:
@@ -82,9 +84,10 @@ def _around(block: Sequence[ast.stmt], line: int) -> list[Sequence[ast.stmt]]:
     for statement in block:
         if statement.lineno <= line <= (statement.end_lineno or statement.lineno):
             inner = [
-                found
+                blocks
                 for name in _BLOCKS
-                if (own := getattr(statement, name, None)) and (found := _around(cast("list[ast.stmt]", own), line))
+                if (inside := getattr(statement, name, None))
+                and (blocks := _around(cast("list[ast.stmt]", inside), line))
             ]
             if not inner:
                 return [block]
@@ -97,10 +100,10 @@ def _given(call: ast.Call, frame: FrameType) -> list[Tensor]:
     first: Any = call.args[0] if call.args else next((one.value for one in call.keywords), None)
     if isinstance(first, ast.Call) and isinstance(first.func, ast.Attribute) and first.func.attr == "parameters":
         first = first.func.value
-    found = _looked_up(first, frame)
-    if isinstance(found, nn.Module):
-        return list(found.parameters())
-    listed = cast("Sequence[Any]", found) if isinstance(found, (list, tuple)) else ()
+    given = _looked_up(first, frame)
+    if isinstance(given, nn.Module):
+        return list(given.parameters())
+    listed = cast("Sequence[Any]", given) if isinstance(given, (list, tuple)) else ()
     return [one for one in listed if isinstance(one, Tensor)]
 
 

@@ -28,6 +28,7 @@ class PolicyGroup:
         trained: all that the policy governs, those without a gradient in this step among them.
         by_rate: the gradients by how far the optimizer moves a parameter per unit of the gradient;
             None where it does not go along it.
+        momentum: the largest of SGD's parameter groups.
     """
 
     key: str
@@ -38,6 +39,7 @@ class PolicyGroup:
     names: list[str] = field(default_factory=list[str])
     trained: list[Tensor] = field(default_factory=list[Tensor])
     by_rate: dict[float, list[Tensor]] | None = None
+    momentum: float = 0.0
 
 
 class PolicyGroups:
@@ -101,7 +103,6 @@ class PolicyGroups:
         groups += [PolicyGroup(self._keys[pattern], pattern, state.patterns[pattern]) for pattern in self.policies]
         groups.append(PolicyGroup("excluded", "", state.excluded))
         for index, param_group in enumerate(optimizer.param_groups):
-            # Momentum spreads a step over those that follow, and is left out.
             rate = float(param_group["lr"]) if isinstance(optimizer, SGD) else None
             for parameter in param_group["params"]:
                 if not parameter.numel() or (parameter.grad is None and not parameter.requires_grad):
@@ -115,6 +116,7 @@ class PolicyGroups:
                 if parameter.grad is None:
                     continue
                 if rate is not None:
+                    group.momentum = max(group.momentum, float(param_group.get("momentum", 0.0)))
                     group.by_rate = group.by_rate or {}
                     group.by_rate.setdefault(rate, []).append(parameter.grad)
                 group.gradients.append(parameter.grad)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from lightning_gradwatch.clip import ClipPolicy, Decision, StepReading, TensorPo
 from lightning_gradwatch.clip.norms import global_norm, read, scale_, true_norm
 from lightning_gradwatch.clip.step.groups import PolicyGroup
 from lightning_gradwatch.clip.step.state import OptimizerState
+from lightning_gradwatch.recurrent.capture.direct_norm import DirectNorms
 
 UNTOUCHED = Decision(None, 1.0)
 
@@ -28,12 +29,16 @@ class Measured:
         parameter_norm: where its policy wants it.
         travel: how far an unclipped step moves the parameters, where its policy
             wants that and it takes a reading.
+        direct_norm, recurrent_norm: of what the loss sends to the recurrent modules, and of the
+            gradient of their recurrent weights, where its policy wants that and it is known.
         clipped_norm, share: where its policy has clipped the tensors already.
     """
 
     norm: float
     parameter_norm: float | None = None
     travel: float | None = None
+    direct_norm: float | None = None
+    recurrent_norm: float | None = None
     clipped_norm: float | None = None
     share: float | None = None
 
@@ -48,7 +53,12 @@ class Outcome:
 
 
 def measure(
-    groups: Sequence[PolicyGroup], *, deferring: bool, loss: Tensor | None = None
+    groups: Sequence[PolicyGroup],
+    *,
+    deferring: bool,
+    loss: Tensor | None = None,
+    direct: DirectNorms | None = None,
+    scale: Tensor | float = 1.0,
 ) -> tuple[list[Measured], float | None]:
     """Norms of all groups, and the loss, which is read beside them; where a policy works on
     tensors, it clips them on the way.
@@ -57,8 +67,12 @@ def measure(
         groups: of one optimizer.
         deferring: another is to clip.
         loss: a scalar.
+        direct: what has arrived at the recurrent modules, by ``scale`` too large.
     """
     readings = [_launch(group, deferring=deferring) for group in groups]
+    if direct is not None:
+        for group, reading in zip(groups, readings, strict=True):
+            reading.update(_launch_growth(group, direct, scale))
     scalars = [scalar for reading in readings for scalar in reading.values()]
     values = iter(read(scalars if loss is None else [*scalars, loss]))
     measured = [Measured(**{name: next(values) for name in reading}) for reading in readings]
@@ -72,7 +86,7 @@ def clip(group: PolicyGroup, measured: Measured, *, deferring: bool, loss: float
     """Let the group's policy decide, and act on it.
 
     Args:
-        loss: the same on all processes.
+        loss: the same on all processes; None where it is not known.
     """
     policy, norm = group.state.policy, measured.norm
     if measured.clipped_norm is not None:
@@ -80,13 +94,7 @@ def clip(group: PolicyGroup, measured: Measured, *, deferring: bool, loss: float
         return Outcome(norm, Decision(None, after / norm if norm > 0.0 else 1.0, measured.share), after)
     if not isinstance(policy, ClipPolicy) or norm == 0.0:
         return Outcome(norm, UNTOUCHED, norm)
-    reading = StepReading(
-        norm,
-        measured.parameter_norm,
-        _step_size(group, measured) if getattr(policy, "wants_step_size", False) else None,
-        loss if getattr(policy, "wants_loss", False) else None,
-    )
-    decision = policy.decide(reading)
+    decision = policy.decide(_reading(group, measured, policy, loss))
     if deferring:
         decision = Decision(decision.threshold, 1.0)
     if decision.coefficient != 1.0:
@@ -134,6 +142,31 @@ def _launch(group: PolicyGroup, *, deferring: bool) -> dict[str, Tensor]:
     return launched
 
 
+def _launch_growth(group: PolicyGroup, direct: DirectNorms, scale: Tensor | float) -> dict[str, Tensor]:
+    """Two norms that tell the growth through time, where the group has recurrent weights and knows
+    what arrived.
+    """
+    places = direct.recurrent(group.parameters)
+    arrived = direct.take([group.parameters[place] for place in places])
+    if arrived is None or not getattr(group.state.policy, "wants_growth", False):
+        return {}
+    return {"direct_norm": arrived / scale, "recurrent_norm": global_norm([group.gradients[place] for place in places])}
+
+
+def _reading(group: PolicyGroup, measured: Measured, policy: ClipPolicy, loss: float | None) -> StepReading:
+    direct, recurrent = measured.direct_norm, measured.recurrent_norm
+    sized = getattr(policy, "wants_step_size", False)
+    return StepReading(
+        measured.norm,
+        parameter_norm=measured.parameter_norm,
+        step_size=_step_size(group, measured) if sized else None,
+        loss=loss,
+        direct_norm=direct,
+        growth=recurrent / direct if direct and recurrent is not None else None,
+        momentum=group.momentum if sized else 0.0,
+    )
+
+
 def _step_size(group: PolicyGroup, measured: Measured) -> float | None:
     """How far the optimizer moves the parameters per unit of the gradient's norm; None
     where it does not go along it.
@@ -150,7 +183,7 @@ def _settle(group: PolicyGroup, measured: Measured, *, deferring: bool) -> Measu
     norm = true_norm(group.gradients)
     policy = group.state.policy
     if not math.isfinite(norm) or not isinstance(policy, TensorPolicy) or deferring:
-        return Measured(norm, measured.parameter_norm)
+        return replace(measured, norm=norm, travel=None)
     wide = [gradient.to(torch.float64) for gradient in group.gradients]
     share = policy.clip_(wide, group.parameters, group.names, global_norm(wide))
     for gradient, copy in zip(group.gradients, wide, strict=True):

@@ -3,6 +3,7 @@
 # Over 300 lines: a call and a chain of calls become profiles by the same steps.
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lightning_gradwatch.forward import Saturation
 from lightning_gradwatch.padding import find_ends
-from lightning_gradwatch.profile import Floats, Profile
+from lightning_gradwatch.profile import INPUT, Floats, Profile
 from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
@@ -22,6 +23,7 @@ from lightning_gradwatch.recurrent.layout import DIRECTIONS, REVERSE, Layout, pi
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.measure import equal_ends
 from lightning_gradwatch.recurrent.measure.anchors import Anchors
+from lightning_gradwatch.recurrent.measure.beyond import Window, shares_beyond
 from lightning_gradwatch.recurrent.measure.cell_gates import get_nothing, look_at_gates
 from lightning_gradwatch.recurrent.measure.chain_gradients import (
     Norms,
@@ -49,6 +51,7 @@ def measure_calls(
     anchors: int,
     *,
     influence: bool = False,
+    before: Window | None = None,
 ) -> list[Profile]:
     """The profiles of all calls, loops and scans of a step, after its backward pass.
 
@@ -56,6 +59,7 @@ def measure_calls(
         max_sequences: of each batch; None takes all.
         anchors: of each sequence of a fused call or a scan.
         influence: measure the gradients of fused modules' inputs as well.
+        before: the window that came before that of a fused module's only call.
     """
     measured: list[Profile] = []
     for call in calls:
@@ -68,8 +72,15 @@ def measure_calls(
         else:
             chunk = _chunk(call, max_sequences)
             swept = sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk, inputs=influence)
-            measured += profiles(call, swept, _saturation(call, swept, chunk))
+            made = profiles(call, swept, _saturation(call, swept, chunk))
+            shares = shares_beyond(call, swept, before) if is_truncated(call.h0) or is_truncated(call.c0) else None
+            measured += made if shares is None else [_with_share(one, shares) for one in made]
     return measured
+
+
+def _with_share(profile: Profile, shares: Sequence[float]) -> Profile:
+    share = shares[profile.layer]
+    return profile if profile.state == INPUT or math.isnan(share) else replace(profile, cut_share=share)
 
 
 def _with_gates(loop: Loop, measured: list[Profile]) -> list[Profile]:
@@ -154,6 +165,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         unjoined=call.unjoined is not None,
                         with_gradient=swept.with_gradient,
                         batch_first=_order(call),
+                        by_timestep=swept.by_timestep,
                     )
                 )
     return made + influence_profiles(swept, [one for one in made if one.state == "h" and one.layer == 0])

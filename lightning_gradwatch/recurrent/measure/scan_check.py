@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.channels import Mismatch
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.measure.anchors import norm
 from lightning_gradwatch.recurrent.measure.scan_reader import ScanReader
 
@@ -24,7 +25,9 @@ TOLERANCES = {
 exponential, and keeps three digits of float32. Whole numbers are not rounded."""
 
 
-def find_mismatch(reader: ScanReader, sequences: Sequence[int], lengths: Tensor) -> Mismatch | None:
+def find_mismatch(
+    reader: ScanReader, sequences: Sequence[int], lengths: axes.Int[Tensor, " sequence"]
+) -> Mismatch | None:
     """The first own-order step at which ‖h_t − (a_t h_{t−1} + b_t)‖ exceeds the tolerance, relative
     to the norms of all three; None if none does, or the tensors are no longer those of the forward.
 

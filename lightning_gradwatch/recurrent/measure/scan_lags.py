@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.profile import Floats
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.measure.anchors import norm
 from lightning_gradwatch.recurrent.measure.diagonal import shrinkage
 from lightning_gradwatch.recurrent.measure.scan_reader import ScanReader
@@ -34,7 +35,7 @@ class Lags:
     size: float
 
 
-def follow_back(reader: ScanReader, anchors: Sequence[Sequence[int]], first: Tensor) -> Lags:
+def follow_back(reader: ScanReader, anchors: Sequence[Sequence[int]], first: axes.Int[Tensor, " sequence"]) -> Lags:
     """Follow what the loss sends to each anchor back to the sequence's begin.
 
     No phase is needed for a norm. Anchors at one timestep share the products of the decays.
@@ -69,12 +70,14 @@ class _Following:
         self._horizons: dict[int, list[Tensor]] = {row: [] for row in ends}
         self._rates: list[Tensor] = []
 
-    def add(self, row: int, step: int, products: Tensor, weight: Tensor) -> None:
+    def add(
+        self, row: int, step: int, products: axes.Float[Tensor, "lag channel"], weight: axes.Float[Tensor, " channel"]
+    ) -> None:
         """More channels of one anchor.
 
         Args:
-            products: ``(lag, channel)``.
-            weight: the share of each in ‖d_τ‖² ``(channel,)``.
+            products: of the decays, from the anchor back.
+            weight: the share of each in ‖d_τ‖².
         """
         self._squares[row, step] = self._squares.get((row, step), 0.0) + products.square() @ weight
         if step == self._ends[row]:
@@ -92,7 +95,7 @@ class _Following:
         )
 
 
-def _horizons(products: Tensor) -> Tensor:
+def _horizons(products: axes.Float[Tensor, "lag channel"]) -> axes.Float[Tensor, " channel"]:
     """Of each channel, the first lag at which it has fallen under 1 %, inf where it never does."""
     fallen = products < HORIZON_RATIO
     return fallen.int().argmax(0).to(products).masked_fill(~fallen.any(0), torch.inf)
@@ -107,13 +110,13 @@ def _by_step(anchors: Sequence[Sequence[int]]) -> dict[int, list[int]]:
     return rows
 
 
-def _weights(reader: ScanReader, step: int, rows: Sequence[int]) -> Tensor:
-    """The share of each decay in ‖d_τ‖²: ``(sequence, channel)``."""
+def _weights(reader: ScanReader, step: int, rows: Sequence[int]) -> axes.Float[Tensor, "sequence channel"]:
+    """The share of each decay in ‖d_τ‖²."""
     sent = reader.direct_at(step)[list(rows)].abs()
     return reader.over_own((sent / norm(sent)[:, None]).square())
 
 
-def _rate(products: Tensor) -> Tensor:
+def _rate(products: axes.Float[Tensor, "lag channel"]) -> axes.Float[Tensor, " channel"]:
     """The geometric mean of |a| over the lags at which a channel holds anything."""
     held = products.gt(0).sum(0).sub(1)
     last = products.gather(0, held[None])[0]

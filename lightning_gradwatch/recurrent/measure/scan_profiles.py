@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_gradwatch.channels import Channels
 from lightning_gradwatch.profile import Floats, Profile
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.layout import pick_sequences
 from lightning_gradwatch.recurrent.measure.anchors import norm, spread, too_small
 from lightning_gradwatch.recurrent.measure.diagonal import adjoint
@@ -25,10 +26,10 @@ _HALF = (torch.float16, torch.bfloat16, torch.complex32)
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """``(time, sequence)``, float64 on the CPU, in own order."""
+    """Float64 on the CPU, in own order."""
 
-    direct: Tensor
-    total: Tensor
+    direct: axes.Float[Tensor, "time sequence"]
+    total: axes.Float[Tensor, "time sequence"]
 
 
 @torch.no_grad()
@@ -72,15 +73,15 @@ def scan_profile(scan: Scan, max_sequences: int | None, anchors: int) -> Profile
     )
 
 
-def _reached(scan: Scan) -> Tensor:
-    """Which sequences of the batch the loss sends anything ``(batch,)``, boolean, on the CPU."""
+def _reached(scan: Scan) -> axes.Bool[Tensor, " batch"]:
+    """Which sequences of the batch the loss sends anything, on the CPU."""
     gradient = scan.slot.value()
     assert gradient is not None
     rows = gradient[None] if scan.shape.batch is None else gradient.movedim(scan.shape.batch, 0)
     return rows.flatten(1).ne(0).any(1).cpu()
 
 
-def _lengths(scan: Scan, sequences: list[int]) -> Tensor:
+def _lengths(scan: Scan, sequences: list[int]) -> axes.Int[Tensor, " sequence"]:
     given = scan.lengths
     if given is None:
         return torch.full((len(sequences),), scan.shape.timesteps)
@@ -88,12 +89,12 @@ def _lengths(scan: Scan, sequences: list[int]) -> Tensor:
     return every[sequences].long().clamp(0, scan.shape.timesteps)
 
 
-def _first(scan: Scan, lengths: Tensor) -> Tensor:
+def _first(scan: Scan, lengths: axes.Int[Tensor, " sequence"]) -> axes.Int[Tensor, " sequence"]:
     """The own-order step at which each sequence begins: in reverse padding comes before it."""
     return scan.shape.timesteps - lengths if scan.reverse else torch.zeros_like(lengths)
 
 
-def _norms(reader: ScanReader, lengths: Tensor) -> Norms:
+def _norms(reader: ScanReader, lengths: axes.Int[Tensor, " sequence"]) -> Norms:
     shape = (reader.timesteps, len(lengths))
     direct, total = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
     for channels in reader.chunks():
@@ -108,7 +109,7 @@ def _norms(reader: ScanReader, lengths: Tensor) -> Norms:
     return Norms(direct.masked_fill(outside, 0.0), total)
 
 
-def _anchors(direct: Tensor, normal: float, count: int) -> list[list[int]]:
+def _anchors(direct: axes.Float[Tensor, "time sequence"], normal: float, count: int) -> list[list[int]]:
     """Of each sequence, the own-order steps of its anchors, the last one first: spread over those
     that the loss reaches.
     """
@@ -141,7 +142,7 @@ def _inexact(scan: Scan, norms: Norms) -> str | None:
     return too_small(normal) if small.any() else None
 
 
-def _by_time(norms: Tensor, scan: Scan, lengths: Tensor) -> Floats:
+def _by_time(norms: axes.Float[Tensor, "time sequence"], scan: Scan, lengths: axes.Int[Tensor, " sequence"]) -> Floats:
     """Own order → ``(sequence, time)`` as the caller counts, NaN past a sequence's end."""
     placed = norms.flip(0) if scan.reverse else norms
     outside = torch.arange(len(placed))[:, None] >= lengths

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.scan import Scan
 
 CHUNK = 2**22
@@ -49,20 +50,20 @@ class ScanReader:
         every = torch.arange(self.width if width is None else width, device=self._device)
         return iter(every.split(max(1, CHUNK // rows)))
 
-    def decay(self, channels: Tensor) -> Tensor:
-        """``(time | 1, sequence | 1, channel)``."""
+    def decay(self, channels: axes.Int[Tensor, " channel"]) -> axes.Inexact[Tensor, "#time #sequence channel"]:
+        """a, the decays."""
         return self._pick(self._decay, channels)
 
-    def own_decay(self, channels: Tensor) -> Tensor:
+    def own_decay(self, channels: axes.Int[Tensor, " channel"]) -> axes.Inexact[Tensor, "#time #sequence channel"]:
         """The same, where ``channels`` count those alone that have decays of their own."""
         return self._own_order(self._wide(_columns(self._decay, self._sequences, channels)))
 
-    def direct(self, channels: Tensor) -> Tensor:
-        """What the loss sends to the states: ``(time, sequence, channel)``."""
+    def direct(self, channels: axes.Int[Tensor, " channel"]) -> axes.Inexact[Tensor, "time sequence channel"]:
+        """What the loss sends to the states."""
         return self._direct(channels, slice(None))
 
-    def direct_at(self, step: int) -> Tensor:
-        """The same of all channels at one own-order step: ``(sequence, channel)``."""
+    def direct_at(self, step: int) -> axes.Inexact[Tensor, "sequence channel"]:
+        """The same of all channels at one own-order step."""
         time = self.timesteps - 1 - step if self.scan.reverse else step
         every = torch.arange(self.width, device=self._device)
         return self._direct(every, slice(time, time + 1))[0]
@@ -80,17 +81,17 @@ class ScanReader:
             return sent @ matrix[0, 0]
         return (sent[..., None, :] @ matrix)[..., 0, :]
 
-    def states(self, channels: Tensor) -> Tensor:
-        """h: ``(time, sequence, channel)``."""
+    def states(self, channels: axes.Int[Tensor, " channel"]) -> axes.Inexact[Tensor, "time sequence channel"]:
+        """h, the states."""
         return self._pick(self._shape.time_first(self.scan.state), channels)
 
-    def inputs(self, channels: Tensor) -> Tensor:
-        """b: ``(time | 1, sequence | 1, channel)``."""
+    def inputs(self, channels: axes.Int[Tensor, " channel"]) -> axes.Inexact[Tensor, "#time #sequence channel"]:
+        """b, the inputs."""
         assert self.scan.inputs is not None
         return self._pick(self._shape.time_first(self.scan.inputs.to(self._device)), channels)
 
-    def over_own(self, squares: Tensor) -> Tensor:
-        """Sums of ``(…, channel)`` over the channels that share their decays."""
+    def over_own(self, squares: axes.Float[Tensor, "... channel"]) -> axes.Float[Tensor, "... width"]:
+        """Sums over the channels that share their decays."""
         width, sizes = self._shape.width, self._decay.shape[2:]
         lead = squares.dim() - 1
         shared = [lead + place for place, size in enumerate(sizes) if size == 1 and width[place] > 1]

@@ -80,7 +80,7 @@ def test_a_loop_is_clipped_as_a_trainer_is(name: str, policy: str, tmp_path: Pat
     loader = DataLoader(torch.cat(given), batch_size=4)
     trainer(tmp_path, [ours], max_epochs=1, max_steps=-1).fit(InTrainer(model, OPTIMIZERS[name]), loader)
     optimizer = OPTIMIZERS[name](twin.parameters())
-    with clip_adaptively(optimizer, policy, dirpath=tmp_path / "loop") as clip:
+    with clip_adaptively(optimizer, policy, model=twin, dirpath=tmp_path / "loop") as clip:
         list(train(twin, optimizer, given))
     assert_identical(model.state_dict(), twin.state_dict())
     found, wanted = (load_run(run).step_records for run in (tmp_path / "loop", tmp_path / "trainer"))

@@ -1,0 +1,40 @@
+"""How much the gradient ordinarily grows through time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_gradwatch.clip.history import History
+from lightning_gradwatch.clip.policy import usable
+
+_STEPS = 20  # of whose growths a median is taken
+_GROWN = 30.0  # times the ordinary growth: healthy plain networks stay under 20, Pascanu's problem goes over 1,000
+
+
+class OrdinaryGrowth:
+    """The least median of 20 successive growths so far: growth that rises is never learned as
+    ordinary.
+    """
+
+    def __init__(self) -> None:
+        self._last = History(_STEPS)
+        self._ordinary: float | None = None
+
+    def exceeded(self, growth: float | None) -> bool:
+        """Whether a step's gradient has grown through time out of all proportion; remember it."""
+        if growth is None or not usable(growth):
+            return False
+        exceeded = self._ordinary is not None and growth > _GROWN * self._ordinary
+        self._last.append(growth)
+        if len(self._last) == _STEPS:
+            median = self._last.median()
+            self._ordinary = median if self._ordinary is None else min(self._ordinary, median)
+        return exceeded
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last growths, oldest first, and the ordinary one."""
+        return {"last": self._last.to_list(), "ordinary": self._ordinary}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them up."""
+        self._last, self._ordinary = History(_STEPS, state["last"]), state["ordinary"]

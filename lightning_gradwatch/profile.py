@@ -97,6 +97,8 @@ class Profile:
         batch_first: of the module; None where there is no such order.
         cell_cut: whether the cell state of an LSTM comes in without a graph at most timesteps, h
             with one.
+        by_timestep: why the sweep of a fused call went back timestep by timestep where the fused
+            operator was to do it at once, as on a GPU; None where nothing stood against it.
         cut_share: of the gradient over this window and the one before, what lies before the cut.
         channels: of a scan, how far back each channel holds a gradient.
         mismatch: of a scan, where its states are known not to be what its recurrence makes.
@@ -129,6 +131,7 @@ class Profile:
     with_gradient: int | None = None
     batch_first: bool | None = None
     cell_cut: bool = False
+    by_timestep: str | None = None
     cut_share: float | None = None
     channels: Channels | None = None
     mismatch: Mismatch | None = None
@@ -255,6 +258,7 @@ class Profile:
             "batch_size": self.batch_size,
             "exact": self.exact,
             "inexact_reason": self.inexact_reason,
+            "by_timestep": self.by_timestep,
             "total": _pick(self.total_median(), at),
             "total_max": _pick(self.total_max(), at),
             "direct": None if (direct := self.direct_median()) is None else _pick(direct, at),

@@ -16,6 +16,12 @@ _NONE_REMEDY = (
     "value, or an output that was computed under no_grad()."
 )
 
+_BLOCKED_REMEDY = (
+    "The loss sends a gradient to the hidden states, and none passes from there to a weight: look at the recurrent module and what it is "
+    "given. Gates that are saturated, or relus that are dead, have no slope: standardise the inputs, or begin with smaller weights "
+    "and a lower learning rate."
+)
+
 
 class ZeroGradient:
     """Told once, until a gradient is there again.
@@ -28,7 +34,14 @@ class ZeroGradient:
         self._in_a_row = 0
         self._told = False
 
-    def __call__(self, norm: float, loss: float | None, moment: Moment, all_zero: Callable[[], bool]) -> Event | None:
+    def __call__(
+        self,
+        norm: float,
+        loss: float | None,
+        moment: Moment,
+        all_zero: Callable[[], bool],
+        reaches: Callable[[], bool] = lambda: False,
+    ) -> Event | None:
         """Take in one backward pass.
 
         Args:
@@ -36,6 +49,8 @@ class ZeroGradient:
             loss: None where it is not known.
             all_zero: whether every entry is 0, and not only too small to be squared; asked only
                 where the norm is 0.
+            reaches: whether the loss sends a gradient to a recurrent module's states; asked only
+                where it is told.
         """
         if norm != 0 or loss == 0:
             self._in_a_row, self._told = 0, False
@@ -44,7 +59,8 @@ class ZeroGradient:
         if self._told or self._in_a_row < SEVERAL or not all_zero():
             return None
         self._told = True
-        return moment.event(EventKind.ZERO_GRADIENT, value=0.0, detail=self._often(loss))
+        remedy = _BLOCKED_REMEDY if reaches() else EventKind.ZERO_GRADIENT.remedy
+        return moment.event(EventKind.ZERO_GRADIENT, value=0.0, detail=self._often(loss), remedy=remedy)
 
     def none_at_all(
         self, moment: Moment, loss: Callable[[], float | None], detached: Callable[[], bool]

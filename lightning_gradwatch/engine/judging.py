@@ -95,7 +95,15 @@ class Judge:
             return False
         self._nonfinite = False
         self._scale_search.ended()
-        self._tell(self._zero(norms.whole, norms.loss, step.moment, partial(_are_zero, pending.norms.parameters)))
+        self._tell(
+            self._zero(
+                norms.whole,
+                norms.loss,
+                step.moment,
+                partial(_are_zero, pending.norms.parameters),
+                partial(_reaches_states, pending.calls),
+            )
+        )
         read = Read(pending.norms.parameters, norms)
         event = self._norm_jumps(
             norms.of_recurrent,
@@ -216,6 +224,12 @@ class Judge:
         self._collector.add(
             None if event is None else self._divergence.explain(event, partial(matrix_norms, self._model))
         )
+
+
+def _reaches_states(calls: Iterable[Call]) -> bool:
+    """Whether the loss sends a gradient to the states of a recurrent call."""
+    gradients = (slot.value() for call in calls for slot in call.slots())
+    return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
 def _are_zero(parameters: Iterable[Tensor]) -> bool:

@@ -35,6 +35,7 @@ VOCABULARY = {
     "channel": "channels of a scan's state, all its other dimensions in one; of decays, those that have one of their own",
     "width": "any of these widths",
     "row": "timesteps and sequences together, those that there are",
+    "some": "some of what lies there, as the text says",
     "part": "what is added up to a pre-activation: input, state, bias",
 }
 """What an axis is called → what lies along it. ``...`` stands for any axes, or none."""

@@ -170,7 +170,11 @@ class Loop(WeaklyHeld):
 
     def has_gradient(self) -> bool:
         """Whether the loss reached any of its states."""
-        return any(state.slot.arrived for made in self._made() for state in made.states)
+        return any(slot.arrived for slot in self.slots())
+
+    def slots(self) -> list[GradientSlot]:
+        """Of all states."""
+        return [state.slot for made in self._made() for state in made.states]
 
     def is_truncated(self) -> bool:
         """Whether its first step was given a state that says something

@@ -55,6 +55,10 @@ class Scan(WeaklyHeld):
         """Have autograd show the slot what the loss sends to the states."""
         self.slot.watch(self.state)
 
+    def slots(self) -> tuple[GradientSlot]:
+        """Of its states."""
+        return (self.slot,)
+
     def has_gradient(self) -> bool:
         """Whether the loss reached it at all."""
         return self.slot.arrived

@@ -61,6 +61,7 @@ class ProfileRecord(_ProfileRequired, total=False):
     batch_size: Count
     exact: bool
     inexact_reason: str | None
+    by_timestep: str | None
     total_max: list[float]
     direct: list[float] | None
     lagged: list[float]

@@ -44,6 +44,13 @@ helps(
     "Under float16 it may be gradients too small for it: use a loss scale, or bfloat16.",
 )
 helps(
+    ("saturation", "dead relu"),
+    "The loss sends a gradient to the hidden states, and none passes from there to a weight: look at the recurrent module and what it is "
+    "given.",
+    "Gates that are saturated, or relus that are dead, have no slope: standardise the inputs, or begin with smaller weights and a lower "
+    "learning rate.",
+)
+helps(
     ("cut loss",),
     "Look at where the loss lost its graph: a detach(), .item(), .data or numpy() on the way, a new torch.tensor(…) made of its value, "
     "or an output that was computed under no_grad().",

@@ -5,8 +5,9 @@ adjoint recurrence step by step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -139,10 +140,37 @@ class Adjoint(ABC, Generic[F]):
         axes.Float[Tensor, "sequence hidden"] | None,
     ]:
         """The fused forward of this layer over a chunk: ``(h of every step, last h, last c)``."""
-        function = getattr(torch._VF, self.shape.mode.lower())  # type: ignore[attr-defined]  # the operators behind nn.RNN, nn.LSTM, nn.GRU
-        state: Any = (h[None], c[None]) if c is not None else h[None]
-        result = function(x, state, self.weights.flat(), self.shape.has_bias, 1, 0.0, False, False, False)
+        result = self.operate(x, [h[None]] if c is None else [h[None], c[None]], self.weights.flat())
         return result[0], result[1][0], result[2][0] if c is not None else None
+
+    def operate(
+        self,
+        x: axes.Float[Tensor, "... input"],
+        starts: Sequence[Tensor],
+        weights: list[Tensor],
+        batch_sizes: Tensor | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """The operator behind nn.RNN, nn.LSTM and nn.GRU: the states of all steps, then the last h
+        and the last c.
+
+        Args:
+            x: time-major, or packed data with its ``batch_sizes``.
+            starts: h, and for an LSTM c, before the first step ``(1, sequence, width)``.
+            train: whether a backward pass is to come, which cuDNN asks for.
+        """
+        function = getattr(torch._VF, self.shape.mode.lower())  # type: ignore[attr-defined]
+        state = tuple(starts) if len(starts) > 1 else starts[0]
+        options = self.shape.has_bias, 1, 0.0, train, False
+        if batch_sizes is None:
+            return function(x, state, weights, *options, False)
+        return function(x, batch_sizes, state, weights, *options)
+
+    @staticmethod
+    def differentiate(results: list[Tensor], given: list[Tensor], sent: list[Tensor]) -> tuple[Tensor, ...]:
+        """The gradients of what was ``given`` to the operator; ``sent``: of its results."""
+        return torch.autograd.grad(results, given, sent)
 
     def initial_states(
         self,

@@ -4,10 +4,12 @@ checkpointing has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from lightning_gradwatch.recurrent.graph.pure import is_pure
 
@@ -64,6 +66,22 @@ def may_be_hooked() -> bool:
     does not tell: any was in force since the first who listens began, or nobody does.
     """
     return _entries.noticed
+
+
+@contextmanager
+def saved_as_they_are() -> Generator[None]:
+    """Keep the user's hooks (``save_on_cpu``, say) from what is saved within: only the latest pair
+    of hooks is asked.
+    """
+    if not _are_in_force():
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+        yield
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _nothing() -> None:

@@ -16,8 +16,8 @@ from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
 from lightning_gradwatch.recurrent.gradient_slot import GradientSlot
+from lightning_gradwatch.recurrent.measure.exactness import TOLERANCES
 from lightning_gradwatch.recurrent.measure.reached import reached_sequences
-from lightning_gradwatch.recurrent.measure.stack import TOLERANCES
 from lightning_gradwatch.recurrent.measure.sweep import Sweep, sweep
 from lightning_gradwatch.recurrent.trail import Gradients
 

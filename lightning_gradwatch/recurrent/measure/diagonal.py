@@ -1,4 +1,4 @@
-"""Diagonal recurrences, all timesteps at once: x_t = f_t ⊙ x_{t−1} + v_t.
+"""Diagonal recurrences, all timesteps at once: x_t = f_t ⊙ x_{t−1} + v_t, and its adjoint.
 
 Tensors are time-major, ``(time, …)``. A factor that is the same at all timesteps may have one.
 """
@@ -24,9 +24,11 @@ def adjoint(decay: Tensor, direct: Tensor) -> Tensor:
     Complex gradients are as PyTorch has them, ∂L/∂Re h + i ∂L/∂Im h.
     """
     factors = decay.conj().resolve_conj()
+    if direct.device.type != "cpu":
+        return by_doubling(factors, direct, backwards=True)
     if len(factors) > 1:
         factors = factors.roll(-1, 0).flip(0)
-    return recur(factors, direct.flip(0)).flip(0)
+    return _by_timestep(factors, direct.flip(0)).flip(0)
 
 
 def shrinkage(decay: Tensor, timestep: int) -> Tensor:
@@ -48,15 +50,30 @@ def _by_timestep(factors: Tensor, values: Tensor) -> Tensor:
     return made
 
 
-def by_doubling(factors: Tensor, values: Tensor) -> Tensor:
-    """The same in O(log time) operations: each state is known from ever more timesteps before."""
-    made, reach = values, 1
-    through = factors.expand(values.shape[0], *factors.shape[1:])
-    while reach < len(made):
-        # A product that has left the numbers carries nothing where nothing comes in.
-        before = made[:-reach]
-        carried = torch.where(before == 0, before, through[reach:] * before)
-        made = torch.cat([made[:reach], made[reach:] + carried])
-        through = torch.cat([through[:reach], through[reach:] * through[:-reach]])
+def by_doubling(factors: Tensor, values: Tensor, *, backwards: bool = False, contracting: bool = False) -> Tensor:
+    """The same in O(log time) operations: each state is known from ever more timesteps before.
+
+    Args:
+        backwards: x_t = v_t + f_{t+1} ⊙ x_{t+1} instead.
+        contracting: no factor is larger than 1, so that no product of them leaves the numbers;
+            three operations a doubling.
+    """
+    made, reach, time = values, 1, len(values)
+    through = factors[1:] if len(factors) > 1 else factors.expand(max(time - 1, 0), *factors.shape[1:])
+    while reach < time:
+        early, late = slice(None, time - reach), slice(reach, None)
+        into, of, known = (early, late, slice(time - reach, None)) if backwards else (late, early, slice(None, reach))
+        further = torch.empty_like(made)
+        further[known] = made[known]
+        if contracting:
+            torch.addcmul(made[into], through, made[of], out=further[into])
+        else:
+            torch.add(made[into], _carried(through, made[of]), out=further[into])
+        through, made = through[:-reach] * through[reach:], further
         reach *= 2
     return made
+
+
+def _carried(through: Tensor, before: Tensor) -> Tensor:
+    """A product that has left the numbers carries nothing where nothing comes in."""
+    return torch.where(before == 0, before, through * before)

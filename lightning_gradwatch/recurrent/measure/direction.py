@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_gradwatch.recurrent import axes
-from lightning_gradwatch.recurrent.adjoint import Adjoint, Carry, Ends
+from lightning_gradwatch.recurrent.adjoint import Carry, Ends
 from lightning_gradwatch.recurrent.layout import Layout
-from lightning_gradwatch.recurrent.limit import Limit
 from lightning_gradwatch.recurrent.measure.anchors import Anchors, last_timestep, norm
 from lightning_gradwatch.recurrent.measure.gates import GateCount
+from lightning_gradwatch.recurrent.measure.replay import Chunk, Climbed, Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +57,23 @@ class DirectionSweep:
 
     def __init__(
         self,
-        adjoint: Adjoint[Any],
+        replay: Replay,
         layout: Layout,
         direction: int,
         anchors: Anchors,
         boundary: Boundary,
         keep: bool,
-        limit: Limit | None = None,
         gates: bool = False,
         saturation: bool = False,
     ) -> None:
-        self.adjoint, self.layout, self.direction, self._limit = adjoint, layout, direction, limit
+        self._replay, self.layout = replay, layout
+        adjoint = self.adjoint = replay.adjoint
         shape, like = adjoint.shape, adjoint.weights.w_hh
         sequences, streams = len(layout.sequences), 1 + len(anchors)
         lstm = shape.mode == "LSTM"
         self._starts = [adjoint.initial_states(boundary.h0, boundary.c0, sequences)]
         self._keep, self._gates = keep, gates
-        self._climbed: dict[int, tuple[Tensor, Any]] = {}
+        self._climbed: dict[int, Climbed] = {}
         self._carry: Carry = adjoint.new_carry(streams, sequences)
         ends = last_timestep(layout, direction)
         # Which streams a final state belongs to: all of the loss, and the anchors
@@ -119,29 +118,31 @@ class DirectionSweep:
                 computed again from the chunk's start.
         """
         if chunk in self._climbed:
-            return self._climbed[chunk][0]
+            return self._climbed[chunk].states
         if not self._keep:
             self._climbed.clear()
-        h_start, c_start = self._starts[chunk]
-        if recorded is None:
-            states, _, _ = self.adjoint.run(x, h_start, c_start)
-        else:
-            states = recorded
-        h_previous = torch.cat([h_start[None], states[:-1]])
-        if self._gates and self.first_bad_gate is None and len(self._starts) == chunk + 1:
-            self._note_gates(start, stop, self.adjoint.pre_activations(x, h_previous))
-        factors = self.adjoint.prepare(x, h_previous, c_start)
-        again, cell = self.adjoint.recomputed(factors)
-        if len(self._starts) == chunk + 1:
-            self._starts.append((states[-1], None if cell is None else cell[-1]))
-            self._note_states(start, stop, states)
-            if self.gate_count is not None:
-                self.gate_count.add(x, h_previous, cell, self.layout.valid(start, stop))
-            self._compare_ends(start, stop, again, cell)
+        first_time = len(self._starts) == chunk + 1
+        lengths = (self.layout.lengths - start).clamp(0, stop - start)
+        entered = Chunk(x, *self._starts[chunk], lengths)
+        climbed = self._climbed[chunk] = self._replay.climb(entered, recorded)
+        if first_time:
+            self._starts.append((climbed.states[-1], climbed.last_cell))
+            self._look_closely(start, stop, entered, climbed)
+            self._note_states(start, stop, climbed.states)
+            self._compare_ends(start, stop, climbed)
             if recorded is not None:
-                self._compare(start, stop, again, recorded)
-        self._climbed[chunk] = states, factors
-        return states
+                self._compare(start, stop, climbed.again, recorded)
+        return climbed.states
+
+    def _look_closely(self, start: int, stop: int, entered: Chunk, climbed: Climbed) -> None:
+        """At the gates, if that was asked for."""
+        if not self._gates and self.gate_count is None:
+            return
+        h_previous = entered.h_previous(climbed.states)
+        if self._gates and self.first_bad_gate is None:
+            self._note_gates(start, stop, self.adjoint.pre_activations(entered.x, h_previous))
+        if self.gate_count is not None:
+            self.gate_count.add(entered.x, h_previous, climbed.cell, self.layout.valid(start, stop))
 
     def back(
         self,
@@ -162,20 +163,23 @@ class DirectionSweep:
         streams = direct.shape[1]
         h_n, c_n = (None if final is None else final[:streams] for final in (self._h_n, self._c_n))
         ends = Ends.within(self.layout, start, stop, direct, h_n, c_n)
-        _, factors = self._climbed.pop(chunk)
         carry = self._carry.first(streams)
-        hidden, cell = self.adjoint.sweep(factors, direct, carry, ends, self._limit)
+        found = self._replay.back(self._climbed.pop(chunk), direct, carry, ends, with_input=with_input)
         self._carry.replace(carry)
         self.direct[start:stop] = norm(direct[:, 0]).cpu().double() / self._lift
-        self._note_norms(self.total[start:stop, :streams], hidden)
-        if self.total_cell is not None and cell is not None:
-            self._note_norms(self.total_cell[start:stop, :streams], cell)
+        self._note_norms(self.total[start:stop, :streams], found.hidden)
+        if self.total_cell is not None and found.cell is not None:
+            self._note_norms(self.total_cell[start:stop, :streams], found.cell)
         self.sent += float(direct[:, 0].abs().sum())
-        if not with_input:  # the whole loss's stream alone
-            hidden, cell = hidden[:, :1], None if cell is None else cell[:, :1]
-        delta = self.adjoint.input_delta(factors, hidden, cell)
-        self.gate_gradient += float(delta[:, 0].abs().sum())
-        return delta.matmul(self.adjoint.weights.w_ih) if with_input else None
+        self.gate_gradient += float(found.delta[:, 0].abs().sum())
+        return found.delta.matmul(self.adjoint.weights.w_ih) if with_input else None
+
+    def is_finite(self) -> bool:
+        """Whether all states and all gradients are."""
+        found = [self.total, *([] if self.total_cell is None else [self.total_cell])]
+        return bool((self.first_bad_state == self.layout.lengths).all()) and all(
+            bool(norms.isfinite().all()) for norms in found
+        )
 
     def at_beginning(self, sequences: list[int]) -> tuple[Tensor, Tensor | None]:
         """What has arrived at the initial h and c, ``(sequence, width)``, of the whole loss, times
@@ -223,37 +227,45 @@ class DirectionSweep:
         again: axes.Float[Tensor, "time sequence state"],
         recorded: axes.Float[Tensor, "time sequence state"],
     ) -> None:
-        self.replay_error = _larger(
-            self.replay_error, _difference(again, recorded, self.layout.valid(start, stop)[..., None])
-        )
+        self.replay_error = _larger(self.replay_error, _difference(again, recorded, self._within(start, stop)))
 
-    def _compare_ends(
-        self,
-        start: int,
-        stop: int,
-        again: axes.Float[Tensor, "time sequence state"],
-        cell: axes.Float[Tensor, "time sequence hidden"] | None,
-    ) -> None:
+    def _within(self, start: int, stop: int) -> axes.Bool[Tensor, "time sequence 1"] | None:
+        """Which timesteps are there; None where all are."""
+        return None if self.layout.uniform else self.layout.valid(start, stop)[..., None]
+
+    def _compare_ends(self, start: int, stop: int, climbed: Climbed) -> None:
         """The states at the ends of the sequences that end in this chunk."""
         ending = torch.nonzero((self.layout.lengths > start) & (self.layout.lengths <= stop)).flatten()
         if not len(ending):
             return
-        step, there = self.layout.lengths[ending] - 1 - start, torch.ones(1, dtype=torch.bool)
-        for made, recorded in zip((again, cell), self._recorded_ends, strict=True):
+        here = ending.to(climbed.again.device)
+        h_last = climbed.again[(self.layout.lengths[ending] - 1 - start).to(here.device), here]
+        c_last = None if climbed.last_cell is None else climbed.last_cell[here]
+        for made, recorded in zip((h_last, c_last), self._recorded_ends, strict=True):
             if made is not None and recorded is not None:
-                here = ending.to(made.device)
-                error = _difference(made[step.to(made.device), here], recorded[here], there)
-                self.final_error = _larger(self.final_error, error)
+                self.final_error = _larger(self.final_error, _difference(made, recorded[here], None))
 
 
 def _difference(
-    again: axes.Float[Tensor, "... width"], recorded: axes.Float[Tensor, "... width"], valid: axes.Bool[Tensor, "... 1"]
+    again: axes.Float[Tensor, "... width"],
+    recorded: axes.Float[Tensor, "... width"],
+    valid: axes.Bool[Tensor, "... 1"] | None,
 ) -> float:
-    """The largest where ``valid``, relative to the largest recorded number."""
-    valid = valid.to(again.device) & recorded.isfinite()
+    """The largest where ``valid`` (everywhere, if None), relative to the largest recorded number.
+    What was not recorded as a finite number is left out.
+    """
+    if valid is None:
+        sizes = torch.stack([_largest(again - recorded), _largest(recorded)]).tolist()
+        if math.isfinite(sum(sizes)):
+            return sizes[0] / max(sizes[1], 1e-30)
+    valid = recorded.isfinite() & (torch.ones((), dtype=torch.bool) if valid is None else valid).to(again.device)
     difference = torch.where(valid, again - recorded, 0.0).abs().amax()
     largest = torch.where(valid, recorded, 0.0).abs().amax().clamp_min(1e-30)
     return float(difference / largest)
+
+
+def _largest(tensor: axes.Float[Tensor, "... width"]) -> axes.Float[Tensor, ""]:
+    return torch.linalg.vector_norm(tensor, math.inf)
 
 
 def _larger(error: float, other: float) -> float:

@@ -165,6 +165,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         unjoined=call.unjoined is not None,
                         with_gradient=swept.with_gradient,
                         batch_first=_order(call),
+                        by_timestep=swept.by_timestep,
                     )
                 )
     return made + influence_profiles(swept, [one for one in made if one.state == "h" and one.layer == 0])

@@ -10,18 +10,14 @@ from torch import Tensor
 
 from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint import adjoint_of, computed_in
-from lightning_gradwatch.recurrent.adjoint.quiet import without_warnings
 from lightning_gradwatch.recurrent.call import RecurrentCall
-from lightning_gradwatch.recurrent.dropout import missing_masks, redraw_masks
+from lightning_gradwatch.recurrent.dropout import redraw_masks
 from lightning_gradwatch.recurrent.layout import FORWARD, Layout
-from lightning_gradwatch.recurrent.measure.anchors import Anchors, norm, smallest_normal, too_small
+from lightning_gradwatch.recurrent.measure.anchors import Anchors, norm
+from lightning_gradwatch.recurrent.measure.at_once import AtOnce
 from lightning_gradwatch.recurrent.measure.direction import Boundary, DirectionSweep
-from lightning_gradwatch.recurrent.pause import paused
-
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""By how much recomputed outputs may differ from recorded ones, relative to the
-largest, in an exact measurement.
-"""
+from lightning_gradwatch.recurrent.measure.replay import ByTimestep
+from lightning_gradwatch.recurrent.measure.undisturbed import undisturbed
 
 
 class Stack:
@@ -37,7 +33,9 @@ class Stack:
         gates: bool,
         saturation: bool,
         inputs: bool,
+        at_once: bool = False,
     ) -> None:
+        self._at_once = at_once
         self.call, self.layout, self.anchors = call, layout, anchors
         shape = call.shape
         self.dtype = computed_in(call)
@@ -67,18 +65,17 @@ class Stack:
             c_n=self._cast(layout.read_state(self.c_n, index)),
         )
         adjoint = adjoint_of(call, layer, direction)
+        replay = AtOnce(adjoint) if self._at_once else ByTimestep(adjoint, call.limit)
         keep = layout.timesteps <= self.chunk
-        return DirectionSweep(
-            adjoint, layout, direction, self.anchors, boundary, keep, call.limit, self._gates, self._saturation
-        )
+        return DirectionSweep(replay, layout, direction, self.anchors, boundary, keep, self._gates, self._saturation)
 
     def _chunks(self, chunk: int) -> list[tuple[int, int]]:
-        """At most ``chunk`` steps each; a new one begins behind each anchor, so that no
-        stream is carried before it begins.
+        """At most ``chunk`` steps each. Timestep by timestep a new one begins behind each
+        anchor, so that no stream is carried before it begins; at once, fewer chunks are cheaper.
         """
         steps = self.layout.timesteps
         edges = {*range(0, steps, chunk), steps}
-        if self.call.shape.num_directions == 1:
+        if self.call.shape.num_directions == 1 and not self._at_once:
             edges |= {step + 1 for step in self.anchors.beginnings()}
         ordered = sorted(edges)
         return list(pairwise(ordered))
@@ -128,7 +125,7 @@ class Stack:
 
     def sweep(self) -> None:
         """Run it. Nothing of it is a backward pass of the training."""
-        with without_warnings(), paused():
+        with undisturbed(self.call.output.device.type):
             if self.call.shape.num_directions == 1:
                 self._sweep_unidirectional()
             else:
@@ -248,41 +245,3 @@ class Stack:
     def is_finite(self) -> bool:
         """Whether all of the whole loss's gradients are."""
         return all(bool(sweep.total[:, 0].isfinite().all()) for pair in self.directions for sweep in pair)
-
-    def _too_small(self) -> str | None:
-        """Whether gradients that arrived, and are not added to larger ones, lie where the
-        number format holds fewer digits.
-        """
-        normal = smallest_normal(self.call)
-        for one in self.directions[-1]:
-            for direct, total in ((one.direct, one.total), (one.direct_cell, one.total_cell)):
-                if direct is not None and total is not None:
-                    small = (direct > 0) & (direct < normal) & (total[:, 0] < normal)
-                    if self.anchors.smallest < normal or bool(small.any()):
-                        return too_small(normal)
-        return None
-
-    def inexact_reason(self) -> str | None:
-        """Why the figures are not exact; None if they are."""
-        if self.call.doubt is not None:
-            return self.call.doubt
-        changed = self.call.changed()
-        if changed is not None:
-            return f"the {changed} was changed in place after the forward"
-        missing = missing_masks(self.call)
-        if missing is not None:
-            return missing
-        small = self._too_small()
-        if small is not None:
-            return small
-        recorded_dtype = self.call.output.dtype
-        if recorded_dtype not in TOLERANCES:
-            return f"computed in {str(recorded_dtype).removeprefix('torch.')}, replayed in float32"
-        for what, errors in (
-            ("outputs", [sweep.replay_error for sweep in self.directions[-1]]),
-            ("final states", [sweep.final_error for pair in self.directions for sweep in pair]),
-        ):
-            error = max(errors)
-            if not error <= TOLERANCES[recorded_dtype]:
-                return f"recomputed {what} differ from the recorded ones by {error:.2g}"
-        return None

@@ -4,6 +4,7 @@ those of single anchors by lag.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.layout import Layout, pick_sequences
 from lightning_gradwatch.recurrent.measure.anchors import Anchors, choose_anchors
 from lightning_gradwatch.recurrent.measure.direction import DirectionSweep
+from lightning_gradwatch.recurrent.measure.exactness import disagreement, inexact_reason
 from lightning_gradwatch.recurrent.measure.reached import reached_sequences
 from lightning_gradwatch.recurrent.measure.stack import Stack
 
@@ -28,7 +30,8 @@ class Sweep:
     ``inexact_reason`` is None when the recomputed outputs agree with the recorded ones and nothing
     was missing. ``with_gradient``: to how many sequences of the whole batch the loss sends
     anything. ``inputs``: ‖∂L/∂x_t‖ of the lowest layer's input ``(time, stream, sequence)``, as the
-    caller counts time, if it was asked for.
+    caller counts time, if it was asked for. ``by_timestep``: why the closed forms took over
+    from the fused operator, if they did.
     """
 
     layout: Layout
@@ -37,6 +40,7 @@ class Sweep:
     inexact_reason: str | None
     with_gradient: int
     inputs: Tensor | None = None
+    by_timestep: str | None = None
 
 
 @torch.no_grad()
@@ -50,6 +54,7 @@ def sweep(
     saturation: bool = False,
     inputs: bool = False,
     sequences: list[int] | None = None,
+    at_once: bool | None = None,
 ) -> Sweep:
     """Run the adjoint of ``call`` over up to ``max_sequences`` of its sequences, exactly for those.
 
@@ -62,14 +67,36 @@ def sweep(
         saturation: count the saturated gates as well.
         inputs: go on to the module's input.
         sequences: the very ones to take.
+        at_once: replay by the fused operator, whose launches do not grow with time, and by the
+            closed forms only where that fails; False by the closed forms at once, one matrix
+            product a timestep. None chooses by the device: on CUDA launches are what costs.
     """
     reached = reached_sequences(call)
     layout = Layout(call, pick_sequences(reached, max_sequences) if sequences is None else sequences)
     chosen = choose_anchors(call, layout, anchors, chunk)
     made = partial(Stack, call, layout, chunk=chunk, gates=gates, saturation=saturation, inputs=inputs)
-    stack = made(chosen)
+    at_once = call.output.device.type == "cuda" if at_once is None else at_once
+    if gates or saturation or call.limit is not None:  # they look, or act, at each timestep
+        at_once = False
+    stack = _swept(made, chosen, at_once=at_once)
+    by_timestep = disagreement(stack) if at_once else None
+    if by_timestep is not None:
+        stack = _swept(made, chosen, at_once=False)
+    return Sweep(
+        layout,
+        stack.anchors,
+        stack.directions,
+        inexact_reason(stack),
+        int(reached.sum()),
+        stack.inputs,
+        by_timestep,
+    )
+
+
+def _swept(made: Callable[..., Stack], anchors: Anchors, *, at_once: bool) -> Stack:
+    stack = made(anchors, at_once=at_once)
     stack.sweep()
-    if chosen.lift != 1 and not stack.is_finite():  # it may be so only because it was lifted
-        stack = made(replace(chosen, lift=1.0))
+    if anchors.lift != 1 and not stack.is_finite():  # it may be so only because it was lifted
+        stack = made(replace(anchors, lift=1.0), at_once=at_once)
         stack.sweep()
-    return Sweep(layout, chosen, stack.directions, stack.inexact_reason(), int(reached.sum()), stack.inputs)
+    return stack

@@ -125,3 +125,22 @@ def test_gradients_that_somebody_took_away_are_not_told(tmp_path) -> None:
     watch = GradWatch(every_n_steps=2)
     trainer(tmp_path, [TakesGradients(), watch], max_steps=6).fit(TinyLanguageModel(), sentences())
     assert not [event for event in watch.events if event.kind == EventKind.ZERO_GRADIENT]
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_saturated_units_are_not_the_losss_fault(tmp_path, kind: str) -> None:
+    """The loss sends a gradient to the hidden states: what is looked at is the module and its inputs."""
+
+    class Saturated(TinyLanguageModel):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            x = torch.full((4, 8, 6), 1e7)
+            return self.rnn(x)[0].square().mean() + 1
+
+    torch.manual_seed(0)
+    watch = GradWatch(every_n_steps=2)
+    model = Saturated()
+    model.rnn = getattr(nn, kind)(6, 8, batch_first=True)
+    trainer(tmp_path, [watch], max_steps=6).fit(model, sentences())
+    (event,) = [event for event in watch.events if event.kind == EventKind.ZERO_GRADIENT]
+    assert "The loss sends a gradient to the hidden states" in event.remedy
+    assert "clamp" not in event.remedy

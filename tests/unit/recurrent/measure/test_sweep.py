@@ -16,7 +16,15 @@ from tests.oracles import gradients, norms, unroll
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-def measure(case: Case, *, anchors: int = 4, chunk: int = 256, max_sequences: int | None = None, inputs: bool = False):
+def measure(
+    case: Case,
+    *,
+    anchors: int = 4,
+    chunk: int = 256,
+    max_sequences: int | None = None,
+    inputs: bool = False,
+    at_once: bool | None = None,
+):
     """Forward, backward and sweep of a case; also the generator state before the forward."""
     module = case.module()
     capture = Capture({"rnn": module})
@@ -31,7 +39,8 @@ def measure(case: Case, *, anchors: int = 4, chunk: int = 256, max_sequences: in
     total.backward()
     after = torch.get_rng_state()
     (call,) = capture.calls
-    swept = sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk, inputs=inputs)
+    swept = sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk, inputs=inputs, at_once=at_once)
+    assert swept.by_timestep is None
     assert torch.equal(torch.get_rng_state(), after)
     found = profiles(call, swept)
     outputs = [case.output_of(output, j).detach() for j in range(len(case.lengths))]

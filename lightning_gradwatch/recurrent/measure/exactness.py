@@ -1,0 +1,79 @@
+"""Whether what a sweep found is exact, and whether what the fused operator gave is to be used."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_gradwatch.recurrent.dropout import missing_masks
+from lightning_gradwatch.recurrent.measure.anchors import smallest_normal, too_small
+from lightning_gradwatch.recurrent.measure.stack import Stack
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""By how much recomputed outputs may differ from recorded ones, relative to the
+largest, in an exact measurement.
+"""
+
+FREE_TOLERANCES = {**TOLERANCES, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""The same of a replay by the fused operator. What was recorded in half precision is not exact
+anyhow, but it must be the same course.
+"""
+
+
+def disagreement(stack: Stack) -> str | None:
+    """Why what the fused operator gave is not to be used; None where it is.
+
+    It runs freely from a chunk's first state on, so that a chaotic network leaves its recorded
+    course by rounding alone; and gradients that are not finite spoil all of a chunk.
+    """
+    if missing_masks(stack.call) is not None:
+        return "the dropout between layers is not known"
+    if not all(one.is_finite() for pair in stack.directions for one in pair):
+        return "its states or gradients are not finite"
+    for error in [one.replay_error for one in stack.directions[-1]] + _final_errors(stack):
+        if not error <= FREE_TOLERANCES.get(stack.call.output.dtype, 0.0):
+            return f"replayed freely, its states differ from the recorded ones by {error:.2g}"
+    return None
+
+
+def _final_errors(stack: Stack) -> list[float]:
+    return [one.final_error for pair in stack.directions for one in pair]
+
+
+def _too_small(stack: Stack) -> str | None:
+    """Whether gradients that arrived, and are not added to larger ones, lie where the
+    number format holds fewer digits.
+    """
+    normal = smallest_normal(stack.call)
+    for one in stack.directions[-1]:
+        for direct, total in ((one.direct, one.total), (one.direct_cell, one.total_cell)):
+            if direct is not None and total is not None:
+                small = (direct > 0) & (direct < normal) & (total[:, 0] < normal)
+                if stack.anchors.smallest < normal or bool(small.any()):
+                    return too_small(normal)
+    return None
+
+
+def inexact_reason(stack: Stack) -> str | None:
+    """Why the figures are not exact; None if they are."""
+    if stack.call.doubt is not None:
+        return stack.call.doubt
+    changed = stack.call.changed()
+    if changed is not None:
+        return f"the {changed} was changed in place after the forward"
+    missing = missing_masks(stack.call)
+    if missing is not None:
+        return missing
+    small = _too_small(stack)
+    if small is not None:
+        return small
+    recorded_dtype = stack.call.output.dtype
+    if recorded_dtype not in TOLERANCES:
+        return f"computed in {str(recorded_dtype).removeprefix('torch.')}, replayed in float32"
+    for what, errors in (
+        ("outputs", [one.replay_error for one in stack.directions[-1]]),
+        ("final states", _final_errors(stack)),
+    ):
+        beyond = [error for error in errors if not error <= TOLERANCES[recorded_dtype]]
+        if beyond:
+            return f"recomputed {what} differ from the recorded ones by {max(beyond):.2g}"
+    return None

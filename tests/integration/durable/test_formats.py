@@ -84,7 +84,10 @@ class TestAnEarlierVersion:
         assert [record["step"] for record in later] == list(steps)
         now = [record["clip_threshold"] for record in later]
         assert [threshold is None for threshold in now] == [threshold is None for threshold in thresholds]
-        assert [t for t in now if t] == pytest.approx([t for t in thresholds if t], rel=1e-3)
+        pairs = [(new, old) for new, old in zip(now, thresholds, strict=True) if old]
+        # What the loss sends is in no state of 0.1.0; the bound may rise by it, tenfold at most.
+        assert all(0.999 * old <= new <= 10 * old for new, old in pairs)
+        assert pairs[0][0] == pytest.approx(pairs[0][1], rel=1e-3)
 
     @EACH
     def test_nothing_that_it_wrote_is_missing_now(self, version, tmp_path) -> None:

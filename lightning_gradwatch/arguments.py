@@ -11,7 +11,7 @@ from numbers import Integral, Real
 _MOST_DIGITS = 18  # of a whole number in a text; Python refuses to read one of more than 4,300
 
 
-def check(holds: bool, argument: str, rule: str, found: object, remedy: str, owner: object = None) -> None:
+def check(holds: bool, argument: str, rule: str, value: object, remedy: str, owner: object = None) -> None:
     """Raise unless the rule holds.
 
     Args:
@@ -23,7 +23,7 @@ def check(holds: bool, argument: str, rule: str, found: object, remedy: str, own
     """
     if not holds:
         whose = "" if owner is None else f"{type(owner).__name__}: "
-        raise ValueError(f"{whose}`{argument}` must be {rule}; found {found!r}. {remedy}")
+        raise ValueError(f"{whose}`{argument}` must be {rule}; found {value!r}. {remedy}")
 
 
 def whole(argument: str, value: object, remedy: str, *, least: int = 1, owner: object = None) -> int:
@@ -50,9 +50,9 @@ def number(
     if isinstance(value, bool) or not isinstance(value, Real):
         check(False, argument, f"a number, {rule}", value, remedy, owner)
         raise AssertionError  # for the type checker
-    found = float(value)
-    check(holds(found), argument, rule, value if isinstance(value, int) else found, remedy, owner)
-    return found
+    read = float(value)
+    check(holds(read), argument, rule, value if isinstance(value, int) else read, remedy, owner)
+    return read
 
 
 def positive(argument: str, value: object, remedy: str, *, owner: object = None) -> float:
@@ -61,7 +61,7 @@ def positive(argument: str, value: object, remedy: str, *, owner: object = None)
     Raises:
         ValueError: it is not.
     """
-    return number(argument, value, lambda found: 0 < found < math.inf, "finite and > 0", remedy, owner=owner)
+    return number(argument, value, lambda real: 0 < real < math.inf, "finite and > 0", remedy, owner=owner)
 
 
 def one_of(argument: str, value: object, allowed: Collection[str], remedy: str, *, owner: object = None) -> None:

@@ -54,6 +54,7 @@ class EventKind(StrEnum):
     FEW_TIMESTEPS_REACHED = "FEW_TIMESTEPS_REACHED"
     ONE_SEQUENCE_REACHED = "ONE_SEQUENCE_REACHED"
     NO_GRADIENT_THROUGH_TIME = "NO_GRADIENT_THROUGH_TIME"
+    ZERO_GRADIENT = "ZERO_GRADIENT"
     SCAN_MISMATCH = "SCAN_MISMATCH"
     AMP_OVERFLOW = "AMP_OVERFLOW"
     GRADIENT_CLIPPED = "GRADIENT_CLIPPED"
@@ -165,6 +166,12 @@ _TEXTS: dict[EventKind, _Text] = {
         "No gradient flows through time in {place}.{detail}",
         "Pass the state of one step on to the next without detach() and without a new initial state. "
         "If that is meant, there is nothing to do.",
+    ),
+    EventKind.ZERO_GRADIENT: _Text(
+        Severity.WARNING,
+        "The gradient of every parameter of the model is exactly 0: nothing is learned.{detail}",
+        "Look at what the loss is made of, from its end: a factor or a mask of 0, a clamp or a relu on its flat side, a round "
+        "or an argmax. Under float16 it may be gradients too small for it: use a loss scale, or bfloat16.",
     ),
     EventKind.SCAN_MISMATCH: _Text(
         Severity.WARNING,

@@ -96,9 +96,9 @@ def _split(
     outside: list[bool] = []
     for row, run, length in zip(norms, near, lengths, strict=True):
         if run:
-            own = row[:length][::-1] if reverse else row[:length]
-            inside.append(bool((own[length - run :] != 0).any()))
-            outside.append(bool((own[: length - run] != 0).any()))
+            in_order = row[:length][::-1] if reverse else row[:length]
+            inside.append(bool((in_order[length - run :] != 0).any()))
+            outside.append(bool((in_order[: length - run] != 0).any()))
     return inside, outside
 
 

@@ -35,6 +35,11 @@ def warn(message: str, stacklevel: int = 1) -> None:
     warnings.warn(plain(message), stacklevel=stacklevel + 1)
 
 
+def count_of(number: int, noun: str) -> str:
+    """``1 timestep``, ``2,000 timesteps``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def command(*words: str) -> str:
     """A line to be pasted into a shell, each word quoted as it needs."""
     return " ".join(map(_quoted, words))

@@ -156,11 +156,11 @@ class Profile:
         """
         counts: list[int] = []
         for j, (row, length) in enumerate(zip(self.total, self.lengths, strict=True)):
-            own = row[:length] if self.direction == "forward" else row[:length][::-1]
+            norms = row[:length] if self.direction == "forward" else row[:length][::-1]
             first, last = self.ends.bounds(j, length)
-            largest = own[first:last].max(initial=0.0)
+            largest = norms[first:last].max(initial=0.0)
             if 0 < largest < np.inf:
-                enough = np.flatnonzero(own[first:last] >= STARVING_SHARE * largest)
+                enough = np.flatnonzero(norms[first:last] >= STARVING_SHARE * largest)
                 counts.append(int(enough[0]))
         return int(median(counts)) if counts else 0
 

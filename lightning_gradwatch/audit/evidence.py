@@ -97,11 +97,13 @@ class Counted:
     Args:
         clipped: steps that were clipped, of ``steps``.
         largest: gradient norm; None where it is not known.
+        skipped: steps that were not taken, by who clips.
     """
 
     clipped: int
     steps: int
     largest: float | None = None
+    skipped: int = 0
 
 
 @dataclass(slots=True)

@@ -32,55 +32,55 @@ _CONFIDENCE = 1.96
 Rule = Callable[[ClipEvidence], ClipVerdict | None]
 
 
-def judge_clipping(found: ClipEvidence) -> ClipVerdict:
+def judge_clipping(evidence: ClipEvidence) -> ClipVerdict:
     """The verdict of the first rule that applies."""
-    return next(verdict for rule in _RULES if (verdict := rule(found)) is not None)
+    return next(verdict for rule in _RULES if (verdict := rule(evidence)) is not None)
 
 
-def _unseen(found: ClipEvidence) -> ClipVerdict | None:
-    return None if found.samples else ClipVerdict.UNDECIDED
+def _unseen(evidence: ClipEvidence) -> ClipVerdict | None:
+    return None if evidence.samples else ClipVerdict.UNDECIDED
 
 
-def _other_change(found: ClipEvidence) -> ClipVerdict | None:
+def _other_change(evidence: ClipEvidence) -> ClipVerdict | None:
     """A fixed factor, or something that makes gradients larger too: no clipping."""
-    grows = any(sample.grown for sample in found.samples) and not found.clipped
-    return ClipVerdict.NONE if (grows or found.constant is not None) and not _is_known(found) else None
+    grows = any(sample.grown for sample in evidence.samples) and not evidence.clipped
+    return ClipVerdict.NONE if (grows or evidence.constant is not None) and not _is_known(evidence) else None
 
 
-def _acts(found: ClipEvidence) -> ClipVerdict | None:
-    counted = found.counted
+def _acts(evidence: ClipEvidence) -> ClipVerdict | None:
+    counted = evidence.counted
     if counted is not None:
         if not counted.clipped:
-            return None
-        if counted.steps < ENOUGH_STEPS and len(found.samples) < counted.steps:
+            return ClipVerdict.SAFETY_NET if counted.skipped else None
+        if counted.steps < ENOUGH_STEPS and len(evidence.samples) < counted.steps:
             return ClipVerdict.UNDECIDED
         often = counted.clipped > LIMITING_SHARE * counted.steps
         return ClipVerdict.STEP_LIMITER if often else ClipVerdict.SAFETY_NET
-    if not found.clipped:
+    if not evidence.clipped:
         return None
-    low, high = interval(len(found.clipped), len(found.samples))
+    low, high = interval(len(evidence.clipped), len(evidence.samples))
     if low > LIMITING_SHARE:
         return ClipVerdict.STEP_LIMITER
     return ClipVerdict.SAFETY_NET if high < LIMITING_SHARE else ClipVerdict.UNDECIDED
 
 
-def _has_no_effect(found: ClipEvidence) -> ClipVerdict | None:
+def _has_no_effect(evidence: ClipEvidence) -> ClipVerdict | None:
     """Called, and yet nothing wrote to the gradient between backward pass and step."""
-    who = found.clippers
-    if any(sample.touched for sample in found.samples):
+    who = evidence.clippers
+    if any(sample.touched for sample in evidence.samples):
         return None
-    if found.elsewhere or (found.stale and who.named) or (who.surely and not found.for_others):
+    if evidence.elsewhere or (evidence.stale and who.named) or (who.surely and not evidence.for_others):
         return ClipVerdict.NO_EFFECT
     unused = who.bound is not None and who.override and not who.by_value
-    return ClipVerdict.NO_EFFECT if unused and found.largest > (who.bound or 0.0) else None
+    return ClipVerdict.NO_EFFECT if unused and evidence.largest > (who.bound or 0.0) else None
 
 
-def _never_acted(found: ClipEvidence) -> ClipVerdict | None:
-    called = _is_known(found) or any(sample.touched for sample in found.samples)
+def _never_acted(evidence: ClipEvidence) -> ClipVerdict | None:
+    called = _is_known(evidence) or any(sample.touched for sample in evidence.samples)
     return ClipVerdict.NEVER_ACTED if called else None
 
 
-def _nothing_clips(found: ClipEvidence) -> ClipVerdict:
+def _nothing_clips(evidence: ClipEvidence) -> ClipVerdict:
     return ClipVerdict.NONE
 
 
@@ -88,9 +88,9 @@ _RULES: tuple[Rule, ...] = (_unseen, _other_change, _acts, _has_no_effect, _neve
 """The last one applies to whatever is left."""
 
 
-def _is_known(found: ClipEvidence) -> bool:
+def _is_known(evidence: ClipEvidence) -> bool:
     """Whether a setting says that something clips."""
-    return found.clippers.bound is not None or bool(found.clippers.adaptive)
+    return evidence.clippers.bound is not None or bool(evidence.clippers.adaptive)
 
 
 def interval(hits: int, samples: int) -> tuple[float, float]:

@@ -62,38 +62,38 @@ class ClippingSummary:
         return {**asdict(self), "verdict": str(self.verdict)}
 
 
-def summarise_clipping(found: ClipEvidence) -> ClippingSummary:
+def summarise_clipping(evidence: ClipEvidence) -> ClippingSummary:
     """The verdict with its words and numbers."""
-    verdict = judge_clipping(found)
-    shown = {f"p{percent}": found.percentile(percent) for percent in (50, 90, 99)} if found.samples else None
+    verdict = judge_clipping(evidence)
+    shown = {f"p{percent}": evidence.percentile(percent) for percent in (50, 90, 99)} if evidence.samples else None
     return ClippingSummary(
-        optimizer=found.optimizer,
+        optimizer=evidence.optimizer,
         verdict=verdict,
-        sentence=sentence_of(found, verdict),
-        remedy=remedy_of(found, verdict),
-        by=found.clippers.names,
-        bound=found.clippers.bound,
-        samples=len(found.samples),
-        steps=found.steps,
-        first_step=found.first_step,
-        share=found.share,
-        median_coefficient=found.median_coefficient,
-        norm_percentiles=shown and {**shown, "max": found.largest},
-        clipped_steps=found.counted.clipped if found.counted is not None else None,
+        sentence=sentence_of(evidence, verdict),
+        remedy=remedy_of(evidence, verdict),
+        by=evidence.clippers.names,
+        bound=evidence.clippers.bound,
+        samples=len(evidence.samples),
+        steps=evidence.steps,
+        first_step=evidence.first_step,
+        share=evidence.share,
+        median_coefficient=evidence.median_coefficient,
+        norm_percentiles=shown and {**shown, "max": evidence.largest},
+        clipped_steps=evidence.counted.clipped if evidence.counted is not None else None,
     )
 
 
-def clipping_event(found: ClippingSummary, moment: Moment, *, several: bool) -> Event | None:
+def clipping_event(summary: ClippingSummary, moment: Moment, *, several: bool) -> Event | None:
     """The event of a verdict that wants a look; None of any other.
 
     Args:
         several: whether the training has several optimizers.
     """
-    kind = _KINDS.get(found.verdict)
+    kind = _KINDS.get(summary.verdict)
     if kind is None:
         return None
-    share = found.share if found.clipped_steps is None else found.clipped_steps / max(found.steps, 1)
+    share = summary.share if summary.clipped_steps is None else summary.clipped_steps / max(summary.steps, 1)
     limits = kind == EventKind.CLIPPING_LIMITS_STEPS
     value, threshold = (share, LIMITING_SHARE) if limits else (None, None)
-    which = f" Optimizer {found.optimizer}." if several else ""
-    return moment.event(kind, value=value, threshold=threshold, remedy=found.remedy, detail=found.sentence + which)
+    which = f" Optimizer {summary.optimizer}." if several else ""
+    return moment.event(kind, value=value, threshold=threshold, remedy=summary.remedy, detail=summary.sentence + which)

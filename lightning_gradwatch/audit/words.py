@@ -7,94 +7,95 @@ from collections.abc import Callable
 
 from lightning_gradwatch.audit.evidence import ClipEvidence
 from lightning_gradwatch.audit.rules import ClipVerdict, interval
+from lightning_gradwatch.plain import count_of
 
 NO_BACKWARD = "its backward passes went past Lightning (use self.manual_backward(loss))"
 NO_STEP = "no step was taken with a finite gradient"
 
 
-def sentence_of(found: ClipEvidence, verdict: ClipVerdict) -> str:
+def sentence_of(evidence: ClipEvidence, verdict: ClipVerdict) -> str:
     """What was seen, in one or two sentences."""
-    return _SENTENCES[verdict](found)
+    return _SENTENCES[verdict](evidence)
 
 
-def remedy_of(found: ClipEvidence, verdict: ClipVerdict) -> str:
+def remedy_of(evidence: ClipEvidence, verdict: ClipVerdict) -> str:
     """What to do; empty where there is nothing to be done."""
-    if any(sample.scale != 1.0 for sample in found.clipped):
+    if any(sample.scale != 1.0 for sample in evidence.clipped):
         return _LATE
     if verdict is ClipVerdict.STEP_LIMITER:
-        return _against_limiting(found)
-    return _against_no_effect(found) if verdict is ClipVerdict.NO_EFFECT else ""
+        return _against_limiting(evidence)
+    return _against_no_effect(evidence) if verdict is ClipVerdict.NO_EFFECT else ""
 
 
-def _none(found: ClipEvidence) -> str:
-    changed = [sample for sample in found.samples if sample.changed]
-    if found.constant is not None:
+def _none(evidence: ClipEvidence) -> str:
+    changed = [sample for sample in evidence.samples if sample.changed]
+    if evidence.constant is not None:
         said = (
-            f"{_on(found, 'each of ')} the gradient was multiplied by {found.constant:.3g} between the "
+            f"{_on(evidence, 'each of ')} the gradient was multiplied by {evidence.constant:.3g} between the "
             "backward pass and the step, whatever its norm: that is a fixed factor, not clipping."
         )
     elif changed:
         said = (
-            f"On {len(changed)} of {_looked_at(found)} the gradient was changed between the backward pass "
+            f"On {len(changed)} of {_looked_at(evidence)} the gradient was changed between the backward pass "
             "and the step, but not as clipping does: some norms grew."
         )
     else:
-        said = f"{_on(found)} the optimizer got the gradient as the backward pass had left it."
-    return f"{said}{_largest(found)}{_named(found)}{_hooked(found)}"
+        said = f"{_on(evidence)} the optimizer got the gradient as the backward pass had left it."
+    return f"{said}{_largest(evidence)}{_named(evidence)}{_hooked(evidence)}"
 
 
-def _never_acted(found: ClipEvidence) -> str:
-    counted, who = found.counted, found.clippers
+def _never_acted(evidence: ClipEvidence) -> str:
+    counted, who = evidence.counted, evidence.clippers
     if counted is not None and who.alone:
         return (
             f"No gradient reached the bound of {who.bound:g}: the largest norm of all "
-            f"{_steps(counted.steps)} is {found.largest:.3g}."
+            f"{count_of(counted.steps, 'step')} is {evidence.largest:.3g}."
         )
     if counted is not None:
-        return f"{who.adaptive} clipped none of {_steps(counted.steps)}.{_largest(found)}"
+        return f"{who.adaptive} clipped none of {count_of(counted.steps, 'step')}.{_largest(evidence)}"
     whose = " and ".join(who.names[:2]) if who.bound is not None or who.adaptive else ""
     if whose:
-        return f"{_on(found)} {whose} left the gradient as it was.{_largest(found)}"
+        return f"{_on(evidence)} {whose} left the gradient as it was.{_largest(evidence)}"
     return (
-        f"{_on(found)} something wrote to the gradient between the backward pass and the step and left it "
-        f"as it was, as clipping does whose bound is not reached.{_largest(found)}"
+        f"{_on(evidence)} something wrote to the gradient between the backward pass and the step and left it "
+        f"as it was, as clipping does whose bound is not reached.{_largest(evidence)}"
     )
 
 
-def _safety_net(found: ClipEvidence) -> str:
-    return f"{_acted(found)}.{_late(found)}{_largest(found)}"
+def _safety_net(evidence: ClipEvidence) -> str:
+    return f"{_acted(evidence)}.{_late(evidence)}{_largest(evidence)}"
 
 
-def _step_limiter(found: ClipEvidence) -> str:
+def _step_limiter(evidence: ClipEvidence) -> str:
     said = "it, not the gradient, sets the length of the steps"
-    rule = said if found.clippers.goes_along else "clipping is the rule, not the exception"
-    return f"{_acted(found)}: {rule}.{_late(found)}{_largest(found)}"
+    rule = said if evidence.clippers.goes_along else "clipping is the rule, not the exception"
+    return f"{_acted(evidence)}: {rule}.{_late(evidence)}{_largest(evidence)}"
 
 
-def _no_effect(found: ClipEvidence) -> str:
-    who, untouched = found.clippers, "the optimizer got the gradient as the backward pass had left it"
-    if found.elsewhere:
+def _no_effect(evidence: ClipEvidence) -> str:
+    who, untouched = evidence.clippers, "the optimizer got the gradient as the backward pass had left it"
+    if evidence.elsewhere:
         what = "the gradients of another optimizer had been written to, and its own had not"
-        return f"On {found.elsewhere} of {_looked_at(found)}, between the backward pass and the step, {what}."
+        return f"On {evidence.elsewhere} of {_looked_at(evidence)}, between the backward pass and the step, {what}."
     if who.surely or who.named:
         names = " and ".join(who.surely or who.named)
-        before = "before the backward pass" if found.stale else "before the backward pass, or for other parameters"
-        return f"{names} clips {before}: {_on(found)[0].lower()}{_on(found)[1:]} {untouched}.{_largest(found)}"
+        before = "before the backward pass" if evidence.stale else "before the backward pass, or for other parameters"
+        return f"{names} clips {before}: {_on(evidence)[0].lower()}{_on(evidence)[1:]} {untouched}.{_largest(evidence)}"
     return (
         f"gradient_clip_val={who.bound:g} is set, but {who.override}, which takes the place of Lightning's own "
-        f"clipping, does not clip with it: {_on(found)[0].lower()}{_on(found)[1:]} {untouched}.{_largest(found)}"
+        f"clipping, does not clip with it: {_on(evidence)[0].lower()}{_on(evidence)[1:]} {untouched}.{_largest(evidence)}"
     )
 
 
-def _undecided(found: ClipEvidence) -> str:
-    if not found.samples:
-        return f"No optimizer step could be looked at: {found.unseen or NO_STEP}."
-    if found.counted is not None:
-        return f"{_acted(found)}: too few steps to tell a safety net from what limits every step.{_late(found)}"
-    low, high = interval(len(found.clipped), len(found.samples))
+def _undecided(evidence: ClipEvidence) -> str:
+    if not evidence.samples:
+        return f"No optimizer step could be looked at: {evidence.unseen or NO_STEP}."
+    if evidence.counted is not None:
+        return f"{_acted(evidence)}: too few steps to tell a safety net from what limits every step.{_late(evidence)}"
+    low, high = interval(len(evidence.clipped), len(evidence.samples))
     return (
-        f"{_acted(found)}, which is too few to tell a safety net from what limits every step: the share of all "
-        f"steps may be {low:.0%} or {high:.0%}.{_late(found)}"
+        f"{_acted(evidence)}, which is too few to tell a safety net from what limits every step: the share of all "
+        f"steps may be {low:.0%} or {high:.0%}.{_late(evidence)}"
     )
 
 
@@ -108,18 +109,23 @@ _SENTENCES: dict[ClipVerdict, Callable[[ClipEvidence], str]] = {
 }
 
 
-def _acted(found: ClipEvidence) -> str:
+def _acted(evidence: ClipEvidence) -> str:
     """On how many steps the gradient was made smaller, and by how much."""
-    who, counted = found.clippers, found.counted
+    who, counted = evidence.clippers, evidence.counted
     name = who.adaptive if counted is not None and not who.alone else "It"
-    share = "" if found.median_coefficient is None else f", to {found.median_coefficient:.2g} of itself in the median"
-    seen = f"{len(found.clipped)} of {_looked_at(found)}"
-    on = seen if counted is None else f"{counted.clipped:,} of {_steps(counted.steps)}"
-    return f"{name} made the gradient smaller on {on}{share}"
+    share = (
+        "" if evidence.median_coefficient is None else f", to {evidence.median_coefficient:.2g} of itself in the median"
+    )
+    seen = f"{len(evidence.clipped)} of {_looked_at(evidence)}"
+    on = seen if counted is None else f"{counted.clipped:,} of {count_of(counted.steps, 'step')}"
+    skipped = counted.skipped if counted is not None else 0
+    if counted is not None and skipped and not counted.clipped:
+        return f"{name} skipped {skipped:,} of {count_of(counted.steps, 'step')}, and clipped none"
+    return f"{name} made the gradient smaller on {on}{share}{f', and skipped {skipped:,}' if skipped else ''}"
 
 
-def _late(found: ClipEvidence) -> str:
-    late = [sample for sample in found.clipped if sample.scale != 1.0]
+def _late(evidence: ClipEvidence) -> str:
+    late = [sample for sample in evidence.clipped if sample.scale != 1.0]
     if not late:
         return ""
     scale = late[-1].scale
@@ -135,8 +141,8 @@ _LATE = (
 )
 
 
-def _against_limiting(found: ClipEvidence) -> str:
-    who = found.clippers
+def _against_limiting(evidence: ClipEvidence) -> str:
+    who = evidence.clippers
     if who.adaptive and who.bound is None:
         return (
             "Nothing to do if that is meant, as with a percentile or a fixed norm. Else use AdaptiveClip(), whose "
@@ -145,24 +151,26 @@ def _against_limiting(found: ClipEvidence) -> str:
     if who.by_value:
         return (
             'Clip the norm instead, which keeps the direction: gradient_clip_algorithm="norm" with a bound near '
-            f"{_bound(found)}, {_whose(found)}.{_longer(found)}"
+            f"{_bound(evidence)}, {_whose(evidence)}.{_longer(evidence)}"
         )
     what = "the bound" if who.bound is None else "gradient_clip_val"
-    return f"Raise {what} to about {_bound(found)}, {_whose(found)}: then it acts on a few steps.{_longer(found)}"
+    return (
+        f"Raise {what} to about {_bound(evidence)}, {_whose(evidence)}: then it acts on a few steps.{_longer(evidence)}"
+    )
 
 
-def _whose(found: ClipEvidence) -> str:
-    if len(found.samples) >= _SEVERAL:
+def _whose(evidence: ClipEvidence) -> str:
+    if len(evidence.samples) >= _SEVERAL:
         return f"under which {_MOST:.0f} % of the gradient norms lay"
     return "the largest gradient norm that was seen"
 
 
-def _bound(found: ClipEvidence) -> str:
+def _bound(evidence: ClipEvidence) -> str:
     """Rounded up to two digits: rounded down it would cut off what it is meant to let through.
     Not the largest of many norms, which is the very one that clipping is for.
     """
-    bound = found.percentile(_MOST) if len(found.samples) >= _SEVERAL else found.largest
-    bound = bound or found.largest  # of gradients that are mostly zero
+    bound = evidence.percentile(_MOST) if len(evidence.samples) >= _SEVERAL else evidence.largest
+    bound = bound or evidence.largest  # of gradients that are mostly zero
     unit = 10.0 ** (math.floor(math.log10(bound)) - 1)
     return f"{math.ceil(bound / unit * (1 - 1e-9)) * unit:.2g}"
 
@@ -174,17 +182,17 @@ _MOST = 90.0
 """Per cent of the norms, which are ordinary ones."""
 
 
-def _longer(found: ClipEvidence) -> str:
-    if found.median_coefficient is None or not found.clippers.goes_along:
+def _longer(evidence: ClipEvidence) -> str:
+    if evidence.median_coefficient is None or not evidence.clippers.goes_along:
         return ""
-    times = 1 / found.median_coefficient
+    times = 1 / evidence.median_coefficient
     return f" Steps are then some {times:.2g} times as long: lower the learning rate if the loss jumps."
 
 
-def _against_no_effect(found: ClipEvidence) -> str:
-    if found.elsewhere:
+def _against_no_effect(evidence: ClipEvidence) -> str:
+    if evidence.elsewhere:
         return "Clip the parameters of the optimizer that is about to step, after its backward pass."
-    if found.clippers.surely or found.clippers.named:
+    if evidence.clippers.surely or evidence.clippers.named:
         return (
             "Clip after the backward pass and before the step. In automatic optimization that is "
             "Trainer(gradient_clip_val=…), or the module's on_before_optimizer_step; in manual optimization "
@@ -196,34 +204,34 @@ def _against_no_effect(found: ClipEvidence) -> str:
     )
 
 
-def _on(found: ClipEvidence, each: str = "") -> str:
+def _on(evidence: ClipEvidence, each: str = "") -> str:
     """``On the 10 steps looked at, of 480,``."""
-    return f"On {each}{_looked_at(found)}{',' if found.steps > len(found.samples) else ''}"
+    return f"On {each}{_looked_at(evidence)}{',' if evidence.steps > len(evidence.samples) else ''}"
 
 
-def _looked_at(found: ClipEvidence) -> str:
-    number = len(found.samples)
-    of = f", of {found.steps:,}" if found.steps > number else ""
+def _looked_at(evidence: ClipEvidence) -> str:
+    number = len(evidence.samples)
+    of = f", of {evidence.steps:,}" if evidence.steps > number else ""
     return f"the one step looked at{of}" if number == 1 else f"the {number} steps looked at{of}"
 
 
-def _steps(number: int) -> str:
-    return "1 step" if number == 1 else f"{number:,} steps"
-
-
-def _largest(found: ClipEvidence) -> str:
-    if not found.samples:
+def _largest(evidence: ClipEvidence) -> str:
+    if not evidence.samples:
         return ""
-    if len(found.samples) == 1:
-        return f" The gradient norm was {found.samples[0].before:.3g}."
-    of_all = found.counted is not None and found.counted.largest is not None
-    seen = "" if of_all or found.steps <= len(found.samples) else f" of the {_steps(len(found.samples))} looked at"
-    return f" The gradient norm{seen}: median {found.percentile(50):.3g}, largest {found.largest:.3g}."
+    if len(evidence.samples) == 1:
+        return f" The gradient norm was {evidence.samples[0].before:.3g}."
+    of_all = evidence.counted is not None and evidence.counted.largest is not None
+    seen = (
+        ""
+        if of_all or evidence.steps <= len(evidence.samples)
+        else f" of the {count_of(len(evidence.samples), 'step')} looked at"
+    )
+    return f" The gradient norm{seen}: median {evidence.percentile(50):.3g}, largest {evidence.largest:.3g}."
 
 
-def _named(found: ClipEvidence) -> str:
-    who = found.clippers
-    if not who.named or found.for_others:
+def _named(evidence: ClipEvidence) -> str:
+    who = evidence.clippers
+    if not who.named or evidence.for_others:
         return ""
     return (
         f" {' and '.join(who.named)} names a clipping function: it is not called, or before the backward pass, or "
@@ -231,13 +239,13 @@ def _named(found: ClipEvidence) -> str:
     )
 
 
-def _hooked(found: ClipEvidence) -> str:
-    number = found.clippers.hooked
+def _hooked(evidence: ClipEvidence) -> str:
+    number = evidence.clippers.hooked
     if not number:
         return ""
-    own = (
+    hooks = (
         "1 parameter has a hook on its gradient"
         if number == 1
         else f"{number} parameters have hooks on their gradients"
     )
-    return f" {own}, which act within the backward pass: what they do to it is not seen here."
+    return f" {hooks}, which act within the backward pass: what they do to it is not seen here."

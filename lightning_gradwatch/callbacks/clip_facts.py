@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
-from lightning_gradwatch.clip.step.state import OptimizerState, clip_counts
+from lightning_gradwatch.clip.step.state import ClipCounts, OptimizerState, clip_counts
 
 
 class ClipFacts:
@@ -20,8 +20,8 @@ class ClipFacts:
         """In words; empty while it clips nothing."""
         return self._groups.in_words if self._acting and not self._deferring else ""
 
-    def clip_counts(self) -> dict[int, tuple[int, int]]:
-        """Of each optimizer, by its index, how many steps were clipped, of how many."""
+    def clip_counts(self) -> dict[int, ClipCounts]:
+        """Of each optimizer, by its index, how many steps were clipped and skipped, of how many."""
         return clip_counts(self._states)
 
     def policies_in_use(self) -> list[list[ClipPolicy | TensorPolicy]]:

@@ -60,7 +60,7 @@ def _is_on(environment: Mapping[str, str]) -> bool:
 
 
 def _arguments(environment: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for variable, value in sorted(environment.items()):
         if not variable.startswith(f"{SWITCH}_"):
             continue
@@ -70,8 +70,8 @@ def _arguments(environment: Mapping[str, str]) -> dict[str, Any]:
             close = difflib.get_close_matches(variable, known, 1) or [", ".join(known)]
             raise ValueError(f"`{variable}` is no variable of GradWatch. Did you mean {close[0]}?")
         if value.strip():
-            found[argument] = _READERS[argument](variable, value.strip())
-    return found
+            arguments[argument] = _READERS[argument](variable, value.strip())
+    return arguments
 
 
 def _count(variable: str, value: str) -> int:

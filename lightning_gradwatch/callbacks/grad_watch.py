@@ -298,8 +298,8 @@ class GradWatch(Found, Callback):
     def __repr__(self) -> str:
         where = "no run log" if self.run_dir is None else f"run log in {str(self.run_dir)!r}"
         counts = [(len(self.verdicts), "verdict"), (len(self.events), "event")]
-        found = ", ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in counts)
-        return f"<GradWatch, every {self.every_n_steps:,} steps: {found}, {where}>"
+        results = ", ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in counts)
+        return f"<GradWatch, every {self.every_n_steps:,} steps: {results}, {where}>"
 
     def _repr_html_(self) -> str:
         return verdict_table("GradWatch", self.verdicts, [event.severity for event in self.events])

@@ -49,16 +49,16 @@ def find_run(path: Path) -> Path:
     try:
         return locate(path)
     except RunLogError:
-        found = sorted(_runs_below(path), key=_written, reverse=True) if path.is_dir() else []
-        if not found:
+        runs = sorted(_runs_below(path), key=_written, reverse=True) if path.is_dir() else []
+        if not runs:
             raise
-    others = [str(other) for other in found[1 : _MOST_SHOWN + 1]]
-    more = [f"{len(found) - 1 - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN + 1 else []
+    others = [str(other) for other in runs[1 : _MOST_SHOWN + 1]]
+    more = [f"{len(runs) - 1 - _MOST_SHOWN} more"] if len(runs) > _MOST_SHOWN + 1 else []
     _note(
-        f"reads {str(found[0])!r}"
-        + (f", the newest of {len(found)} runs; the others are {', '.join(others + more)}" if others else "")
+        f"reads {str(runs[0])!r}"
+        + (f", the newest of {len(runs)} runs; the others are {', '.join(others + more)}" if others else "")
     )
-    return found[0]
+    return runs[0]
 
 
 def _runs_below(path: Path) -> Iterator[Path]:

@@ -61,15 +61,15 @@ def run(args: argparse.Namespace) -> int:
     """Say the verdict; 1 where the check fails."""
     if args.against is not None:
         return _against(load(args.path), load(args.against), args)
-    found = load(args.path)
+    run_log = load(args.path)
     failing = (Severity.CRITICAL, Severity.WARNING) if args.warnings else (Severity.CRITICAL,)
-    each = counted_once(found.event_records)
+    each = counted_once(run_log.event_records)
     counts = Counter(event["severity"] for event in each)
     said = ", ".join(_count(counts[severity], severity) for severity in (Severity.CRITICAL, Severity.WARNING))
-    skipped = _skipped(found.event_records)
+    skipped = _skipped(run_log.event_records)
     said += f" ({skipped:,} steps skipped)" if skipped > _skipped(each) else ""
-    grave = [e for e in found.event_records if e["severity"] in failing or _diverged(e)]
-    layers = [layer for layer in summarise(found.profile_records, found.event_records) if layer.severity in failing]
+    grave = [e for e in run_log.event_records if e["severity"] in failing or _diverged(e)]
+    layers = [layer for layer in summarise(run_log.profile_records, run_log.event_records) if layer.severity in failing]
     if not grave and not layers:
         say(f"ok: {said}")
         return 0
@@ -78,13 +78,13 @@ def run(args: argparse.Namespace) -> int:
         what = f"the first at step {first['step']}: {first['kind']}, {first['message'] or 'no message'}"
     else:
         what = layers[0].line
-    say(f"failed: {said}; {what} ({command('gradwatch', 'events', str(found.path))} says what to do)")
+    say(f"failed: {said}; {what} ({command('gradwatch', 'events', str(run_log.path))} says what to do)")
     return 1
 
 
-def _against(found: Run, base: Run, args: argparse.Namespace) -> int:
+def _against(run_log: Run, base: Run, args: argparse.Namespace) -> int:
     """Say what is worse than in another run; 1 where anything is."""
-    seen = compare(found, base, horizon_tolerance=args.horizon_tolerance, allowed=args.allow)
+    seen = compare(run_log, base, horizon_tolerance=args.horizon_tolerance, allowed=args.allow)
     of = f"than in {str(base.path)!r}"
     if not seen.worse:
         say(f"ok: nothing is worse {of}")

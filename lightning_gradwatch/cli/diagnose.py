@@ -26,24 +26,24 @@ def run(args: argparse.Namespace) -> int:
     """Print the document, or what it says."""
     from lightning_gradwatch.report.diagnosis import diagnose
 
-    found = diagnose(load(args.path))
+    diagnosis = diagnose(load(args.path))
     if args.json:
-        say(*json.dumps(to_json(found), indent=2).replace("\x7f", "\\u007f").split("\n"))
+        say(*json.dumps(to_json(diagnosis), indent=2).replace("\x7f", "\\u007f").split("\n"))
     else:
-        say(*_lines(found))
+        say(*_lines(diagnosis))
     return 0
 
 
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{found['run']['path']}: the worst is {_a(found['worst'])}"
-    for verdict in found["verdicts"]:
+def _lines(diagnosis: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{diagnosis['run']['path']}: the worst is {_a(diagnosis['worst'])}"
+    for verdict in diagnosis["verdicts"]:
         yield f"  {verdict['place']}: {verdict['verdict']}. {verdict['sentence']}"
-    for entry in found["clipping"]:
+    for entry in diagnosis["clipping"]:
         yield f"  Clipping, optimizer {entry['optimizer']}: {entry['verdict']}. {entry['sentence'] or ''}".rstrip()
-    for event in found["events"]:
+    for event in diagnosis["events"]:
         times = "" if event["count"] == 1 else f", {event['count']:,} times until step {event['last_step']}"
         yield f"  {event['severity'] or 'event'} {event['kind']} at step {event['first_step']}{times}: {event['message'] or ''}"
-    for advice in found["advice"]:
+    for advice in diagnosis["advice"]:
         yield f"  What to do about {advice['kind']} ({', '.join(advice['places'][:5])}): {advice['remedy']}"
 
 

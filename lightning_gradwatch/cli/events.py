@@ -31,23 +31,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """List the events that fit, in the order in which they happened."""
-    found = load(args.path)
-    chosen = [event for event in found.event_records if _fits(event, args)]
+    run_log = load(args.path)
+    chosen = [event for event in run_log.event_records if _fits(event, args)]
     if args.json:
         for event in chosen:
             say(json.dumps(to_json(event)).replace("\x7f", "\\u007f"))
         return 0
     from lightning_gradwatch.report.console import print_events, print_summary
 
-    every = len(found.event_records)
+    every = len(run_log.event_records)
     if every and not chosen:
         say(f"None of the {every:,} events matches." if every > 1 else "The one event does not match.")
         return 0
     if len(chosen) == every:
-        print_summary(found)
+        print_summary(run_log)
     print_events(chosen, fold=args.kind is None)
-    for bundle in sorted(found.path.glob("bundles/*.pt")):
-        model = str(found.meta.get("model") or "MODULE:CLASS")
+    for bundle in sorted(run_log.path.glob("bundles/*.pt")):
+        model = str(run_log.meta.get("model") or "MODULE:CLASS")
         say(f"To repeat a step: {command('gradwatch', 'replay', str(bundle), '--module', model)}")
     return 0
 

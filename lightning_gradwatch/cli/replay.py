@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
     from lightning_gradwatch.runlog.bundles import BUNDLE_KEY, BundleError, read_bundle
 
     bundle = read_bundle(args.path, max_mib=args.max_mib)
-    own = bundle[BUNDLE_KEY]
-    recorded = own["event"]
-    unheld = [f"{at} ({kind})" for at, kind in own["problems"].items() if not at.startswith("hyper_parameters")]
+    extras = bundle[BUNDLE_KEY]
+    recorded = extras["event"]
+    unheld = [f"{at} ({kind})" for at, kind in extras["problems"].items() if not at.startswith("hyper_parameters")]
     if unheld:
         raise BundleError(
             f"This bundle lacks {', '.join(unheld)}, which a file of tensors cannot hold: it cannot be run."
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return build_module(target, bundle, arguments)
 
     module = make()  # what is wrong with it is said before anything else
-    say(*_header(args.path, own))
+    say(*_header(args.path, extras))
     for warm in (False, True):
         seen = [event.to_record() for event in watched_events(module, bundle, device=args.device, warm=warm)]
         distances = [differences(recorded, event) for event in seen]
@@ -82,15 +82,15 @@ def run(args: argparse.Namespace) -> int:
     return 0 if [] in distances else 1
 
 
-def _header(path: Path, own: Mapping[str, Any]) -> list[str]:
-    counts, versions = own["counts"], own["versions"]
+def _header(path: Path, extras: Mapping[str, Any]) -> list[str]:
+    counts, versions = extras["counts"], extras["versions"]
     lines = [
-        f"{path.name}: {own['module']}, optimizer step {counts['global_step']}, epoch {counts['epoch']}, "
-        f"batch {counts['batch_idx']}, {own['precision']}, on {own['device']}, torch {versions.get('torch')}",
-        f"Recorded: {own['event']['kind']}: {own['event']['message']}",
+        f"{path.name}: {extras['module']}, optimizer step {counts['global_step']}, epoch {counts['epoch']}, "
+        f"batch {counts['batch_idx']}, {extras['precision']}, on {extras['device']}, torch {versions.get('torch')}",
+        f"Recorded: {extras['event']['kind']}: {extras['event']['message']}",
     ]
-    if own["changed_weights"]:
-        names = ", ".join(own["changed_weights"])
+    if extras["changed_weights"]:
+        names = ", ".join(extras["changed_weights"])
         lines.append(
             f"Note: the step changed these weights before it was written down; they are as it left them: {names}"
         )

@@ -101,7 +101,7 @@ def _follow_plainly(follower: Follower, interval: float) -> None:
     try:
         while True:
             sys.stdout.write(_HOME_AND_CLEAR)
-            if follower.found:
+            if follower.has_run:
                 _show(follower, None)
             else:
                 say(f"GradWatch waits for a run log in {follower.path} (Ctrl-C ends)")
@@ -115,7 +115,7 @@ def _follow_plainly(follower: Follower, interval: float) -> None:
 def _picture(follower: Follower, *, width: int, height: int | None = None) -> Any:
     from lightning_gradwatch.report.live import frame, waiting
 
-    if not follower.found:
+    if not follower.has_run:
         return waiting(str(follower.path))
     return frame(follower.run(), width=width, height=height, counts=follower.events, age=_age(follower))
 

@@ -97,8 +97,8 @@ def _norm(tensor: Tensor) -> Tensor:
 
 def _norms_of_group(tensors: Sequence[Tensor]) -> Tensor:
     """Of tensors that share device, dtype and type; half precisions are summed in float32."""
-    own, wide = tensors[0].dtype, torch.promote_types(tensors[0].dtype, torch.float32)
-    if own != wide and not _SUMS_WIDER:
+    dtype, wide = tensors[0].dtype, torch.promote_types(tensors[0].dtype, torch.float32)
+    if dtype != wide and not _SUMS_WIDER:
         tensors = [tensor.to(wide) for tensor in tensors]
     among = {"dtype": wide} if _SUMS_WIDER else {}
     each = torch._foreach_norm(list(tensors), 2, **among)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]

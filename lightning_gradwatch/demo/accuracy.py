@@ -58,7 +58,7 @@ def accuracy_by_distance(
         verbs: in each bucket.
         buckets: of distances in words, least and most.
     """
-    found: list[Accuracy] = []
+    accuracies: list[Accuracy] = []
     for place, bucket in enumerate(buckets):
 
         def distance(rng: random.Random, bucket: tuple[int, int] = bucket) -> int:
@@ -69,5 +69,5 @@ def accuracy_by_distance(
             last = logits(windows[:, :-1])[:, -1]
         singular, plural = (last[:, NUMBERS[verb]] for verb in VERBS)
         chosen = torch.where(plural > singular, NUMBERS[VERBS[1]], NUMBERS[VERBS[0]])
-        found.append(Accuracy(bucket, int((chosen == windows[:, -1]).sum()), verbs))
-    return found
+        accuracies.append(Accuracy(bucket, int((chosen == windows[:, -1]).sum()), verbs))
+    return accuracies

@@ -42,8 +42,8 @@ def influence_on_verb(model: RecurrentLanguageModel) -> tuple[float, ...]:
         return functional.cross_entropy(model.logits(numbers[:, :-1])[:, -1], numbers[:, -1])
 
     _, profiles = measure_once(model, loss, WatchOptions(find_cells=False, influence=True))
-    (found,) = [profile for profile in profiles if profile.state == INPUT]
-    return tuple(found.total[0].tolist())
+    (of_inputs,) = [profile for profile in profiles if profile.state == INPUT]
+    return tuple(of_inputs.total[0].tolist())
 
 
 def draw(influences: Sequence[tuple[str, Influences]], path: Path) -> Path:
@@ -55,8 +55,8 @@ def draw(influences: Sequence[tuple[str, Influences]], path: Path) -> Path:
     bare = [None] * (len(SENTENCE) - VERB)
     rows = {
         f"{name}, {when}": [*values, *bare]
-        for name, found in influences
-        for when, values in (("before training", found.start), ("after", found.end))
+        for name, influence in influences
+        for when, values in (("before training", influence.start), ("after", influence.end))
     }
     figure = require("matplotlib.figure").Figure(figsize=(10.5, 0.42 * len(rows) + 0.75), layout="constrained", dpi=130)
     title = f"Which words does the loss of “{SENTENCE[VERB]}” listen to? Black: most. White: 1 % of that, or less."

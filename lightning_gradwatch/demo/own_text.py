@@ -51,7 +51,7 @@ class TextOptions:
         arguments.one_of("--cell", self.cell, CELLS, "Leave it out for lstm.")
         for name in ("layers", "hidden", "steps", "timesteps", "batch_size"):
             arguments.whole(f"--{name.replace('_', '-')}", getattr(self, name), "Leave it out for the default.")
-        arguments.number("--dropout", self.dropout, lambda found: 0 <= found < 1, "in [0, 1)", "0 drops nothing.")
+        arguments.number("--dropout", self.dropout, lambda share: 0 <= share < 1, "in [0, 1)", "0 drops nothing.")
         arguments.positive("--lr", self.lr, "Leave it out for 0.003.")
 
     def data(self) -> TextData:

@@ -44,7 +44,7 @@ def vanishing_begins(console: Any, steps: int) -> None:
     )
 
 
-def memories(console: Any, found: Sequence[Memory]) -> None:
+def memories(console: Any, results: Sequence[Memory]) -> None:
     """The one table, and what it shows."""
     table = require("rich.table").Table(
         title="gradient horizon, and accuracy at was/were by distance of the subject (in words)",
@@ -53,18 +53,18 @@ def memories(console: Any, found: Sequence[Memory]) -> None:
     table.add_column("network")
     table.add_column("horizon", justify="right")
     table.add_column("at end", justify="right")
-    for accuracy in found[0].accuracies:
+    for accuracy in results[0].accuracies:
         table.add_column("{}–{}".format(*accuracy.bucket), justify="right")
-    for memory in found:
+    for memory in results:
         reach = _words(memory.reach.horizon, memory.reach.censored)
         table.add_row(NAMES[memory.cell], reach, _horizon(memory.summary), *map(_cell, memory.accuracies))
     console.print(table)
     console.print(
         "Horizon: how many words back from the verb its gradient falls under 1 %; the longest of all samples in training, and at its "
         "end the median of the last ones. "
-        f"Accuracy: {found[0].accuracies[0].verbs} new sentences each, half of them plural, so guessing gives 50 %."
+        f"Accuracy: {results[0].accuracies[0].verbs} new sentences each, half of them plural, so guessing gives 50 %."
     )
-    for memory in found:
+    for memory in results:
         console.print(f"• {_memory_in_words(memory)}")
 
 
@@ -78,12 +78,12 @@ def exploding_begins(console: Any) -> None:
     )
 
 
-def explosion(console: Any, found: Explosion) -> None:
+def explosion(console: Any, result: Explosion) -> None:
     """What became of both trainings."""
-    console.print(f"• Without clipping: {_fate(found.bare, found)}")
-    for event in found.bare.run.event_records[:_MOST_EVENTS]:
+    console.print(f"• Without clipping: {_fate(result.bare, result)}")
+    for event in result.bare.run.event_records[:_MOST_EVENTS]:
         console.print(f"    GradWatch, step {event['step']}: {event['message']}", markup=False)
-    console.print(f"• With AdaptiveClip(): {_clips(found.clipped)} {_fate(found.clipped, found)}")
+    console.print(f"• With AdaptiveClip(): {_clips(result.clipped)} {_fate(result.clipped, result)}")
 
 
 def text_begins(console: Any, options: TextOptions, data: TextData) -> None:
@@ -97,24 +97,24 @@ def text_begins(console: Any, options: TextOptions, data: TextData) -> None:
     )
 
 
-def own_text(console: Any, found: OwnText) -> None:
+def own_text(console: Any, result: OwnText) -> None:
     """Perplexity, horizons, and what the model writes."""
-    for summary in found.summaries:
+    for summary in result.summaries:
         console.print(f"• {summary.place}: horizon {_horizon(summary)} timesteps. {summary.sentence}", markup=False)
-    console.print(f"• With AdaptiveClip(): {_clips(found.training)} {_fate(found.training, found)}", markup=False)
-    if found.sample:
+    console.print(f"• With AdaptiveClip(): {_clips(result.training)} {_fate(result.training, result)}", markup=False)
+    if result.sample:
         console.print("What it writes after the beginning of the held-out text:")
-        console.print(plain_lines(found.sample), markup=False, style="italic")
+        console.print(plain_lines(result.sample), markup=False, style="italic")
 
 
-def artefacts(console: Any, found: Artefacts, seconds: float) -> None:
+def artefacts(console: Any, files: Artefacts, seconds: float) -> None:
     """Where everything lies."""
     console.rule()
     lie = (
-        ("run logs", found.folder),
-        ("sentence", found.sentence),
-        ("picture", found.picture),
-        ("report", found.report),
+        ("run logs", files.folder),
+        ("sentence", files.sentence),
+        ("picture", files.picture),
+        ("report", files.report),
     )
     for what, where in lie:
         if where is not None:

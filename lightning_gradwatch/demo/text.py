@@ -49,12 +49,12 @@ def standard_library() -> list[Path]:
         DemoError: this Python comes without its sources.
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    found = sorted(folder.glob("*.py"), key=lambda path: path.name)
-    if not found:
+    files = sorted(folder.glob("*.py"), key=lambda path: path.name)
+    if not files:
         raise DemoError(
             f"This Python has no sources of its standard library in {str(folder)!r}. Name a text: --text FILE"
         )
-    return found
+    return files
 
 
 def _read(path: Path, limit: int) -> str:

@@ -21,6 +21,7 @@ from lightning_gradwatch.detect.scan_mismatch import ScanMismatchDetector
 from lightning_gradwatch.detect.short_reach import ShortReachDetector
 from lightning_gradwatch.detect.vanishing import VanishingDetector, is_vanishing
 from lightning_gradwatch.detect.weights import WeightWatch
+from lightning_gradwatch.detect.zero_gradient import ZeroGradient
 
 __all__ = [
     "Baseline",
@@ -44,6 +45,7 @@ __all__ = [
     "ShortReachDetector",
     "VanishingDetector",
     "WeightWatch",
+    "ZeroGradient",
     "bad_loss",
     "checked_detectors",
     "is_vanishing",

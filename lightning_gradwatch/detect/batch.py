@@ -51,14 +51,14 @@ def bad_entries(batch: Any, sizes: Collection[int] = ()) -> list[BadEntry]:
         sizes: the numbers of sequences that the recurrent modules were given, to tell which axis of
             a tensor they are; without one, the first axis is taken.
     """
-    found: list[BadEntry] = []
+    entries: list[BadEntry] = []
     for count, (path, leaf) in enumerate(_leaves(batch, "batch", DEEPEST, set())):
         if count >= MOST_LEAVES:
             break
         entry = _packed(path, leaf) if isinstance(leaf, PackedSequence) else _entry(path, leaf, sizes)
         if entry is not None:
-            found.append(entry)
-    return sorted(found, key=lambda entry: not math.isnan(entry.value))
+            entries.append(entry)
+    return sorted(entries, key=lambda entry: not math.isnan(entry.value))
 
 
 def _leaves(value: Any, path: str, depth: int, seen: set[int]) -> Generator[tuple[str, Tensor | PackedSequence]]:
@@ -98,20 +98,20 @@ def _slots(kind: type) -> Sequence[str]:
 
 
 def _entry(path: str, tensor: Tensor, sizes: Collection[int]) -> BadEntry | None:
-    found = _first_bad(tensor)
-    if found is None:
+    first = _first_bad(tensor)
+    if first is None:
         return None
-    index, value, count = found
+    index, value, count = first
     where = f"[{', '.join(map(str, index))}]" if index else ""
     return BadEntry(path + where, value, _sequence(index, tensor.shape, sizes), count)
 
 
 def _packed(path: str, packed: PackedSequence) -> BadEntry | None:
     """Of a packed sequence: the row of ``data`` is told as sequence and timestep."""
-    found = _first_bad(packed.data)
-    if found is None:
+    first = _first_bad(packed.data)
+    if first is None:
         return None
-    index, value, count = found
+    index, value, count = first
     row = index[0]
     for size in packed.batch_sizes.tolist():
         if row < size:

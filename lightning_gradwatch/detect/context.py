@@ -109,9 +109,9 @@ def bad_loss(value: float, moment: Moment, context: Context, sizes: Collection[i
     lead = f"The loss is {value}" + (" although every recurrent input and state is finite" if sizes else "")
     if entries and math.isnan(value) and math.isnan(entries[0].value):
         return _loss_event(value, moment, f"{lead}, and the batch holds a NaN: {entries[0].told}.", _FILL)
-    found = suspects(nodes_until([None if context.loss is None else context.loss.grad_fn], states), of_loss=True)
-    parts = [f"{lead}.", _of_batch(entries), _came_from(context), told(found)]
-    return _loss_event(value, moment, " ".join(filter(None, parts)), _mend(found, entries))
+    named = suspects(nodes_until([None if context.loss is None else context.loss.grad_fn], states), of_loss=True)
+    parts = [f"{lead}.", _of_batch(entries), _came_from(context), told(named)]
+    return _loss_event(value, moment, " ".join(filter(None, parts)), _mend(named, entries))
 
 
 def _of_batch(entries: Sequence[BadEntry] | None) -> str:
@@ -127,8 +127,8 @@ def _came_from(context: Context) -> str:
     return "" if made is None else f"The first such number came out of {made.module}, from a finite input."
 
 
-def _mend(found: list[Suspect], entries: Sequence[BadEntry] | None) -> str:
-    parts = [_PERHAPS if entries else "", remedies(found) or EventKind.NONFINITE_LOSS.remedy]
+def _mend(named: list[Suspect], entries: Sequence[BadEntry] | None) -> str:
+    parts = [_PERHAPS if entries else "", remedies(named) or EventKind.NONFINITE_LOSS.remedy]
     return " ".join(filter(None, parts))
 
 

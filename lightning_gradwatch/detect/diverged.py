@@ -5,7 +5,7 @@ while the weights outgrew theirs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -29,6 +29,9 @@ SOON = 256
 what comes later has other causes.
 """
 
+
+_OF_DIVERGENCE = (EventKind.NONFINITE_LOSS, EventKind.NONFINITE_STATE)
+"""What a divergence ends in."""
 
 _AFTER_A_JUMP = (
     "It began after the gradient's jump at step {step}{batch}: look at that batch first, and begin anew with AdaptiveClip(), "
@@ -133,23 +136,38 @@ class DivergenceDetector:
                 return self._told
         return None
 
-    def explain(self, event: Event) -> Event:
-        """A loss that is not finite, and of which no more is known, with the divergence before it
-        as its cause; others as they are. One that rose a thousandfold in the few steps before needs
-        no look at the weights.
+    def explain(self, event: Event, weights: Callable[[], Mapping[int, float]]) -> Event:
+        """A loss or a state that is not finite, and of which no more is known, with the divergence
+        before it as its cause; others as they are. A loss that rose a thousandfold in the few steps
+        before needs no look at the weights.
+
+        Args:
+            weights: their norms now, by the keys of the start.
         """
-        if event.kind != EventKind.NONFINITE_LOSS or event.remedy != EventKind.NONFINITE_LOSS.remedy:
+        if event.kind not in _OF_DIVERGENCE or event.remedy != event.kind.remedy or event.parameter:
             return event
+        if event.kind == EventKind.NONFINITE_STATE:
+            return self._with_grown_weights(event, weights())
         if self._told is not None:
             before = f"The training had diverged before, at step {self._told.step}."
             return replace(event, message=f"{event.message} {before}", remedy=self._told.remedy)
         if self._first is None or self._risen(self._last[0]) < CLEAR:
-            return event
+            return self._with_grown_weights(event, weights())
         before = (
             f"The training had diverged: the loss rose from {self._first[0]:.4g} at the start to {self._last[0]:.4g} "
             f"at step {self._seen_last}."
         )
         return replace(event, message=f"{event.message} {before}", remedy=EventKind.DIVERGED.remedy)
+
+    def _with_grown_weights(self, event: Event, weights: Mapping[int, float]) -> Event:
+        """With the first few steps as the cause, where they have carried the weights far off."""
+        growth, steps = _growth(self._usual, weights), self._steps + (self._first is not None)
+        if not 0 < steps <= FAST or not growth >= self._levels[0].growth:
+            return event
+        grown = f"to {growth:.3g} times their norm or more" if growth < math.inf else "so far that their norm overflows"
+        within = "by the first step: it was" if steps == 1 else f"within {steps} steps: these, or one of them, were"
+        said = f"Half of the weight matrices have grown {grown} {within} too long."
+        return replace(event, message=f"{event.message} {said}", remedy=EventKind.DIVERGED.remedy)
 
     def _event(self, level: _Level, growth: float, moment: Moment, jump: Event | None) -> Event:
         assert self._first is not None

@@ -12,6 +12,7 @@ from lightning_gradwatch.detect.baseline import Baseline
 from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import exploding_remedy
 from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.profile import Profile, growth_rate
 from lightning_gradwatch.thresholds import (
     CALM_SAMPLES,
@@ -46,7 +47,7 @@ class ExplodingDetector:
 
     def __init__(self, factor: float = EXPLODING_FACTOR) -> None:
         remedy = f"The default is {EXPLODING_FACTOR:g}."
-        self.factor = arguments.number("factor", factor, lambda found: found > 1, "> 1", remedy)
+        self.factor = arguments.number("factor", factor, lambda given: given > 1, "> 1", remedy)
         self._ordinary: dict[Hashable, Baseline] = {}
         self._evidence: dict[Hashable, float] = {}
         self._suspected: dict[
@@ -136,7 +137,7 @@ def _event(profile: Profile, growth: float, bound: float, moment: Moment) -> Eve
         sequence=None if place is None else place[1],
         value=growth,
         threshold=bound,
-        detail=f"It outgrows the bound {int(np.argmax(lagged > bound))} timesteps back from the loss and is largest "
+        detail=f"It outgrows the bound {count_of(int(np.argmax(lagged > bound)), 'timestep')} back from the loss and is largest "
         f"{int(np.argmax(lagged))} back, in sequences of {profile.timesteps}{speed}.{cut}",
         remedy=exploding_remedy(profile, lagged, in_total=place is not None),
     )
@@ -149,8 +150,8 @@ def outgrown(profile: Profile, bound: float) -> tuple[int, int] | None:
     """
     worst: tuple[float, int, int] | None = None
     for row, (sequence, length) in enumerate(zip(profile.sequences, profile.lengths, strict=True)):
-        own = profile.total[row, :length]
-        back = own if profile.direction == "reverse" else own[::-1]  # nearest to the loss first
+        norms = profile.total[row, :length]
+        back = norms if profile.direction == "reverse" else norms[::-1]  # nearest to the loss first
         reached = np.flatnonzero(back)
         if not len(reached) or not np.isfinite(back).all():
             continue

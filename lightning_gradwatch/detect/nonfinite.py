@@ -47,7 +47,7 @@ class NonfiniteSource(Protocol):
 
 
 def locate_nonfinite(
-    places: Sequence[NonfiniteSource],
+    sources: Sequence[NonfiniteSource],
     loss: float | None,
     parameters: Iterable[tuple[str, nn.Parameter]],
     moment: Moment,
@@ -56,7 +56,7 @@ def locate_nonfinite(
     """The one event that says where non-finite numbers began on this step; None if there are none.
 
     Args:
-        places: all recurrent calls and loops of the step, in the order of their forwards.
+        sources: all recurrent calls and loops of the step, in the order of their forwards.
         loss: its value; None if it is not known.
         parameters: whose gradients to look through when nothing was found before them. One that is
             not finite itself is named as the cause of whatever was found, in whichever module it
@@ -64,53 +64,53 @@ def locate_nonfinite(
         context: what else is at hand of the step.
     """
     named = list(parameters)
-    found = _first(places, loss, named, moment, context or Context())
-    if found is None or found.parameter is not None or any(place.changed() for place in places):
-        return found
+    event = _first(sources, loss, named, moment, context or Context())
+    if event is None or event.parameter is not None or any(source.changed() for source in sources):
+        return event
     cause = bad_parameter((name, local(parameter)) for name, parameter in named)
-    return dataclasses.replace(found, message="", **cause) if cause else found
+    return dataclasses.replace(event, message="", **cause) if cause else event
 
 
 def _first(
-    places: Sequence[NonfiniteSource],
+    sources: Sequence[NonfiniteSource],
     loss: float | None,
     parameters: Sequence[tuple[str, nn.Parameter]],
     moment: Moment,
     context: Context,
 ) -> Event | None:
-    found = next(filter(None, (place.in_forward(moment) for place in places)), None)
-    fed = found is not None and found.kind == EventKind.NONFINITE_INPUT
-    own = made_by_cell(context, moment) if found is None or fed else None
-    if own is not None:
-        return own
-    sizes = {place.sequences() for place in places}
-    if found is not None:
-        return with_source(found, context, sizes) if fed else found
+    event = next(filter(None, (source.in_forward(moment) for source in sources)), None)
+    fed = event is not None and event.kind == EventKind.NONFINITE_INPUT
+    of_cell = made_by_cell(context, moment) if event is None or fed else None
+    if of_cell is not None:
+        return of_cell
+    sizes = {source.sequences() for source in sources}
+    if event is not None:
+        return with_source(event, context, sizes) if fed else event
     if loss is not None and not math.isfinite(loss):
-        states = {node for place in places for node in place.nodes()}
+        states = {node for source in sources for node in source.nodes()}
         return bad_loss(loss, moment, context, sizes, states)
-    return _on_the_way_back(places, parameters, moment, context, WayBack(context.loss, loss))
+    return _on_the_way_back(sources, parameters, moment, context, WayBack(context.loss, loss))
 
 
 def _on_the_way_back(
-    places: Sequence[NonfiniteSource],
+    sources: Sequence[NonfiniteSource],
     parameters: Sequence[tuple[str, nn.Parameter]],
     moment: Moment,
     context: Context,
     way: WayBack,
 ) -> Event | None:
-    for place in reversed(places):
-        found = place.in_backward(moment, way)
-        if found is not None:
-            return found
-    found = arrived_at_cell(context, moment, way)
-    if found is not None:
-        return found
+    for source in reversed(sources):
+        event = source.in_backward(moment, way)
+        if event is not None:
+            return event
+    event = arrived_at_cell(context, moment, way)
+    if event is not None:
+        return event
     for name, parameter in parameters:
         gradient = None if parameter.grad is None else local(parameter.grad)
         if gradient is not None and not bool(_numbers(gradient).isfinite().all()):
             value = bad_value(_numbers(gradient))
-            texts = bad_gradient(name, parameter, value, way, seen=bool(places))
+            texts = bad_gradient(name, parameter, value, way, seen=bool(sources))
             return moment.event(EventKind.NONFINITE_GRADIENT, parameter=name, value=value, **texts)
     return None
 
@@ -123,10 +123,10 @@ def bad_parameter(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
     """The first weight that is not finite, if any: then it is the
     cause, whatever it spoils first.
     """
-    found = bad_weight(weights)
-    if found is None:
+    bad = bad_weight(weights)
+    if bad is None:
         return {}
-    name, entry, value, count = found
+    name, entry, value, count = bad
     detail = f"The cause is {name}[{entry}] = {value}.{other_places(count, ' ')}"
     return {"parameter": name, "detail": detail, "remedy": SPOILT_WEIGHT}
 

@@ -54,11 +54,11 @@ class CallSource:
         best: tuple[tuple[int, ...], dict[str, Any]] | None = None
         for layer, pair in enumerate(self.sweep.directions):
             for direction, sweep in enumerate(pair):
-                found = _latest_bad_gradient(sweep, self.sweep.layout, layer, direction)
-                if found is None:
+                latest = _latest_bad_gradient(sweep, self.sweep.layout, layer, direction)
+                if latest is None:
                     continue
-                own, place = found
-                order = (-layer, -own) if len(pair) > 1 else (-own, -layer)
+                step, place = latest
+                order = (-layer, -step) if len(pair) > 1 else (-step, -layer)
                 if best is None or order < best[0]:
                     best = order, place
         if best is None:
@@ -137,10 +137,10 @@ def _first_bad_input(call: RecurrentCall, layout: Layout) -> dict[str, Any] | No
                     "detail": "It is the initial state that the call was given.",
                 }
     x = layout.read(call.input.detach(), FORWARD, 0, layout.timesteps)
-    found = _earliest(~x.isfinite().all(-1))
-    if found is None:
+    earliest = _earliest(~x.isfinite().all(-1))
+    if earliest is None:
         return None
-    timestep, sequence, count = found
+    timestep, sequence, count = earliest
     return {
         "timestep": timestep,
         "sequence": layout.sequences[sequence],
@@ -160,13 +160,13 @@ def _first_bad_state(swept: Sweep, mode: str) -> dict[str, Any] | None:
         for direction, sweep in enumerate(pair):
             if sweep.first_bad_gate is None:
                 continue
-            own, sequence, gate, value = sweep.first_bad_gate
-            order = (layer, own, 0) if len(pair) > 1 else (own, layer, 0)
+            at, sequence, gate, value = sweep.first_bad_gate
+            order = (layer, at, 0) if len(pair) > 1 else (at, layer, 0)
             place = {
                 "layer": layer,
                 "direction": DIRECTIONS[direction],
                 "state": gate_name(mode, gate),
-                "timestep": _caller_time(layout, direction, own, sequence),
+                "timestep": _caller_time(layout, direction, at, sequence),
                 "sequence": layout.sequences[sequence],
                 "value": value,
             }
@@ -177,14 +177,14 @@ def _first_bad_state(swept: Sweep, mode: str) -> dict[str, Any] | None:
             bad = torch.nonzero(sweep.first_bad_state < layout.lengths).flatten()
             if not len(bad):
                 continue
-            own = int(sweep.first_bad_state[bad].min())
-            sequence = int(torch.nonzero(sweep.first_bad_state == own).flatten()[0])
-            order = (layer, own, 1) if len(pair) > 1 else (own, layer, 1)
+            at = int(sweep.first_bad_state[bad].min())
+            sequence = int(torch.nonzero(sweep.first_bad_state == at).flatten()[0])
+            order = (layer, at, 1) if len(pair) > 1 else (at, layer, 1)
             place = {
                 "layer": layer,
                 "direction": DIRECTIONS[direction],
                 "state": "h",
-                "timestep": _caller_time(layout, direction, own, sequence),
+                "timestep": _caller_time(layout, direction, at, sequence),
                 "sequence": layout.sequences[sequence],
                 "value": sweep.first_bad_value,
             }
@@ -206,32 +206,32 @@ def _latest_bad_gradient(
     best: tuple[int, dict[str, Any]] | None = None
     for state, total, direct in states:
         bad = ~total[:, 0].isfinite() & valid
-        own = int(torch.nonzero(bad.any(1)).max()) if bool(bad.any()) else -1
-        if own <= (-1 if best is None else best[0]):
+        at = int(torch.nonzero(bad.any(1)).max()) if bool(bad.any()) else -1
+        if at <= (-1 if best is None else best[0]):
             continue
-        sequence = int(torch.nonzero(bad[own]).flatten()[0])
-        later = total[own + 1 :, 0, sequence]
+        sequence = int(torch.nonzero(bad[at]).flatten()[0])
+        later = total[at + 1 :, 0, sequence]
         later = later[later > 0].tolist()  # 0 behind a sequence's end, and where nothing came in yet
         best = (
-            own,
+            at,
             {
                 "layer": layer,
                 "direction": DIRECTIONS[direction],
                 "state": state,
-                "timestep": _caller_time(layout, direction, own, sequence),
+                "timestep": _caller_time(layout, direction, at, sequence),
                 "sequence": layout.sequences[sequence],
-                "value": float(total[own, 0, sequence]),
-                "arrived": not math.isfinite(float(direct[own, sequence])),
+                "value": float(total[at, 0, sequence]),
+                "arrived": not math.isfinite(float(direct[at, sequence])),
                 "entered": later[-1] if later else 0.0,
                 "before": later[0] if later else 0.0,
-                "step": _caller_time(layout, direction, own + 1, sequence) if later else None,
+                "step": _caller_time(layout, direction, at + 1, sequence) if later else None,
             },
         )
     return best
 
 
-def _caller_time(layout: Layout, direction: int, own: int, sequence: int) -> int:
-    return int(layout.times(direction, own, own + 1)[0, sequence])
+def _caller_time(layout: Layout, direction: int, at: int, sequence: int) -> int:
+    return int(layout.times(direction, at, at + 1)[0, sequence])
 
 
 def _earliest(bad: Tensor) -> tuple[int, int, int] | None:

@@ -88,8 +88,8 @@ class ScanSource:
         reader = ScanReader(self.scan, every)
         total = torch.zeros(reader.timesteps, len(every), dtype=torch.float64)
         for channels in reader.chunks():
-            found = adjoint(reader.decay(channels), reader.direct(channels))
-            total = torch.hypot(total, norm(found.abs()).cpu().double())
+            totals = adjoint(reader.decay(channels), reader.direct(channels))
+            total = torch.hypot(total, norm(totals.abs()).cpu().double())
         over = torch.nonzero((total > largest).any(1)).flatten()
         if not len(over) or int(over[-1]) + 1 >= reader.timesteps:
             return None

@@ -154,10 +154,10 @@ class NormJumpDetector:
         if norm <= NORM_FACTOR * largest:
             self._scale = 1.0
         elif self._scale == 1.0:  # an explosion may multiply it at one step, and will again at the next
-            found = multiplied()
+            multiple = multiplied()
             usual = self._ordinary.centre() or self._leaps.middle
-            if found is not None and (found.another or norm < CLEAR_FACTOR * usual):
-                self._scale = found.factor
+            if multiple is not None and (multiple.another or norm < CLEAR_FACTOR * usual):
+                self._scale = multiple.factor
 
     def _judge_early(self, norm: float, loss: float | None, moment: Moment, detail: Callable[[], str]) -> _Step | None:
         """Of a step among the first; returns that with which a jump begins."""
@@ -165,9 +165,9 @@ class NormJumpDetector:
         leap = None if expected else self._leaps.stands_out(*self._plain(norm, loss))
         risen = None if expected else self._leaps.has_risen(*self._plain(norm, loss))
         self._risen = [] if risen is None else [*self._risen, self._step(risen, moment, detail())]
-        found = None if leap is None else self._at_once(self._step(leap, moment, detail()))
-        self._learn(norm, loss, None if found is None else NORM_FACTOR * self._leaps.largest)
-        return found
+        event = None if leap is None else self._at_once(self._step(leap, moment, detail()))
+        self._learn(norm, loss, None if event is None else NORM_FACTOR * self._leaps.largest)
+        return event
 
     def _judge(
         self, norm: float, loss: float | None, bound: float, moment: Moment, detail: Callable[[], str]
@@ -179,12 +179,12 @@ class NormJumpDetector:
         step = _Step(norm, bound * self._scale, moment, detail()) if size > bound and not expected else None
         leap = None if expected else self._leaps.stands_out(size, plain_loss)
         self._evidence = 0.0 if step is None else self._evidence + self._ordinary.distance(size)
-        found = None
+        event = None
         if step is not None and self._evidence >= ENOUGH_EVIDENCE:
-            found = self._suspect or step
+            event = self._suspect or step
         elif leap is not None and leap.loss is not None:
-            found = self._at_once(self._step(leap, moment, detail()))
-        if step is not None and found is None:
+            event = self._at_once(self._step(leap, moment, detail()))
+        if step is not None and event is None:
             self._suspect = step
             self._recurring.see(norm, large=True)
             return None
@@ -192,7 +192,7 @@ class NormJumpDetector:
             self._ordinary.remember(self._suspect.bound / self._scale)
             self._suspect = None
         self._learn(norm, loss, bound)
-        return found
+        return event
 
     def _at_once(self, leapt: _Step) -> _Step | None:
         """A leap that needs no more to be told; others wait for what comes of them."""
@@ -210,8 +210,8 @@ class NormJumpDetector:
             self._since += 1
             verdict = self._came_of_it(self._leapt, self._plain(0.0, loss)[1], moved) if self._since else None
             if verdict is not None:
-                found, self._leapt = self._leapt if verdict else None, None
-                return found
+                event, self._leapt = self._leapt if verdict else None, None
+                return event
         return self._risen[0] if len(self._risen) >= IN_A_ROW and moved() else None
 
     def _came_of_it(self, leapt: _Step, loss: float | None, moved: Callable[[], bool]) -> bool | None:

@@ -44,12 +44,15 @@ class NormJumps:
                 about the recurrent modules alone.
             loss, multiplied, moved: as for :class:`NormJumpDetector`.
         """
-        own, every = self._recurrent, self._whole[nth]
-        found = [
-            (own, own(recurrent, moment, lambda: detail(True), loss=loss, multiplied=multiplied, moved=moved)),
+        of_recurrent, every = self._recurrent, self._whole[nth]
+        by_detector = [
+            (
+                of_recurrent,
+                of_recurrent(recurrent, moment, lambda: detail(True), loss=loss, multiplied=multiplied, moved=moved),
+            ),
             (every, every(whole, moment, lambda: detail(False), loss=loss, multiplied=multiplied, moved=moved)),
         ]
-        told = [event for detector, event in found if event is not None and self._is_told(detector, event)]
+        told = [event for detector, event in by_detector if event is not None and self._is_told(detector, event)]
         return told[0] if told else None
 
     def overflowed(self, whole: float, limit: float, nth: int, moment: Moment, detail: str) -> Event | None:
@@ -61,7 +64,7 @@ class NormJumps:
         """What is still to be told when training ends, of the one that was told or of the first
         that has something to tell."""
         asked = [*self._whole.values(), self._recurrent] if self._told is None else [self._told]
-        return next((found for one in asked if (found := one.finish(moment))), [])
+        return next((events for one in asked if (events := one.finish(moment))), [])
 
     def _is_told(self, detector: NormJumpDetector, event: Event) -> bool:
         """Whether an event is no mere echo of an episode that another of the series began."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_gradwatch.events import Event, EventKind, Moment
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.thresholds import SEVERAL
 
@@ -93,8 +94,8 @@ def _took(profile: Profile) -> str:
     if profile.batch_first is None:
         return ""
     return (
-        f"The module has batch_first={profile.batch_first} and took its input for {profile.timesteps:,} timesteps of "
-        f"{profile.batch_size:,} sequences."
+        f"The module has batch_first={profile.batch_first} and took its input for {count_of(profile.timesteps, 'timestep')} of "
+        f"{count_of(profile.batch_size, 'sequence')}."
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 
 from lightning_gradwatch.events import Moment
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent.scan import KIND as SCAN
 
@@ -119,18 +120,17 @@ def _of_cell(kind: str, timesteps: int) -> str:
     if kind not in ("LSTM", "GRU"):
         return _PLAIN if kind == "RNN" else _OWN_CELL
     bias = math.log(max(timesteps, math.e))
-    number = f"ln {timesteps} = {bias:.1f}"
+    number, outlasts = f"ln {timesteps} = {bias:.1f}", count_of(timesteps, "timestep")
     if kind == "LSTM":
         return (
             f"Its cell state fades by the forget gate at every step, and PyTorch starts that gate half closed: begin with a forget-gate "
-            f"bias of {number}, with which a third of the state outlasts {timesteps} timesteps (Jozefowicz et al. 2015; Tallec and "
-            "Ollivier 2018). "
+            f"bias of {number}, with which a third of the state outlasts {outlasts} (Jozefowicz et al. 2015; Tallec and Ollivier 2018). "
             "It is the second quarter of bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer and direction; "
             f"{_LINES}."
         )
     return (
         f"Its state is kept by the update gate, which PyTorch starts half closed (h = (1−z)·n + z·h): begin with an update-gate bias of "
-        f"+{number}, with which a third of the state outlasts {timesteps} timesteps (Tallec and Ollivier 2018). It is the second third of "
+        f"+{number}, with which a third of the state outlasts {outlasts} (Tallec and Ollivier 2018). It is the second third of "
         f"bias_ih, and PyTorch adds bias_hh to it: set that one's to 0, in every layer and direction; {_LINES}."
     )
 
@@ -189,13 +189,14 @@ def exploding_remedy(profile: Profile, lagged: Floats, *, in_total: bool) -> str
             "weight decay keeps them small (Pascanu et al. 2013, L2)."
         )
     half = _outgrown_at(lagged)
+    shorter = count_of(max(half, 1), "timestep")
     if profile.truncated:
         parts.append(
-            f"Shorter segments end it sooner: {max(half, 1)} timesteps instead of {profile.timesteps} keep the growth under 10, {_CARRIED}."
+            f"Shorter segments end it sooner: {shorter} instead of {profile.timesteps} keep the growth under 10, {_CARRIED}."
         )
     elif 0 < half < len(lagged) - 1 and profile.kind != SCAN:
         parts.append(
-            f"Truncating backpropagation after {half} timesteps would keep the growth under 10 (Williams and Peng 1990)."
+            f"Truncating backpropagation after {shorter} would keep the growth under 10 (Williams and Peng 1990)."
         )
     if profile.layers >= DEEP:
         parts.append(f"With {profile.layers} layers, normalise between them (Ba et al. 2016).")

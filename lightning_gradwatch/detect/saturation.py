@@ -27,18 +27,18 @@ meanwhile may well be what was learned.
 
 def bound(profile: Profile) -> float:
     """Under which share of the gradient that the loss sends learning counts as blocked."""
-    found = profile.saturation
-    return SUSPICIOUS_SHARE if found is not None and cause_of(found) is Cause.INPUTS else BLOCKED_SHARE
+    saturation = profile.saturation
+    return SUSPICIOUS_SHARE if saturation is not None and cause_of(saturation) is Cause.INPUTS else BLOCKED_SHARE
 
 
 def blocks_learning(profile: Profile) -> bool:
     """Whether the gates of this profile are saturated so far that their weights learn nothing."""
-    share, found = profile.gate_gradient, profile.saturation
+    share, saturation = profile.gate_gradient, profile.saturation
     if share is None or not share < bound(profile):
         return False
-    if found is None:  # a cell of one's own, whose weights get nothing at all
+    if saturation is None:  # a cell of one's own, whose weights get nothing at all
         return share == 0
-    return any(gate.decides and gate.saturated >= MOST for gate in found.gates)
+    return any(gate.decides and gate.saturated >= MOST for gate in saturation.gates)
 
 
 @dataclass(slots=True)

@@ -28,42 +28,46 @@ class Cause(Enum):
     BIASES = auto()
 
 
-def cause_of(found: Saturation) -> Cause:
+def cause_of(saturation: Saturation) -> Cause:
     """What most of the pre-activations come from. Of inputs and their weights,
     whichever is larger beside the usual.
     """
-    from_input, from_state, from_bias = found.parts
+    from_input, from_state, from_bias = saturation.parts
     if from_bias >= max(from_input, from_state):
         return Cause.BIASES
-    grown = found.weight * found.hidden**0.5
-    large = found.largest > LARGE and found.largest > grown
+    grown = saturation.weight * saturation.hidden**0.5
+    large = saturation.largest > LARGE and saturation.largest > grown
     return Cause.INPUTS if from_input >= from_state and large else Cause.WEIGHTS
 
 
-def details(found: Saturation | None) -> str:
+def details(saturation: Saturation | None) -> str:
     """Which gates, on what share of units and timesteps, and by what."""
-    if found is None:
+    if saturation is None:
         return "What they enter is saturated or multiplied by 0; the gates themselves could not be looked at."
-    return f"{_gates(found)} {_reason(found)}"
+    return f"{_gates(saturation)} {_reason(saturation)}"
 
 
-def remedy(found: Saturation | None, *, at_first: bool) -> str:
+def remedy(saturation: Saturation | None, *, at_first: bool) -> str:
     """What helps.
 
     Args:
         at_first: whether it was so from the first sample on, before any training.
     """
-    if found is None:
+    if saturation is None:
         return (
             "Look at the size of what enters its nonlinearities: standardise inputs that are far from 1, and begin with smaller weights "
             "or a lower learning rate if they have grown."
         )
-    cause = cause_of(found)
+    cause = cause_of(saturation)
     if cause is Cause.INPUTS:
-        return _standardise(found)
+        return _standardise(saturation)
     what = "biases" if cause is Cause.BIASES else "weights"
-    tail = " Where a relu is dead no gradient can revive it; tanh has slopes on both sides." if _is_dead(found) else ""
-    usual = f"PyTorch draws them within ±{found.hidden**-0.5:.2g}"
+    tail = (
+        " Where a relu is dead no gradient can revive it; tanh has slopes on both sides."
+        if _is_dead(saturation)
+        else ""
+    )
+    usual = f"PyTorch draws them within ±{saturation.hidden**-0.5:.2g}"
     if at_first:
         return f"Begin with smaller {what}: {usual} (1/√hidden).{tail}"
     return (
@@ -72,10 +76,10 @@ def remedy(found: Saturation | None, *, at_first: bool) -> str:
     )
 
 
-def _gates(found: Saturation) -> str:
-    if _is_dead(found):
-        return f"On {_percent(found.gates[0].saturated)} of units and timesteps the relu's input is negative: it is dead there."
-    named = [gate for gate in found.gates if gate.saturated >= _WORTH_NAMING]
+def _gates(saturation: Saturation) -> str:
+    if _is_dead(saturation):
+        return f"On {_percent(saturation.gates[0].saturated)} of units and timesteps the relu's input is negative: it is dead there."
+    named = [gate for gate in saturation.gates if gate.saturated >= _WORTH_NAMING]
     first, *rest = [f"the {gate.name} on {{}}{_side(gate)}".format(_percent(gate.saturated)) for gate in named]
     listed = ", ".join([first.replace(" %", " % of units and timesteps"), *rest])
     return f"Saturated: {listed}."
@@ -89,16 +93,19 @@ def _side(gate: Gate) -> str:
     return f" (at {lower})" if gate.upper <= 1 - _ONE_SIDED else ""
 
 
-def _reason(found: Saturation) -> str:
-    cause = cause_of(found)
+def _reason(saturation: Saturation) -> str:
+    cause = cause_of(saturation)
     if cause is Cause.BIASES:
-        return f"The biases hold them there: {_percent(found.parts[2])} of what enters the gates comes from them."
+        return f"The biases hold them there: {_percent(saturation.parts[2])} of what enters the gates comes from them."
     if cause is Cause.WEIGHTS:
-        start = found.hidden**-0.5
-        return f"The weights hold them there: the largest is {found.weight:.3g}, where PyTorch starts with at most {start:.2g} (1/√hidden)."
+        start = saturation.hidden**-0.5
+        return (
+            f"The weights hold them there: the largest is {saturation.weight:.3g}, where PyTorch starts with at most "
+            f"{start:.2g} (1/√hidden)."
+        )
     return (
-        f"The inputs are large: |x| has the median {found.typical:.3g} and the maximum {found.largest:.3g}, and "
-        f"{_percent(found.parts[0])} of what enters the gates comes from them.{_one_channel(found.channel)}"
+        f"The inputs are large: |x| has the median {saturation.typical:.3g} and the maximum {saturation.largest:.3g}, and "
+        f"{_percent(saturation.parts[0])} of what enters the gates comes from them.{_one_channel(saturation.channel)}"
     )
 
 
@@ -108,23 +115,23 @@ def _one_channel(channel: Channel | None) -> str:
     return f" Most of it is channel {channel.index}: mean {channel.mean:.3g}, standard deviation {channel.std:.3g}."
 
 
-def _standardise(found: Saturation) -> str:
+def _standardise(saturation: Saturation) -> str:
     parts = [
         "Standardise the inputs: subtract each channel's mean over the training set and divide by its standard deviation, or put an "
         "nn.BatchNorm1d over the channels in front of this layer.",
     ]
-    channel = found.channel
+    channel = saturation.channel
     if channel is not None and channel.std < _CONSTANT * abs(channel.mean):
         parts.append(
             f"Channel {channel.index} hardly varies: leave it out, or keep only how far it is from its mean or from the sequence's begin."
         )
-    if found.largest > _EXACT:
+    if saturation.largest > _EXACT:
         parts.append("Subtract before anything becomes float32, which cannot tell numbers of this size apart.")
     return " ".join(parts)
 
 
-def _is_dead(found: Saturation) -> bool:
-    return len(found.gates) == 1 and found.gates[0].name == "relu units"
+def _is_dead(saturation: Saturation) -> bool:
+    return len(saturation.gates) == 1 and saturation.gates[0].name == "relu units"
 
 
 def _percent(share: float) -> str:

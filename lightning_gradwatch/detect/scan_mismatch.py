@@ -16,8 +16,8 @@ class ScanMismatchDetector:
 
     def __call__(self, profile: Profile, moment: Moment) -> Event | None:
         """Take in a profile."""
-        found = profile.mismatch
-        if found is None or profile.place in self._told:
+        mismatch = profile.mismatch
+        if mismatch is None or profile.place in self._told:
             return None
         self._told.add(profile.place)
         return moment.event(
@@ -26,10 +26,10 @@ class ScanMismatchDetector:
             layer=profile.layer,
             direction=profile.direction,
             state=profile.state,
-            timestep=found.timestep,
-            sequence=found.sequence,
-            value=found.error,
-            threshold=found.tolerance,
+            timestep=mismatch.timestep,
+            sequence=mismatch.sequence,
+            value=mismatch.error,
+            threshold=mismatch.tolerance,
         )
 
     def finish(self, moment: Moment) -> list[Event]:

@@ -59,12 +59,12 @@ class ShortReachDetector:
 
     def finish(self, moment: Moment) -> list[Event]:
         """Training is over: what all of too few samples showed."""
-        found = [
+        events = [
             self._tell(track.last, track.samples, moment)
             for track in self._tracks.values()
             if track.last is not None and not track.was_reached
         ]
-        return [event for event in found if event is not None]
+        return [event for event in events if event is not None]
 
     def _tell(self, profile: Profile, samples: int, moment: Moment) -> Event | None:
         if profile.place in self._told:
@@ -87,9 +87,9 @@ class ShortReachDetector:
 def _detail(profile: Profile, reached: int, timesteps: int, samples: int) -> str:
     far = timesteps - reached
     rest = f"the other {far:,} of {timesteps:,} get" if far > 1 else f"the other one of {timesteps:,} gets"
-    own = "its own first step" if reached == 1 else f"its own first {reached:,} steps"
+    first_steps = "its own first step" if reached == 1 else f"its own first {reached:,} steps"
     when = f" in {samples} samples in a row" if samples > 1 else ""
-    parts = [f"It does so at {own}; {rest} no gradient at all{when}."]
+    parts = [f"It does so at {first_steps}; {rest} no gradient at all{when}."]
     if profile.direction == "reverse":
         parts.append("This direction begins at the sequence's end, and the loss reads it where it has just begun.")
     return " ".join(parts)

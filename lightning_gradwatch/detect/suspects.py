@@ -119,7 +119,7 @@ def suspects(nodes: Iterable[Node], *, of_loss: bool = False) -> list[Suspect]:
         nodes: as :func:`nodes_between` gives them, nearest to the loss first.
         of_loss: whether the loss itself is not finite, and not only what it sends back.
     """
-    own: dict[str, Suspect] = {}
+    makers: dict[str, Suspect] = {}
     sure: dict[str, Suspect] = {}
     possible: dict[str, Suspect] = {}
     last: list[Suspect] = []
@@ -127,7 +127,7 @@ def suspects(nodes: Iterable[Node], *, of_loss: bool = False) -> list[Suspect]:
         name = _plain(node.name())
         made = _own_function(node)
         if made is not None:
-            own.setdefault(made.name, made)
+            makers.setdefault(made.name, made)
         elif of_loss and _is_empty(node):
             return [_EMPTY]
         elif of_loss and name.startswith("NllLoss") and getattr(node, "_saved_reduction", None) == _MEAN:
@@ -138,23 +138,23 @@ def suspects(nodes: Iterable[Node], *, of_loss: bool = False) -> list[Suspect]:
             last = [_POSSIBLE[name]]
         elif name in _POSSIBLE and (name != "Div" or not _divides_by_constant(node) or _HIDING & possible.keys()):
             possible.setdefault(_POSSIBLE[name].name, _POSSIBLE[name])
-    if own or sure:  # what hides a NaN needs another that made it, and then belongs to the story
+    if makers or sure:  # what hides a NaN needs another that made it, and then belongs to the story
         possible = {name: one for name, one in possible.items() if name in _HIDING}
-    found = [*own.values(), *sure.values(), *possible.values()]
-    return (found or last)[:MOST_NAMED]
+    named = [*makers.values(), *sure.values(), *possible.values()]
+    return (named or last)[:MOST_NAMED]
 
 
-def told(found: list[Suspect]) -> str:
+def told(named: list[Suspect]) -> str:
     """A sentence that names them as what they are."""
-    if not found:
+    if not named:
         return ""
-    listed = "; ".join(f"{one.name}, which {one.why}" for one in found)
+    listed = "; ".join(f"{one.name}, which {one.why}" for one in named)
     return f"Suspect, since it lies on the way: {listed}."
 
 
-def remedies(found: list[Suspect]) -> str:
+def remedies(named: list[Suspect]) -> str:
     """What to write instead, each once."""
-    return " ".join(dict.fromkeys(one.remedy for one in found))
+    return " ".join(dict.fromkeys(one.remedy for one in named))
 
 
 def _plain(name: str) -> str:

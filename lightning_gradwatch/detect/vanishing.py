@@ -15,7 +15,8 @@ from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.remedy import LOST_REMEDY, vanishing_remedy
 from lightning_gradwatch.detect.saturation import blocks_learning
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
-from lightning_gradwatch.growth import growth_in_words
+from lightning_gradwatch.growth import rate_in_words
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
 from lightning_gradwatch.thresholds import CALM_SAMPLES, CALM_SHARE, LOW_LOSS, RISEN_LOSS, SEVERAL, VANISHING_SHARE
 
@@ -123,7 +124,7 @@ class VanishingDetector:
         if ended is None or not (censored and profile.truncated):
             return ended
         now = (
-            f"Now the gradient outlives the {profile.timesteps} timesteps. If the state that comes in is carried over, "
+            f"Now the gradient outlives the {count_of(profile.timesteps, 'timestep')}. If the state that comes in is carried over, "
             "as between segments, their length is the limit."
         )
         return replace(ended, message=f"{ended.message} {now}", detail="")
@@ -178,7 +179,7 @@ def _remedy(profile: Profile, low: str) -> str:
 def _detail(
     profile: Profile, recent: list[int], rate: float | None, hungry: int, furthest: int | None, low: str, lost: str
 ) -> str:
-    speed = "" if rate is None else f" (growth rate {rate:+.3g} nats per timestep: {growth_in_words(rate)})"
+    speed = "" if rate is None else f" ({rate_in_words(rate, recent[-1])})"
     shortest, longest = min(recent), max(recent)
     before = "" if shortest == longest else f", after {shortest} to {longest}"
     parts = [low, lost, *_crossed(profile)]
@@ -192,8 +193,9 @@ def _detail(
             f"not their length: segments longer than {profile.timesteps} would teach nothing more."
         )
     if hungry:
+        get = "timestep furthest from the loss gets" if hungry == 1 else "timesteps furthest from the loss get"
         parts.append(
-            f"The {hungry} timesteps furthest from the loss get under 1 % of the largest gradient"
+            f"The {hungry:,} {get} under 1 % of the largest gradient"
             + ("." if low else ": nothing is learned from them.")
         )
     else:
@@ -209,8 +211,9 @@ def _crossed(profile: Profile) -> list[str]:
     """That the gradient has to cross what looks like padding."""
     ends, side = profile.ends, "last" if profile.direction == "forward" else "first"
     if ends.padded:
+        padded = count_of(ends.padded, "timestep")
         return [
-            f"In most sequences the {side} {ends.padded} timesteps (median) have equal inputs, as padding has, and the loss sits behind "
+            f"In most sequences the {side} {padded} (median) have equal inputs, as padding has, and the loss sits behind "
             "them: the gradient has to cross them before it reaches any other input."
         ]
     return []

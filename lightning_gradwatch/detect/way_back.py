@@ -75,9 +75,9 @@ class WayBack:
         """Message and remedy of a gradient that comes from later
         calls alone, whose own are finite.
         """
-        found = suspects(self.between(targets))
-        message = f"The gradient that comes back to {{place}} from a later call is {{value}}, though its own are finite. {told(found)}"
-        return {"message": message.rstrip(), "remedy": mend(found, "")}
+        named = suspects(self.between(targets))
+        message = f"The gradient that comes back to {{place}} from a later call is {{value}}, though its own are finite. {told(named)}"
+        return {"message": message.rstrip(), "remedy": mend(named, "")}
 
     def is_direct(self, target: Node, past: Sequence[Node]) -> bool:
         """Whether the loss reaches a place without passing through
@@ -87,12 +87,12 @@ class WayBack:
 
     def outside(self, targets: Sequence[Node]) -> dict[str, str]:
         """Message and remedy of a gradient that is not finite where it arrives."""
-        found = suspects(self.between(targets))
+        named = suspects(self.between(targets))
         loss = f", although the loss is finite ({self.value:.4g})" if self.value is not None else ""
         message = (
-            f"The gradient that arrives at {{place}} from outside the recurrence is {{value}}{loss}. {told(found)}"
+            f"The gradient that arrives at {{place}} from outside the recurrence is {{value}}{loss}. {told(named)}"
         )
-        return {"message": message.rstrip(), "remedy": mend(found, OUTSIDE_REMEDY)}
+        return {"message": message.rstrip(), "remedy": mend(named, OUTSIDE_REMEDY)}
 
     def _root(self) -> list[Node | None]:
         return [] if self.loss is None else [self.loss.grad_fn]
@@ -128,11 +128,11 @@ def in_arithmetic(before: float, step: int, nodes: Sequence[Node], *, only: bool
         nodes: the operations between the two states.
         only: whether nothing but the recurrence uses the state.
     """
-    found = suspects(nodes)
+    named = suspects(nodes)
     came = f"The gradient that came back to timestep {step} is finite and not large ({before:.3g})"
     other = "" if only else ", or in what else uses this state"
-    message = f"The gradient of {{place}} became {{value}} in the cell's own arithmetic at timestep {step}{other}. {came}. {told(found)}"
-    return {"message": message.rstrip(), "remedy": mend(found, ARITHMETIC_REMEDY if only else OUTSIDE_REMEDY)}
+    message = f"The gradient of {{place}} became {{value}} in the cell's own arithmetic at timestep {step}{other}. {came}. {told(named)}"
+    return {"message": message.rstrip(), "remedy": mend(named, ARITHMETIC_REMEDY if only else OUTSIDE_REMEDY)}
 
 
 def made_in_arithmetic(nodes: Sequence[Node]) -> dict[str, str]:
@@ -141,10 +141,10 @@ def made_in_arithmetic(nodes: Sequence[Node]) -> dict[str, str]:
     Args:
         nodes: the operations of the cell's forward.
     """
-    found = suspects(nodes)
+    named = suspects(nodes)
     return {
-        "detail": f"It began in the cell's own arithmetic. {told(found)}".rstrip(),
-        "remedy": mend(found, ARITHMETIC_REMEDY),
+        "detail": f"It began in the cell's own arithmetic. {told(named)}".rstrip(),
+        "remedy": mend(named, ARITHMETIC_REMEDY),
     }
 
 
@@ -173,8 +173,8 @@ def bad_gradient(name: str, parameter: Tensor, value: float, way: WayBack, *, se
     """
     with torch.enable_grad():  # without it PyTorch 2.2 finds no edge of a leaf
         goals = [get_gradient_edge(parameter).node] if parameter.requires_grad else []
-    found = suspects(way.between(goals) if goals else ())
-    texts = {"detail": told(found), "remedy": mend(found, "")}
+    named = suspects(way.between(goals) if goals else ())
+    texts = {"detail": told(named), "remedy": mend(named, "")}
     if not seen:
         loss = "" if way.value is None else ", although the loss is finite"
         texts["message"] = f"The gradient of parameter {name} is {value}{loss}. {texts['detail']}".rstrip()
@@ -186,6 +186,6 @@ def largest_number(tensor: Tensor) -> float:
     return torch.finfo(tensor.dtype).max
 
 
-def mend(found: list[Suspect], otherwise: str) -> str:
-    own = remedies(found)
-    return f"{own} Clipping cannot mend it; AdaptiveClip() only skips such a step." if own else otherwise
+def mend(named: list[Suspect], otherwise: str) -> str:
+    advice = remedies(named)
+    return f"{advice} Clipping cannot mend it; AdaptiveClip() only skips such a step." if advice else otherwise

@@ -28,10 +28,10 @@ class WeightWatch:
             weights: by qualified name.
             message: with the fields ``weight`` and ``value``.
         """
-        found = bad_weight((name, weight) for name, weight in weights if name not in self._told)
-        if found is None:
+        bad = bad_weight((name, weight) for name, weight in weights if name not in self._told)
+        if bad is None:
             return None
-        name, entry, value, _ = found
+        name, entry, value, _ = bad
         self._told.add(name)
         return moment.event(
             EventKind.NONFINITE_STATE,

@@ -21,6 +21,7 @@ from lightning_gradwatch.detect import (
     NormJumps,
     ScaleSearch,
     WeightWatch,
+    ZeroGradient,
     bad_loss,
     multiplied,
 )
@@ -68,12 +69,13 @@ class Judge:
         found: takes the events.
     """
 
-    def __init__(self, model: nn.Module, locator: Locator, search: FirstStepSearch, found: Collector) -> None:
-        self._model, self._locator, self._search, self._found = model, locator, search, found
+    def __init__(self, model: nn.Module, locator: Locator, search: FirstStepSearch, collector: Collector) -> None:
+        self._model, self._locator, self._search, self._collector = model, locator, search, collector
         self._start = usual_norms(model)
         self._norm_jumps, self._scale_search = NormJumps(), ScaleSearch()
         self._divergence, self._weights = DivergenceDetector(matrix_norms(model), self._start), WeightWatch()
         self._before: defaultdict[int, deque[Read]] = defaultdict(lambda: deque(maxlen=FEW))  # by the pass's number
+        self._zero = ZeroGradient()
         self._last_jump: Event | None = None
         self._bad_loss = False
         self._nonfinite = False  # an episode goes on
@@ -93,6 +95,7 @@ class Judge:
             return False
         self._nonfinite = False
         self._scale_search.ended()
+        self._tell(self._zero(norms.whole, norms.loss, step.moment, partial(_are_zero, pending.norms.parameters)))
         read = Read(pending.norms.parameters, norms)
         event = self._norm_jumps(
             norms.of_recurrent,
@@ -161,8 +164,8 @@ class Judge:
 
     def look_at_weights(self, watched: Iterable[Tensor], moment: Moment, message: str = SATURATED) -> None:
         """Tell a recurrent module's weight that is not finite."""
-        own = {id(weight) for weight in watched if weight.requires_grad}
-        weights = ((name, local(weight)) for name, weight in self._locator.named() if id(weight) in own)
+        trained = {id(weight) for weight in watched if weight.requires_grad}
+        weights = ((name, local(weight)) for name, weight in self._locator.named() if id(weight) in trained)
         self._tell(self._weights(weights, message, moment))
 
     def finish(self, watched: Iterable[Tensor], moment: Moment) -> None:
@@ -171,7 +174,7 @@ class Judge:
             self.look_at_weights(watched, moment, AFTER_THE_LAST_STEP)
             self._look_for_divergence(moment)
         for event in self._norm_jumps.finish(moment):
-            self._found.add(event)
+            self._collector.add(event)
 
     def close(self) -> None:
         """Let go of the steps before, whose parameters it holds."""
@@ -192,7 +195,7 @@ class Judge:
     def _moved(self) -> bool:
         """Whether the weights have left where they began: then a loss that is high is their own."""
         now = matrix_norms(self._model)
-        return any(now[own] >= MOVED * norm for own, norm in self._start.items() if own in now)
+        return any(now[weight] >= MOVED * norm for weight, norm in self._start.items() if weight in now)
 
     def _told_of(self, read: Read, before: Sequence[Read], recurrent: bool) -> str:
         """Whose norm it is, and which parameter's grew most, or that all grew as the loss did."""
@@ -206,7 +209,17 @@ class Judge:
 
     def _tell(self, event: Event | None) -> None:
         """Take an event, with what is known of its cause."""
-        self._found.add(None if event is None else self._divergence.explain(event))
+        self._collector.add(
+            None if event is None else self._divergence.explain(event, partial(matrix_norms, self._model))
+        )
+
+
+def _are_zero(parameters: Iterable[Tensor]) -> bool:
+    """Whether gradients are there, whole ones, and every entry is 0."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if any(local(gradient) is not gradient for gradient in gradients):
+        return False  # another process may have those that are not
+    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
 
 
 def _multiplied(read: Read, before: Sequence[Read]) -> Multiplied | None:
@@ -217,7 +230,9 @@ def _multiplied(read: Read, before: Sequence[Read]) -> Multiplied | None:
         for parameter, norm in zip(one.parameters, one.norms.by_parameter, strict=True):
             then[id(parameter)].append(norm)
     now = {id(p): norm for p, norm in zip(read.parameters, read.norms.by_parameter, strict=True) if norm > 0}
-    usual = {own: size for own, norms in then.items() if 2 * len(norms) > len(before) and (size := median(norms)) > 0}
-    grown = [norm / usual[own] for own, norm in now.items() if own in usual]
+    usual = {
+        weight: size for weight, norms in then.items() if 2 * len(norms) > len(before) and (size := median(norms)) > 0
+    }
+    grown = [norm / usual[weight] for weight, norm in now.items() if weight in usual]
     others = len(before) > 1 and len(grown) < len(now)
     return multiplied(read.norms.loss, median(losses) if losses else None, grown, others=others)

@@ -61,9 +61,9 @@ class Locator:
     def named(self) -> list[tuple[str, nn.Parameter]]:
         """All parameters by their names, those of the watched modules first."""
         watched = [
-            (f"{name}.{own}", parameter)
+            (f"{name}.{parameter_name}", parameter)
             for name, module in self._capture.modules.items()
-            for own, parameter in module.named_parameters()
+            for parameter_name, parameter in module.named_parameters()
         ]
         return watched + [(plain_name(name), parameter) for name, parameter in self._model.named_parameters()]
 
@@ -82,7 +82,7 @@ class Locator:
         if not grown:
             return ""
         _, norm, parameter = max(grown, key=lambda one: one[0])
-        name = next((name for name, own in self.named() if own is parameter), "one")
+        name = next((name for name, weight in self.named() if weight is parameter), "one")
         return f"That of {name} grew most: to {norm:.3g} from {then[id(parameter)]:.3g} at the step before."
 
     def _source(self, call: Call, start: int) -> NonfiniteSource:
@@ -91,7 +91,7 @@ class Locator:
         if isinstance(call, Scan):
             return ScanSource(call)
         module = self._capture.modules[call.module]
-        names = [f"{call.module}.{own}" for layer in module._all_weights for own in layer]  # pyright: ignore
+        names = [f"{call.module}.{weight_name}" for layer in module._all_weights for weight_name in layer]  # pyright: ignore
         return CallSource(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)
 
 

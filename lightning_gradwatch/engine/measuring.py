@@ -41,9 +41,9 @@ class Measuring:
     """
 
     def __init__(
-        self, model: nn.Module, capture: Capture, unobserved: Unobserved, options: WatchOptions, found: Collector
+        self, model: nn.Module, capture: Capture, unobserved: Unobserved, options: WatchOptions, collector: Collector
     ) -> None:
-        self._model, self._capture, self._unobserved, self._found = model, capture, unobserved, found
+        self._model, self._capture, self._unobserved, self._collector = model, capture, unobserved, collector
         self._max_sequences, self._anchors = options.max_sequences, options.anchors
         self._influence = options.influence
         self._unannounced = options.unannounced
@@ -73,10 +73,10 @@ class Measuring:
                 chain.unfollowed = self._unannounced
         profiles = self._measure(stitched, None if everything else self._max_sequences)
         if any(self._detectors.exploding.suspects(profile) for profile in profiles):
-            self._found.suspicious = True
+            self._collector.suspicious = True
             profiles = profiles if everything else self._measure(stitched, None)
         profiles = [profile.scaled(unscale) for profile in profiles]
-        self._found.add_sample(profiles, step)
+        self._collector.add_sample(profiles, step)
         self._look_at_recurrent_weights(calls, step.moment)
         self._judge(profiles, replace(step.moment, loss=step.loss_value()))
 
@@ -89,7 +89,7 @@ class Measuring:
     def finish(self, moment: Moment) -> None:
         """Training is over: what the detectors have still to say."""
         for event in self._detectors.finish(moment):
-            self._found.add(event)
+            self._collector.add(event)
 
     def _measure(self, calls: Sequence[Call | Chain], max_sequences: int | None) -> list[Profile]:
         """The profiles of all that can be measured."""
@@ -105,7 +105,7 @@ class Measuring:
         for profile in profiles:
             then = moment if profile.step is None else replace(moment, step=profile.step)
             for event in self._detectors(profile, then):
-                self._found.add(event)
+                self._collector.add(event)
 
     def _look_at_recurrent_weights(self, calls: Sequence[Call], moment: Moment) -> None:
         trained = {id(parameter) for parameter in self._model.parameters()}
@@ -113,4 +113,4 @@ class Measuring:
             module = self._capture.modules.get(call.module)
             if isinstance(call, RecurrentCall) and isinstance(module, nn.RNNBase):
                 for event in self._recurrent_weights(call, module, trained, moment):
-                    self._found.add(event)
+                    self._collector.add(event)

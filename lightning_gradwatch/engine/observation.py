@@ -74,8 +74,8 @@ class Collector:
     def take(self, cells: Cells | None = None) -> Observation:
         """Hand out what was gathered, once."""
         samples, events, norms = tuple(self._samples), tuple(self._events), tuple(self._norms)
-        found = Observation(samples, events, self.suspicious, norms, cells or {})
+        observation = Observation(samples, events, self.suspicious, norms, cells or {})
         for kept in (self._samples, self._events, self._norms):
             kept.clear()
         self.suspicious = False
-        return found
+        return observation

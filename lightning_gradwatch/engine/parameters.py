@@ -24,8 +24,8 @@ class Parameters:
     def update(self) -> None:
         """List them anew."""
         self.watched: list[Tensor] = list(self._capture.parameters())
-        own = set(map(id, self.watched))
-        self.others: list[Tensor] = [weight for weight in self._model.parameters() if id(weight) not in own]
+        watched = set(map(id, self.watched))
+        self.others: list[Tensor] = [weight for weight in self._model.parameters() if id(weight) not in watched]
 
     def norms(self, loss: Tensor | None, step: Step) -> PendingNorms | None:
         """The norms of their gradients, on their way from the device;

@@ -31,7 +31,7 @@ class ProfileDetectors:
         exploding: the built-in detector of growth through time.
     """
 
-    def __init__(self, own: Sequence[Detector] = ()) -> None:
+    def __init__(self, users: Sequence[Detector] = ()) -> None:
         self.exploding = ExplodingDetector()
         built_in = (
             self.exploding,
@@ -41,7 +41,7 @@ class ProfileDetectors:
             OneSequenceDetector(),
             ScanMismatchDetector(),
         )
-        self._all: tuple[Detector, ...] = (*built_in, *map(GuardedDetector, own))
+        self._all: tuple[Detector, ...] = (*built_in, *map(GuardedDetector, users))
 
     def __call__(self, profile: Profile, moment: Moment) -> Iterator[Event]:
         """What they say of a profile."""

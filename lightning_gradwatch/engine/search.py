@@ -48,12 +48,12 @@ class FirstStepSearch:
         self._capture, self._everywhere = capture, everywhere
         self._discovery: Discovery | None = None
         self.first: FirstLook | None = None
-        own = {n for n, m in modules.items() if not isinstance(m, nn.RNNBase) and Slots.of(m) is None}
-        if everywhere or own:
-            capture.loops.undecided = set(own)
-            known = [module for name, module in modules.items() if name not in own]
+        undecided = {n for n, m in modules.items() if not isinstance(m, nn.RNNBase) and Slots.of(m) is None}
+        if everywhere or undecided:
+            capture.loops.undecided = set(undecided)
+            known = [module for name, module in modules.items() if name not in undecided]
             self.first = FirstLook(model, known, is_over)
-            self._discovery = Discovery(model, known, None if everywhere else own, is_over)
+            self._discovery = Discovery(model, known, None if everywhere else undecided, is_over)
         self._severed = SeveredCells(model, modules.values(), is_over) if severed else None
 
     @property
@@ -74,7 +74,7 @@ class FirstStepSearch:
 
     def cells(self) -> Cells:
         """Those seen so far."""
-        return {} if self._discovery is None else self._discovery.found()
+        return {} if self._discovery is None else self._discovery.cells()
 
     def end_severed(self, told: Collection[str]) -> Mapping[str, How]:
         """End the search for cells with a severed state. Returns how each one's is.
@@ -85,11 +85,11 @@ class FirstStepSearch:
         search, self._severed = self._severed, None
         if search is None:
             return {}
-        found = search.found(told)
+        severed = search.severed(told)
         search.close()
         search.hooks.raise_failure()
         cells = self.cells()
-        return {name: how for name, how in found.items() if name not in cells}
+        return {name: how for name, how in severed.items() if name not in cells}
 
     def end(self) -> Cells:
         """End the search for cells. Returns those that it showed."""
@@ -102,7 +102,7 @@ class FirstStepSearch:
         discovery.hooks.raise_failure()
         first.hooks.raise_failure()
         self._capture.loops.undecided.clear()
-        return discovery.found()
+        return discovery.cells()
 
     def close(self) -> None:
         """Take the hooks off."""

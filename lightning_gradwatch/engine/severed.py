@@ -24,8 +24,8 @@ class SeveredStates:
         told: of which modules and taps it was told.
     """
 
-    def __init__(self, found: Collector) -> None:
-        self._found = found
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
         self.told: set[str] = set()
 
     def __bool__(self) -> bool:
@@ -44,7 +44,7 @@ class SeveredStates:
         for name, one in how.items():
             if name not in self.told:
                 self.told.add(name)
-                self._found.add(_event(name, one, moment))
+                self._collector.add(_event(name, one, moment))
 
 
 def _event(name: str, how: How, moment: Moment) -> Event:

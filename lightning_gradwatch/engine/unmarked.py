@@ -50,8 +50,8 @@ class UnmarkedRecurrences:
         told: so far.
     """
 
-    def __init__(self, model: nn.Module, found: Collector) -> None:
-        self._model, self._found = model, found
+    def __init__(self, model: nn.Module, collector: Collector) -> None:
+        self._model, self._collector = model, collector
         self._left = PASSES
         self.told: dict[str, Event] = {}
 
@@ -72,14 +72,14 @@ class UnmarkedRecurrences:
         names = {id(parameter): plain_name(name) for name, parameter in self._model.named_parameters()}
         modules = [module for name, module in self._model.named_modules() if plain_name(name) in known]
         others = {id(weight) for module in modules for weight in _weights(module)}
-        found = unmarked(loss, capture.calls, numbers, names)
-        if found is None:
+        recurrences = unmarked(loss, capture.calls, numbers, names)
+        if recurrences is None:
             self._tell("", moment, message=_TOO_LARGE, remedy=_TAP)
-        for one in found or ():
+        for one in recurrences or ():
             if id(one.leaf) not in others:
                 self._tell(one.name, moment, module=one.name, detail=f"{one.what} {_IF}", remedy=REMEDY)
 
     def _tell(self, name: str, moment: Moment, **fields: str) -> None:
         if name not in self.told:
             self.told[name] = moment.event(EventKind.NOT_OBSERVED, severity=Severity.INFO, **fields)
-            self._found.add(self.told[name])
+            self._collector.add(self.told[name])

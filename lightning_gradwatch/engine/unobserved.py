@@ -76,12 +76,12 @@ class Unobserved:
         model: nn.Module,
         *,
         patterns: Sequence[str] | None,
-        found: Collector,
+        collector: Collector,
         strict: bool,
     ) -> None:
         self.reasons: dict[str, str] = {}
         self.measured: set[str] = set()
-        self._model, self._patterns, self._found, self._strict = model, patterns, found, strict
+        self._model, self._patterns, self._collector, self._strict = model, patterns, collector, strict
         self._known = set(discover(model).values())
         self.like_scans = named_like_scans(model) if patterns is None else {}
         self._failed: dict[str, str] = {}
@@ -91,7 +91,7 @@ class Unobserved:
         """Tell the recurrent modules that the model did not have when training began, each once."""
         modules = discover(self._model)
         for name in added(modules, self._known, self._patterns):
-            self._found.add(moment.event(EventKind.NOT_OBSERVED, module=name, detail=_ADDED, remedy=_ADDED_REMEDY))
+            self._collector.add(moment.event(EventKind.NOT_OBSERVED, module=name, detail=_ADDED, remedy=_ADDED_REMEDY))
         self._known.update(modules.values())
 
     @contextmanager
@@ -137,8 +137,8 @@ class Unobserved:
                 reasons[name] = "its forward was not called in a training step, or no loss reached its output"
         missed = (name for name in capture.marked if name in capture.unseen and name not in observed)
         reasons |= {name: capture.unseen[name] for name in missed}
-        found = [self._event(moment, name, reason) for name, reason in reasons.items()]
-        return found + self._hint({*capture.modules, *observed}, moment)
+        events = [self._event(moment, name, reason) for name, reason in reasons.items()]
+        return events + self._hint({*capture.modules, *observed}, moment)
 
     def _hint(self, known: Collection[str], moment: Moment) -> list[Event]:
         """One note about all modules that look like a scan by their names and were neither

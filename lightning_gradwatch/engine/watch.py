@@ -62,10 +62,12 @@ class Watch:
         self.steps = 0
         self._nth = 0  # backward pass of the batch
         self._pending: list[Pending] = []
-        self._found = Collector()
-        self._severed = SeveredStates(self._found)
-        self._unmarked = UnmarkedRecurrences(model, self._found)
-        self._unobserved = Unobserved(model, patterns=options.patterns, found=self._found, strict=options.strict)
+        self._collector = Collector()
+        self._severed = SeveredStates(self._collector)
+        self._unmarked = UnmarkedRecurrences(model, self._collector)
+        self._unobserved = Unobserved(
+            model, patterns=options.patterns, collector=self._collector, strict=options.strict
+        )
         if options.find_cells:
             for name, kind in scripted_recurrences(model).items():
                 self._unobserved.reasons[name] = f"TorchScript holds it ({kind}), and takes no hooks"
@@ -79,12 +81,12 @@ class Watch:
             severed=options.find_cells,
         )
         self._parameters = Parameters(model, self.capture)
-        self._measuring = Measuring(model, self.capture, self._unobserved, options, self._found)
-        self._judge = Judge(model, Locator(model, self.capture), self._search, self._found)
+        self._measuring = Measuring(model, self.capture, self._unobserved, options, self._collector)
+        self._judge = Judge(model, Locator(model, self.capture), self._search, self._collector)
 
     def take(self) -> Observation:
         """What was found and not handed out yet."""
-        return self._found.take()
+        return self._collector.take()
 
     def before_backward(self, loss: Tensor, step: Step) -> Observation:
         """On a sampled step, have the backward pass follow the loss back through the loops."""
@@ -132,7 +134,7 @@ class Watch:
             return self.take()
         cells = self._search.end()
         self._parameters.update()
-        return self._found.take(cells)
+        return self._collector.take(cells)
 
     @property
     def unmarked(self) -> list[Event]:
@@ -202,9 +204,9 @@ class Watch:
         step, norms = pending.step, pending.norms.read()
         finite = math.isfinite(norms.whole)
         if step.complete:
-            self._found.add_norm(norms.whole)
+            self._collector.add_norm(norms.whole)
         begins = self._judge(norms, pending, self._measuring.confirmed)
-        self._found.suspicious |= begins
+        self._collector.suspicious |= begins
         if step.sampled or begins:
             self._measuring.sample(pending.calls, step, everything=begins)
         if finite:

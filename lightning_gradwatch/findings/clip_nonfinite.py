@@ -64,29 +64,29 @@ class NonFinite:
         Raises:
             NonFiniteGradientError: the action is ``raise``.
         """
-        own = state.rest
+        rest = state.rest
         if self.action == "raise":
             remedy = (
                 'Use AdaptiveClip(on_nonfinite="skip") to pass over such steps, or GradWatch() to see where it begins.'
             )
             raise NonFiniteGradientError(f"The gradient norm is {norm} at {record.where()}. {record.in_words(remedy)}")
         if self.action == "ignore":
-            own.count(UNTOUCHED)
-            record.step(index, Outcome(norm, UNTOUCHED, norm), own)
+            rest.count(UNTOUCHED)
+            record.step(index, Outcome(norm, UNTOUCHED, norm), rest)
             return
         if self.action == "shrink_recurrent" and shrink_recurrent_(groups):
             after = true_norm([gradient for group in groups for gradient in group.gradients])
-            own.count_replaced()
-            self._tell(record, index, norm, own.successive_skips, replaced_by=after)
-            record.step(index, Outcome(norm, Decision(None, after / norm), after), own)
+            rest.count_replaced()
+            self._tell(record, index, norm, rest.successive_skips, replaced_by=after)
+            record.step(index, Outcome(norm, Decision(None, after / norm), after), rest)
         else:
             after = None
             record.skip(optimizer, [parameter for group in groups for parameter in group.parameters])
-            own.count_skip()
-            self._tell(record, index, norm, own.successive_skips)
-            record.step(index, Outcome(norm, UNTOUCHED, norm), own, skipped=True)
-        if self._stops(own.successive_skips):
-            record.stop(record.in_words(self._reason(record, own.successive_skips, replaced=after is not None)))
+            rest.count_skip()
+            self._tell(record, index, norm, rest.successive_skips)
+            record.step(index, Outcome(norm, UNTOUCHED, norm), rest, skipped=True)
+        if self._stops(rest.successive_skips):
+            record.stop(record.in_words(self._reason(record, rest.successive_skips, replaced=after is not None)))
 
     def _alarms(self, successive: int) -> bool:
         return successive == self.max_successive

@@ -12,7 +12,7 @@ from lightning_gradwatch.report.extra import commands
 
 
 def say_findings(
-    say: Say, found: Findings, others: Sequence[Event], run_dir: Path | None, hint: Sequence[str] = ()
+    say: Say, findings: Findings, others: Sequence[Event], run_dir: Path | None, hint: Sequence[str] = ()
 ) -> None:
     """The verdicts and events in a few lines, and the commands to look further.
 
@@ -22,4 +22,4 @@ def say_findings(
         hint: lines that come last.
     """
     looks = [] if run_dir is None else [f"  {line}" for line in commands(run_dir)]
-    say("\n".join([*found.summary(others), *looks, *hint]), urgent=found.is_critical())
+    say("\n".join([*findings.summary(others), *looks, *hint]), urgent=findings.is_critical())

@@ -17,7 +17,7 @@ from lightning_gradwatch.findings.announcer import Announcer, Say
 from lightning_gradwatch.findings.event_sink import EventSink
 from lightning_gradwatch.findings.first_word import FirstWord
 from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
-from lightning_gradwatch.plain import plain
+from lightning_gradwatch.plain import count_of, plain
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.runlog.folding import counted_once
 from lightning_gradwatch.runlog.schema import is_primary
@@ -135,11 +135,11 @@ class Findings:
         for line in self._first_word.lines([event.to_record() for event in self.events]):
             say(line)
 
-    def take_clipping(self, found: list[ClippingSummary]) -> None:
+    def take_clipping(self, summaries: list[ClippingSummary]) -> None:
         """What became of the gradients between backward pass and step, over the whole training."""
-        self.clipping = found
-        if self.log is not None and found:
-            self.log.meta({"clipping": [one.to_record() for one in found]})
+        self.clipping = summaries
+        if self.log is not None and summaries:
+            self.log.meta({"clipping": [one.to_record() for one in summaries]})
 
     def horizon_text(self) -> str | None:
         """The shortest horizon of the last sampled step, beside the sequence length: ``≥12/12``."""
@@ -203,7 +203,7 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
     """How many events there are of each severity, and what the first of the gravest says."""
     each = counted_once(events)
     of = {severity: [event for event in each if event["severity"] == severity] for severity in reversed(Severity)}
-    counts = {severity: _count(len(found), _NOUNS[severity]) for severity, found in of.items() if found}
+    counts = {severity: count_of(len(alike), _NOUNS[severity]) for severity, alike in of.items() if alike}
     if not counts:
         return "No events."
     gravest = next(iter(counts))
@@ -217,10 +217,6 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
         f"{counts[gravest]}, the first at step {first['step']}: {first['kind']}, {said[:1].lower()}{said[1:]}."
         f"{f' Besides {besides}.' if besides else ''}"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _shortest(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -38,8 +38,8 @@ class FirstWord:
             return []
         fresh, self._fresh = self._fresh, []
         self._said |= self._heard
-        found = summarise(fresh, events)
-        measured = (layer for layer in found if layer.layer is not None)
+        verdicts = summarise(fresh, events)
+        measured = (layer for layer in verdicts if layer.layer is not None)
         step = min(record["step"] for record in fresh)
         by_module = [list(layers) for _, layers in groupby(measured, key=lambda layer: layer.module)]
         return [plain(f"GradWatch, step {step}: {_line(layers)}") for layers in by_module]

@@ -60,10 +60,10 @@ def key_of(dirpath: str | Path | None) -> str | None:
 
 def versions() -> dict[str, Any]:
     """Versions that a reader needs to make sense of a record, or to repeat the run."""
-    found: dict[str, Any] = {"python": platform.python_version()}
+    numbers: dict[str, Any] = {"python": platform.python_version()}
     for name in ("lightning-gradwatch", "torch", "lightning", "pytorch-lightning", "torchmetrics"):
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers

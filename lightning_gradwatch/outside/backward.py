@@ -83,8 +83,8 @@ class _Stand:
 
     def put(self) -> None:
         """Put it there."""
-        found = self._original = getattr(self._place, self._name)
-        self._mine = wraps(found)(self._make(found))
+        original = self._original = getattr(self._place, self._name)
+        self._mine = wraps(original)(self._make(original))
         setattr(self._place, self._name, self._mine)
 
     def take_off(self) -> None:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.capture.compiled import is_compiling
 from lightning_gradwatch.recurrent.pause import is_paused
+from lightning_gradwatch.step_hooks import keep_step_hooks
 
 MOST_FORWARDS = 32
 """Passes of the whole model with no backward pass after them: so many are kept. More are no
@@ -87,6 +88,7 @@ def hear_steps(
         if optimizers or _holds(optimizer, model):
             after(optimizer)
 
+    keep_step_hooks()
     if not optimizers:
         return [register_optimizer_step_pre_hook(pre), register_optimizer_step_post_hook(post)]
     handles: list[RemovableHandle] = []
@@ -101,16 +103,16 @@ def gradients(model: nn.Module) -> list[tuple[int, int] | None]:
 
 
 def _holds(optimizer: Optimizer, model: nn.Module) -> bool:
-    own = set(map(id, model.parameters()))
-    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+    parameters = set(map(id, model.parameters()))
+    return any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        for own in cast("Mapping[Any, Any]", value).values():
-            yield from _tensors(own)
+        for item in cast("Mapping[Any, Any]", value).values():
+            yield from _tensors(item)
     elif isinstance(value, list | tuple):
-        for own in cast("Sequence[Any]", value):
-            yield from _tensors(own)
+        for item in cast("Sequence[Any]", value):
+            yield from _tensors(item)

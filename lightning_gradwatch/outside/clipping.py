@@ -30,6 +30,7 @@ from lightning_gradwatch.outside.processes import is_alone
 from lightning_gradwatch.outside.run_log import close_run_log, open_run_log
 from lightning_gradwatch.outside.terminal import say
 from lightning_gradwatch.scaler import scale_of
+from lightning_gradwatch.step_hooks import keep_step_hooks
 
 _ACTIONS = ("skip", "raise", "shrink_recurrent", "ignore")
 
@@ -112,6 +113,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         writer = self._record.sink.log = None if dirpath is None else open_run_log(dirpath, self)
         self.run_dir: Path | None = None if writer is None else writer.folder
         self._endings: list[Callable[[], None]] = [listen(self)]
+        keep_step_hooks()
         for one in self._optimizers:
             _clipped[one] = self
             self._endings.append(one.register_step_pre_hook(self._before_step).remove)
@@ -155,8 +157,8 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state: what comes is decided as if there had been no interruption."""
         self._record.steps = state_dict["steps"]
-        for state, own in zip(self._states, state_dict["optimizers"], strict=True):
-            state.load_state_dict(own)
+        for state, saved in zip(self._states, state_dict["optimizers"], strict=True):
+            state.load_state_dict(saved)
 
     # ------------------------------------------------------------------ told of backward passes
 
@@ -211,7 +213,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
             )
 
     def _step(self, optimizer: Optimizer) -> None:
-        index = next(number for number, own in enumerate(self._optimizers) if own is optimizer)
+        index = next(number for number, one in enumerate(self._optimizers) if one is optimizer)
         state, record = self._states[index], self._record
         groups = self._groups.of(self._module, optimizer, state)
         if not groups:

@@ -226,8 +226,8 @@ class watch:  # noqa: N801  # it is entered, as ``torch.no_grad`` is
 
     def _events_of_others(self) -> list[Event]:
         """Of whoever writes into the same run log: a verdict rests on all that is in it."""
-        found = others(self._found.log, self)
-        return [event for other in found for event in cast("list[Event]", getattr(other, "events", []))]
+        writers = others(self._found.log, self)
+        return [event for other in writers for event in cast("list[Event]", getattr(other, "events", []))]
 
 
 def _checked_model(model: Any) -> nn.Module:

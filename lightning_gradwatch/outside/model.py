@@ -14,16 +14,16 @@ from lightning_gradwatch.recurrent.capture.modules import sharded
 def inner_model(model: nn.Module) -> nn.Module:
     """The model that gives the names, without what Fabric, DDP and ``torch.compile`` put around."""
     while True:
-        own = _behind(model)
-        if own is None:
+        inner = _behind(model)
+        if inner is None:
             return model
-        model = own
+        model = inner
 
 
 def inner_optimizer(optimizer: Any) -> Optimizer:
     """The optimizer whose hooks fire: Fabric and others put a wrapper around it."""
-    while isinstance(own := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = own
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
     return optimizer
 
 
@@ -53,7 +53,7 @@ def out_of_reach(model: nn.Module, module: nn.Module) -> str | None:
 
 def _behind(model: nn.Module) -> nn.Module | None:
     for name in ("_original_module", "_orig_mod"):  # Fabric's, and the compiler's
-        own = getattr(model, name, None)
-        if isinstance(own, nn.Module):
-            return own
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module):
+            return inner
     return model.module if isinstance(model, DistributedDataParallel) else None

@@ -58,8 +58,8 @@ def close_run_log(owner: object) -> None:
 
 def others(writer: RunLogWriter | None, owner: object) -> list[object]:
     """Who else writes into the same run log."""
-    found = [owners for held, owners in _open.values() if held is writer]
-    return [other for owners in found for other in owners if other is not owner]
+    owned = [owners for held, owners in _open.values() if held is writer]
+    return [other for owners in owned for other in owners if other is not owner]
 
 
 def _offer(base: Path) -> Offer:

@@ -76,11 +76,11 @@ class Session:
         model: nn.Module,
         optimizers: Sequence[Optimizer],
         options: SessionOptions,
-        found: LoopFindings,
+        findings: LoopFindings,
         rank: int,
     ) -> None:
         self._model, self._root = model, inner_model(model)
-        self._optimizers, self._options, self._found = optimizers, options, found
+        self._optimizers, self._options, self._findings = optimizers, options, findings
         self.passes = LoopPasses(options.every_n_steps, options.divided, rank)
         self.watch: Watch | None = None
         self._forwards = Forwards()
@@ -121,16 +121,16 @@ class Session:
         Args:
             broken_off: by an error, which may keep us from looking once more.
         """
-        watch, found = self.watch, self._found
+        watch, findings = self.watch, self._findings
         if watch is None:
             return False
         with suppress(Exception) if broken_off else nullcontext():
-            found.take(watch.finish(self.passes.moment))
-        found.take(watch.take())  # what was found before an error in the midst of it
+            findings.take(watch.finish(self.passes.moment))
+        findings.take(watch.take())  # what was found before an error in the midst of it
         if watch.steps or not broken_off:
-            found.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
+            findings.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
         nothing = watch.has_nothing() and not self._has_unreachable
-        return bool((found.events or not nothing) and (watch.steps or found.events or not broken_off))
+        return bool((findings.events or not nothing) and (watch.steps or findings.events or not broken_off))
 
     def end(self) -> None:
         """Take the hooks off. Calling it again does nothing."""
@@ -145,27 +145,27 @@ class Session:
         if watch is None:
             return
         with suppress(Exception):  # it may be the findings that failed
-            self._found.take(watch.take())
+            self._findings.take(watch.take())
         watch.close()
-        if self._found.log is not None:
-            self._found.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
+        if self._findings.log is not None:
+            self._findings.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
 
     def _describe(self, modules: Mapping[str, nn.Module]) -> None:
-        if self._found.log is not None:
+        if self._findings.log is not None:
             config = {"config": {"watch": self._options.config}, "modules": describe(modules)}
-            self._found.log.meta(config)
+            self._findings.log.meta(config)
 
     # ------------------------------------------------------------------ what cannot be measured
 
     def _unreachable(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-        found = {name: out_of_reach(self._model, module) for name, module in modules.items()}
-        return {name: reason for name, reason in found.items() if reason is not None}
+        reasons = {name: out_of_reach(self._model, module) for name, module in modules.items()}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
 
     def _report_unreachable(self, reasons: Mapping[str, str]) -> None:
         self._has_unreachable |= bool(reasons)
         for name, reason in reasons.items():
             detail = f"{reason[0].upper()}{reason[1:]}."
-            self._found.take_event(self.passes.moment.event(EventKind.NOT_OBSERVED, module=name, detail=detail))
+            self._findings.take_event(self.passes.moment.event(EventKind.NOT_OBSERVED, module=name, detail=detail))
 
     def _adopt(self, watch: Watch, cells: Cells) -> None:
         """Watch the cells that the first step showed, where they can be measured."""
@@ -294,7 +294,7 @@ class Session:
         if seen.cells:
             self._adopt(watch, seen.cells)
         if self._options.first_word:
-            self._found.say_first_words(say)
+            self._findings.say_first_words(say)
         self.passes.end_round()
         self._begin_batch(watch)
         if watch.has_nothing() and not self._has_unreachable and not self._nothing_said:
@@ -304,5 +304,5 @@ class Session:
 
     def _take(self, seen: Observation) -> Observation:
         self._suspicious |= seen.suspicious
-        self._found.take(seen)
+        self._findings.take(seen)
         return seen

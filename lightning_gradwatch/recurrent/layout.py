@@ -85,8 +85,8 @@ class Layout:
         """Timesteps as the caller counts them, of own-order steps:
         ``(stop - start, sequences)``; clamped where invalid.
         """
-        own = torch.arange(start, stop)[:, None].expand(-1, len(self.sequences))
-        return own if direction == FORWARD else (self.lengths[None, :] - 1 - own).clamp_min(0)
+        steps = torch.arange(start, stop)[:, None].expand(-1, len(self.sequences))
+        return steps if direction == FORWARD else (self.lengths[None, :] - 1 - steps).clamp_min(0)
 
     def read(
         self, tensor: axes.Float[Tensor, "... width"], direction: int, start: int, stop: int

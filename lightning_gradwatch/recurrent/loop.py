@@ -141,10 +141,10 @@ class Loop(WeaklyHeld):
 
     def begins_as(self, other: Loop) -> bool:
         """Whether both were given the same states at the first timestep, or the same input."""
-        own, theirs = self.steps[0], other.steps[0]
-        if own.given and [id(state) for _, state in own.given] == [id(state) for _, state in theirs.given]:
+        ours, theirs = self.steps[0], other.steps[0]
+        if ours.given and [id(state) for _, state in ours.given] == [id(state) for _, state in theirs.given]:
             return True
-        x, y = own.x, theirs.x
+        x, y = ours.x, theirs.x
         return x is not None and y is not None and x.data_ptr() == y.data_ptr() and x.shape == y.shape
 
     def add_beside(self, made: Made, step: int) -> None:

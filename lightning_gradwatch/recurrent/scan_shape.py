@@ -36,13 +36,13 @@ class ScanShape(WeaklyHeld):
         """
         time = _dimension(h, dim)
         batch = 0 if time else 1 if h.dim() > 2 else None
-        found = cls(tuple(h.shape), time, batch) if readout is None else _read_out(h, decay, readout, time, batch)
-        if not broadcasts(decay.shape, found.states):
+        shape = cls(tuple(h.shape), time, batch) if readout is None else _read_out(h, decay, readout, time, batch)
+        if not broadcasts(decay.shape, shape.states):
             raise ValueError(
-                f"`decay` must broadcast against the states {found.states}; found {tuple(decay.shape)}. "
+                f"`decay` must broadcast against the states {shape.states}; found {tuple(decay.shape)}. "
                 "Give it all their dimensions, of size 1 where it does not vary: decay[:, None]."
             )
-        return found
+        return shape
 
     @property
     def timesteps(self) -> int:
@@ -120,8 +120,10 @@ def _dimension(h: Tensor, dim: int) -> int:
 
 def _read_out(y: Tensor, decay: Tensor, readout: Tensor, time: int, batch: int | None) -> ScanShape:
     """The one way in which output, decay and readout fit."""
-    found = [shape for shape in (_mixed(y, readout, time, batch), _apart(y, readout, time, batch)) if shape is not None]
-    fits = [shape for shape in found if broadcasts(decay.shape, shape.states)]
+    possible = [
+        shape for shape in (_mixed(y, readout, time, batch), _apart(y, readout, time, batch)) if shape is not None
+    ]
+    fits = [shape for shape in possible if broadcasts(decay.shape, shape.states)]
     # A decay of one dimension per state alone belongs to the one state vector of y = C h.
     plain = [shape for shape in fits if shape.mixes and decay.dim() < 2]
     fits = plain or fits

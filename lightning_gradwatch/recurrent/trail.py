@@ -81,7 +81,7 @@ class Trail:
         """Within the backward pass: the graph below is still there."""
         sent = {edge: gradient for edge, gradient in arrived.items() if gradient is not None}
         places = [edge for made in self._made[:last] for edge in made if edge is not None]
-        found: dict[Edge, Tensor | None] = {}
+        by_edge: dict[Edge, Tensor | None] = {}
         try:
             begin = cast("Any", [start(edge, self._tensors.get(edge)) for edge in sent])
             with paused():
@@ -92,12 +92,12 @@ class Trail:
                     retain_graph=True,
                     allow_unused=True,
                 )
-            found.update(zip(places, gradients, strict=True))
+            by_edge.update(zip(places, gradients, strict=True))
         except Exception as error:  # whatever it is, it must not reach the training's own backward pass
             self.inexact_reason = failed(error)
             return
-        found.update(sent)
+        by_edge.update(sent)
         self.gradients = [
-            cast("Gradients", tuple(None if edge is None else found.get(edge) for edge in made))
+            cast("Gradients", tuple(None if edge is None else by_edge.get(edge) for edge in made))
             for made in self._made[: last + 1]
         ]

@@ -52,14 +52,17 @@ def build_module(target: Target, bundle: Mapping[str, Any], arguments: Mapping[s
     except Exception as error:  # whatever the user's own class raises
         if "state_dict" not in str(error):
             raise BundleError(f"{name} could not be made ({type(error).__name__}: {error}).") from error
-        own, saved = bundle[BUNDLE_KEY]["module"], bundle["hyper_parameters"] if isinstance(target, type) else ()
+        target_name, saved = (
+            bundle[BUNDLE_KEY]["module"],
+            bundle["hyper_parameters"] if isinstance(target, type) else (),
+        )
         lacking = args_to_give(target, saved)
         raise BundleError(
             f"The bundle's weights do not fit {name} ({_misfit(str(error))}). "
             + (
                 f"Give the arguments that the run used: {lacking}."
                 if lacking
-                else f"Is it the run's own class ({own}) with its own arguments?"
+                else f"Is it the run's own class ({target_name}) with its own arguments?"
             )
         ) from error
     return module
@@ -98,12 +101,12 @@ def _restricted() -> dict[str, bool]:
 def _misfit(error: str) -> str:
     """What ``load_state_dict`` says of tensors, in short: the first few, and how many more."""
     sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)", error)
-    found = [f"{name}: {_size(saved)} in the bundle, {_size(made)} in the model" for name, saved, made in sizes]
+    misfits = [f"{name}: {_size(saved)} in the bundle, {_size(made)} in the model" for name, saved, made in sizes]
     for kind, where in (("Unexpected", "bundle"), ("Missing", "model")):
         keys = re.search(rf"{kind} key\(s\) in state_dict: (.*?)\. ?$", error, re.MULTILINE)
-        found += [f"{name} in the {where} only" for name in re.findall(r'"(.*?)"', keys[1] if keys else "")]
-    more = f"; and {len(found) - _MOST_TOLD} more" if len(found) > _MOST_TOLD else ""
-    return "; ".join(found[:_MOST_TOLD]) + more if found else " ".join(error.split())
+        misfits += [f"{name} in the {where} only" for name in re.findall(r'"(.*?)"', keys[1] if keys else "")]
+    more = f"; and {len(misfits) - _MOST_TOLD} more" if len(misfits) > _MOST_TOLD else ""
+    return "; ".join(misfits[:_MOST_TOLD]) + more if misfits else " ".join(error.split())
 
 
 def _size(numbers: str) -> str:

@@ -13,14 +13,14 @@ _TOLERANCE = 1e-3  # another device or thread count sums in another order
 def differences(recorded: Mapping[str, Any], seen: Mapping[str, Any]) -> list[str]:
     """In words, where ``seen`` differs from ``recorded`` in kind, place or value; empty for the
     same event."""
-    found = [
+    changes = [
         f"{name} was {_text(recorded.get(name))}, now {_text(seen.get(name))}"
         for name in _PLACE
         if recorded.get(name) != seen.get(name)
     ]
     if not _close(recorded.get("value"), seen.get("value")):
-        found.append(f"value was {_text(recorded.get('value'))}, now {_text(seen.get('value'))}")
-    return found
+        changes.append(f"value was {_text(recorded.get('value'))}, now {_text(seen.get('value'))}")
+    return changes
 
 
 def _close(one: float | None, other: float | None) -> bool:

@@ -175,12 +175,12 @@ def _reads_and_writes(
     written: list[Tensor] = []
     for index, argument in enumerate(func._schema.arguments):
         value = args[index] if index < len(args) else kwargs.get(argument.name)
-        found = _tensors(value)
+        tensors = _tensors(value)
         writes = argument.alias_info is not None and argument.alias_info.is_write
         if writes:
-            written += found
+            written += tensors
         if not writes or not (argument.is_out or name in _WRITES_ALL):
-            read += found
+            read += tensors
     return read, written
 
 

@@ -41,8 +41,8 @@ def watched_events(
         warm: let GradWatch see the step once before, so that it knows cells of the model's own, as
             it did in the run.
     """
-    own = bundle[BUNDLE_KEY]["config"]
-    config = {name: value for name, value in own.items() if name in WATCHING}  # not where to write, nor what to do
+    recorded = bundle[BUNDLE_KEY]["config"]
+    config = {name: value for name, value in recorded.items() if name in WATCHING}  # not where to write, nor what to do
     watch = _Watch(warm, **{**config, "every_n_steps": 1})
     rerun(module, bundle, [watch], device=device, times=2 if warm else 1)
     return [event for event in watch.events if event.severity == Severity.CRITICAL]
@@ -65,20 +65,20 @@ def rerun(
     Raises:
         BundleError: the bundle does not fit the module, or the step raises an error of its own.
     """
-    own = bundle[BUNDLE_KEY]
+    extras = bundle[BUNDLE_KEY]
     if device == "cuda" and not torch.cuda.is_available():
         raise BundleError("`--device cuda` needs a GPU; found none. Leave it out to run the step on the CPU.")
     step = _Step(bundle, device)
     # The saved batch is what came out of these.
     module.on_before_batch_transfer = module.on_after_batch_transfer = _as_it_is  # pyright: ignore[reportAttributeAccessIssue]
     module.configure_callbacks = list  # pyright: ignore[reportAttributeAccessIssue]
-    with _quiet(), _backend(own["backend"]), tempfile.TemporaryDirectory() as folder:
+    with _quiet(), _backend(extras["backend"]), tempfile.TemporaryDirectory() as folder:
         try:
             trainer = Trainer(
                 accelerator="cpu" if device == "cpu" else "gpu",
                 devices=1,
                 max_epochs=-1,
-                accumulate_grad_batches=own["counts"]["accumulate_grad_batches"],
+                accumulate_grad_batches=extras["counts"]["accumulate_grad_batches"],
                 callbacks=[step, *callbacks, _Done(times)],
                 default_root_dir=folder,
                 logger=False,
@@ -87,7 +87,7 @@ def rerun(
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
                 limit_val_batches=0,
-                **_precision(own, device),
+                **_precision(extras, device),
             )
             trainer.fit(module, _Batch(step, trainer, times))
         except (_DoneError, BundleError) as ended:
@@ -156,11 +156,11 @@ class _Step(Callback):
     """Puts everything back to what it was at the start of the step."""
 
     def __init__(self, bundle: Mapping[str, Any], device: str) -> None:
-        self._bundle, self._own, self._device = bundle, bundle[BUNDLE_KEY], torch.device(device)
-        self.counts: dict[str, Any] = self._own["counts"]
+        self._bundle, self._extras, self._device = bundle, bundle[BUNDLE_KEY], torch.device(device)
+        self.counts: dict[str, Any] = self._extras["counts"]
 
     def batch(self) -> Any:
-        return restored(apply_to_collection(self._own["batch"], Tensor, _fresh))
+        return restored(apply_to_collection(self._extras["batch"], Tensor, _fresh))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loop: Any = trainer.fit_loop
@@ -183,9 +183,9 @@ class _Step(Callback):
             raise BundleError(
                 f"The bundle's optimizer does not fit the one that the module makes ({error})."
             ) from error
-        if self._own["precision_state"]:
-            trainer.precision_plugin.load_state_dict(dict(self._own["precision_state"]))
-        set_random_states(self._own["random"], self._device)
+        if self._extras["precision_state"]:
+            trainer.precision_plugin.load_state_dict(dict(self._extras["precision_state"]))
+        set_random_states(self._extras["random"], self._device)
 
     def _count_steps(self, trainer: Trainer) -> None:
         loop = trainer.fit_loop.epoch_loop
@@ -196,26 +196,26 @@ class _Step(Callback):
     def _restore_module(self, module: LightningModule) -> None:
         module.load_state_dict(self._bundle["state_dict"], strict=False)  # whether they fit was seen when it was made
         buffers = dict(module.named_buffers())
-        for name, saved in self._own["buffers"].items():
+        for name, saved in self._extras["buffers"].items():
             if name in buffers:
                 buffers[name].data = saved.to(self._device, copy=True)
-        evaluating, frozen = set(self._own["eval_modules"]), set(self._own["frozen"])
+        evaluating, frozen = set(self._extras["eval_modules"]), set(self._extras["frozen"])
         for name, child in module.named_modules():
             child.training = name not in evaluating
-            kept = {**self._own["attributes"].get(name, {}), **self._own["numbers"].get(name, {})}
+            kept = {**self._extras["attributes"].get(name, {}), **self._extras["numbers"].get(name, {})}
             for attribute, value in kept.items():
                 setattr(child, attribute, restored(apply_to_collection(value, Tensor, self._placed)))
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name not in frozen)
-            gradient = self._own["gradients"].get(name)
+            gradient = self._extras["gradients"].get(name)
             parameter.grad = None if gradient is None else self._placed(gradient)
 
     def _placed(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, copy=True)
 
 
-def _precision(own: Mapping[str, Any], device: str) -> dict[str, Any]:
-    if own["precision"] == "16-mixed" and device == "cpu":
+def _precision(extras: Mapping[str, Any], device: str) -> dict[str, Any]:
+    if extras["precision"] == "16-mixed" and device == "cpu":
         # Lightning alone would take bfloat16 there.
         if not hasattr(torch.amp, "GradScaler"):
             raise BundleError(
@@ -223,7 +223,7 @@ def _precision(own: Mapping[str, Any], device: str) -> dict[str, Any]:
                 "Replay it with `--device cuda`, or with a newer PyTorch."
             )
         return {"plugins": MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))}
-    return {"precision": own["precision"]}
+    return {"precision": extras["precision"]}
 
 
 @contextlib.contextmanager

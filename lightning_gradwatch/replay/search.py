@@ -27,13 +27,13 @@ def find_origin(module: LightningModule, bundle: Mapping[str, Any], *, device: s
     in the training.
     """
     search = _Search(bundle)
-    own = bundle[BUNDLE_KEY]
-    plain: dict[str, Any] = {**own, "backend": {**own["backend"], "onednn": False}}
+    extras = bundle[BUNDLE_KEY]
+    plain: dict[str, Any] = {**extras, "backend": {**extras["backend"], "onednn": False}}
     try:
         rerun(module, {**bundle, BUNDLE_KEY: plain}, [search], device=device)
     finally:
         search.end()
-    return search.found
+    return search.origin
 
 
 class _Search(Callback):
@@ -47,7 +47,7 @@ class _Search(Callback):
         self._stack: list[str] = []
         self._at_module: list[Origin] = []
         self._loss: Origin | None = None
-        self.found: Origin | None = None
+        self.origin: Origin | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._names = {child: plain_name(name) for name, child in pl_module.named_modules()}
@@ -69,13 +69,13 @@ class _Search(Callback):
         self._loss = self._loss or self._origins.of(loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.found is None:
-            self.found = self._judge(pl_module)
+        if self.origin is None:
+            self.origin = self._judge(pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         self.end()
-        if self.found is None:  # a backward pass outside Lightning's calls no hook
-            self.found = self._judge(pl_module)
+        if self.origin is None:  # a backward pass outside Lightning's calls no hook
+            self.origin = self._judge(pl_module)
 
     def end(self) -> None:
         """Take everything off."""
@@ -108,8 +108,8 @@ class _Search(Callback):
 
     def _note(self, name: str | None, values: Any) -> None:
         if name is not None and name == self._event["module"]:
-            found = [self._origins.of(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-            self._at_module += [origin for origin in found if origin is not None]
+            origins = [self._origins.of(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+            self._at_module += [origin for origin in origins if origin is not None]
 
 
 def _named(name: str, value: Any) -> list[tuple[str, Tensor]]:

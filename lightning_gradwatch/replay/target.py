@@ -36,23 +36,23 @@ def load_target(text: str) -> Target:
         )
     sys.path.insert(0, os.getcwd())
     try:
-        found: Any = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        target: Any = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # whatever the user's own code raises while it is imported
         raise BundleError(
             f"`--module` names {place!r}, whose import failed ({type(error).__name__}: {error}). "
             "Run the command in the folder where the training ran, or give the path of a .py file."
         ) from error
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(target, part):
             raise BundleError(
                 f"`--module` names {name!r}, but {place!r} has no {part!r}. The class's name follows the colon."
             )
-        found = getattr(found, part)
-    if not callable(found):
+        target = getattr(target, part)
+    if not callable(target):
         raise BundleError(
-            f"`--module` must name a LightningModule's class, or a function that makes one; found {found!r}."
+            f"`--module` must name a LightningModule's class, or a function that makes one; found {target!r}."
         )
-    return cast("Target", found)
+    return cast("Target", target)
 
 
 def arguments_of(text: str | None) -> dict[str, Any]:
@@ -64,14 +64,14 @@ def arguments_of(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        found = json.loads(text)
+        arguments = json.loads(text)
     except ValueError as error:
         raise BundleError(
             f"`--args` must be a JSON object, such as '{{\"hidden\": 64}}'; found {text!r} ({error})."
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(arguments, dict):
         raise BundleError(f"`--args` must be a JSON object, such as '{{\"hidden\": 64}}'; found {text!r}.")
-    return cast("dict[str, Any]", found)
+    return cast("dict[str, Any]", arguments)
 
 
 def _import_file(path: Path) -> ModuleType:

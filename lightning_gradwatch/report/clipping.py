@@ -25,10 +25,10 @@ Record = Mapping[str, Any]
 
 def cards(runs: Sequence[Run], names: Sequence[str]) -> str:
     """A card for each optimizer of each run; empty where no run says anything."""
-    found = [(name, run.clipping[:_MOST]) for run, name in zip(runs, names, strict=True) if run.clipping]
+    named = [(name, run.clipping[:_MOST]) for run, name in zip(runs, names, strict=True) if run.clipping]
     said = "".join(
         _card(entry, name if len(runs) > 1 else "", several=len(entries) > 1)
-        for name, entries in found
+        for name, entries in named
         for entry in entries
     )
     return f'<div class="cards clipping">{said}</div>' if said else ""

@@ -70,15 +70,15 @@ def _folded(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     for (kind, _, _), group in groupby(
         events, key=lambda event: (event["kind"], event.get("severity"), event.get("action"))
     ):
-        found = list(group)
-        if kind not in _FOLDED or len(found) == 1:
-            rows += found
+        alike = list(group)
+        if kind not in _FOLDED or len(alike) == 1:
+            rows += alike
             continue
-        norms = [event["value"] for event in found if event.get("value") is not None and math.isfinite(event["value"])]
+        norms = [event["value"] for event in alike if event.get("value") is not None and math.isfinite(event["value"])]
         most = f", {_FOLDED[EventKind(kind)]} {max(norms):.3g}" if norms else ""
-        action = f"{found[0]['action']} " if found[0].get("action") else ""
-        said = f"{action}{len(found)} times, steps {found[0]['step']} to {found[-1]['step']}{most}. --kind {kind} lists them."
-        rows.append({**found[0], "message": said[:1].upper() + said[1:]})
+        action = f"{alike[0]['action']} " if alike[0].get("action") else ""
+        said = f"{action}{len(alike)} times, steps {alike[0]['step']} to {alike[-1]['step']}{most}. --kind {kind} lists them."
+        rows.append({**alike[0], "message": said[:1].upper() + said[1:]})
     return rows
 
 
@@ -106,12 +106,12 @@ def print_explanation(kind: EventKind, *, console: Any = None) -> None:
 def print_summary(run: Run, *, console: Any = None) -> None:
     """Print the verdict on each module, layer and direction."""
     out = terminal(console)
-    found = summarise(run.profile_records, run.event_records)
-    if not found:
+    verdicts = summarise(run.profile_records, run.event_records)
+    if not verdicts:
         out.line("No profile was recorded: nothing can be said about the gradient through time.")
         return
     columns = (Column("where"), Column("verdict"), Column("horizon", right=True), Column(""))
-    rows = [(one.place, (one.said, verdict_style(one)), horizon_text(one), one.sentence) for one in found]
+    rows = [(one.place, (one.said, verdict_style(one)), horizon_text(one), one.sentence) for one in verdicts]
     out.table(columns, rows)
 
 

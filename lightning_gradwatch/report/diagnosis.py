@@ -23,8 +23,8 @@ def diagnose(run: Run) -> Document:
     """Verdicts, clipping, events, advice; ``docs/reference/diagnosis.md`` explains each field."""
     events = [event for event in run.event_records if not closes_episode(event)]
     layers = summarise(run.profile_records, run.event_records)
-    found = _groups(events)
-    severities = [entry["severity"] for entry in found] + [str(layer.severity) for layer in layers if layer.severity]
+    groups = _groups(events)
+    severities = [entry["severity"] for entry in groups] + [str(layer.severity) for layer in layers if layer.severity]
     return {
         "format_version": FORMAT_VERSION,
         "run": {
@@ -38,7 +38,7 @@ def diagnose(run: Run) -> Document:
         "worst": min(severities, key=_rank, default=None),
         "verdicts": [_verdict(layer, events) for layer in layers],
         "clipping": run.clipping,
-        "events": found,
+        "events": groups,
         "advice": _advice(events),
     }
 
@@ -78,11 +78,11 @@ def _is_at(event: Record, layer: LayerSummary) -> bool:
 
 def _groups(events: Sequence[Record]) -> list[Document]:
     """The events of one kind, severity and place as one; the gravest first, then the earliest."""
-    found: dict[tuple[Any, ...], list[Record]] = {}
+    by_key: dict[tuple[Any, ...], list[Record]] = {}
     for event in events:
         key = tuple(event.get(name) for name in ("kind", "severity", "module", "layer", "direction"))
-        found.setdefault(key, []).append(event)
-    groups = [_group(own) for own in found.values()]
+        by_key.setdefault(key, []).append(event)
+    groups = [_group(alike) for alike in by_key.values()]
     return sorted(groups, key=lambda group: (_rank(group["severity"]), group["first_step"]))
 
 

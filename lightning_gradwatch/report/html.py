@@ -96,7 +96,7 @@ def _columns(panels: int) -> int:
 def _fill(template: str, parts: Mapping[str, str]) -> str:
     """Put each part in its ``{{place}}``, in one pass, so that nothing within a part is taken for a
     place."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def _script_json(value: Any) -> str:

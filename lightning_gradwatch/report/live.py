@@ -89,18 +89,18 @@ def state(run: Run, age: float | None) -> str:
 
 def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
     groups = series.group(run.profile_records)
-    found = summarise(run.profile_records, run.event_records)
-    if not found:
+    layers = summarise(run.profile_records, run.event_records)
+    if not layers:
         return [_text("No profile was recorded yet."), _blank()]
     if room is None:
-        shown, rows = found, _MOST_ROWS
+        shown, rows = layers, _MOST_ROWS
     else:
         # What is not well comes first where there is no room for all.
-        ranked = sorted(found, key=lambda layer: layer.is_note or layer.verdict in _CALM)
-        able = max(1, room // (_FEWEST_ROWS + 3 + any(layer.inexact_reason for layer in found)))
+        ranked = sorted(layers, key=lambda layer: layer.is_note or layer.verdict in _CALM)
+        able = max(1, room // (_FEWEST_ROWS + 3 + any(layer.inexact_reason for layer in layers)))
         chosen = {id(layer) for layer in ranked[:able]}
-        shown = [layer for layer in found if id(layer) in chosen]
-        spare = room - (1 if len(shown) < len(found) else 0)
+        shown = [layer for layer in layers if id(layer) in chosen]
+        spare = room - (1 if len(shown) < len(layers) else 0)
         reasons = any(layer.inexact_reason for layer in shown)
         rows = min(_MOST_ROWS, max(_FEWEST_ROWS, spare // len(shown) - 3 - reasons))
     lines: list[Any] = []
@@ -112,8 +112,8 @@ def _gradients(run: Run, width: int, room: int | None) -> list[Any]:
         if records:
             lines += heatmap(records, width=width, rows=rows)
         lines.append(_blank())
-    if len(shown) < len(found):
-        lines.append(_text((f"{len(found) - len(shown)} more: enlarge the window, or see gradwatch report.", "dim")))
+    if len(shown) < len(layers):
+        lines.append(_text((f"{len(layers) - len(shown)} more: enlarge the window, or see gradwatch report.", "dim")))
     return lines
 
 

@@ -82,17 +82,17 @@ def _figures(records: Sequence[Record]) -> Iterable[tuple[str, Figure]]:
         from matplotlib.figure import Figure  # outside pyplot: no window, no global state
     except ImportError:
         return
-    for key, found in series.group(records).items():
-        if not is_primary(found[0]):
+    for key, of_layer in series.group(records).items():
+        if not is_primary(of_layer[0]):
             continue
         figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=100)
         by_timestep, by_lag = figure.subplots(1, 2)
-        if found[-1].get("exact") is False:
-            reason = found[-1].get("inexact_reason")
+        if of_layer[-1].get("exact") is False:
+            reason = of_layer[-1].get("inexact_reason")
             figure.supxlabel(f"not exact{f': {reason}' if reason else ''}", fontsize="small", parse_math=False)
         try:
-            plot_profile(found, ax=by_timestep)
-            plot_lag(found, ax=by_lag)
+            plot_profile(of_layer, ax=by_timestep)
+            plot_lag(of_layer, ax=by_lag)
         except (ValueError, TypeError, ArithmeticError):  # a record that no axes can hold
             continue
         yield f"gradwatch/{key.module}/l{key.layer}{'r' if key.direction == 'reverse' else ''}/gradient", figure

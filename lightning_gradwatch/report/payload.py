@@ -30,11 +30,11 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     it.
     """
     groups = [series.group(run.profile_records) for run in runs]
-    every = list(dict.fromkeys(key for found in groups for key in found))
+    every = list(dict.fromkeys(key for of_run in groups for key in of_run))
     keys = every[:_SERIES]
-    drawn = sum(key in found for found in groups for key in keys)
+    drawn = sum(key in of_run for of_run in groups for key in keys)
     cells, points = _CELLS // max(1, drawn), min(MAX_POINTS, _POINTS // max(1, drawn))
-    grids = [[_grid(found.get(key, []), cells) for found in groups] for key in keys]
+    grids = [[_grid(of_run.get(key, []), cells) for of_run in groups] for key in keys]
     colours = [scales([grid.rows for grid in row]) for row in grids]
     return {
         "keys": [{"place": key.place, "state": key.state} for key in keys],
@@ -43,14 +43,14 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
             {
                 "name": name,
                 "series": {
-                    str(place): _gradient(found[key], points, grids[place][at], colours[place][at])
+                    str(place): _gradient(of_run[key], points, grids[place][at], colours[place][at])
                     for place, key in enumerate(keys)
-                    if key in found
+                    if key in of_run
                 },
                 "clipping": _clipping(run.step_records),
                 "loss": _loss(run),
             }
-            for at, (run, name, found) in enumerate(zip(runs, names, groups, strict=True))
+            for at, (run, name, of_run) in enumerate(zip(runs, names, groups, strict=True))
         ],
     }
 
@@ -140,14 +140,14 @@ def _horizon(samples: Sequence[Record], points: int) -> dict[str, Any]:
 
 def _channels(samples: Sequence[Record]) -> list[dict[str, Any]]:
     able = [record for record in samples if record.get("channel_horizons")]
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for place in series.spread(len(able), _LAG_CURVES):
         record = able[place]
         at, shares = series.channel_reach(record)
         count, censored = record.get("channels"), record.get("channels_censored")
         percent = [_short(100 * share) for share in shares]
-        found.append({"step": record["step"], "at": at, "percent": percent, "channels": count, "censored": censored})
-    return found
+        rows.append({"step": record["step"], "at": at, "percent": percent, "channels": count, "censored": censored})
+    return rows
 
 
 def _clipping(steps: Sequence[Record]) -> list[dict[str, Any]]:
@@ -156,7 +156,7 @@ def _clipping(steps: Sequence[Record]) -> list[dict[str, Any]]:
     by_optimizer: dict[int, list[Record]] = {}
     for record in steps:
         by_optimizer.setdefault(record.get("optimizer") or 0, []).append(record)
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for optimizer in sorted(by_optimizer)[:8]:
         records = by_optimizer[optimizer]
         largest = sorted(range(len(records)), key=lambda place: -(records[place].get("grad_norm") or 0.0))
@@ -165,7 +165,7 @@ def _clipping(steps: Sequence[Record]) -> list[dict[str, Any]]:
         marks = [marked[place] for place in series.spread(len(marked), _STEPS // 4)]
         kept = sorted({*spread, *marks, *largest[: _STEPS // 8]}) if len(spread) < len(records) else spread
         chosen = [records[place] for place in kept]
-        found.append(
+        rows.append(
             {
                 "optimizer": optimizer,
                 "steps": [record["step"] for record in chosen],
@@ -181,7 +181,7 @@ def _clipping(steps: Sequence[Record]) -> list[dict[str, Any]]:
                 "note": _thinned(kept, records, "optimizer steps, the largest norms among them,"),
             }
         )
-    return found
+    return rows
 
 
 def _loss(run: Run) -> dict[str, Any]:

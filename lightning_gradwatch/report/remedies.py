@@ -21,7 +21,7 @@ def remedies(events: Iterable[Record]) -> dict[str, dict[str, list[str]]]:
     cell, an LSTM another bias. Of one kind and place what its gravest events advise: against
     clipping that has become the rule "nothing to do" would contradict it.
     """
-    found: dict[str, dict[str, dict[str, None]]] = {}
+    by_kind: dict[str, dict[str, dict[str, None]]] = {}
     gravest: dict[str, int] = {}
     every = list(events)
     at: dict[tuple[str, str], int] = {}
@@ -31,12 +31,12 @@ def remedies(events: Iterable[Record]) -> dict[str, dict[str, list[str]]]:
     for event in every:
         kind, remedy = event["kind"], event.get("remedy")
         if remedy:
-            found.setdefault(kind, {})
+            by_kind.setdefault(kind, {})
         if remedy and _rank(event) == at[kind, _place(event)]:
-            found.setdefault(kind, {}).setdefault(remedy, {})[_place(event)] = None
+            by_kind.setdefault(kind, {}).setdefault(remedy, {})[_place(event)] = None
             gravest[kind] = min(gravest.get(kind, 9), _rank(event))
-    kinds = sorted(found, key=gravest.__getitem__)
-    return {kind: {remedy: list(places) for remedy, places in found[kind].items()} for kind in kinds}
+    kinds = sorted(by_kind, key=gravest.__getitem__)
+    return {kind: {remedy: list(places) for remedy, places in by_kind[kind].items()} for kind in kinds}
 
 
 def some(names: list[str]) -> str:

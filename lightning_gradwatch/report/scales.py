@@ -19,12 +19,12 @@ Rows = Sequence[Sequence[float | None]]
 
 
 class Scale(NamedTuple):
-    """Powers of ten of the darkest and the brightest colour; ``own``: of this run alone, where
+    """Powers of ten of the darkest and the brightest colour; ``alone``: of this run alone, where
     several share one."""
 
     low: float
     high: float
-    own: bool = False
+    alone: bool = False
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -33,7 +33,7 @@ class Scale(NamedTuple):
 
     def notes(self, rows: Rows) -> list[str]:
         """In words, what of the rows lies outside of the colours."""
-        logs, said = _logs(value for row in rows for value in row), ["this run has a scale of its own"] * self.own
+        logs, said = _logs(value for row in rows for value in row), ["this run has a scale of its own"] * self.alone
         if logs and max(logs) > self.high + 1e-6:
             end, most = (f"{10**place:.2g}" for place in (self.high, max(logs)))
             said.append(f"the colours end at {end}: what lies higher, up to {most}, is as bright")
@@ -56,8 +56,8 @@ def scales(grids: Sequence[Rows]) -> list[Scale]:
     usual = [_usual(rows) for rows in grids]
     known = [place for place in usual if place is not None]
     apart = [place is not None and place > min(known) + _APART for place in usual]
-    shared = _scale([grid for grid, alone in zip(grids, apart, strict=True) if not alone])
-    return [_scale([grid])._replace(own=True) if alone else shared for grid, alone in zip(grids, apart, strict=True)]
+    shared = _scale([grid for grid, far in zip(grids, apart, strict=True) if not far])
+    return [_scale([grid])._replace(alone=True) if far else shared for grid, far in zip(grids, apart, strict=True)]
 
 
 def _scale(grids: Sequence[Rows]) -> Scale:

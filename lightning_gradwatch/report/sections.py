@@ -82,12 +82,12 @@ def verdicts(runs: Sequence[Run], names: Sequence[str], keys: Sequence[Key]) -> 
     """A card for each module, layer and direction of each run, which leads to its pictures."""
     parts: list[str] = []
     for run, name in zip(runs, names, strict=True):
-        found = summarise(run.profile_records, run.event_records)
-        cards = "".join(_card(layer, keys) for layer in found[:_MOST_VERDICTS])
-        if not found:
+        layers = summarise(run.profile_records, run.event_records)
+        cards = "".join(_card(layer, keys) for layer in layers[:_MOST_VERDICTS])
+        if not layers:
             cards = "<p>No profile was recorded: nothing can be said about the gradient through time.</p>"
-        if len(found) > _MOST_VERDICTS:
-            cards += f"<p>{len(found) - _MOST_VERDICTS} more are left out here.</p>"
+        if len(layers) > _MOST_VERDICTS:
+            cards += f"<p>{len(layers) - _MOST_VERDICTS} more are left out here.</p>"
         parts.append(f'<section class="run"><h3>{escape(name)}</h3><div class="cards">{cards}</div></section>')
     return "".join(parts)
 

@@ -42,7 +42,7 @@ def group(profiles: Iterable[Record]) -> dict[Key, list[Record]]:
     for record in profiles:
         key = Key(record["module"], record["layer"], record["direction"], record.get("state") or "h")
         groups.setdefault(key, []).append(record)
-    leading = {key for key, found in groups.items() if is_primary(found[0])}
+    leading = {key for key, of_layer in groups.items() if is_primary(of_layer[0])}
     modules = {module: place for place, module in enumerate(dict.fromkeys(key.module for key in groups))}
     groups = {key: records for key, records in groups.items() if any(record["timesteps"] > 1 for record in records)}
     return {

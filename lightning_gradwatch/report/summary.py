@@ -12,17 +12,17 @@ __all__ = ["LayerSummary", "horizon_text", "run_names", "summarise", "summary_li
 
 def summary_lines(run: Run) -> list[str]:
     """What was found, a line per module, layer and direction."""
-    lines = [f"{found.line} {_events(found)}" for found in summarise(run.profile_records, run.event_records)]
+    lines = [f"{layer.line} {_events(layer)}" for layer in summarise(run.profile_records, run.event_records)]
     return lines or ["No profile was recorded: nothing can be said about the gradient through time."]
 
 
-def horizon_text(found: LayerSummary) -> str:
+def horizon_text(layer: LayerSummary) -> str:
     """Horizon beside the sequence length: ``12 of 64``; ``≥ 63 of 64`` where it was cut off;
     ``4 of 64 (4 to 17)`` where it varies."""
-    if found.horizon is None:
+    if layer.horizon is None:
         return "–"
-    varies = f" ({found.horizon_range})" if found.horizon_range else ""
-    return f"{'≥ ' if found.horizon_censored else ''}{found.horizon} of {found.timesteps}{varies}"
+    varies = f" ({layer.horizon_range})" if layer.horizon_range else ""
+    return f"{'≥ ' if layer.horizon_censored else ''}{layer.horizon} of {layer.timesteps}{varies}"
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -37,5 +37,5 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def _events(found: LayerSummary) -> str:
-    return {0: "No events.", 1: "1 event."}.get(found.events, f"{found.events} events.")
+def _events(layer: LayerSummary) -> str:
+    return {0: "No events.", 1: "1 event."}.get(layer.events, f"{layer.events} events.")

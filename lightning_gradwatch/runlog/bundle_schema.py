@@ -28,16 +28,16 @@ _PRECISIONS = (
 _MODULES_OWN = frozenset(vars(nn.Module()))
 
 
-def first_fault(content: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+def first_fault(content: Mapping[str, Any], extras: Mapping[str, Any]) -> str | None:
     """What is wrong with a bundle, in a few words: the first key that is missing or holds what
     it must not; None if nothing is.
 
     Args:
         content: the file's.
-        own: what of it is not Lightning's.
+        extras: what of it is not Lightning's.
     """
     fault = _shape_fault(content, "the bundle", [0], 0)
-    for values, fields, where in ((content, _WHOLE, ""), (own, _OWN, "gradwatch.")):
+    for values, fields, where in ((content, _WHOLE, ""), (extras, _OWN, "gradwatch.")):
         for name, check in fields.items():
             if fault is None and name not in values:
                 fault = f"{where}{name} is missing"
@@ -119,7 +119,10 @@ def _with(fields: Mapping[str, Check]) -> Check:
 
 def _attributes(check: Check) -> Check:
     """Module → attribute → value; of a name that nn.Module itself needs, nothing is taken."""
-    plain: Check = lambda own: _named(check)(own) and not any(n.startswith("__") or n in _MODULES_OWN for n in own)  # noqa: E731
+
+    def plain(names: Any) -> bool:
+        return _named(check)(names) and not any(n.startswith("__") or n in _MODULES_OWN for n in names)
+
     return _named(plain)
 
 

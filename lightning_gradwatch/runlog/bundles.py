@@ -87,20 +87,20 @@ def read_bundle(path: Path, *, max_mib: int | None = None) -> dict[str, Any]:
     try:
         _check_size(_unfolded(path), bound, path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        own: Any = content.get(BUNDLE_KEY) if isinstance(content, dict) else None
+        extras: Any = content.get(BUNDLE_KEY) if isinstance(content, dict) else None
     except BundleError:
         raise
     except Exception as error:  # a damaged file may fail anywhere within torch
         raise BundleError(f"{str(path)!r} cannot be read as a bundle ({_why(error)}). Name another one.") from error
-    if not isinstance(own, dict):
+    if not isinstance(extras, dict):
         raise BundleError(f"{str(path)!r} is no bundle of GradWatch. They lie in <run log>/bundles.")
-    content, own = cast("dict[str, Any]", content), cast("dict[str, Any]", own)
-    _check_version(own.get("bundle_version"), path)
-    fault = first_fault(content, own)
+    content, extras = cast("dict[str, Any]", content), cast("dict[str, Any]", extras)
+    _check_version(extras.get("bundle_version"), path)
+    fault = first_fault(content, extras)
     if fault is not None:
         raise BundleError(f"{str(path)!r} is damaged: {fault}. Name another one.")
     _check_size(size(content), bound, path)
-    return {**content, BUNDLE_KEY: {**own, "event": checked(own["event"], EVENT)}}
+    return {**content, BUNDLE_KEY: {**extras, "event": checked(extras["event"], EVENT)}}
 
 
 def _why(error: Exception) -> str:
@@ -133,9 +133,9 @@ def _unfolded(path: Path) -> int:
         return sum(part.file_size for part in parts.infolist())
 
 
-def _check_size(found: int, bound: int, path: Path) -> None:
-    if found > bound:
+def _check_size(takes: int, bound: int, path: Path) -> None:
+    if takes > bound:
         raise BundleError(
-            f"{str(path)!r} takes {path.stat().st_size / 2**20:.1f} MiB and unfolds to {found / 2**20:.0f}; {bound / 2**20:.0f} are "
+            f"{str(path)!r} takes {path.stat().st_size / 2**20:.1f} MiB and unfolds to {takes / 2**20:.0f}; {bound / 2**20:.0f} are "
             "taken. If you trust it, give `--max-mib`."
         )

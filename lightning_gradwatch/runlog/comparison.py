@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lightning_gradwatch.audit import ClipVerdict
 from lightning_gradwatch.events import Severity, closes_episode
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.runlog.summary import LayerSummary, summarise
 from lightning_gradwatch.runlog.verdict import Verdict
@@ -67,7 +68,7 @@ def _reach(now: LayerSummary, then: LayerSummary, tolerance: float) -> tuple[lis
     """Whether the horizon has shrunk, or why this is not known."""
     if then.horizon is None:
         return [], []
-    was = f"{'at least ' if then.horizon_censored else ''}{then.horizon} of {then.timesteps} timesteps"
+    was = f"{'at least ' if then.horizon_censored else ''}{then.horizon} of {count_of(then.timesteps, 'timestep')}"
     if now.verdict is Verdict.NO_GRADIENT_THROUGH_TIME:
         return [f"{now.place}: no gradient flows through time any more; the horizon was {was}."], []
     if now.horizon is None:
@@ -80,7 +81,7 @@ def _reach(now: LayerSummary, then: LayerSummary, tolerance: float) -> tuple[lis
             f"{now.place}: the horizon was {was}; it is at least {now.horizon} of {now.timesteps}, and longer "
             "sequences are needed to tell."
         ]
-    return [f"{now.place}: the horizon is {now.horizon} of {now.timesteps} timesteps; it was {was}."], []
+    return [f"{now.place}: the horizon is {now.horizon} of {count_of(now.timesteps, 'timestep')}; it was {was}."], []
 
 
 def _limits(run: Run, base: Run) -> Iterator[str]:

@@ -198,10 +198,10 @@ class Evidence:
         """
         steps = sorted({record["step"] for record in self.last})
         each = [median_horizon([record for record in self.last if record["step"] == step]) for step in steps]
-        found = sorted((horizon, censored) for horizon, censored in each if horizon is not None)
-        if self.horizon is None or not found:
+        known = sorted((horizon, censored) for horizon, censored in each if horizon is not None)
+        if self.horizon is None or not known:
             return None
-        (shortest, _), (longest, cut) = found[0], max(found, key=lambda one: (one[1], one[0]))
+        (shortest, _), (longest, cut) = known[0], max(known, key=lambda one: (one[1], one[0]))
         much = longest >= HORIZON_VARIES_FACTOR * max(shortest, 1) and longest - shortest >= HORIZON_VARIES_TIMESTEPS
         return Spread(shortest, longest, cut, len(steps)) if much else None
 
@@ -226,7 +226,7 @@ class Evidence:
         return any(record.get("past") == "left out" for record in self.last)
 
     @cached_property
-    def cut_off(self) -> bool:
+    def truncated(self) -> bool:
         """Whether in most of the last samples' sequences the state
         came in cut off from its past.
         """
@@ -249,8 +249,8 @@ class Evidence:
         how many. A training may draw the timesteps that it reads.
         """
         lately = set((self.sound or self.steps)[-LAST_SAMPLES:])
-        found = [due(record) for record in self.chosen if record["step"] in lately]
-        return [(reached, timesteps) for reached, timesteps in found if reached]
+        pairs = [due(record) for record in self.chosen if record["step"] in lately]
+        return [(reached, timesteps) for reached, timesteps in pairs if reached]
 
     @cached_property
     def with_gradient(self) -> tuple[int, int] | None:

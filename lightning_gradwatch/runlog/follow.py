@@ -109,7 +109,7 @@ class Follower:
             ) from error
 
     @property
-    def found(self) -> bool:
+    def has_run(self) -> bool:
         """Whether there is a run log by now."""
         return self._folder is not None
 
@@ -118,8 +118,8 @@ class Follower:
         """When the fit ended, in seconds since the epoch; None while it
         goes on, and where it was killed.
         """
-        found = ((read_meta(self._folder) if self._folder is not None else None) or {}).get("ended")
-        return float(found) if isinstance(found, (int, float)) else None
+        ended = ((read_meta(self._folder) if self._folder is not None else None) or {}).get("ended")
+        return float(ended) if isinstance(ended, (int, float)) else None
 
     @property
     def written(self) -> float | None:

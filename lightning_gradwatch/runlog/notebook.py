@@ -12,20 +12,22 @@ from lightning_gradwatch.runlog.verdict import LayerSummary
 _LEFT = 'style="text-align: left"'  # notebooks put the cells of tables, which mostly hold numbers, to the right
 
 
-def verdict_table(title: str, found: Sequence[LayerSummary], severities: Iterable[str | None]) -> str:
+def verdict_table(title: str, verdicts: Sequence[LayerSummary], severities: Iterable[str | None]) -> str:
     """HTML without scripts or styles of the page's.
 
     Args:
         title: what it is about.
-        found: a row each.
+        verdicts: a row each.
         severities: of the events.
     """
     counts = Counter(severity or "unknown" for severity in severities)
     events = ", ".join(f"{count:,} {severity}" for severity, count in counts.items()) or "none"
-    rows = [("where", "verdict", "")] + [(one.place, one.said, one.sentence) for one in found]
+    rows = [("where", "verdict", "")] + [(one.place, one.said, one.sentence) for one in verdicts]
     body = "".join(f"<tr>{''.join(f'<td {_LEFT}>{_shown(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
     head = "".join(f"<th {_LEFT}>{cell}</th>" for cell in rows[0])
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if found else "<p>No verdict yet.</p>"
+    table = (
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if verdicts else "<p>No verdict yet.</p>"
+    )
     return f"<div><p><b>{_shown(title)}</b></p>{table}<p>Events: {_shown(events)}</p></div>"
 
 

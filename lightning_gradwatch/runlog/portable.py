@@ -67,8 +67,8 @@ class Portable:
             fields = self._items(cast("Any", value)._asdict(), at)
             return {KIND: "namedtuple", "type": _name(value), "fields": fields}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            return {KIND: "dataclass", "type": _name(value), "fields": self._items(own, at)}
+            values = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            return {KIND: "dataclass", "type": _name(value), "fields": self._items(values, at)}
         if isinstance(value, (list, tuple)):
             made = [self(item, f"{at}[{i}]") for i, item in enumerate(cast("list[Any]", value))]
             return made if isinstance(value, list) else tuple(made)
@@ -193,29 +193,29 @@ def _name(value: Any) -> str:
 def _imported(name: str) -> type | None:
     """The class of that name. Nothing is imported: a file must not choose what code runs."""
     module, _, path = name.partition(":")
-    found: Any = sys.modules.get(module)
+    value: Any = sys.modules.get(module)
     for part in path.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, type) else None
+        value = getattr(value, part, None)
+    return value if isinstance(value, type) else None
 
 
 def _make_namedtuple(name: str, fields: dict[str, Any]) -> Any:
-    own = _imported(name)
-    if own is not None and issubclass(own, tuple) and getattr(own, "_fields", None) == tuple(fields):
-        return own(*fields.values())
+    kind = _imported(name)
+    if kind is not None and issubclass(kind, tuple) and getattr(kind, "_fields", None) == tuple(fields):
+        return kind(*fields.values())
     likeness: Callable[..., Any] = namedtuple("Likeness", list(fields), rename=True)  # pyright: ignore[reportUntypedNamedTuple]
     return likeness(*fields.values())
 
 
 def _make_dataclass(name: str, fields: dict[str, Any]) -> Any:
-    own = _imported(name)
+    kind = _imported(name)
     if (
-        own is None
-        or not dataclasses.is_dataclass(own)
-        or {field.name for field in dataclasses.fields(own)} != {*fields}
+        kind is None
+        or not dataclasses.is_dataclass(kind)
+        or {field.name for field in dataclasses.fields(kind)} != {*fields}
     ):
         return SimpleNamespace(**fields)
-    made = object.__new__(own)
+    made = object.__new__(kind)
     for key, item in fields.items():
         object.__setattr__(made, key, item)
     return made

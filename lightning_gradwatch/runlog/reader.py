@@ -100,8 +100,8 @@ class Run:
         from lightning_gradwatch.runlog.notebook import verdict_table
         from lightning_gradwatch.runlog.summary import summarise
 
-        found = summarise(self.profile_records, self.event_records)
-        return verdict_table(self.name, found, [event["severity"] for event in self.event_records])
+        verdicts = summarise(self.profile_records, self.event_records)
+        return verdict_table(self.name, verdicts, [event["severity"] for event in self.event_records])
 
     def _frame(self, rows: list[Record], fields: tuple[Fields, Fields]) -> pd.DataFrame:
         from lightning_gradwatch.runlog.frames import to_frame
@@ -145,9 +145,9 @@ def locate(path: Path) -> Path:
         RunLogError: there is none.
     """
     if not path.is_dir():
-        found = "a file" if path.exists() else "nothing"
+        what = "a file" if path.exists() else "nothing"
         raise RunLogError(
-            f"`path` must be the folder of a run log; found {found} at {str(path)!r}. "
+            f"`path` must be the folder of a run log; found {what} at {str(path)!r}. "
             f"Name the folder that holds {RUN_FILE} and {PROFILES_FILE}."
         )
     for folder in (path, path / _SUBFOLDER):
@@ -176,18 +176,18 @@ class _Files:
         """The valid records of a file that no resumed run supersedes;
         none where there is no such file.
         """
-        found: list[Record] = []
+        of_kind: list[Record] = []
         path = self.folder / name
         if not path.exists():
-            return found
+            return of_kind
         with path.open("rb") as file:
             for line in file:
                 read = self._lines.read(line, name, fields)
                 if isinstance(read, int):
-                    found = [record for record in found if record["step"] < read]
+                    of_kind = [record for record in of_kind if record["step"] < read]
                 elif read is not None:
-                    found.append(read)
-        return found
+                    of_kind.append(read)
+        return of_kind
 
     def meta(self) -> dict[str, Any]:
         """run.json, completed by the files' header."""

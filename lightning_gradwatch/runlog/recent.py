@@ -48,19 +48,19 @@ class RecentProfiles:
     def forget(self, step: int) -> None:
         """Drop what was recorded from ``step`` on."""
         for key, steps in self._steps.items():
-            self._steps[key] = {at: found for at, found in steps.items() if at < step}
+            self._steps[key] = {at: calls for at, calls in steps.items() if at < step}
             if key in self._furthest and self._furthest[key]["step"] >= step:
                 del self._furthest[key]
 
     def records(self) -> list[Record]:
         """What is kept, in the order in which it came."""
-        found: list[Record] = []
+        records: list[Record] = []
         for key, steps in self._steps.items():
             far = self._furthest.get(key)
             if far is not None and far["step"] not in steps:
-                found.append(far)
-            found += [record for calls in steps.values() for record in calls]
-        return found
+                records.append(far)
+            records += [record for calls in steps.values() for record in calls]
+        return records
 
     def _let_go(self, key: _Key, steps: dict[int, list[Record]]) -> None:
         if len(steps) > _SAMPLES:

@@ -157,12 +157,12 @@ def checked(raw: Mapping[str, Any], fields: tuple[Fields, Fields]) -> Record:
 
 def entries(value: Any, fields: tuple[Fields, Fields]) -> list[Record]:
     """The records in a list of run.json; what is none is left out."""
-    found: list[Record] = []
+    checked_entries: list[Record] = []
     for item in cast("list[Any]", value) if isinstance(value, list) else ():
         if isinstance(item, dict):
             with suppress(MalformedError):
-                found.append(checked(cast("Record", item), fields))
-    return found
+                checked_entries.append(checked(cast("Record", item), fields))
+    return checked_entries
 
 
 def _check_lengths(record: Record) -> None:

@@ -8,7 +8,8 @@ from itertools import starmap
 from statistics import median
 
 from lightning_gradwatch.events import EventKind, closes_episode
-from lightning_gradwatch.growth import growth_in_words
+from lightning_gradwatch.growth import rate_in_words
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import growth, middle, reach
 from lightning_gradwatch.runlog.verdict import Verdict
@@ -28,159 +29,172 @@ Said = tuple[Verdict, str]
 Rule = Callable[[Evidence], Said | None]
 
 
-def judge(found: Evidence) -> Said:
+def judge(evidence: Evidence) -> Said:
     """The verdict of the first rule that applies."""
-    return next(said for rule in RULES if (said := rule(found)) is not None)
+    return next(said for rule in RULES if (said := rule(evidence)) is not None)
 
 
-def _not_finite(found: Evidence) -> Said | None:
+def _not_finite(evidence: Evidence) -> Said | None:
     """From when on, and what was named first since the last sample that was as it should be."""
-    if not found.lost:
+    if not evidence.lost:
         return None
-    first, what = found.first_trouble, ""
+    first, what = evidence.first_trouble, ""
     if first is not None:
         said = (first.get("message") or "").rstrip(".")
         what = f" First came {first['kind']} at step {first['step']}: {said}."
-    if len(found.lost) == 1:
+    if len(evidence.lost) == 1:
         return Verdict.NOT_FINITE, f"It was the last sample.{what}"
     return Verdict.NOT_FINITE, f"No sample from then on is finite.{what}"
 
 
-def _diverged(found: Evidence) -> Said | None:
+def _diverged(evidence: Evidence) -> Said | None:
     """Of the whole training: a layer's horizon says little where the loss has run away."""
-    told = [event for event in found.everywhere if event["kind"] == EventKind.DIVERGED]
+    told = [event for event in evidence.everywhere if event["kind"] == EventKind.DIVERGED]
     return (Verdict.DIVERGED, told[-1]["message"] or "") if told and not closes_episode(told[-1]) else None
 
 
-def _without_gradient(found: Evidence) -> Said | None:
-    norms = [norm for record in found.last for norm in record["total"]]
+def _without_gradient(evidence: Evidence) -> Said | None:
+    norms = [norm for record in evidence.last for norm in record["total"]]
     if any(norm > 0 for norm in norms):  # NaN stands where no sequence reached
         return None
-    return Verdict.NOT_OBSERVED, found.message(EventKind.NOT_OBSERVED) or "No gradient reached its hidden states."
+    return Verdict.NOT_OBSERVED, evidence.message(EventKind.NOT_OBSERVED) or "No gradient reached its hidden states."
 
 
-def _without_time(found: Evidence) -> Said | None:
-    severed = found.message(EventKind.NO_GRADIENT_THROUGH_TIME)
-    if found.timesteps > 1 and (not severed or any(any(record["lagged"][1:]) for record in found.last)):
+def _without_time(evidence: Evidence) -> Said | None:
+    severed = evidence.message(EventKind.NO_GRADIENT_THROUGH_TIME)
+    if evidence.timesteps > 1 and (not severed or any(any(record["lagged"][1:]) for record in evidence.last)):
         return None
     if severed:
         return Verdict.NO_GRADIENT_THROUGH_TIME, severed
-    if found.handed_over:
+    if evidence.handed_over:
         return Verdict.UNDECIDED, HANDED_OVER
-    if found.left_out:
+    if evidence.left_out:
         return Verdict.UNDECIDED, LEFT_OUT
-    said = found.message(EventKind.NOT_OBSERVED).partition(" was not observed.")[2].strip()
+    said = evidence.message(EventKind.NOT_OBSERVED).partition(" was not observed.")[2].strip()
     return Verdict.NOT_OBSERVED, said or "Its sequences have one timestep: nothing flows through time."
 
 
-def _exploding(found: Evidence) -> Said | None:
-    peak = median(map(growth, found.last))
+def _exploding(evidence: Evidence) -> Said | None:
+    peak = median(map(growth, evidence.last))
     if not peak > EXPLODING_FACTOR:
         return None
     grown = f"{peak:.3g}-fold" if math.isfinite(peak) else "beyond every finite number"
-    return Verdict.EXPLODING, f"The gradient grows {grown} within {found.timesteps} timesteps{_speed(found)}."
+    return (
+        Verdict.EXPLODING,
+        f"The gradient grows {grown} within {count_of(evidence.timesteps, 'timestep')}{_speed(evidence)}.",
+    )
 
 
-def _saturated(found: Evidence) -> Said | None:
-    event = found.ongoing(EventKind.SATURATED_GATES)
+def _saturated(evidence: Evidence) -> Said | None:
+    event = evidence.ongoing(EventKind.SATURATED_GATES)
     if event is None:
         return None
     said = (event.get("message") or "").partition(": ")[2] or "nearly all of its gates are saturated."
     return Verdict.SATURATED, f"Little gradient reaches its weights: {said}"
 
 
-def _perhaps_saturated(found: Evidence) -> Said | None:
-    share = found.gate_share
-    if share is None or share >= BLOCKED_SHARE or found.samples >= SATURATION_SAMPLES:
+def _perhaps_saturated(evidence: Evidence) -> Said | None:
+    share = evidence.gate_share
+    if share is None or share >= BLOCKED_SHARE or evidence.samples >= SATURATION_SAMPLES:
         return None
     said = f"In the only sample {share:.2g} times what the loss sends to its hidden states reaches its weights"
     return Verdict.UNDECIDED, f"{said}; one cannot tell whether it stays so."
 
 
-def _barely_reached(found: Evidence) -> Said | None:
-    if found.dues and all(starmap(is_few, found.dues)):
-        reached, timesteps = map(middle, zip(*found.dues, strict=True))
+def _barely_reached(evidence: Evidence) -> Said | None:
+    if evidence.dues and all(starmap(is_few, evidence.dues)):
+        reached, timesteps = map(middle, zip(*evidence.dues, strict=True))
         rest = timesteps - reached
-        own = "step" if reached == 1 else f"{reached:,} steps"
+        steps = "step" if reached == 1 else f"{reached:,} steps"
         others = f"the other {rest:,} of {timesteps:,} timesteps get" if rest > 1 else "the other timestep gets"
-        return Verdict.BARELY_REACHED, f"The loss reaches it at its own first {own} only; {others} no gradient."
-    if order_in_doubt(found):
+        return Verdict.BARELY_REACHED, f"The loss reaches it at its own first {steps} only; {others} no gradient."
+    if order_in_doubt(evidence):
         return Verdict.BARELY_REACHED, "Hardly any of its states gets a gradient."
     return None
 
 
-def order_in_doubt(found: Evidence) -> bool:
+def order_in_doubt(evidence: Evidence) -> bool:
     """Whether one sequence alone gets a gradient, as when what the module takes for
     sequences is time.
     """
-    some, batch = found.with_gradient or (0, 0)
-    doubtful = found.time_first or (found.fused and bool(found.message(EventKind.ONE_SEQUENCE_REACHED)))
+    some, batch = evidence.with_gradient or (0, 0)
+    doubtful = evidence.time_first or (evidence.fused and bool(evidence.message(EventKind.ONE_SEQUENCE_REACHED)))
     return doubtful and some == 1 < SEVERAL <= batch
 
 
-def _without_lags(found: Evidence) -> Said | None:
-    if found.horizon is not None:
+def _without_lags(evidence: Evidence) -> Said | None:
+    if evidence.horizon is not None:
         return None
-    if found.unfollowed is not None:
-        return Verdict.UNDECIDED, f"The horizon is not known: {found.unfollowed}."
+    if evidence.unfollowed is not None:
+        return Verdict.UNDECIDED, f"The horizon is not known: {evidence.unfollowed}."
     return (
         Verdict.UNDECIDED,
         "The horizon is not known: no gradient was followed back from the loss of a single timestep.",
     )
 
 
-def _outlives(found: Evidence) -> Said | None:
-    if not found.censored:
+def _outlives(evidence: Evidence) -> Said | None:
+    if not evidence.censored:
         return None
-    assert found.horizon is not None
-    followed = found.horizon + 1  # the longest lag seen, which the sequence need not be
-    of = "" if followed >= found.timesteps else f" over which it could be followed, of {found.timesteps}"
-    seen = min(followed, found.timesteps)
-    due = min([found.real_timesteps, *(reached for reached, _ in found.dues)])
+    assert evidence.horizon is not None
+    followed = evidence.horizon + 1  # the longest lag seen, which the sequence need not be
+    of = "" if followed >= evidence.timesteps else f" over which it could be followed, of {evidence.timesteps}"
+    seen = min(followed, evidence.timesteps)
+    due = min([evidence.real_timesteps, *(reached for reached, _ in evidence.dues)])
     if followed < VANISHING_SHARE * due:
         return (
             Verdict.UNDECIDED,
-            f"The gradient could be followed over {seen} of {found.timesteps} timesteps only, too few to judge.",
+            f"The gradient could be followed over {seen} of {count_of(evidence.timesteps, 'timestep')} only, too few to judge.",
         )
-    return Verdict.HEALTHY, f"The gradient stays above 1 % for all of the {seen} timesteps{of}{_speed(found)}."
+    return (
+        Verdict.HEALTHY,
+        f"The gradient stays above 1 % for all of the {count_of(seen, 'timestep')}{of}{_speed(evidence)}.",
+    )
 
 
-def _long(found: Evidence) -> Said | None:
-    assert found.horizon is not None
-    return (Verdict.HEALTHY, f"{_fall(found)}.") if found.horizon >= VANISHING_SHARE * found.real_timesteps else None
+def _long(evidence: Evidence) -> Said | None:
+    assert evidence.horizon is not None
+    return (
+        (Verdict.HEALTHY, f"{_fall(evidence)}.")
+        if evidence.horizon >= VANISHING_SHARE * evidence.real_timesteps
+        else None
+    )
 
 
-def _too_few(found: Evidence) -> Said | None:
-    if found.samples >= SEVERAL:
+def _too_few(evidence: Evidence) -> Said | None:
+    if evidence.samples >= SEVERAL:
         return None
-    return Verdict.UNDECIDED, f"{_fall(found)}, but {_count(found.samples, 'sample')} cannot tell whether it stays so."
+    return (
+        Verdict.UNDECIDED,
+        f"{_fall(evidence)}, but {count_of(evidence.samples, 'sample')} cannot tell whether it stays so.",
+    )
 
 
-def _shortened(found: Evidence) -> Said | None:
+def _shortened(evidence: Evidence) -> Said | None:
     """A gradient that once reached far has shown what is there to learn; what has been learned
     needs little of it. Where the loss has risen since, it was not learning that shortened it.
     """
-    reached = max(found.before, key=reach, default=None)
-    first, last = found.losses or (math.nan, math.nan)
-    if reached is None or reach(reached) <= (found.horizon or 0) or last > RISEN_LOSS * first > 0:
+    reached = max(evidence.before, key=reach, default=None)
+    first, last = evidence.losses or (math.nan, math.nan)
+    if reached is None or reach(reached) <= (evidence.horizon or 0) or last > RISEN_LOSS * first > 0:
         return None
     earlier = f"at step {reached['step']} it reached {reached['horizon']}"
     why = " What has been learned needs little gradient." if last < first else ""
-    return Verdict.SHORTENED, f"{_fall(found)}; {earlier}.{why}"
+    return Verdict.SHORTENED, f"{_fall(evidence)}; {earlier}.{why}"
 
 
-def _vanishing(found: Evidence) -> Said:
-    if found.padded:
-        return Verdict.VANISHING, f"{_fall(found)}{_low(found)}: {_PADDED.format(found.padded)}"
-    if found.starves and found.low:
+def _vanishing(evidence: Evidence) -> Said:
+    if evidence.padded:
+        return Verdict.VANISHING, f"{_fall(evidence)}{_low(evidence)}: {_PADDED.format(evidence.padded)}"
+    if evidence.starves and evidence.low:
         return (
             Verdict.VANISHING,
-            f"{_fall(found)}{_low(found)}: what lies further back teaches next to nothing, which the task may not need.",
+            f"{_fall(evidence)}{_low(evidence)}: what lies further back teaches next to nothing, which the task may not need.",
         )
-    if found.starves:
-        return Verdict.VANISHING, f"{_fall(found)}: what lies further back is not learned."
+    if evidence.starves:
+        return Verdict.VANISHING, f"{_fall(evidence)}: what lies further back is not learned."
     enough = "yet every timestep gets 1 % of the largest gradient or more, so it matters only if the task needs a longer memory"
-    return Verdict.VANISHING, f"{_fall(found)}; {enough}."
+    return Verdict.VANISHING, f"{_fall(evidence)}; {enough}."
 
 
 RULES: tuple[Rule, ...] = (
@@ -214,30 +228,34 @@ HANDED_OVER = (
 )
 
 
-def _fall(found: Evidence) -> str:
-    real = found.real_timesteps
-    rest = "" if real == found.timesteps else f" (at {found.timesteps - real} more the inputs are equal, as in padding)"
-    of = f" of {real} timesteps" if (found.horizon or 0) <= real else f" timesteps, more than the {real} that count"
-    return f"The gradient falls under 1 % after {found.horizon}{of}{rest}{_speed(found)}"
+def _fall(evidence: Evidence) -> str:
+    real = evidence.real_timesteps
+    rest = (
+        ""
+        if real == evidence.timesteps
+        else f" (at {evidence.timesteps - real} more the inputs are equal, as in padding)"
+    )
+    of = (
+        f" of {count_of(real, 'timestep')}"
+        if (evidence.horizon or 0) <= real
+        else f" timesteps, more than the {real} that count"
+    )
+    return f"The gradient falls under 1 % after {evidence.horizon}{of}{rest}{_speed(evidence)}"
 
 
-def _low(found: Evidence) -> str:
+def _low(evidence: Evidence) -> str:
     """That the loss is low by now, where it is."""
-    if not found.low or found.losses is None:
+    if not evidence.low or evidence.losses is None:
         return ""
-    first, last = found.losses
+    first, last = evidence.losses
     return f", with the loss down to {last:.2g} from {first:.2g}"
 
 
-def _speed(found: Evidence) -> str:
+def _speed(evidence: Evidence) -> str:
     """In brackets, how far the horizon moved and how fast the gradient fades or grows."""
     parts: list[str] = []
-    if found.spread is not None:
-        parts.append(f"{found.spread} in the last {found.spread.samples} samples")
-    if found.rate is not None:
-        parts.append(f"growth rate {found.rate:+.3g} nats per timestep: {growth_in_words(found.rate)}")
+    if evidence.spread is not None:
+        parts.append(f"{evidence.spread} in the last {evidence.spread.samples} samples")
+    if evidence.rate is not None:
+        parts.append(rate_in_words(evidence.rate, None if evidence.censored else evidence.horizon))
     return f" ({'; '.join(parts)})" if parts else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

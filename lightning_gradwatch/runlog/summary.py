@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from lightning_gradwatch.events import EventKind, closes_episode
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import Record, is_finite, reach
 from lightning_gradwatch.runlog.rules import judge, order_in_doubt
@@ -44,15 +45,15 @@ def summarise(profile_records: Iterable[Record], event_records: Iterable[Record]
         if event.get("module") is not None and not closes_episode(event):
             events.setdefault(event["module"], []).append(event)
     seen = list(dict.fromkeys(module for module, _, _ in groups))
-    found = [
+    verdicts = [
         _summary(group, groups[group], events.get(group[0], []), everywhere)
         for group in sorted(groups, key=lambda group: (seen.index(group[0]), *group[1:]))
     ]
     for module, of_module in events.items():
         missed = [event for event in of_module if event["kind"] in _UNSEEN]
         if missed and module not in seen:
-            found.append(_unseen(module, missed[-1], len(of_module)))
-    return found
+            verdicts.append(_unseen(module, missed[-1], len(of_module)))
+    return verdicts
 
 
 def _summary(
@@ -62,38 +63,46 @@ def _summary(
     here = [
         event for event in events if event.get("layer") in (None, layer) and event.get("direction") in (None, direction)
     ]
-    found = Evidence(records, here, everywhere)
-    verdict, sentence = judge(found)
-    said_before = earlier(found) if verdict in _CALM else ""
-    said_of_loss = risen_loss(found) if verdict in _CALM else ""
+    evidence = Evidence(records, here, everywhere)
+    verdict, sentence = judge(evidence)
+    said_before = earlier(evidence) if verdict in _CALM else ""
+    said_of_loss = risen_loss(evidence) if verdict in _CALM else ""
     return LayerSummary(
         module=module,
-        kind=found.last[-1].get("kind") or "",
+        kind=evidence.last[-1].get("kind") or "",
         layer=layer,
         direction=direction,
-        timesteps=found.timesteps,
-        horizon=None if verdict is Verdict.NO_GRADIENT_THROUGH_TIME else found.horizon,
-        horizon_censored=found.censored,
-        growth_rate=found.rate,
-        exact=found.exact,
-        samples=found.samples,
+        timesteps=evidence.timesteps,
+        horizon=None if verdict is Verdict.NO_GRADIENT_THROUGH_TIME else evidence.horizon,
+        horizon_censored=evidence.censored,
+        growth_rate=evidence.rate,
+        exact=evidence.exact,
+        samples=evidence.samples,
         events=len(here),
         verdict=verdict,
         sentence="".join(
-            (sentence, said_before, said_of_loss, _channels(found), _sequences(found), _segments(found), _doubt(found))
+            (
+                sentence,
+                said_before,
+                said_of_loss,
+                _channels(evidence),
+                _sequences(evidence),
+                _segments(evidence),
+                _doubt(evidence),
+            )
         ),
-        starves=found.starves and not found.low,
-        horizon_range=None if found.spread is None else str(found.spread),
-        since=found.lost_since,
+        starves=evidence.starves and not evidence.low,
+        horizon_range=None if evidence.spread is None else str(evidence.spread),
+        since=evidence.lost_since,
         troubled=bool(said_before),
         risen=bool(said_of_loss),
-        inexact_reason=_reason(found),
+        inexact_reason=_reason(evidence),
     )
 
 
-def _channels(found: Evidence) -> str:
+def _channels(evidence: Evidence) -> str:
     """How far the channels of a scan reach, each by itself: their distribution is its memory."""
-    last = found.last[-1]
+    last = evidence.last[-1]
     reaches, count = last.get("channel_horizons"), last.get("channels")
     if not reaches or not count or count < _MANY_CHANNELS:
         return ""
@@ -105,54 +114,58 @@ def _channels(found: Evidence) -> str:
     return f" Of its {count:,} channels half reach {half:,} timestep{'' if half == 1 else 's'} or more, {best}."
 
 
-def _sequences(found: Evidence) -> str:
+def _sequences(evidence: Evidence) -> str:
     """How many sequences of a batch get a gradient, where it is not all of them."""
-    if found.with_gradient is None or found.with_gradient[0] >= found.with_gradient[1]:
+    if evidence.with_gradient is None or evidence.with_gradient[0] >= evidence.with_gradient[1]:
         return ""
-    some, batch = found.with_gradient
+    some, batch = evidence.with_gradient
     said = f" Of the {batch:,} sequences of a batch {some:,} {'gets' if some == 1 else 'get'} a gradient."
-    return said + (_order(found, batch) if order_in_doubt(found) else "")
+    return said + (_order(evidence, batch) if order_in_doubt(evidence) else "")
 
 
-def _order(found: Evidence, batch: int) -> str:
+def _order(evidence: Evidence, batch: int) -> str:
     """What it may be if one sequence alone gets a gradient."""
-    took = f"took its input for {found.timesteps:,} timesteps of {batch:,} sequences: if {batch:,} is the number of timesteps"
-    if found.time_first:
+    shape = f"{count_of(evidence.timesteps, 'timestep')} of {count_of(batch, 'sequence')}"
+    took = f"took its input for {shape}: if {batch:,} is the number of timesteps"
+    if evidence.time_first:
         return f" The module has batch_first=False and {took}, batch_first=True was forgotten."
     return f" The module has batch_first=True and {took}, its input has time first."
 
 
-def _segments(found: Evidence) -> str:
+def _segments(evidence: Evidence) -> str:
     """That the gradient ends where a segment begins, as in
     truncated backpropagation through time.
     """
-    if not found.cut_off or found.timesteps <= 1 or found.horizon is None:
+    if not evidence.truncated or evidence.timesteps <= 1 or evidence.horizon is None:
         return ""
-    leaf = " A gradient handed back by hand is in the totals alone." if found.handed_over else ""
+    length = count_of(evidence.timesteps, "timestep")
+    leaf = " A gradient handed back by hand is in the totals alone." if evidence.handed_over else ""
     return (
-        f" The state that comes in has no graph: if it is carried over, the gradient flows within segments of {found.timesteps} timesteps "
+        f" The state that comes in has no graph: if it is carried over, the gradient flows within segments of {length} "
         f"and is cut between them.{leaf}"
     )
 
 
-def _doubt(found: Evidence) -> str:
+def _doubt(evidence: Evidence) -> str:
     """What the figures do not say: what lies beyond a call; that, and why, they are not exact."""
-    apart = " Its state goes on from call to call; beyond a call nothing was followed." if _goes_on(found) else ""
-    if found.exact or (found.horizon is None and found.unfollowed is not None):  # then the sentence itself says why
+    apart = " Its state goes on from call to call; beyond a call nothing was followed." if _goes_on(evidence) else ""
+    if evidence.exact or (
+        evidence.horizon is None and evidence.unfollowed is not None
+    ):  # then the sentence itself says why
         return apart
-    reason = _reason(found)
+    reason = _reason(evidence)
     return apart + " The measurement is not exact" + (f": {reason}." if reason else ".")
 
 
-def _goes_on(found: Evidence) -> bool:
+def _goes_on(evidence: Evidence) -> bool:
     """Whether its calls continue one another and each was measured by itself; calls of one
     timestep have a sentence of their own.
     """
-    return found.left_out and found.timesteps > 1
+    return evidence.left_out and evidence.timesteps > 1
 
 
-def _reason(found: Evidence) -> str:
-    reasons = (record.get("inexact_reason") for record in reversed(found.last))
+def _reason(evidence: Evidence) -> str:
+    reasons = (record.get("inexact_reason") for record in reversed(evidence.last))
     return next((reason.rstrip(".") for reason in reasons if reason), "")
 
 

@@ -23,6 +23,7 @@ _WHAT = {
     EventKind.SATURATED_GATES: "its gates were saturated",
     EventKind.FEW_TIMESTEPS_REACHED: "the loss reached few of its timesteps",
     EventKind.ONE_SEQUENCE_REACHED: "the loss reached one of its sequences",
+    EventKind.ZERO_GRADIENT: "every gradient was 0",
     EventKind.STEP_SKIPPED: "the optimizer step was skipped",
 }
 _OF_AN_OPTIMIZER = (EventKind.CLIPPING_LIMITS_STEPS, EventKind.CLIPPING_WITHOUT_EFFECT)
@@ -34,11 +35,11 @@ _MOST = 3
 _GRAVE = (Severity.CRITICAL, Severity.WARNING)
 
 
-def earlier(found: Evidence) -> str:
+def earlier(evidence: Evidence) -> str:
     """In a sentence, the warnings and critical events of this place, or of the whole model."""
     kinds: dict[str, list[Record]] = {}
-    for event in found.everywhere:
-        mine = event.get("module") is None or any(event is one for one in found.here)
+    for event in evidence.everywhere:
+        mine = event.get("module") is None or any(event is one for one in evidence.here)
         grave = event.get("severity") in _GRAVE and event["kind"] not in _OF_AN_OPTIMIZER
         if mine and grave and not closes_episode(event):
             kinds.setdefault(event["kind"], []).append(event)
@@ -46,23 +47,23 @@ def earlier(found: Evidence) -> str:
         kinds.pop(EventKind.STEP_SKIPPED, None)  # that is why
     if not kinds:
         return ""
-    told = [f"{_what(kind)} {_when(events, found.everywhere)}" for kind, events in kinds.items()]
+    told = [f"{_what(kind)} {_when(events, evidence.everywhere)}" for kind, events in kinds.items()]
     return f" Not all along: {'; '.join(told)}."
 
 
-def risen_loss(found: Evidence) -> str:
+def risen_loss(evidence: Evidence) -> str:
     """In a sentence, that the loss is higher than it was in the first sample."""
-    if not has_risen(found) or found.losses is None:
+    if not has_risen(evidence) or evidence.losses is None:
         return ""
-    first, last = found.losses
+    first, last = evidence.losses
     return f" The loss has risen, to {last:.3g} from {first:.3g}."
 
 
-def has_risen(found: Evidence) -> bool:
+def has_risen(evidence: Evidence) -> bool:
     """Whether the losses of all the last samples are well above that of the first one, which may
     have been that of an easy batch.
     """
-    return found.losses is not None and min(found.last_losses) > RISEN_LOSS * found.losses[0] > 0
+    return evidence.losses is not None and min(evidence.last_losses) > RISEN_LOSS * evidence.losses[0] > 0
 
 
 def _what(kind: str) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_gradwatch.arguments import check, one_of, whole
 from lightning_gradwatch.recurrent.capture.modules import discover
 from lightning_gradwatch.starts.known import STARTS, Start
-from lightning_gradwatch.starts.places import Place, Recurrent, places
+from lightning_gradwatch.starts.layer_weights import LayerWeights, Recurrent, layers_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,19 +53,19 @@ def apply_start(model: nn.Module, name: str, timesteps: Mapping[str, int]) -> li
     """
     start = STARTS[name]
     modules = {name: module for name, module in discover(model).items() if name in timesteps}
-    whole_modules = {name: list(places(module)) for name, module in modules.items() if isinstance(module, Recurrent)}
+    whole_modules = {name: list(layers_of(module)) for name, module in modules.items() if isinstance(module, Recurrent)}
     misfits = {name: _misfit(start, layers) for name, layers in whole_modules.items()}
     fit = [name for name, misfit in misfits.items() if misfit is None]
     if not fit:
         check(False, "start", "one for a module of the model", start.name, _why(start, misfits))
     for name in fit:
-        for place in whole_modules[name]:
-            start.apply(place, timesteps[name])
+        for layer in whole_modules[name]:
+            start.apply(layer, timesteps[name])
     return fit
 
 
-def _misfit(start: Start, layers: list[Place]) -> str | None:
-    return next((why for place in layers if (why := start.misfit(place)) is not None), None)
+def _misfit(start: Start, layers: list[LayerWeights]) -> str | None:
+    return next((why for layer in layers if (why := start.misfit(layer)) is not None), None)
 
 
 def _why(start: Start, misfits: Mapping[str, str | None]) -> str:
@@ -78,5 +78,5 @@ def _why(start: Start, misfits: Mapping[str, str | None]) -> str:
 
 def fitting(model: nn.Module) -> list[str]:
     """Names of the starts that are for some recurrent module of a model."""
-    layers = [list(places(module)) for module in discover(model).values() if isinstance(module, Recurrent)]
+    layers = [list(layers_of(module)) for module in discover(model).values() if isinstance(module, Recurrent)]
     return [name for name, start in STARTS.items() if any(_misfit(start, one) is None for one in layers)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch.starts.places import GATES, Place
+from lightning_gradwatch.starts.layer_weights import GATES, LayerWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,59 +32,59 @@ class Start:
     name: str
     kinds: Collection[str]
     source: str
-    apply: Callable[[Place, int], None]
+    apply: Callable[[LayerWeights, int], None]
     biased: bool = False
     relu: bool = False
 
-    def misfit(self, place: Place) -> str | None:
+    def misfit(self, layer: LayerWeights) -> str | None:
         """Why it is not for a layer; None where it is."""
-        if place.kind not in self.kinds:
+        if layer.kind not in self.kinds:
             return f"it is for {' and '.join(self.kinds)}"
-        if self.biased and place.b_ih is None:
+        if self.biased and layer.b_ih is None:
             return "it sets biases, and bias=False has none"
-        if self.relu and not place.relu:
+        if self.relu and not layer.relu:
             return 'it is for nonlinearity="relu"'
         return None
 
 
-def pytorch(place: Place, timesteps: int) -> None:
+def pytorch(layer: LayerWeights, timesteps: int) -> None:
     """U(−1/√d, 1/√d), in recurrent weights and biases: what PyTorch begins with."""
-    bound = 1 / math.sqrt(place.hidden_size)
-    for tensor in (place.w_hh, place.b_ih, place.b_hh):
+    bound = 1 / math.sqrt(layer.hidden_size)
+    for tensor in (layer.w_hh, layer.b_ih, layer.b_hh):
         if tensor is not None:
             tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound))
 
 
-def gate_bias(place: Place, timesteps: int) -> None:
+def gate_bias(layer: LayerWeights, timesteps: int) -> None:
     """b = ln T: σ(b)^T ≈ 1/e of the state outlasts the sequence. An LSTM's forget gate, a GRU's
     update gate (PyTorch's z keeps).
     """
-    place.set_bias(_KEEPS[place.kind], math.log(max(timesteps, math.e)))
+    layer.set_bias(_KEEPS[layer.kind], math.log(max(timesteps, math.e)))
 
 
-def chrono(place: Place, timesteps: int) -> None:
+def chrono(layer: LayerWeights, timesteps: int) -> None:
     """b ~ ln U(1, T−1), one unit for each time scale up to T; an LSTM's input gate gets −b."""
     longest = max(timesteps - 1, 2)
-    _open_and_shut(place, torch.empty(place.hidden_size).uniform_(1, longest).log())
+    _open_and_shut(layer, torch.empty(layer.hidden_size).uniform_(1, longest).log())
 
 
-def uniform_gates(place: Place, timesteps: int) -> None:
+def uniform_gates(layer: LayerWeights, timesteps: int) -> None:
     """b = σ⁻¹(u), u ~ U(1/d, 1−1/d): gates spread evenly; an LSTM's input gate gets −b."""
-    margin = min(1 / place.hidden_size, 0.25)
-    _open_and_shut(place, torch.empty(place.hidden_size).uniform_(margin, 1 - margin).logit())
+    margin = min(1 / layer.hidden_size, 0.25)
+    _open_and_shut(layer, torch.empty(layer.hidden_size).uniform_(margin, 1 - margin).logit())
 
 
-def orthogonal(place: Place, timesteps: int) -> None:
+def orthogonal(layer: LayerWeights, timesteps: int) -> None:
     """Each gate's recurrent weights orthogonal: they turn the gradient and keep its norm."""
-    for gate in GATES[place.kind]:
-        rows = place.gate(place.w_hh, gate)
+    for gate in GATES[layer.kind]:
+        rows = layer.gate(layer.w_hh, gate)
         rows.copy_(nn.init.orthogonal_(torch.empty(rows.shape, dtype=torch.float64)))
 
 
-def identity(place: Place, timesteps: int) -> None:
+def identity(layer: LayerWeights, timesteps: int) -> None:
     """W_hh = 1 and biases 0: a ReLU unit repeats itself."""
-    nn.init.eye_(place.w_hh)
-    for bias in (place.b_ih, place.b_hh):
+    nn.init.eye_(layer.w_hh)
+    for bias in (layer.b_ih, layer.b_hh):
         if bias is not None:
             bias.zero_()
 
@@ -108,15 +108,15 @@ STARTS = {
 """Name → initialisation."""
 
 
-def keeping_bias(place: Place) -> Tensor | None:
+def keeping_bias(layer: LayerWeights) -> Tensor | None:
     """The bias of the gate that lets the old state through ``(hidden,)``; None where there is
     none.
     """
-    name = _KEEPS.get(place.kind)
-    return None if name is None else place.bias(name)
+    name = _KEEPS.get(layer.kind)
+    return None if name is None else layer.bias(name)
 
 
-def _open_and_shut(place: Place, bias: Tensor) -> None:
-    place.set_bias(_KEEPS[place.kind], bias)
-    if place.kind == "LSTM":
-        place.set_bias("i", -bias)
+def _open_and_shut(layer: LayerWeights, bias: Tensor) -> None:
+    layer.set_bias(_KEEPS[layer.kind], bias)
+    if layer.kind == "LSTM":
+        layer.set_bias("i", -bias)

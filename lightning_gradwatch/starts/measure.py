@@ -13,7 +13,7 @@ from lightning_gradwatch.engine.once import measure_once
 from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
 from lightning_gradwatch.recurrent.capture.modules import discover
-from lightning_gradwatch.starts.places import Place, Recurrent, places
+from lightning_gradwatch.starts.layer_weights import LayerWeights, Recurrent, layers_of
 from lightning_gradwatch.starts.predicted import predicted_horizon
 from lightning_gradwatch.starts.row import StartRow
 
@@ -51,25 +51,25 @@ def _rows(start: str, model: nn.Module, profiles: list[Profile], loss: float) ->
         if not profile.primary or profile.place in seen or not isinstance(module, Recurrent):
             continue
         seen.add(profile.place)
-        layers = {(place.layer, place.direction): place for place in places(module)}
+        layers = {(weights.layer, weights.direction): weights for weights in layers_of(module)}
         yield _row(start, profile, layers[profile.layer, profile.direction], loss)
 
 
-def _row(start: str, profile: Profile, place: Place, loss: float) -> StartRow:
+def _row(start: str, profile: Profile, weights: LayerWeights, loss: float) -> StartRow:
     lagged = profile.lagged()
     horizon = gradient_horizon(lagged)
     return StartRow(
         start=start,
         module=profile.module,
-        kind=place.kind,
+        kind=weights.kind,
         layer=profile.layer,
         direction=profile.direction,
         timesteps=profile.timesteps,
         horizon=horizon.lag,
         censored=horizon.censored,
         growth_rate=growth_rate(lagged),
-        predicted=predicted_horizon(place),
-        weight_gradient=_norm(place.w_hh.grad),
+        predicted=predicted_horizon(weights),
+        weight_gradient=_norm(weights.w_hh.grad),
         loss=loss,
         lagged=lagged,
         inexact_reason=profile.inexact_reason,

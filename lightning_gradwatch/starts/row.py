@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_gradwatch.plain import plain
+from lightning_gradwatch.plain import count_of, plain
 from lightning_gradwatch.profile import Floats
 
 AS_IT_IS = "as it is"
@@ -49,4 +49,6 @@ class StartRow:
     def place(self) -> str:
         """Module, layer and direction, in words."""
         reverse = ", reverse" if self.direction == "reverse" else ""
-        return f"{plain(self.module)}, layer {self.layer}{reverse} ({self.kind}, {self.timesteps} timesteps)"
+        return (
+            f"{plain(self.module)}, layer {self.layer}{reverse} ({self.kind}, {count_of(self.timesteps, 'timestep')})"
+        )

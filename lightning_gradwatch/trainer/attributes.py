@@ -15,12 +15,12 @@ def attributes(module: nn.Module, chosen: Callable[[Any], bool]) -> dict[str, di
     """Copies of the chosen ones, by module name and attribute;
     torch's own modules are passed over.
     """
-    found = {
+    by_module = {
         name: {key: nested(value) for key, value in vars(child).items() if key not in _NNS_OWN and chosen(value)}
         for name, child in module.named_modules()
         if not _is_torchs(child)
     }
-    return {name: own for name, own in found.items() if own}
+    return {name: values for name, values in by_module.items() if values}
 
 
 def holds_tensors(value: Any) -> bool:

@@ -49,7 +49,7 @@ def clipping_override(module: LightningModule) -> str | None:
     Lightning's.
     """
     hook = "configure_gradient_clipping"
-    own = getattr(type(module), hook).__module__
+    module_name = getattr(type(module), hook).__module__
     # By module name, so that a LightningModule of either namespace is known as Lightning's own.
-    lightnings = own.endswith("pytorch.core.module") or own.startswith("pytorch_lightning.")
+    lightnings = module_name.endswith("pytorch.core.module") or module_name.startswith("pytorch_lightning.")
     return f"{type(module).__name__}.{hook}" if hook in vars(module) or not lightnings else None

@@ -33,6 +33,6 @@ def common_loss(trainer: Trainer, loss: float | None) -> float | None:
     """
     if trainer.world_size == 1:
         return loss
-    own = torch.tensor(math.nan if loss is None else loss, device=trainer.strategy.root_device)
-    mean = float(trainer.strategy.reduce(own, reduce_op="mean"))
+    of_rank = torch.tensor(math.nan if loss is None else loss, device=trainer.strategy.root_device)
+    mean = float(trainer.strategy.reduce(of_rank, reduce_op="mean"))
     return None if math.isnan(mean) else mean

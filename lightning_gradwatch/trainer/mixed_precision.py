@@ -44,8 +44,8 @@ def scaler_will_skip(scaler: Any, optimizer: Optimizer) -> bool:
     """Whether the scaler itself found an inf or NaN. A host sync: ask
     only when the norm is not finite.
     """
-    found = _state(scaler, optimizer)["found_inf_per_device"].values()
-    return any(float(flag) > 0 for flag in found)
+    flags = _state(scaler, optimizer)["found_inf_per_device"].values()
+    return any(float(flag) > 0 for flag in flags)
 
 
 def is_unscaled(scaler: Any, optimizer: Optimizer) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.step_hooks import keep_step_hooks
 from lightning_gradwatch.trainer.compat import Trainer
 
 
@@ -29,6 +30,7 @@ class OptimizerSteps:
     def listen(self, trainer: Trainer) -> None:
         """Count the bare steps too. Only where the model optimizes by hand are there any."""
         if not trainer.lightning_module.automatic_optimization:
+            keep_step_hooks()
             self._handles = [one.register_step_post_hook(self._stepped) for one in trainer.optimizers]
 
     def announce(self, optimizer: Optimizer) -> None:

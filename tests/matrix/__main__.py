@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,10 @@ def main() -> int:
         one for combination in COMBINATIONS if combination.name in given.names if (one := _run(combination, given))
     ]
     if given.write:
-        results = {**table.load(), **{one.name: one for one in outcomes}}
+        known = table.load()
+        if given.add:
+            outcomes = [one.with_earlier(known.get(one.name)) for one in outcomes]
+        results = {**known, **{one.name: one for one in outcomes}}
         table.store(results.values())
         table.write(table.markdown(table.load().values()))
     print(table.markdown(outcomes))
@@ -34,13 +38,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", default=names, help=f"of: {', '.join(names)}")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "gradwatch-matrix")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--tests", nargs="+", metavar="PATH", help="run these; the table names them")
     parser.add_argument("--keep", action="store_true", help="leave the environments; one of an old torch has 6 GB")
+    parser.add_argument("--again", action="store_true", help="use the environments that an earlier run has left")
     parser.add_argument("--write", action="store_true", help="put the results into the documentation")
+    parser.add_argument(
+        "--add", action="store_true", help="to what an earlier run of other tests has written of the row"
+    )
     parser.add_argument("-k", dest="only", help="as pytest's")
     given = parser.parse_args()
     unknown = set(given.names) - set(names)
     if unknown:
         parser.error(f"there is no combination {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    if given.write and given.only:
+        parser.error("-k with --write would show a part of the tests as the whole")
     return given
 
 
@@ -49,11 +60,13 @@ def _run(combination: Combination, given: argparse.Namespace) -> outcome.Outcome
     if python is None:
         print(f"{combination.name}: there is no Python {combination.python} here; left out", file=sys.stderr)
         return None
+    if given.tests:
+        combination = dataclasses.replace(combination, tests=tuple(given.tests))
     print(f"{combination.name}: {combination.versions}", flush=True)
     try:
-        return outcome.run(
-            combination, environment.make(combination, python, given.folder), given.processes, given.only
-        )
+        there = given.again and environment.kept(combination, given.folder)
+        own = there or environment.make(combination, python, given.folder)
+        return outcome.run(combination, own, given.processes, given.only)
     except subprocess.CalledProcessError as error:
         print(f"{combination.name}: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -67,6 +67,12 @@ def make(combination: Combination, python: str, folder: Path) -> Path:
     return place / "bin" / "python"
 
 
+def kept(combination: Combination, folder: Path) -> Path | None:
+    """The interpreter of an environment that an earlier run has left."""
+    python = folder / combination.name / "bin" / "python"
+    return python if python.exists() else None
+
+
 def _pip(python: str, *arguments: str) -> None:
     quiet = ("--quiet", "--disable-pip-version-check")
     subprocess.run([python, "-m", "pip", arguments[0], *quiet, *arguments[1:]], check=True, env=dict(os.environ))

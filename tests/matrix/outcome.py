@@ -6,7 +6,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -32,6 +32,18 @@ class Outcome:
     passed: int
     failures: list[str]
     skips: dict[str, int]
+
+    def with_earlier(self, one: Outcome | None) -> Outcome:
+        """Both together, where ``one`` is of other tests and of the same versions; else this one alone."""
+        if one is None or one.versions != self.versions or set(one.tests) & set(self.tests):
+            return self
+        return replace(
+            self,
+            tests=[*one.tests, *self.tests],
+            passed=one.passed + self.passed,
+            failures=sorted([*one.failures, *self.failures]),
+            skips=dict(sorted((Counter(one.skips) + Counter(self.skips)).items())),
+        )
 
 
 def run(combination: Combination, python: Path, processes: int, only: str | None = None) -> Outcome:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from tests.matrix import environment, known, outcome, table
+from tests.matrix.combinations import COMBINATIONS
+from tests.unit.test_dependencies import PROJECT, declared
 
 PROGRAM = """
 import pytest
@@ -74,6 +80,20 @@ def test_results_come_back(tmp_path: Path) -> None:
     assert table.load(tmp_path / "none.json") == {}
 
 
+def test_a_row_is_run_piece_by_piece() -> None:
+    """Other tests with the same versions are added; the same tests again, or other versions, take the place of what was there."""
+    more = replace(
+        ONE, tests=["tests/integration/neutral"], passed=7, failures=[], skips={"there is no CUDA device": 1}
+    )
+    both = more.with_earlier(ONE)
+    assert both.tests == [*ONE.tests, "tests/integration/neutral"]
+    assert (both.passed, both.failures) == (12, ONE.failures)
+    assert both.skips == {"PyTorch before 2.3 lacks it": 2, "there is no CUDA device": 4}
+    assert ONE.with_earlier(both) == ONE
+    assert more.with_earlier(replace(ONE, versions={"torch": "2.3.0"})) == more
+    assert more.with_earlier(None) == more
+
+
 def test_the_page_has_the_table_of_the_results() -> None:
     """No figure in it is typed."""
     _, _, rest = table.PAGE.read_text("utf-8").partition(table.BEGIN)
@@ -87,6 +107,22 @@ def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="begin"):
         table.write("a table", page)
     assert page.read_text() == "a page"
+
+
+def test_the_lowest_row_is_what_the_bounds_say() -> None:
+    """Of all that the core and the extras of users require, and of Python; the Makefile's Lightning is that, too."""
+    lowest = next(one for one in COMBINATIONS if one.name == "lowest")
+    bounds = {**declared("report", "lightning"), "Python": Requirement(f"Python{PROJECT['requires-python']}")}
+    lows = {
+        name: next(one.version for one in bound.specifier if one.operator == ">=") for name, bound in bounds.items()
+    }
+    rows = {"Python": lowest.python, **lowest.versions}
+    assert {name: Version(rows[name]).release[: len(Version(low).release)] for name, low in lows.items()} == {
+        name: Version(low).release for name, low in lows.items()
+    }
+    named = re.findall(r"(?<= )([a-z-]+)==([0-9.]+)", (environment.ROOT / "Makefile").read_text("utf-8"))
+    assert {"lightning", "pytorch-lightning"} <= {name for name, _ in named}
+    assert all(rows[name] == version for name, version in named)
 
 
 def test_an_interpreter_that_is_not_there() -> None:

@@ -115,7 +115,7 @@ class Truth:
     def __init__(self, case: Case, subject: Subject) -> None:
         self.case, self.losses, self.norms = case, subject.losses, subject.norms
         self._kept, self._net = subject.kept, case.net
-        self._known: dict[int, dict[oracle.Place, list[oracle.Facts]]] = {}
+        self._known: dict[int, dict[oracle.LayerWeights, list[oracle.Facts]]] = {}
 
     @property
     def steps(self) -> int:
@@ -163,13 +163,13 @@ class Truth:
         """The first step whose loss or gradients were not finite."""
         return next((step for step in range(self.steps) if not self.finite(step)), None)
 
-    def at(self, step: int) -> dict[oracle.Place, list[oracle.Facts]]:
+    def at(self, step: int) -> dict[oracle.LayerWeights, list[oracle.Facts]]:
         """Of every place, the facts of each call in a step."""
         if step not in self._known:
             self._known[step] = self._look(step) if self.case.oracle else {}
         return self._known[step]
 
-    def _look(self, step: int) -> dict[oracle.Place, list[oracle.Facts]]:
+    def _look(self, step: int) -> dict[oracle.LayerWeights, list[oracle.Facts]]:
         weights, batch, number = self._kept[step]
         if not all(bool(w.isfinite().all()) for w in weights.values()):
             return {}
@@ -184,7 +184,7 @@ class Truth:
                 parent, _, own = name.rpartition(".")
                 net.get_submodule(parent)._modules[own] = made
         loss = self.case.loss(net, _double(batch), number)
-        found: dict[oracle.Place, list[oracle.Facts]] = {}
+        found: dict[oracle.LayerWeights, list[oracle.Facts]] = {}
         for name, stand_in in seen.items():
             for (layer, direction), paths in self._paths(name, stand_in).items():
                 found[f"net.{name}", layer, direction] = [oracle.facts_of(path, loss) for path in paths]

@@ -20,7 +20,7 @@ RATIO = 0.01
 MEASURED = 8
 """Sequences that ``GradWatch`` measures at most; of more, some that it chooses."""
 
-Place = tuple[str, int, str]
+LayerWeights = tuple[str, int, str]
 """Module, layer, direction."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from benchmarks.campaigns.truth.case import Case, Told, Truth
-from benchmarks.campaigns.truth.oracle import Facts, Place
+from benchmarks.campaigns.truth.oracle import Facts, LayerWeights
 from lightning_gradwatch import Event
 from lightning_gradwatch.events import closes_episode
 
@@ -31,7 +31,7 @@ class Context:
     truth: Truth
     told: Told
     event: Event | None = None
-    place: Place | None = None
+    place: LayerWeights | None = None
     line: str = ""
     since: int | None = None
     faults: list[Fault] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Context:
         last = self.truth.steps - 1 if self.event is None else self.event.step
         return sorted({step for step in (*self.told.sampled, last) if 0 <= step <= last})
 
-    def facts(self, place: Place | None = None, steps: Iterable[int] | None = None) -> list[Facts]:
+    def facts(self, place: LayerWeights | None = None, steps: Iterable[int] | None = None) -> list[Facts]:
         """What is true of the place at those steps."""
         wanted = place or self.place
         if wanted is None:
@@ -144,7 +144,7 @@ def compiled(pattern: str) -> str:
     return "".join(made).replace("«", "(?:").replace("»", ")?").replace(r"\ ", " ") + r"(?=\s|$)"
 
 
-def place_of(words: str) -> Place | None:
+def place_of(words: str) -> LayerWeights | None:
     """``net.rnn, layer 1 (reverse)`` as module, layer and direction."""
     m = re.match(r"([\w.]+)(?:, layer (\d+)( \(reverse\))?)?", words)
     return None if m is None else (m[1], int(m[2] or 0), "reverse" if m[3] else "forward")

@@ -109,7 +109,7 @@ class Bundles:
         plugin = trainer.precision_plugin
         schedulers = [_values(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
         packages = versions()
-        own = {
+        extras = {
             "bundle_version": BUNDLE_VERSION,
             "event": portable(event.to_record(), "event"),
             "batch": portable(start.batch, "batch"),
@@ -145,7 +145,7 @@ class Bundles:
             "pytorch-lightning_version": packages.get("lightning") or packages.get("pytorch-lightning"),
             "epoch": start.counts["epoch"],
             "global_step": start.counts["global_step"],
-            BUNDLE_KEY: own,
+            BUNDLE_KEY: extras,
         }
 
     def _warn(self, about: str, what: str, *, whole: bool = True) -> None:

@@ -78,8 +78,8 @@ class Start:
         are the module's configuration.
         """
         return {
-            name: {key: n for key, n in own.items() if since.numbers.get(name, {}).get(key) != n}
-            for name, own in self.numbers.items()
+            name: {key: n for key, n in values.items() if since.numbers.get(name, {}).get(key) != n}
+            for name, values in self.numbers.items()
         }
 
     def changed(self, module: LightningModule) -> list[str]:

@@ -157,8 +157,8 @@ class Responder:
             torch.distributed.all_gather_object(gathered, (event, self._able))
         if self._response == "rollback" and not all(able for _, able in gathered):
             self._response, self._states = "stop", None
-        found = [one for one, _ in gathered if one is not None]
-        return min(found, key=lambda one: (one.kind == EventKind.NONFINITE_GRADIENT, one.rank))
+        events = [one for one, _ in gathered if one is not None]
+        return min(events, key=lambda one: (one.kind == EventKind.NONFINITE_GRADIENT, one.rank))
 
     def _decide(
         self,
@@ -230,7 +230,7 @@ def _in_gradients(trainer: Trainer, module: LightningModule, parameters: list[Te
     if norms is None or math.isfinite(norms.read().whole):
         return None
     stepping = set(map(id, parameters))
-    named = ((plain_name(name), own) for name, own in module.named_parameters() if id(own) in stepping)
+    named = ((plain_name(name), weight) for name, weight in module.named_parameters() if id(weight) in stepping)
     return locate_nonfinite([], None, named, moment)  # None where only the sum of the squares overflowed
 
 

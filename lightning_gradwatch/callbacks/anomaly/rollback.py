@@ -65,7 +65,7 @@ class State:
             [copied(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
             None if scaler is None else copied(scaler.state_dict()),
             {
-                at: [[copied(p.state_dict()) for p in own] for own in clip.policies_in_use()]
+                at: [[copied(p.state_dict()) for p in policies] for policies in clip.policies_in_use()]
                 for at, clip in _clips(trainer).items()
             },
         )
@@ -93,8 +93,8 @@ class State:
             scaler.load_state_dict(copied(self.scaler))
         for at, clip in _clips(trainer).items():
             # An optimizer that had not stepped yet when the copy was taken has none in it.
-            for own, saved in zip(clip.policies_in_use(), self.clips.get(at, []), strict=False):
-                for policy, state in zip(own, saved, strict=True):
+            for policies, saved in zip(clip.policies_in_use(), self.clips.get(at, []), strict=False):
+                for policy, state in zip(policies, saved, strict=True):
                     policy.load_state_dict(copied(state))
 
     def restore_attributes(self, module: LightningModule) -> None:
@@ -163,7 +163,7 @@ def _tensors(module: LightningModule) -> dict[str, Tensor]:
 
 def _carried(module: LightningModule) -> dict[str, dict[str, Any]]:
     metrics = {name for name, child in module.named_modules() if isinstance(child, Metric)}
-    return {name: own for name, own in attributes(module, may_carry).items() if name not in metrics}
+    return {name: values for name, values in attributes(module, may_carry).items() if name not in metrics}
 
 
 def _clips(trainer: Trainer) -> dict[int, HasPolicies]:

@@ -14,9 +14,9 @@ def tell_clipping(audit: ClipAudit, recorder: WatchRecorder, moment: Moment, *, 
     Args:
         write: whether it is this rank that writes them: they are the same on all.
     """
-    found = [summarise_clipping(one) for one in audit.findings()]
-    recorder.take_clipping(found)
-    for one in found:
-        event = clipping_event(one, moment, several=len(found) > 1)
+    summaries = [summarise_clipping(one) for one in audit.findings()]
+    recorder.take_clipping(summaries)
+    for one in summaries:
+        event = clipping_event(one, moment, several=len(summaries) > 1)
         if event is not None:
             recorder.sink.take(event, write=write)

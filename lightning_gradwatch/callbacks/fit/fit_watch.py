@@ -156,8 +156,8 @@ class FitWatch:
     # ------------------------------------------------------------------ what cannot be measured
 
     def _unreachable(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-        found = {name: out_of_reach(self.trainer, module) for name, module in modules.items()}
-        return {name: reason for name, reason in found.items() if reason is not None}
+        reasons = {name: out_of_reach(self.trainer, module) for name, module in modules.items()}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
 
     def _report_unreachable(self, reasons: Mapping[str, str]) -> None:
         self._has_unreachable = bool(reasons)

@@ -55,7 +55,7 @@ class PolicyGroups:
         self.policy = make_policy(policy)
         self.exclude = list(exclude or ())
         self.policies = {
-            pattern: make_policy(own, f"policies[{pattern!r}]") for pattern, own in (policies or {}).items()
+            pattern: make_policy(chosen, f"policies[{pattern!r}]") for pattern, chosen in (policies or {}).items()
         }
         self._keys = _keys(self.policies)
         self._names: dict[int, list[str]] = {}
@@ -83,9 +83,9 @@ class PolicyGroups:
             ValueError: a pattern names none of them.
         """
         self._learn(module)
-        names = [name for own in self._names.values() for name in own]
+        names = [name for of_parameter in self._names.values() for name in of_parameter]
         numbered = [pair for optimizer in optimizers for pair in enumerate(optimizer.param_groups)]
-        groups = [name for index, own in numbered for name in _group_names(index, own)]
+        groups = [name for index, group in numbered for name in _group_names(index, group)]
         checks = {"exclude": self.exclude, "policies": list(self.policies)}
         for argument, patterns in checks.items():
             _require_matches(f"`{argument}`", patterns, [*names, *groups])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_gradwatch.clip import ClipPolicy, Decision, TensorPolicy
 from lightning_gradwatch.clip.policy import copy_of
@@ -102,13 +102,21 @@ class OptimizerState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
         self.rest.load_state_dict(state)
-        for pattern, own in self.patterns.items():
-            own.load_state_dict(state["policies"][pattern])
+        for pattern, clip_state in self.patterns.items():
+            clip_state.load_state_dict(state["policies"][pattern])
 
 
-def clip_counts(states: Mapping[int, OptimizerState]) -> dict[int, tuple[int, int]]:
-    """Of each optimizer, by its index, how many steps were clipped, of how many."""
-    return {index: (state.rest.clipped, state.rest.steps) for index, state in states.items()}
+class ClipCounts(NamedTuple):
+    """How many steps were clipped and how many were skipped, of all."""
+
+    clipped: int = 0
+    skipped: int = 0
+    steps: int = 0
+
+
+def clip_counts(states: Mapping[int, OptimizerState]) -> dict[int, ClipCounts]:
+    """The counts of each optimizer, by its index."""
+    return {index: ClipCounts(one.rest.clipped, one.rest.skipped, one.rest.steps) for index, one in states.items()}
 
 
 _COUNTS = ("steps", "clipped", "skipped", "successive_skips", "in_episode", "episodes")

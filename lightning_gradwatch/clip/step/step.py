@@ -128,7 +128,9 @@ def _launch(group: PolicyGroup, *, deferring: bool) -> dict[str, Tensor]:
     if getattr(policy, "wants_parameter_norm", False):
         launched["parameter_norm"] = global_norm(group.trained)
     if getattr(policy, "wants_step_size", False) and len(group.by_rate or ()) > 1:
-        launched["travel"] = global_norm([global_norm(own) * rate for rate, own in (group.by_rate or {}).items()])
+        launched["travel"] = global_norm(
+            [global_norm(gradients) * rate for rate, gradients in (group.by_rate or {}).items()]
+        )
     return launched
 
 

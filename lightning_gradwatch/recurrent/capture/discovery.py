@@ -20,7 +20,7 @@ from lightning_gradwatch.recurrent.capture.search_hooks import SearchHooks
 from lightning_gradwatch.recurrent.capture.slots import Slots, arguments, is_own, parameters, results
 from lightning_gradwatch.recurrent.graph.ways_up import HEAVY, MOVING, above
 
-_Place = tuple[int, int, torch.Size]
+_Address = tuple[int, int, torch.Size]
 """Where a tensor lies in memory: its storage, offset and shape."""
 
 RETURNS = 2
@@ -33,7 +33,7 @@ class _Returns:
     """What one module has returned so far, without holding any tensor, and what of it came back."""
 
     def __init__(self) -> None:
-        self.places: dict[_Place, tuple[StorageWeakRef, str]] = {}
+        self.addresses: dict[_Address, tuple[StorageWeakRef, str]] = {}
         self.nodes: dict[int, str] = {}
         self.itself: Counter[tuple[str, str]] = Counter()
         self.changed: Counter[tuple[str, str]] = Counter()
@@ -41,8 +41,8 @@ class _Returns:
     def slots(self, module: nn.Module) -> Slots | None:
         """Where its states go in and come out; None if it is no cell."""
         changed = {pair: count for pair, count in self.changed.items() if count >= RETURNS}
-        found = self.itself + Counter(changed)
-        return Slots.found(module, _in_order(found, list(self.nodes.values()))) if found else None
+        returns = self.itself + Counter(changed)
+        return Slots.from_returns(module, _in_order(returns, list(self.nodes.values()))) if returns else None
 
 
 _OUTSIDE = " outside of the model"
@@ -97,7 +97,7 @@ class Discovery:
         ):
             self._everywhere = after_every_module(self._after_any)
 
-    def found(self) -> dict[str, tuple[nn.Module, Slots | None]]:
+    def cells(self) -> dict[str, tuple[nn.Module, Slots | None]]:
         """Qualified name → the module, and its slots where it is a cell. Of cells in one another
         the innermost whose states are all that there is to be carried; a part of a cell that sees
         its state come back is none.
@@ -114,15 +114,15 @@ class Discovery:
                 for module in inner:
                     del cells[module]
         unlisted = self._unlisted([*cells, *self._pytorchs])
-        found: dict[str, tuple[nn.Module, Slots | None]] = {
+        by_name: dict[str, tuple[nn.Module, Slots | None]] = {
             self._names.get(module) or unlisted[module]: (module, slots) for module, slots in cells.items()
         }
-        return found | {unlisted[module]: (module, None) for module in self._pytorchs}
+        return by_name | {unlisted[module]: (module, None) for module in self._pytorchs}
 
     def states(self) -> set[int]:
         """The numbers of the places in the graph where the cells' states were made."""
-        found = self.found().values()
-        return {node for module, slots in found if slots is not None for node in self._carried(module, slots)}
+        cells = self.cells().values()
+        return {node for module, slots in cells if slots is not None for node in self._carried(module, slots)}
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -153,15 +153,15 @@ class Discovery:
         returns = self._returns.setdefault(module, _Returns())
         for path, tensor in taken.items():
             _note(module, returns, path, tensor)
-        passed = {place for tensor in taken.values() if (place := _place(tensor)) is not None}
+        passed = {address for tensor in taken.values() if (address := _address_of(tensor)) is not None}
         for path, tensor in returned.items():
-            place = _place(tensor)
+            address = _address_of(tensor)
             if (
-                not tensor.requires_grad or tensor.grad_fn is None or place in passed
+                not tensor.requires_grad or tensor.grad_fn is None or address in passed
             ):  # what it only hands on is no state
                 continue
-            if place is not None:
-                returns.places[place] = StorageWeakRef(tensor.untyped_storage()), path
+            if address is not None:
+                returns.addresses[address] = StorageWeakRef(tensor.untyped_storage()), path
             returns.nodes[_number(tensor.grad_fn)] = path
 
     def _carried(self, module: nn.Module, slots: Slots) -> set[int]:
@@ -183,20 +183,22 @@ class Discovery:
 
 def _note(module: nn.Module, returns: _Returns, path: str, tensor: Tensor) -> None:
     """Whether what the module takes here is something that it has returned."""
-    place = _place(tensor)
-    known = None if place is None else returns.places.get(place)
+    address = _address_of(tensor)
+    known = None if address is None else returns.addresses.get(address)
     # A storage that is gone may have left its identity to another.
     if known is not None and tensor.requires_grad and not known[0].expired():
         returns.itself[known[1], path] += 1
     elif tensor.grad_fn is not None and any(parameter.dim() > 1 for parameter in module.parameters()):
         # Between two calls of one of PyTorch's own layers the state may only be moved about: what
         # is computed there is the state.
-        own = is_own(module)
-        for out in above(tensor.grad_fn, returns.nodes, stop=HEAVY if own else None, only=None if own else MOVING):
+        is_users = is_own(module)
+        for out in above(
+            tensor.grad_fn, returns.nodes, stop=HEAVY if is_users else None, only=None if is_users else MOVING
+        ):
             returns.changed[out, path] += 1
 
 
-def _place(tensor: Tensor) -> _Place | None:
+def _address_of(tensor: Tensor) -> _Address | None:
     try:
         return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.shape  # pyright: ignore[reportPrivateUsage]
     except (NotImplementedError, RuntimeError):  # a tensor of another kind, which lies nowhere
@@ -207,7 +209,7 @@ def _number(node: Any) -> int:
     return node._sequence_nr()
 
 
-def _in_order(found: Mapping[tuple[str, str], int], made: list[str]) -> dict[tuple[str, str], int]:
+def _in_order(returns: Mapping[tuple[str, str], int], made: list[str]) -> dict[tuple[str, str], int]:
     """By the order in which the states are returned."""
     place = {path: i for i, path in enumerate(dict.fromkeys(made))}
-    return {pair: found[pair] for pair in sorted(found, key=lambda pair: place[pair[0]])}
+    return {pair: returns[pair] for pair in sorted(returns, key=lambda pair: place[pair[0]])}

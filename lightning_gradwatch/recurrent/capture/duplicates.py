@@ -31,11 +31,11 @@ def without_duplicates(calls: Sequence[RecurrentCall | Loop | Scan]) -> list[Rec
     others = {node: call for call in calls if not (_is_tap(call) or isinstance(call, Scan)) for node in _nodes(call)}
     left_out: set[str] = set()
     for name in dict.fromkeys(tap.module for tap in taps):
-        found = [_source(state.edge.node, others) for tap in taps if tap.module == name for state in tap.h]
-        modules = {source.module if source is not None else None for source in found}
-        if len(modules) == 1 and found[0] is not None:
-            own = isinstance(found[0], Loop) and found[0].kind not in NAMED_BY_TORCH
-            left_out.add(found[0].module if own else name)
+        sources = [_source(state.edge.node, others) for tap in taps if tap.module == name for state in tap.h]
+        modules = {source.module if source is not None else None for source in sources}
+        if len(modules) == 1 and sources[0] is not None:
+            is_users = isinstance(sources[0], Loop) and sources[0].kind not in NAMED_BY_TORCH
+            left_out.add(sources[0].module if is_users else name)
     return [call for call in calls if call.module not in left_out]
 
 

@@ -127,11 +127,11 @@ class FirstLook:
 
 def _first_bad(tensor: Tensor) -> tuple[int | None, float] | None:
     """Row and value of the first entry that is not finite."""
-    own = tensor.detach()
-    if not own.is_floating_point() or own.layout != torch.strided or own.is_nested:
+    values = tensor.detach()
+    if not values.is_floating_point() or values.layout != torch.strided or values.is_nested:
         return None
-    bad = ~own.isfinite()
+    bad = ~values.isfinite()
     if not bool(bad.any()):
         return None
     at = torch.nonzero(bad)[0].tolist()
-    return (at[0] if len(at) > 1 else None), float(own[tuple(at)])
+    return (at[0] if len(at) > 1 else None), float(values[tuple(at)])

@@ -40,14 +40,14 @@ class FirstHooks:
 
     def __init__(self) -> None:
         # By identity, which a lookup at every call of a cell can afford.
-        self._own: dict[int, tuple[nn.Module, RemovableHandle, Seen]] = {}
+        self._placed: dict[int, tuple[nn.Module, RemovableHandle, Seen]] = {}
         self._before: list[tuple[nn.Module, RemovableHandle]] = []
         self._global: RemovableHandle | None = None
 
     def add(self, module: nn.Module, hook: Seen) -> None:
         """Have ``hook`` be shown each result of the module's forward."""
         handle = module.register_forward_hook(self._after, with_kwargs=True, prepend=True)
-        self._own[id(module)] = module, handle, hook
+        self._placed[id(module)] = module, handle, hook
         self.settle()
 
     def add_before(self, module: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...]], None]) -> None:
@@ -56,21 +56,21 @@ class FirstHooks:
 
     def remove(self) -> None:
         """Take the hooks off."""
-        for handle in [*(handle for _, handle, _ in self._own.values()), *(handle for _, handle in self._before)]:
+        for handle in [*(handle for _, handle, _ in self._placed.values()), *(handle for _, handle in self._before)]:
             handle.remove()
-        self._own.clear()
+        self._placed.clear()
         self._before.clear()
         self._leave_global()
 
     def settle(self) -> None:
         """Go to the front again, where hooks have come before."""
-        for module, handle, _ in self._own.values():
+        for module, handle, _ in self._placed.values():
             _put_first(_hooks(module), handle)
         for module, handle in self._before:
             _put_last(cast("Any", module)._forward_pre_hooks, handle)
         everywhere = _global_hooks()
-        own = None if self._global is None else self._global.id
-        needed = any(number != own and not _only_looks(hook) for number, hook in everywhere.items())
+        ours = None if self._global is None else self._global.id
+        needed = any(number != ours and not _only_looks(hook) for number, hook in everywhere.items())
         if not needed or not SHOWS_KEYWORDS:
             self._leave_global()
             return
@@ -87,21 +87,21 @@ class FirstHooks:
         # Taken off by a hook before it, it is called once more, and without ``kwargs``.
         if must_not_break():
             return
-        own = self._own.get(id(module))
-        if own is None or (self._global is not None and not _holds(module)):
+        first = self._placed.get(id(module))
+        if first is None or (self._global is not None and not _holds(module)):
             return  # the global hook has seen it
-        _, handle, hook = own
+        _, handle, hook = first
         surely = _is_first(_hooks(module), handle) and all(map(_only_looks, _global_hooks().values()))
         hook(module, inputs, kwargs, outputs, None if surely else DOUBT)
 
     def _after_any(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         if must_not_break():
             return
-        own = self._own.get(id(module))
-        if own is None or self._global is None or _holds(module):
+        first = self._placed.get(id(module))
+        if first is None or self._global is None or _holds(module):
             return
         surely = _is_first(_global_hooks(), self._global)
-        own[2](module, inputs, kwargs, outputs, None if surely else DOUBT)
+        first[2](module, inputs, kwargs, outputs, None if surely else DOUBT)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is inert: a copied or pickled model carries the hooks along,

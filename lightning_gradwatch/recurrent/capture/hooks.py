@@ -65,7 +65,7 @@ class Capture:
         self._rng_state: Tensor | None = None
         self._names = {id(module): name for name, module in modules.items()}
         self._inner: dict[nn.Module, InnerCalls] = {}
-        self._own = OwnRecurrences()
+        self._own_recurrences = OwnRecurrences()
         self._first = FirstHooks()
         self._handles: list[RemovableHandle] = []
         self._endings: list[Callable[[], None]] = []
@@ -234,7 +234,7 @@ class Capture:
         assert isinstance(module, nn.RNNBase)
         self._read(
             module,
-            lambda name, index: self._own.read(name, index, module, in_order(inputs, kwargs), outputs),
+            lambda name, index: self._own_recurrences.read(name, index, module, in_order(inputs, kwargs), outputs),
         )
 
     def _after_cell(

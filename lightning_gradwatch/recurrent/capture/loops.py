@@ -18,7 +18,7 @@ from lightning_gradwatch.recurrent.graph.ways_up import REACH
 from lightning_gradwatch.recurrent.loop import Loop, LoopState, Made
 from lightning_gradwatch.recurrent.scan import Scan
 
-Place = tuple[Loop, int, Made]
+Origin = tuple[Loop, int, Made]
 """A sequence, a timestep of it, and one of the calls of that timestep."""
 
 WITHOUT_GRADIENT = "None of the {count} states given to tap() needs a gradient: each was detached before, or nothing that made it trains."
@@ -47,8 +47,8 @@ class Loops:
         self.undecided: set[str] = set()
         self._by_definition: dict[str, Slots] = {}
         self._calls = calls
-        self._by_tensor: dict[int, Place] = {}
-        self._by_node: dict[int, Place] = {}
+        self._by_tensor: dict[int, Origin] = {}
+        self._by_node: dict[int, Origin] = {}
         self._of_module: dict[str, list[Loop]] = {}
         self.without_gradient: Counter[str] = Counter()
         self._number: Counter[str] = Counter()
@@ -85,8 +85,8 @@ class Loops:
         for name, (loop, *_) in list(self._of_module.items()):
             pieces = segments(loop) if loop.kind == "tap" else [loop]
             if len(pieces) > 1 and loop in self._calls:
-                place = self._calls.index(loop)
-                self._calls[place : place + 1] = pieces
+                at = self._calls.index(loop)
+                self._calls[at : at + 1] = pieces
                 self._of_module[name] = pieces
 
     def keep(
@@ -105,12 +105,12 @@ class Loops:
             return
         taken = arguments(inputs, kwargs, slots.parameters)
         given = slots.states_given(taken)
-        names, states = tuple(own for own, _ in made), [state for _, state in given]
-        place = self._source(name, states)
+        names, states = tuple(slot for slot, _ in made), [state for _, state in given]
+        origin = self._source(name, states)
         call = Made(slots.input_of(taken), tuple(LoopState.of(state) for _, state in made), _named(slots, given, made))
-        if place is not None and place[0].names == names:
-            place[0].doubt = place[0].doubt or doubt
-            self._continue(place, call)
+        if origin is not None and origin[0].names == names:
+            origin[0].doubt = origin[0].doubt or doubt
+            self._continue(origin, call)
             return
         loop = self._begin(name, _kind(module), names, _weights(name, module))
         loop.doubt = doubt
@@ -146,9 +146,9 @@ class Loops:
         for state in call.states:  # these are held, so that no later tensor or node gets their identity
             self._by_tensor[id(state.tensor)] = self._by_node[id(state.edge.node)] = loop, step, call
 
-    def _continue(self, place: Place, call: Made) -> None:
+    def _continue(self, origin: Origin, call: Made) -> None:
         """A call that was given the state of an earlier one."""
-        loop, step, before = place
+        loop, step, before = origin
         leads = loop.steps[step] is before
         if step == len(loop.steps) - 1:
             if not leads:
@@ -183,58 +183,58 @@ class Loops:
         loop.add_beside(other.steps[0], 0)
         self._know(loop, 0, other.steps[0])
 
-    def _source(self, name: str, states: Iterable[Tensor]) -> Place | None:
+    def _source(self, name: str, states: Iterable[Tensor]) -> Origin | None:
         """The call whose state this one was given, itself or a few operations later: the
         latest where there are several.
         """
-        found: list[Place] = []
+        origins: list[Origin] = []
         for state in states:
-            place = self._by_tensor.get(id(state))
-            found += [place] if place is not None and place[0].module == name else self._through_graph(name, state)
-        if not found:
+            origin = self._by_tensor.get(id(state))
+            origins += [origin] if origin is not None and origin[0].module == name else self._through_graph(name, state)
+        if not origins:
             return None
-        first = max(found, key=lambda place: place[1] - len(place[0].steps))
-        for place in found:
-            if place[2] is first[2]:
+        first = max(origins, key=lambda origin: origin[1] - len(origin[0].steps))
+        for origin in origins:
+            if origin[2] is first[2]:
                 continue
-            if place[0] is first[0] and place[1] == first[1]:
+            if origin[0] is first[0] and origin[1] == first[1]:
                 first[0].mixed = True
-            elif len(place[0].steps) == len(first[0].steps) == 1 and place[0].begins_as(first[0]):
-                self._absorb(first[0], place[0])
+            elif len(origin[0].steps) == len(first[0].steps) == 1 and origin[0].begins_as(first[0]):
+                self._absorb(first[0], origin[0])
                 first[0].mixed = True
         return first
 
-    def _through_graph(self, name: str, state: Tensor) -> list[Place]:
+    def _through_graph(self, name: str, state: Tensor) -> list[Origin]:
         """The calls of a module that a state hangs on, through a few
         operations, the nearest first.
         """
         if name not in self._of_module or state.grad_fn is None:
             return []
-        found: list[Place] = []
+        origins: list[Origin] = []
         frontier, seen = [state.grad_fn], {state.grad_fn}
         for _ in range(REACH):
             below = list[Any]()
             for node in frontier:
-                place = self._by_node.get(id(node))
-                if place is not None and place[0].module == name:
-                    found.append(place)
+                origin = self._by_node.get(id(node))
+                if origin is not None and origin[0].module == name:
+                    origins.append(origin)
                     continue
                 new = [child for child, _ in node.next_functions if child is not None and child not in seen]
                 seen.update(new)
                 below += new
             frontier = below
-        return found
+        return origins
 
 
 def tensors(values: Iterable[Any]) -> list[Tensor]:
     """All tensors in nested tuples and lists, in order."""
-    found: list[Tensor] = []
+    held: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            held.append(value)
         elif isinstance(value, tuple | list):
-            found += tensors(value)  # pyright: ignore[reportUnknownArgumentType]
-    return found
+            held += tensors(value)  # pyright: ignore[reportUnknownArgumentType]
+    return held
 
 
 def _named(
@@ -256,4 +256,4 @@ def _kind(module: nn.Module) -> str:
 
 
 def _weights(name: str, module: nn.Module) -> tuple[tuple[str, Tensor], ...]:
-    return tuple((f"{name}.{own}", parameter) for own, parameter in module.named_parameters())
+    return tuple((f"{name}.{parameter_name}", parameter) for parameter_name, parameter in module.named_parameters())

@@ -34,15 +34,17 @@ def discover(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[st
     """
     named = {plain_name(name): module for name, module in model.named_modules()}
     recurrent = (nn.RNNBase, nn.RNNCellBase)
-    found: dict[str, nn.Module] = {name: module for name, module in named.items() if isinstance(module, recurrent)}
+    recurrent_modules: dict[str, nn.Module] = {
+        name: module for name, module in named.items() if isinstance(module, recurrent)
+    }
     if patterns is None:
-        return found
+        return recurrent_modules
     chosen: dict[str, nn.Module] = {}
     for pattern in patterns:
-        matching = {name: module for name, module in found.items() if fnmatchcase(name, pattern)}
+        matching = {name: module for name, module in recurrent_modules.items() if fnmatchcase(name, pattern)}
         matching = matching or ({pattern: named[pattern]} if pattern in named else {})
         if not matching:
-            names = plain(", ".join(found)) or "none"
+            names = plain(", ".join(recurrent_modules)) or "none"
             raise ValueError(
                 f"`modules` must match a recurrent module; {pattern!r} matches none of those there are: {names}. "
                 'Use modules="auto" to watch them all.'
@@ -79,15 +81,15 @@ def unregistered(model: nn.Module) -> dict[str, nn.Module]:
     PyTorch does not know of them, and of those inside: ``cells[0]``, ``cells[0].gate``.
     """
     registered = WeakIdKeyDictionary(dict.fromkeys(model.modules()))
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for name, holder in model.named_modules():
         prefix = f"{plain_name(name)}." if name else ""
         for attribute, value in vars(holder).items():
             for key, item in _items(value):
                 if isinstance(item, nn.Module) and item not in registered:
-                    own = f"{prefix}{attribute}[{key}]"
-                    found |= {f"{own}.{inner}".rstrip("."): module for inner, module in item.named_modules()}
-    return found
+                    item_name = f"{prefix}{attribute}[{key}]"
+                    modules |= {f"{item_name}.{inner}".rstrip("."): module for inner, module in item.named_modules()}
+    return modules
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -96,7 +98,7 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     return value.items() if type(value) is dict else ()  # pyright: ignore[reportUnknownVariableType]
 
 
-def added(found: Mapping[str, nn.Module], known: Collection[nn.Module], patterns: Sequence[str] | None) -> list[str]:
+def added(modules: Mapping[str, nn.Module], known: Collection[nn.Module], patterns: Sequence[str] | None) -> list[str]:
     """Qualified names of those of the recurrent modules found that
     train and are not among ``known``.
 
@@ -105,7 +107,7 @@ def added(found: Mapping[str, nn.Module], known: Collection[nn.Module], patterns
     """
     return [
         name
-        for name, module in found.items()
+        for name, module in modules.items()
         if module not in known
         and (patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns))
         and any(parameter.requires_grad for parameter in module.parameters())

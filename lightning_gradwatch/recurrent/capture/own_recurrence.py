@@ -71,7 +71,7 @@ def is_pytorchs(module: nn.RNNBase, call: RecurrentCall) -> bool:
     h0 = zeros[0] if call.h0 is None else call.h0
     hx = (h0, zeros[1] if call.c0 is None else call.c0) if shape.mode == "LSTM" else h0
     try:
-        own = cast(
+        repeated = cast(
             "tuple[Tensor, ...]",
             _OPERATORS[shape.mode](
                 call.input,
@@ -87,7 +87,7 @@ def is_pytorchs(module: nn.RNNBase, call: RecurrentCall) -> bool:
         )
     except (RuntimeError, TypeError):  # the weights, or what it was given, are of another form
         return False
-    return all(_is_near(made, again) for made, again in zip((call.output, call.h_n, call.c_n), own, strict=False))
+    return all(_is_near(made, again) for made, again in zip((call.output, call.h_n, call.c_n), repeated, strict=False))
 
 
 def _is_near(made: Tensor | None, again: Tensor) -> bool:

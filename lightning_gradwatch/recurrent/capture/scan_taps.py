@@ -54,9 +54,9 @@ def tap_scan(
         TypeError: ``h`` or another one is no tensor.
         ValueError: their shapes do not fit.
     """
-    for own, value in (("h", h), ("inputs", inputs), ("readout", readout)):
-        if not isinstance(value, Tensor) and (value is not None or own == "h"):
-            raise TypeError(f"`{own}` must be a tensor; found {type(value).__name__}.")
+    for argument, value in (("h", h), ("inputs", inputs), ("readout", readout)):
+        if not isinstance(value, Tensor) and (value is not None or argument == "h"):
+            raise TypeError(f"`{argument}` must be a tensor; found {type(value).__name__}.")
     a = decay if isinstance(decay, Tensor) else torch.tensor(decay, dtype=_WIDE[isinstance(decay, complex)])
     shape = ScanShape.of(h, a, readout, dim)
     _check(h, a, inputs, readout, shape)

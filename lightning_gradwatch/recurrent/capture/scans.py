@@ -40,8 +40,8 @@ class Scans:
             return DETACHED
         if not marked.state.numel():
             return EMPTY
-        own = replace(marked, index=self._number[marked.module], step=self._clock(), slot=GradientSlot())
+        scan = replace(marked, index=self._number[marked.module], step=self._clock(), slot=GradientSlot())
         self._number[marked.module] += 1
-        own.watch_gradient()
-        self._calls.append(own)
+        scan.watch_gradient()
+        self._calls.append(scan)
         return None

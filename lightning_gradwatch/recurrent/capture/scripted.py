@@ -28,15 +28,15 @@ def scripted_recurrences(model: nn.Module) -> dict[str, str]:
     PyTorch's own classes, with one of their operators, or with a loop that carries a tensor from
     round to round.
     """
-    found = scripted(model)
+    kinds = scripted(model)
     for name, module in _modules(model):
-        if name not in found and _is_recurrent(module, inlined=False):
-            found[name] = module.original_name
+        if name not in kinds and _is_recurrent(module, inlined=False):
+            kinds[name] = module.original_name
     for name, module in _modules(model):
-        inside = any(other == name or other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in found)
+        inside = any(other == name or other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in kinds)
         if not inside and _is_recurrent(module, inlined=True):  # in a function that it calls
-            found[name] = module.original_name
-    return found
+            kinds[name] = module.original_name
+    return kinds
 
 
 def _modules(model: nn.Module) -> list[tuple[str, torch.jit.ScriptModule]]:

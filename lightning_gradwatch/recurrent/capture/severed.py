@@ -81,8 +81,8 @@ def severed(calls: Sequence[RecurrentCall | Loop | Scan]) -> dict[str, How]:
     for call in calls:
         if not isinstance(call, Scan):  # it goes on from timestep to timestep by itself
             by_module.setdefault(call.module, []).append(call)
-    found = {name: _how(of_module) for name, of_module in by_module.items()}
-    return {name: how for name, how in found.items() if how is not None}
+    ways = {name: _how(of_module) for name, of_module in by_module.items()}
+    return {name: how for name, how in ways.items() if how is not None}
 
 
 def _how(calls: Sequence[RecurrentCall | Loop]) -> How | None:

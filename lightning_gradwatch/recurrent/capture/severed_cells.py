@@ -68,7 +68,7 @@ class SeveredCells:
         self.hooks = SearchHooks(self._names, self._after, is_over, around=True)
         self._end = listen(self._tapped)
 
-    def found(self, told: Collection[str]) -> dict[str, How]:
+    def severed(self, told: Collection[str]) -> dict[str, How]:
         """Module → how its state is severed.
 
         Args:
@@ -157,8 +157,8 @@ def _look_for_anew(calls: _Calls, names: tuple[str, ...], taken: Mapping[str, Te
     x = next((tensor for tensor in inputs if tensor.is_floating_point()), None)
     if calls.values and x is not None and x.dim() > 1 and len(x) > 1:
         calls.inputs.add(x.data_ptr())
-        found = set(origins(x))
-        calls.slice_of = found if calls.slice_of is None else calls.slice_of & found
+        sources = set(origins(x))
+        calls.slice_of = sources if calls.slice_of is None else calls.slice_of & sources
 
 
 def _are_alike(values: list[Tensor], before: list[Tensor], outputs: list[Tensor]) -> bool:

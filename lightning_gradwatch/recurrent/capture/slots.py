@@ -49,7 +49,7 @@ class Slots(WeaklyHeld):
         return cls(("h", "c") if isinstance(module, nn.LSTMCell) else ("h",), parameters=parameters(module))
 
     @classmethod
-    def found(cls, module: nn.Module, returns: Mapping[tuple[str, str], int]) -> Slots:
+    def from_returns(cls, module: nn.Module, returns: Mapping[tuple[str, str], int]) -> Slots:
         """From how often each output came back at each input: ``(path out, path in)`` → times. A
         single state is called h; several have the names of the parameters at which they go in, and
         one that is called h there leads.
@@ -100,21 +100,21 @@ def _names(paths: list[str]) -> list[str]:
 
 def arguments(inputs: tuple[Any, ...], kwargs: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Tensor]:
     """Path → tensor of a call's arguments: ``h``, ``state[1]``, ``state.c``."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for i, value in enumerate(inputs):
-        _gather(names[i] if i < len(names) else f"argument {i}", value, found)
+        _gather(names[i] if i < len(names) else f"argument {i}", value, tensors)
     for name, value in kwargs.items():
-        _gather(name, value, found)
-    return found
+        _gather(name, value, tensors)
+    return tensors
 
 
 def results(outputs: Any) -> dict[str, Tensor]:
     """Path → tensor of what a call returned: ``[1][0]``, ``.c``; the empty
     path where it is a tensor itself.
     """
-    found: dict[str, Tensor] = {}
-    _gather("", outputs, found)
-    return found
+    tensors: dict[str, Tensor] = {}
+    _gather("", outputs, tensors)
+    return tensors
 
 
 def parameters(module: nn.Module) -> tuple[str, ...]:
@@ -131,18 +131,18 @@ def is_own(module: nn.Module) -> bool:
 @lru_cache(maxsize=256)
 def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
     try:
-        found = list(inspect.signature(forward).parameters.values())[1:]
+        by_name = list(inspect.signature(forward).parameters.values())[1:]
     except (TypeError, ValueError):
         return ()
-    return tuple(p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    return tuple(p.name for p in by_name if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
 
-def _gather(path: str, value: Any, found: dict[str, Tensor]) -> None:
+def _gather(path: str, value: Any, tensors: dict[str, Tensor]) -> None:
     if isinstance(value, Tensor):
-        found[path] = value
+        tensors[path] = value
         return
     for key, part in _parts(value):
-        _gather(path + key, part, found)
+        _gather(path + key, part, tensors)
 
 
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:

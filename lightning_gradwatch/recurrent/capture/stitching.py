@@ -24,7 +24,7 @@ def stitch(calls: Sequence[RecurrentCall | Loop | Scan]) -> list[RecurrentCall |
     Whatever lies between: nothing, a mask, a norm, an index. It walks through the graph: for
     sampled steps. Calls that continue one another but cannot be joined stay apart and say why.
     """
-    found: list[RecurrentCall | Loop | Scan | Chain] = []
+    stitched: list[RecurrentCall | Loop | Scan | Chain] = []
     by_module: dict[str, list[RecurrentCall]] = {}
     for call in calls:
         if isinstance(call, RecurrentCall):
@@ -34,8 +34,8 @@ def stitch(calls: Sequence[RecurrentCall | Loop | Scan]) -> list[RecurrentCall |
         for place, chain in enumerate(_chains(of_module)):  # they are counted anew: many calls may have become one
             one = chain.calls[0] if len(chain.calls) == 1 else chain
             one.index = first + place
-            found.append(one)
-    return [*found, *(call for call in calls if not isinstance(call, RecurrentCall))]
+            stitched.append(one)
+    return [*stitched, *(call for call in calls if not isinstance(call, RecurrentCall))]
 
 
 def _chains(calls: Sequence[RecurrentCall]) -> list[Chain]:

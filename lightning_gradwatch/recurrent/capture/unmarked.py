@@ -78,8 +78,8 @@ def unmarked(
     graph = Topology.of(loss, MOST_NODES)
     if graph is None:
         return None
-    found = _Search(graph, graph.places(_states(calls), numbers)).found()
-    return None if found is None else [_told(uses, rounds, names) for uses, rounds in found]
+    recurrences = _Search(graph, graph.places(_states(calls), numbers)).recurrences()
+    return None if recurrences is None else [_told(uses, rounds, names) for uses, rounds in recurrences]
 
 
 class _Search:
@@ -93,10 +93,10 @@ class _Search:
         self._graph, self._states = graph, states
         self._parameters = uses_of_parameters(graph)
         self._single = {uses.source for uses in self._parameters if len(uses.ranks) == 1}
-        self._found: list[tuple[Uses, Rounds]] = []
+        self._recurrences: list[tuple[Uses, Rounds]] = []
         self._left = MOST_VISITS
 
-    def found(self) -> list[tuple[Uses, Rounds]] | None:
+    def recurrences(self) -> list[tuple[Uses, Rounds]] | None:
         """One use and its chain for each recurrence; None where the search had to end before one
         was found.
         """
@@ -104,11 +104,11 @@ class _Search:
             rounds = uses_in_a_row(self._graph, uses.ranks, self._states)
             self._take(uses, rounds if len(rounds) >= FEWEST_IN_A_ROW else None)
         for uses in self._of_count([*self._parameters, *uses_of_slices(self._graph)], FEWEST_THAT_JOIN):
-            barriers = self._states.union(*(rounds.growths for _, rounds in self._found))
+            barriers = self._states.union(*(rounds.growths for _, rounds in self._recurrences))
             rounds = uses_that_join(self._graph, uses.ranks, barriers)
             long = len(rounds) >= FEWEST_THAT_JOIN and are_alike(self._graph, rounds)
             self._take(uses, rounds if long else None)
-        return self._found if self._found or self._left > 0 else None
+        return self._recurrences if self._recurrences or self._left > 0 else None
 
     def _of_count(self, all_uses: Iterable[Uses], fewest: int) -> Iterator[Uses]:
         for uses in all_uses:
@@ -119,33 +119,33 @@ class _Search:
     def _take(self, uses: Uses, rounds: Rounds | None) -> None:
         if rounds is None or have_own_weights(self._graph, rounds, self._single):
             return
-        known = [self._states, *(set(other.growths) for _, other in self._found)]
+        known = [self._states, *(set(other.growths) for _, other in self._recurrences)]
         self._left -= len(known) * len(self._graph.nodes)
         if not any(are_carried_by(self._graph, rounds, states) for states in known if states):
-            self._found.append((uses, rounds))
+            self._recurrences.append((uses, rounds))
 
 
 def _states(calls: Iterable[RecurrentCall | Loop | Scan]) -> set[Node]:
-    found = set[Node]()
+    nodes = set[Node]()
     for call in calls:
         if isinstance(call, RecurrentCall):
-            found.update(edge[0] for edge in call.edges.made if edge is not None)
+            nodes.update(edge[0] for edge in call.edges.made if edge is not None)
         elif isinstance(call, Scan):
-            found.update(_behind(call.node))
+            nodes.update(_behind(call.node))
         else:
-            found.update(state.edge.node for state in call.states)
-    return found
+            nodes.update(state.edge.node for state in call.states)
+    return nodes
 
 
 def _behind(node: Node | None) -> set[Node]:
     """What a scan's states were put together from, where a loop made them: within a few
     operations.
     """
-    found = frontier = set[Node]() if node is None else {node}
+    nodes = frontier = set[Node]() if node is None else {node}
     for _ in range(PUT_TOGETHER):
         frontier = {child for one in frontier for child, _ in one.next_functions if child is not None}
-        found = found | frontier
-    return found
+        nodes = nodes | frontier
+    return nodes
 
 
 def _told(uses: Uses, rounds: Rounds, names: Mapping[int, str]) -> Unmarked:

@@ -76,9 +76,14 @@ class _Bounded(torch.autograd.Function):
         with without_warnings(), torch.autocast(source.device.type, enabled=False):
             back = _Back(call, ctx.rule, *gradients)
             back.run(with_input=wanted)
-        found = [back.source if wanted else None, None, back.h0, back.c0, *back.weights]
+        back_gradients = [back.source if wanted else None, None, back.h0, back.c0, *back.weights]
         read = (source, output, h0, c0, *weights)
-        return (None, None, None, *(_like(gradient, tensor) for gradient, tensor in zip(found, read, strict=True)))
+        return (
+            None,
+            None,
+            None,
+            *(_like(gradient, tensor) for gradient, tensor in zip(back_gradients, read, strict=True)),
+        )
 
 
 class _Back:
@@ -117,7 +122,9 @@ class _Back:
         states = [self._lower_states(layer, inputs) for layer in range(call.shape.num_layers - 1)]
         width = call.shape.state_size
         top = layout.read(call.output, FORWARD, 0, steps).to(self.dtype)
-        states.append([self._own(top[..., d * width : (d + 1) * width], d) for d in range(call.shape.num_directions)])
+        states.append(
+            [self._in_own_order(top[..., d * width : (d + 1) * width], d) for d in range(call.shape.num_directions)]
+        )
         if self.from_output is None:
             gradient: Tensor | None = torch.zeros_like(top)
         else:
@@ -129,7 +136,7 @@ class _Back:
                 gradient = gradient * self.masks[layer - 1]
         self.source = None if gradient is None else layout.write(gradient)
 
-    def _own(
+    def _in_own_order(
         self, natural: axes.Float[Tensor, "time sequence width"], direction: int
     ) -> axes.Float[Tensor, "time sequence width"]:
         """From the caller's time to a direction's own order, or back."""
@@ -152,16 +159,20 @@ class _Back:
         """Both directions' states, in their own order; what the next
         layer reads is added to ``inputs``.
         """
-        own: list[Tensor] = []
+        by_direction: list[Tensor] = []
         for direction in range(self.call.shape.num_directions):
             adjoint = adjoint_of(self.call, layer, direction)
             start = self._start(adjoint, layer * self.call.shape.num_directions + direction)
-            states, _, _ = adjoint.run(self._own(inputs[layer], direction), *start)
+            states, _, _ = adjoint.run(self._in_own_order(inputs[layer], direction), *start)
             # Past a sequence's end it runs on over zeros, and might overflow.
-            own.append(states if self.valid is None else states.masked_fill(~self.valid.to(states.device), 0.0))
-        natural = torch.cat([self._own(states, direction) for direction, states in enumerate(own)], -1)
+            by_direction.append(
+                states if self.valid is None else states.masked_fill(~self.valid.to(states.device), 0.0)
+            )
+        natural = torch.cat(
+            [self._in_own_order(states, direction) for direction, states in enumerate(by_direction)], -1
+        )
         inputs.append(natural * self.masks[layer] if self.masks else natural)
-        return own
+        return by_direction
 
     def _back_layer(
         self,
@@ -179,10 +190,12 @@ class _Back:
         for direction in range(directions):
             index = layer * directions + direction
             adjoint = adjoint_of(self.call, layer, direction)
-            own = self._own(gradient[..., direction * width : (direction + 1) * width], direction)
-            delta = self._back_direction(adjoint, index, self._own(inputs, direction), states[direction], own)
+            arriving = self._in_own_order(gradient[..., direction * width : (direction + 1) * width], direction)
+            delta = self._back_direction(
+                adjoint, index, self._in_own_order(inputs, direction), states[direction], arriving
+            )
             if with_input:
-                part = self._own(delta.matmul(adjoint.weights.w_ih), direction)
+                part = self._in_own_order(delta.matmul(adjoint.weights.w_ih), direction)
                 below = part if below is None else below + part
         return below
 
@@ -208,11 +221,11 @@ class _Back:
         hidden, cell = adjoint.sweep(factors, direct, carry, ends, self.rule.limit)
         delta = adjoint.input_delta(factors, hidden, cell)
         recurrent = adjoint.recurrent_delta(factors, hidden, delta)
-        found = _weight_gradients(adjoint, factors, x, h_previous, hidden, delta, recurrent)
+        gradients = _weight_gradients(adjoint, factors, x, h_previous, hidden, delta, recurrent)
         if self.rule.omega is not None and isinstance(adjoint, RNNAdjoint):
-            found[1] = found[1] + self.rule.omega.gradient(factors.slope, delta[:, 0], adjoint.weights.w_hh)
+            gradients[1] = gradients[1] + self.rule.omega.gradient(factors.slope, delta[:, 0], adjoint.weights.w_hh)
         count = self.call.shape.weights_per_direction
-        self.weights[index * count : (index + 1) * count] = found
+        self.weights[index * count : (index + 1) * count] = gradients
         for whole, part in ((self.h0, carry.hidden), (self.c0, carry.cell)):
             if whole is not None and part is not None:
                 whole[index] = part[0].view_as(whole[index])
@@ -230,10 +243,10 @@ def _weight_gradients(
 ) -> list[Tensor]:
     """In PyTorch's flat order, each summed over all timesteps and sequences at once."""
     rows, recurrent_rows = delta.flatten(0, 2), recurrent.flatten(0, 2)
-    found = [rows.T.matmul(x.flatten(0, 1)), recurrent_rows.T.matmul(h_previous.flatten(0, 1))]
+    gradients = [rows.T.matmul(x.flatten(0, 1)), recurrent_rows.T.matmul(h_previous.flatten(0, 1))]
     if adjoint.shape.has_bias:
-        found += [rows.sum(0), recurrent_rows.sum(0)]
-    return found + adjoint.projection_gradient(factors, hidden)
+        gradients += [rows.sum(0), recurrent_rows.sum(0)]
+    return gradients + adjoint.projection_gradient(factors, hidden)
 
 
 def _like(gradient: Tensor | None, tensor: Tensor | None) -> Tensor | None:

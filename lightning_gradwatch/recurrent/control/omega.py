@@ -50,5 +50,5 @@ class Omega:
         ratio = torch.linalg.vector_norm(arriving, dim=-1, keepdim=True)
         # d(ratio − 1)²/d(arriving); where nothing arrives there is no direction to pull in.
         pull = 2 * (ratio - 1) * torch.where(ratio > 0, arriving / torch.where(ratio > 0, ratio, 1.0), 0.0)
-        found = direction.flatten(0, 1).T.matmul((pull * slope).flatten(0, 1))
-        return found * (self.weight * self._limit.factor / reached.sum().clamp_min(1).to(found))
+        gradient = direction.flatten(0, 1).T.matmul((pull * slope).flatten(0, 1))
+        return gradient * (self.weight * self._limit.factor / reached.sum().clamp_min(1).to(gradient))

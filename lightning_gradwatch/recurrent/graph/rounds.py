@@ -51,14 +51,14 @@ class Rounds:
 
     def segments(self) -> list[list[int]]:
         """The places from each growth, it left out, up to the next one, it included."""
-        found: list[list[int]] = []
+        segments: list[list[int]] = []
         starts = set(self.growths)
         for at in self.way:
-            if found:
-                found[-1].append(at)
+            if segments:
+                segments[-1].append(at)
             if at in starts:
-                found.append([])
-        return found[:-1] if found and not found[-1] else found
+                segments.append([])
+        return segments[:-1] if segments and not segments[-1] else segments
 
 
 def uses_in_a_row(graph: Topology, uses: Collection[int], barriers: Collection[int]) -> Rounds:
@@ -84,10 +84,10 @@ def uses_that_join(graph: Topology, ranks: Mapping[int, int], barriers: Collecti
     size = len(graph.nodes)
     latest, count, via = [0] * size, [0] * size, [-1] * size
     for at, children in enumerate(graph.children):
-        own = ranks.get(at, 0)
+        rank = ranks.get(at, 0)
         below = [child for child, _ in children if latest[child] and child not in barriers]
-        latest[at] = max([own, *(latest[child] for child in below)])
-        count[at] = int(own > 0)
+        latest[at] = max([rank, *(latest[child] for child in below)])
+        count[at] = int(rank > 0)
         for child in below:
             grows = latest[at] > latest[child] and not _only_gathers(graph, at, child)
             if count[child] + grows > count[at]:
@@ -125,8 +125,8 @@ def have_own_weights(graph: Topology, rounds: Rounds, single: Collection[object]
     """
     seen = [_layers(graph, segment, rounds.way) for segment in rounds.segments()]
     times = Counter(at for layers in seen for at in layers)
-    own = sum(any(times[at] == 1 and _has_weight(graph, at, single) for at in layers) for layers in seen)
-    return 2 * own > len(seen)
+    with_weight = sum(any(times[at] == 1 and _has_weight(graph, at, single) for at in layers) for layers in seen)
+    return 2 * with_weight > len(seen)
 
 
 def _layers(graph: Topology, segment: list[int], way: list[int]) -> set[int]:

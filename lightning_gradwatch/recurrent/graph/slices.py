@@ -25,8 +25,8 @@ def have_common_origin(tensors: Sequence[Tensor]) -> bool:
     """
     common: set[Origin] | None = None
     for tensor in tensors:
-        found = set(origins(tensor))
-        common = found if common is None else common & found
+        sources = set(origins(tensor))
+        common = sources if common is None else common & sources
         if not common:
             return False
     return len({id(tensor) for tensor in tensors}) > 1

@@ -38,27 +38,45 @@ def uses_of_parameters(graph: Topology) -> list[Uses]:
             source = graph.edge_source(edge)
             if source is not None:
                 places.setdefault(source, []).append(at)
-    found = [
+    repeated = [
         Uses(source, graph.leaves[source], _ranked(graph, {place: place for place in at}))
         for source, at in places.items()
     ]
-    return sorted(found, key=lambda uses: (uses.leaf.dim() < 2, -len(uses.ranks)))
+    return sorted(repeated, key=lambda uses: (uses.leaf.dim() < 2, -len(uses.ranks)))
 
 
 def uses_of_slices(graph: Topology) -> list[Uses]:
     """Of each tensor that is taken apart; none of one that hangs on parameters alone."""
     slices: dict[tuple[int, int], dict[int, object]] = {}
+    same = _same_parts(graph)
     for at, children in enumerate(graph.children):
         for edge in children:
-            if graph.kinds[edge[0]] in SELECTING and graph.sources[edge[0]] is None:
-                taken = graph.children[edge[0]][0]
-                slices.setdefault(taken, {})[at] = (*part_of(graph.nodes[edge[0]]), edge[1])
-    found: list[Uses] = []
+            if _selects(graph, edge[0]):
+                below, output = graph.children[edge[0]][0]
+                slices.setdefault((same[below], output), {})[at] = (*part_of(graph.nodes[edge[0]]), edge[1])
+    uses: list[Uses] = []
     for taken, parts in slices.items():
         leaf = _leaf_behind(graph, taken[0])
         if leaf is not None:
-            found.append(Uses(("slices", *taken), leaf, _ranked(graph, parts), is_slices=True))
-    return found
+            uses.append(Uses(("slices", *taken), leaf, _ranked(graph, parts), is_slices=True))
+    return uses
+
+
+def _same_parts(graph: Topology) -> list[int]:
+    """Of each place the first one that takes the same part of the same tensor; itself if it takes
+    none. ``z[:, 1:][:, t]`` makes its first slice anew for each ``t``, and so does ``z[:, t]`` in
+    PyTorch 2.2.
+    """
+    same, first = list(range(len(graph.nodes))), dict[tuple[object, ...], int]()
+    for at, node in enumerate(graph.nodes):
+        if _selects(graph, at):
+            below, output = graph.children[at][0]
+            same[at] = first.setdefault((same[below], output, *part_of(node)), at)
+    return same
+
+
+def _selects(graph: Topology, at: int) -> bool:
+    return graph.kinds[at] in SELECTING and graph.sources[at] is None
 
 
 def _ranked(graph: Topology, parts: Mapping[int, object]) -> dict[int, int]:

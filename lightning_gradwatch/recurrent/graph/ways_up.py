@@ -89,14 +89,14 @@ def above(
         stop: nodes with names that begin so are not passed through.
         only: nodes with other names are not.
     """
-    found: list[T] = []
+    reached: list[T] = []
     frontier, seen = [node], {node}
     for _ in range(REACH):
         below: list[Node] = []
         for one in frontier:
             number = one._sequence_nr()  # pyright: ignore[reportPrivateUsage]
             if number in wanted:
-                found.append(wanted[number])
+                reached.append(wanted[number])
                 continue
             kind = one.name().partition("Backward")[0]
             if (stop and kind.startswith(stop)) or (only and kind.rstrip("0123456789") not in only):
@@ -105,4 +105,4 @@ def above(
             seen.update(new)
             below += new
         frontier = below
-    return found
+    return reached

@@ -74,13 +74,13 @@ def norm(tensor: axes.Float[Tensor, "*axes width"]) -> axes.Float[Tensor, " *axe
     gradients underflow in float32.
     """
     dtype = torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    found = torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype)
-    if tensor.dtype != dtype or bool(found.isfinite().all()):
-        return found
+    norms = torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype)
+    if tensor.dtype != dtype or bool(norms.isfinite().all()):
+        return norms
     # In the widest dtype itself, squares of finite numbers may overflow.
     largest = tensor.abs().amax(-1)
     scaled = torch.linalg.vector_norm(tensor / largest[..., None], dim=-1) * largest
-    return torch.where(found.isfinite() | ~largest.isfinite(), found, scaled)
+    return torch.where(norms.isfinite() | ~largest.isfinite(), norms, scaled)
 
 
 def last_timestep(layout: Layout, direction: int) -> axes.Int[Tensor, " sequence"]:

@@ -59,9 +59,9 @@ def look_at_gates(loop: Loop, sequences: Sequence[int]) -> Gates:
     steps = _steps(loop, sequences)
     for mode in _MODES.get(loop.kind, ()) if steps is not None else ():
         adjoint = _adjoint(loop, mode, steps) if steps is not None else None
-        found = None if adjoint is None or steps is None else _of_cell(adjoint, steps)
-        if found is not None:
-            return found
+        gates = None if adjoint is None or steps is None else _of_cell(adjoint, steps)
+        if gates is not None:
+            return gates
     return (0.0 if _weights_get_nothing(loop) else None), None
 
 

@@ -110,9 +110,9 @@ def measure_ends(chain: Chain, gradients: Sequence[Gradients], sequences: list[i
             swept = sweep(_side_by_side(parts, sequences), anchors=0, sequences=everything)
         reasons.append(swept.inexact_reason)
         for layer, (direction,) in enumerate(swept.directions):
-            for into, found in ((h, direction.total), (c, direction.total_cell)):
-                if found is not None:
-                    columns = found[:, 0].unflatten(1, (len(group), len(sequences)))
+            for into, total in ((h, direction.total), (c, direction.total_cell)):
+                if total is not None:
+                    columns = total[:, 0].unflatten(1, (len(group), len(sequences)))
                     for column, place in enumerate(group):
                         into[layer][starts[place] : starts[place + 1]] = columns[:, column]
     reason = next((reason for reason in reasons if reason), None)

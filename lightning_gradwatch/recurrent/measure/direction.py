@@ -79,9 +79,9 @@ class DirectionSweep:
         ends = last_timestep(layout, direction)
         # Which streams a final state belongs to: all of the loss, and the anchors
         # that stand at its own timestep.
-        own = torch.where(anchors.timestep == ends, anchors.scale, 0.0)
+        injected = torch.where(anchors.timestep == ends, anchors.scale, 0.0)
         self._lift = anchors.lift
-        share = torch.cat([torch.full((1, sequences), anchors.lift, dtype=torch.float64), own]).to(like)[..., None]
+        share = torch.cat([torch.full((1, sequences), anchors.lift, dtype=torch.float64), injected]).to(like)[..., None]
         self._h_n = _shared(boundary.h_n_gradient, share)
         self._c_n = _shared(boundary.c_n_gradient, share)
 

@@ -147,8 +147,8 @@ def numbers(gradient: Tensor) -> Tensor:
     """The numbers of a gradient, which may be sharded, or sparse: there
     rows that came twice stand twice.
     """
-    own = local(gradient)
-    return own._values() if own.is_sparse else own
+    local_part = local(gradient)
+    return local_part._values() if local_part.is_sparse else local_part
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def usual_norms(model: nn.Module) -> dict[int, float]:
     own start within ±1/√inputs would give it: a matrix that begins near 0 has to grow.
     """
     rows = {id(p): len(numbers(p)) for p in model.parameters() if not isinstance(p, UninitializedParameter) and p.dim()}
-    return {own: max(norm, math.sqrt(rows[own] / 3)) for own, norm in matrix_norms(model).items() if norm > 0}
+    return {name: max(norm, math.sqrt(rows[name] / 3)) for name, norm in matrix_norms(model).items() if norm > 0}
 
 
 def matrix_norms(model: nn.Module) -> dict[int, float]:

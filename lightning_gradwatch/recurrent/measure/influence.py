@@ -52,5 +52,5 @@ def influence_curves(
     Args:
         norms: as the caller counts time.
     """
-    own = layout.read_padded(norms.transpose(1, 2), direction, 0, layout.timesteps).transpose(1, 2)
-    return lag_curves(own, layout, anchors, direction)
+    in_order = layout.read_padded(norms.transpose(1, 2), direction, 0, layout.timesteps).transpose(1, 2)
+    return lag_curves(in_order, layout, anchors, direction)

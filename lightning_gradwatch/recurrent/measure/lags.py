@@ -73,9 +73,9 @@ def _follow(loop: Loop, step: int, number: int, sent: Tensor) -> None:
     hangs on c) is in the sums already.
     """
     states, before = loop.states, loop.lagged
-    own = number * len(loop.steps) + step
+    at = number * len(loop.steps) + step
     try:
-        known = None if before is None else before[own]
+        known = None if before is None else before[at]
         if before is None:
             loop.lift = lift_of(float(norm(sent.flatten())), sent.dtype)  # ratios are what is measured
         sent = sent * loop.lift
@@ -83,10 +83,12 @@ def _follow(loop: Loop, step: int, number: int, sent: Tensor) -> None:
         if known is not None and not bool(direct.any()):
             return
         edges = [state.edge for state in states]
-        begin = start(pair(edges[own]), states[own].tensor)
+        begin = start(pair(edges[at]), states[at].tensor)
         with paused():
-            found = torch.autograd.grad(begin, edges, direct, retain_graph=True, allow_unused=True)
-        loop.lagged = list(found) if before is None else [_sum(a, b) for a, b in zip(before, found, strict=True)]
+            gradients = torch.autograd.grad(begin, edges, direct, retain_graph=True, allow_unused=True)
+        loop.lagged = (
+            list(gradients) if before is None else [_sum(a, b) for a, b in zip(before, gradients, strict=True)]
+        )
     except Exception as error:  # whatever it is, it must not reach the training's own backward pass
         loop.forget_lags()
         loop.inexact_reason = failed(error)

@@ -93,8 +93,8 @@ def _reached(loop: Loop, batch: int) -> axes.Bool[Tensor, " batch"]:
     for state in loop.states:
         gradient = state.slot.value()
         if gradient is not None:
-            found = loop.rows(gradient).ne(0).any(-1).cpu()[:batch]
-            reached[: len(found)] |= found
+            arrived = loop.rows(gradient).ne(0).any(-1).cpu()[:batch]
+            reached[: len(arrived)] |= arrived
     return reached
 
 
@@ -138,11 +138,11 @@ def _rows_stay(loop: Loop, rows: list[int]) -> bool:
 def _totals(loop: Loop, states: list[LoopState], sequences: list[int], lengths: list[int]) -> Any:
     """``(sequence, time)``, NaN past a sequence's end."""
     chosen, ends = torch.tensor(sequences), torch.tensor(lengths)
-    found = torch.full((len(sequences), len(states)), torch.nan, dtype=torch.float64)
+    totals = torch.full((len(sequences), len(states)), torch.nan, dtype=torch.float64)
     for t, state in enumerate(states):
         there = ends > t
-        found[there, t] = _norms(loop, state, state.slot.value())[chosen[there]]
-    return found.numpy()
+        totals[there, t] = _norms(loop, state, state.slot.value())[chosen[there]]
+    return totals.numpy()
 
 
 def _norms(loop: Loop, state: LoopState, gradient: Tensor | None) -> axes.Float[Tensor, " batch"]:

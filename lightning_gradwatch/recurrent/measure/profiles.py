@@ -57,24 +57,24 @@ def measure_calls(
         anchors: of each sequence of a fused call or a scan.
         influence: measure the gradients of fused modules' inputs as well.
     """
-    found: list[Profile] = []
+    measured: list[Profile] = []
     for call in calls:
         if isinstance(call, Loop):
-            found += _with_gates(call, loop_profiles(call, max_sequences))
+            measured += _with_gates(call, loop_profiles(call, max_sequences))
         elif isinstance(call, Scan):
-            found.append(scan_profile(call, max_sequences, anchors))
+            measured.append(scan_profile(call, max_sequences, anchors))
         elif isinstance(call, Chain):
-            found += chain_profiles(call, max_sequences, anchors)
+            measured += chain_profiles(call, max_sequences, anchors)
         else:
             chunk = _chunk(call, max_sequences)
             swept = sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk, inputs=influence)
-            found += profiles(call, swept, _saturation(call, swept, chunk))
-    return found
+            measured += profiles(call, swept, _saturation(call, swept, chunk))
+    return measured
 
 
-def _with_gates(loop: Loop, found: list[Profile]) -> list[Profile]:
-    share, saturation = look_at_gates(loop, found[0].sequences)
-    return [replace(profile, gate_gradient=share, saturation=saturation) for profile in found]
+def _with_gates(loop: Loop, measured: list[Profile]) -> list[Profile]:
+    share, saturation = look_at_gates(loop, measured[0].sequences)
+    return [replace(profile, gate_gradient=share, saturation=saturation) for profile in measured]
 
 
 def _chunk(call: RecurrentCall, max_sequences: int | None) -> int:
@@ -107,7 +107,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
     """The profiles of a swept call, lowest layer first; for an LSTM one of h and one of c,
     which share the lagged curves.
     """
-    found: list[Profile] = []
+    made: list[Profile] = []
     truncated = is_truncated(call.h0) or is_truncated(call.c0)
     runs = equal_ends.of_call(call, swept.layout, CHUNK)
     from_loss = [by_time(_sent(one), swept.layout, d) for d, one in enumerate(swept.directions[-1])]
@@ -127,7 +127,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                 sent=from_loss[direction] if top else sum(from_loss[1:], start=from_loss[0]),
             )
             for state, total, direct in states:
-                found.append(
+                made.append(
                     Profile(
                         module=call.module,
                         call=call.index,
@@ -156,7 +156,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         batch_first=_order(call),
                     )
                 )
-    return found + influence_profiles(swept, [one for one in found if one.state == "h" and one.layer == 0])
+    return made + influence_profiles(swept, [one for one in made if one.state == "h" and one.layer == 0])
 
 
 def _sent(one: DirectionSweep) -> axes.Float[Tensor, "time sequence"]:

@@ -50,8 +50,8 @@ def over_first(norms: axes.Float[Tensor, "time sequence"], begins: Sequence[int]
     there = curves[:, 0] != 0
     reached = curves[there]
     ratios = np.nan_to_num((reached / reached[:, :1]).numpy(), nan=np.inf, posinf=np.inf)
-    own = [begin for begin, kept in zip(begins, there.tolist(), strict=True) if kept]
-    return without_earlier_episodes(ratios, own, len(norms) - 1)
+    kept_begins = [begin for begin, kept in zip(begins, there.tolist(), strict=True) if kept]
+    return without_earlier_episodes(ratios, kept_begins, len(norms) - 1)
 
 
 def episodes_of_loop(loop: Loop, sequences: Sequence[int], anchor: int) -> list[int]:
@@ -106,19 +106,19 @@ def _reset(given: list[Tensor], before: list[Tensor], first: list[Tensor], in_pl
     begins = torch.ones(count, dtype=torch.bool, device=given[0].device)
     differs = torch.full_like(begins, in_place)
     for i, rows in enumerate(given):
-        own = rows[:count].eq(0).all(1)
+        is_start = rows[:count].eq(0).all(1)
         if i < len(first) and first[i].shape[1] == rows.shape[1] and len(first[i]) >= count:
-            own |= rows[:count].eq(first[i][:count]).all(1)
-        begins &= own
+            is_start |= rows[:count].eq(first[i][:count]).all(1)
+        begins &= is_start
         if i < len(before) and before[i].shape[1] == rows.shape[1]:
             differs |= rows[:count].ne(before[i][:count]).any(1)
     return begins & differs
 
 
 def _note(begins: list[int], sequences: Sequence[int], reset: Tensor, t: int) -> None:
-    found = reset.tolist()
+    resets = reset.tolist()
     for i, sequence in enumerate(sequences):
-        if sequence < len(found) and found[sequence]:
+        if sequence < len(resets) and resets[sequence]:
             begins[i] = t
 
 

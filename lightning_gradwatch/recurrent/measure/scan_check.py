@@ -40,9 +40,9 @@ def find_mismatch(reader: ScanReader, sequences: Sequence[int], lengths: Tensor)
         kept, added = (a[1:] if len(a) > 1 else a) * h[:-1], (b[1:] if len(b) > 1 else b).expand_as(h[1:])
         off = torch.hypot(off, _norm(h[1:] - kept - added))
         of = torch.hypot(of, _norm(h[1:]) + _norm(kept) + _norm(added))
-    own = torch.arange(1, reader.timesteps)[:, None]
+    steps = torch.arange(1, reader.timesteps)[:, None]
     first = reader.timesteps - lengths if scan.reverse else torch.zeros_like(lengths)
-    inside = (own > first) & (own < first + lengths)
+    inside = (steps > first) & (steps < first + lengths)
     error = torch.where(inside & (of > 0), off / of, 0.0)
     tolerance = max(
         TOLERANCES.get(tensor.dtype, 0.0) for tensor in (scan.state, scan.decay, scan.inputs) if tensor is not None
@@ -56,11 +56,11 @@ def find_mismatch(reader: ScanReader, sequences: Sequence[int], lengths: Tensor)
     return Mismatch(time, sequences[row], float(error[step, row]), tolerance)
 
 
-def differs(found: Mismatch) -> str:
+def differs(mismatch: Mismatch) -> str:
     """Why such a profile is not exact."""
     return (
-        f"the scan's output differs from its recurrence from timestep {found.timestep} on (sequence {found.sequence}: by "
-        f"{found.error:.2g} of its size)"
+        f"the scan's output differs from its recurrence from timestep {mismatch.timestep} on (sequence {mismatch.sequence}: by "
+        f"{mismatch.error:.2g} of its size)"
     )
 
 

@@ -45,14 +45,14 @@ def follow_back(reader: ScanReader, anchors: Sequence[Sequence[int]], first: Ten
     """
     begins, steps = [int(step) for step in first], _by_step(anchors)
     weights = {step: _weights(reader, step, rows) for step, rows in steps.items()}
-    following = _Following({row: own[0] for row, own in enumerate(anchors) if own})
+    following = _Following({row: decayed[0] for row, decayed in enumerate(anchors) if decayed})
     for channels in reader.chunks(reader.decay_width):
         decay = reader.own_decay(channels)
         for step, rows in steps.items():
             products = shrinkage(decay, step)  # (lag, sequence | 1, channel)
             for row, weight in zip(rows, weights[step], strict=True):
-                own = products[: step - begins[row] + 1, row if products.shape[1] > 1 else 0]
-                following.add(row, step, own, weight[channels])
+                decayed = products[: step - begins[row] + 1, row if products.shape[1] > 1 else 0]
+                following.add(row, step, decayed, weight[channels])
     return following.result(begins)
 
 
@@ -85,7 +85,7 @@ class _Following:
         """What was gathered; ``begins``: where each sequence begins."""
         horizons = [torch.cat(of_row) for of_row in self._horizons.values()]
         return Lags(
-            curves=_table([torch.as_tensor(found).sqrt().cpu() for found in self._squares.values()]),
+            curves=_table([torch.as_tensor(squares).sqrt().cpu() for squares in self._squares.values()]),
             horizons=torch.stack(horizons).cpu().double().numpy() if horizons else np.zeros((0, 0)),
             longest=max((end - begins[row] for row, end in self._ends.items()), default=0),
             size=float(torch.cat(self._rates).median()) if self._rates else np.nan,
@@ -100,11 +100,11 @@ def _horizons(products: Tensor) -> Tensor:
 
 def _by_step(anchors: Sequence[Sequence[int]]) -> dict[int, list[int]]:
     """Own-order step → the sequences that have an anchor there."""
-    found: dict[int, list[int]] = {}
+    rows: dict[int, list[int]] = {}
     for row, steps in enumerate(anchors):
         for step in steps:
-            found.setdefault(step, []).append(row)
-    return found
+            rows.setdefault(step, []).append(row)
+    return rows
 
 
 def _weights(reader: ScanReader, step: int, rows: Sequence[int]) -> Tensor:

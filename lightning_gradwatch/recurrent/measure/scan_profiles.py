@@ -48,7 +48,7 @@ def scan_profile(scan: Scan, max_sequences: int | None, anchors: int) -> Profile
     reader, lengths = ScanReader(scan, sequences), _lengths(scan, sequences)
     norms = _norms(reader, lengths)
     chosen = _anchors(norms.direct, _normal(scan), anchors)
-    found = follow_back(reader, chosen, _first(scan, lengths))
+    lags = follow_back(reader, chosen, _first(scan, lengths))
     mismatch = None if scan.inputs is None else find_mismatch(reader, sequences, lengths)
     return Profile(
         module=scan.module,
@@ -63,11 +63,11 @@ def scan_profile(scan: Scan, max_sequences: int | None, anchors: int) -> Profile
         lengths=tuple(lengths.tolist()),
         total=_by_time(norms.total, scan, lengths),
         direct=_by_time(norms.direct, scan, lengths),
-        curves=found.curves,
+        curves=lags.curves,
         inexact_reason=_inexact(scan, norms) or (None if mismatch is None else differs(mismatch)),
         fused=False,
         with_gradient=int(reached.sum()),
-        channels=_channels(found),
+        channels=_channels(lags),
         mismatch=mismatch,
     )
 
@@ -102,9 +102,9 @@ def _norms(reader: ScanReader, lengths: Tensor) -> Norms:
         total = torch.hypot(total, norm(adjoint(reader.decay(channels), sent).abs()).cpu().double())
     # What the format of the training's own gradients does not hold was infinite there.
     total[total > torch.finfo(reader.scan.state.dtype).max] = torch.inf
-    own = torch.arange(reader.timesteps)[:, None]
+    steps = torch.arange(reader.timesteps)[:, None]
     first = _first(reader.scan, lengths)
-    outside = (own < first) | (own >= first + lengths)
+    outside = (steps < first) | (steps >= first + lengths)
     return Norms(direct.masked_fill(outside, 0.0), total)
 
 
@@ -148,11 +148,11 @@ def _by_time(norms: Tensor, scan: Scan, lengths: Tensor) -> Floats:
     return placed.masked_fill(outside, torch.nan).T.contiguous().numpy()
 
 
-def _channels(found: Lags) -> Channels | None:
+def _channels(lags: Lags) -> Channels | None:
     """The lower median over the sequences, of which one that outlives its lags is the longest."""
-    if not found.longest or np.isnan(found.size):  # no past, or a decay that is no number
+    if not lags.longest or np.isnan(lags.size):  # no past, or a decay that is no number
         return None
-    middle = np.sort(found.horizons, axis=0)[(len(found.horizons) - 1) // 2]
+    middle = np.sort(lags.horizons, axis=0)[(len(lags.horizons) - 1) // 2]
     outlives = np.isinf(middle)
-    horizons = np.sort(np.where(outlives, found.longest, middle)).astype(np.int64)
-    return Channels(horizons, int(outlives.sum()), found.size)
+    horizons = np.sort(np.where(outlives, lags.longest, middle)).astype(np.int64)
+    return Channels(horizons, int(outlives.sum()), lags.size)

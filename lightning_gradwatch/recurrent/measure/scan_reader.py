@@ -91,9 +91,9 @@ class ScanReader:
 
     def over_own(self, squares: Tensor) -> Tensor:
         """Sums of ``(…, channel)`` over the channels that share their decays."""
-        width, own = self._shape.width, self._decay.shape[2:]
+        width, sizes = self._shape.width, self._decay.shape[2:]
         lead = squares.dim() - 1
-        shared = [lead + place for place, size in enumerate(own) if size == 1 and width[place] > 1]
+        shared = [lead + place for place, size in enumerate(sizes) if size == 1 and width[place] > 1]
         summed = squares.unflatten(-1, width)
         return (summed.sum(shared, keepdim=True) if shared else summed).flatten(lead)
 

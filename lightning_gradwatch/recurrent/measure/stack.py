@@ -188,8 +188,8 @@ class Stack:
         """Both directions of a lower layer, in the caller's time: ``(time, sequence, 2·state)``."""
         parts: list[Tensor] = []
         for direction, sweep in enumerate(pair):
-            own = [sweep.climb(k, s, e, source(direction, s, e), None) for k, (s, e) in enumerate(self.chunks)]
-            parts.append(self.layout.read_padded(torch.cat(own), direction, 0, self.layout.timesteps))
+            chunks = [sweep.climb(k, s, e, source(direction, s, e), None) for k, (s, e) in enumerate(self.chunks)]
+            parts.append(self.layout.read_padded(torch.cat(chunks), direction, 0, self.layout.timesteps))
         return torch.cat(parts, -1)
 
     def _back_layer(
@@ -219,12 +219,12 @@ class Stack:
         return total
 
     def _flip_streams(
-        self, own: axes.Float[Tensor, "time stream sequence width"], direction: int
+        self, gradient: axes.Float[Tensor, "time stream sequence width"], direction: int
     ) -> axes.Float[Tensor, "time stream sequence width"]:
         """``(time, stream, sequence, width)`` from a direction's own order to the caller's time,
         or back: it is its own inverse.
         """
-        streams = own.unbind(1)
+        streams = gradient.unbind(1)
         return torch.stack([self.layout.read_padded(s, direction, 0, self.layout.timesteps) for s in streams], 1)
 
     def _halves(self, below: axes.Float[Tensor, "time stream sequence width"]) -> Callable[[int, int, int], Tensor]:

@@ -21,8 +21,8 @@ def by_time(norms: axes.Float[Tensor, "time sequence"], layout: Layout, directio
     times = layout.times(direction, 0, layout.timesteps)
     valid = layout.valid(0, layout.timesteps)
     placed = torch.full_like(norms, torch.nan)
-    own, sequence = torch.nonzero(valid, as_tuple=True)
-    placed[times[own, sequence], sequence] = norms[own, sequence]
+    step, sequence = torch.nonzero(valid, as_tuple=True)
+    placed[times[step, sequence], sequence] = norms[step, sequence]
     return placed.T.contiguous().numpy()
 
 

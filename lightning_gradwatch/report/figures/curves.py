@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.report import series
 from lightning_gradwatch.report.figures._common import axes_or_new, colour, profiles_of, titled, whole
 from lightning_gradwatch.report.figures.lag_axes import EXPLODED, fit_axes, largest
@@ -98,11 +99,11 @@ def plot_lag(
     if chosen and chosen[-1].get("horizon") is not None:
         horizon, at = chosen[-1]["horizon"], f" at step {chosen[-1]['step']}"
         if chosen[-1]["horizon_censored"]:
-            ax.set_title(f"horizon beyond {horizon} timesteps{at}")
+            ax.set_title(f"horizon beyond {count_of(horizon, 'timestep')}{at}")
         else:
             ax.axvline(horizon, color="crimson", linewidth=1, linestyle=":")
             ax.plot([horizon], [HORIZON_RATIO], "o", color="crimson", markersize=6)
-            ax.set_title(f"horizon {horizon} timesteps{at}")
+            ax.set_title(f"horizon {count_of(horizon, 'timestep')}{at}")
     else:
         ax.set_title(titled(key.label) if chosen else f"{titled(key.label)}: no lagged gradient recorded")
     horizon = 0 if not chosen or chosen[-1].get("horizon_censored") else chosen[-1].get("horizon") or 0

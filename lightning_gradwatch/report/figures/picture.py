@@ -60,7 +60,7 @@ def profile_picture(
     for column, (run, name) in enumerate(zip(runs, names, strict=True)):
         top, bottom = axes[0][column], axes[1][column]
         scale, last = colours[column], column == len(runs) - 1
-        plot_heatmap(run, ax=top, limits=scale.limits, colorbar=last or scale.own)
+        plot_heatmap(run, ax=top, limits=scale.limits, colorbar=last or scale.alone)
         plot_lag(run, ax=bottom)
         verdict = next(iter(summarise(run.profile_records, run.event_records)))
         top.set_title(titles[column] if titles is not None else f"{name}: {verdict.verdict}", fontweight="bold")

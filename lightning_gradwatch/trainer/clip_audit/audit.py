@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.audit import ClipEvidence, Clippers
 from lightning_gradwatch.audit.words import NO_BACKWARD
+from lightning_gradwatch.step_hooks import keep_step_hooks
 from lightning_gradwatch.trainer.clip_audit.backward_end import at_its_end
 from lightning_gradwatch.trainer.clip_audit.gradients import Gradients
 from lightning_gradwatch.trainer.clip_audit.one_optimizer import AuditedOptimizer, touched
@@ -54,6 +55,7 @@ class ClipAudit:
 
     def listen(self) -> None:
         """Hear of the optimizers' steps."""
+        keep_step_hooks()
         for one in self._optimizers:
             self._handles += [
                 one.optimizer.register_step_pre_hook(partial(self._before_step, one)),
@@ -191,8 +193,8 @@ def _others_come_first(trainer: Trainer) -> bool:
     for one in callbacks_of(trainer):
         if hasattr(type(one), "fit_watch"):
             return False
-        own = getattr(getattr(one, hook, None), "__module__", "")
-        if not own.endswith("pytorch.callbacks.callback") and not own.startswith(
+        module = getattr(getattr(one, hook, None), "__module__", "")
+        if not module.endswith("pytorch.callbacks.callback") and not module.startswith(
             "pytorch_lightning.callbacks.callback"
         ):
             return True

@@ -41,12 +41,12 @@ class Gradients:
     """
 
     def __init__(self, parameters: Iterable[Tensor], scale: Tensor | float = 1.0) -> None:
-        own = {id(weight): weight.grad for weight in parameters if weight.grad is not None and weight.numel()}
-        self.marks: Marks = {weight: _mark(gradient) for weight, gradient in own.items()}
+        gradients = {id(weight): weight.grad for weight in parameters if weight.grad is not None and weight.numel()}
+        self.marks: Marks = {weight: _mark(gradient) for weight, gradient in gradients.items()}
         self._pending: PendingValues | None = None
-        if own:
+        if gradients:
             with torch.no_grad():
-                norms = tensor_norms(list(own.values()))
+                norms = tensor_norms(list(gradients.values()))
                 self._pending = PendingValues(
                     norms / scale if not isinstance(scale, Tensor) else norms / scale.to(norms.device)
                 )
@@ -86,5 +86,5 @@ def same(one: Gradients, other: Gradients) -> bool:
 
 
 def _mark(gradient: Tensor) -> tuple[int, int]:
-    own = numbers(gradient)
-    return own.data_ptr(), own._version  # pyright: ignore[reportPrivateUsage]
+    values = numbers(gradient)
+    return values.data_ptr(), values._version  # pyright: ignore[reportPrivateUsage]

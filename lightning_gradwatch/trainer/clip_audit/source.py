@@ -28,7 +28,7 @@ def naming(owner: object) -> dict[str, bool]:
         owner: a module or a callback; what its class has from torch or Lightning is passed over.
     """
     kind = type(owner)
-    found: dict[str, bool] = {}
+    methods: dict[str, bool] = {}
     for name in dict.fromkeys(name for base in kind.__mro__ for name in vars(base)):
         method = inspect.unwrap(attribute) if callable(attribute := inspect.getattr_static(kind, name, None)) else None
         if (
@@ -36,8 +36,8 @@ def naming(owner: object) -> dict[str, bool]:
             and not _is_framework(method.__module__)
             and _names(method.__code__, method)
         ):
-            found[f"{kind.__name__}.{name}"] = name in _EVERY_STEP and _surely_calls(method)
-    return found
+            methods[f"{kind.__name__}.{name}"] = name in _EVERY_STEP and _surely_calls(method)
+    return methods
 
 
 def _is_framework(module: str | None) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim import LBFGS
 
 from lightning_gradwatch.audit import Clippers, ClipSample, Counted
+from lightning_gradwatch.clip.step.state import ClipCounts
 from lightning_gradwatch.trainer.clip_audit.one_optimizer import AuditedOptimizer
 from lightning_gradwatch.trainer.clip_audit.who import callbacks_of, parameters_of
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer
@@ -26,7 +27,7 @@ class Tally:
         self._steps = self._over = 0
         self._largest = 0.0
         self._one_norm: bool | None = None
-        self._before: dict[int, tuple[int, int]] = {}
+        self._before: dict[int, ClipCounts] = {}
 
     def begin(self) -> None:
         """The first step is about to be taken."""
@@ -47,25 +48,26 @@ class Tally:
                 None if _contradict(one.samples, who.bound or 0.0) else Counted(self._over, self._steps, self._largest)
             )
         if who.adaptive and who.bound is None and not (who.override or who.named):
-            clipped, steps = self._adaptive().get(one.index, (0, 0))
-            before = self._before.get(one.index, (0, 0))
-            largest = self._largest if self._one_norm else None
-            return Counted(clipped - before[0], steps - before[1], largest) if steps > before[1] else None
+            clipped, skipped, steps = self._adaptive().get(one.index, ClipCounts())
+            before = self._before.get(one.index, ClipCounts())
+            if steps > before.steps:
+                largest = self._largest if self._one_norm else None
+                return Counted(clipped - before.clipped, steps - before.steps, largest, skipped - before.skipped)
         return None
 
-    def _adaptive(self) -> dict[int, tuple[int, int]]:
-        """Of each optimizer how many steps AdaptiveClip has clipped, of how many."""
-        found: list[Any] = [one for one in callbacks_of(self._trainer) if getattr(one, "clips_by", "")]
-        return found[0].clip_counts() if len(found) == 1 else {}
+    def _adaptive(self) -> dict[int, ClipCounts]:
+        """Of each optimizer how many steps AdaptiveClip has clipped and skipped, of how many."""
+        clippers: list[Any] = [one for one in callbacks_of(self._trainer) if getattr(one, "clips_by", "")]
+        return clippers[0].clip_counts() if len(clippers) == 1 else {}
 
     def _has_one_norm(self) -> bool:
         """Whether the norm of all parameters is that which clipping sees, once a step."""
         optimizers = self._trainer.optimizers
         if len(optimizers) != 1 or not self._module.automatic_optimization or isinstance(optimizers[0], LBFGS):
             return False
-        own = set(map(id, parameters_of(optimizers[0])))
+        stepped = set(map(id, parameters_of(optimizers[0])))
         weights = list(self._module.parameters())
-        whole = own >= {id(weight) for weight in weights if weight.requires_grad}
+        whole = stepped >= {id(weight) for weight in weights if weight.requires_grad}
         return whole and not any(hasattr(weight, "full_tensor") for weight in weights)
 
 

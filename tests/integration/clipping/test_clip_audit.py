@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any
@@ -220,6 +221,22 @@ def test_adaptive_clip_is_counted_by_its_own_count(tmp_path) -> None:
     largest = max(record["grad_norm"] for record in load_run(watch.run_dir).step_records)
     assert found.norm_percentiles is not None
     assert found.norm_percentiles["max"] == pytest.approx(largest, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [{3}, {3, 4, 5}, {0, 9}])
+def test_adaptive_clip_that_skipped_has_acted(tmp_path, bad: set[int]) -> None:
+    """Gradients that are not finite at some steps, and no explosion: nobody says that it never acted."""
+
+    steps = itertools.count()
+
+    class Breaks(TinyLanguageModel):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * (torch.nan if next(steps) in bad else 1.0)
+
+    watch = fit(tmp_path, Breaks(), callbacks=[AdaptiveClip(Norm(50.0))])
+    (found,) = watch.clipping
+    assert (found.verdict, found.clipped_steps) == (ClipVerdict.SAFETY_NET, 0)
+    assert found.sentence.startswith(f"AdaptiveClip (Norm) skipped {len(bad)} of 24 steps, and clipped none.")
 
 
 @pytest.mark.parametrize("every", [5, 8, 11])

@@ -69,6 +69,20 @@ def test_where_all_steps_are_known_they_count() -> None:
     )
 
 
+@pytest.mark.parametrize("clipped", [0, 1, 250])
+@pytest.mark.parametrize("skipped", [1, 30])
+def test_steps_that_were_skipped_are_counted(clipped: int, skipped: int) -> None:
+    """Who skips has acted, whether or not it clips too."""
+    who = Clippers(adaptive="AdaptiveClip (Spike)")
+    found = evidence(
+        samples(math.inf, (0.5, 0.6)), clippers=who, steps=400, counted=Counted(clipped, 400, 7.0, skipped)
+    )
+    said = summarise_clipping(found)
+    assert said.verdict is (ClipVerdict.STEP_LIMITER if clipped > 200 else ClipVerdict.SAFETY_NET)
+    assert f"skipped {skipped}" in said.sentence
+    assert ("clipped none" in said.sentence) == (clipped == 0)
+
+
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=60), st.sampled_from([0, 50, 90, 99, 100]))
 def test_percentiles_are_numpys(norms: list[float], percent: int) -> None:
     """Interpolated linearly between neighbours."""

@@ -38,7 +38,7 @@ def test_a_run_that_explodes_leaves_the_runs_beside_it_their_colours(other):
     """What vanishes and what is healthy has colours within the scale that they share."""
     vanishing, healthy, _ = scales([VANISHING, HEALTHY, other])
     assert vanishing == healthy
-    assert not vanishing.own
+    assert not vanishing.alone
     for rows, scale in ((VANISHING, vanishing), (HEALTHY, healthy)):
         tops = [max(column) for column in zip(*rows, strict=True)]
         assert all(scale.low + 1 < math.log10(top) <= scale.high for top in tops)
@@ -47,10 +47,10 @@ def test_a_run_that_explodes_leaves_the_runs_beside_it_their_colours(other):
 def test_a_run_far_over_the_others_has_a_scale_of_its_own_and_says_so():
     """Its own values lie within it, down to as many decades as colours can tell apart."""
     _, own = scales([HEALTHY, EXPLODING])
-    assert own.own
+    assert own.alone
     assert own.high == pytest.approx(20)
     assert own.notes(EXPLODING)[0] == "this run has a scale of its own"
-    assert scales([EXPLODING])[0].own is False
+    assert scales([EXPLODING])[0].alone is False
 
 
 @pytest.mark.parametrize("rows", [[], LOST, grid([0.0, 0.0], [0.0, 0.0])], ids=["none", "lost", "zeros"])

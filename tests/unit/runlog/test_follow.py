@@ -116,9 +116,9 @@ def test_a_long_run_is_kept_in_part(tmp_path):
 def test_mistakes_are_clear(tmp_path):
     """A file instead of a folder, and a newer format, are errors; a folder that is not there yet is waited for."""
     follower = Follower(tmp_path / "later" / "run")
-    assert (follower.poll(), follower.found) == (False, False)
+    assert (follower.poll(), follower.has_run) == (False, False)
     write_run(tmp_path / "later" / "run", steps=2)
-    assert (follower.poll(), follower.found) == (True, True)
+    assert (follower.poll(), follower.has_run) == (True, True)
     (tmp_path / "file").touch()
     with pytest.raises(RunLogError, match="found a file"):
         Follower(tmp_path / "file").poll()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch import compare_starts, initialise_
 from lightning_gradwatch.recurrent.capture.modules import discover
-from lightning_gradwatch.starts.places import places
+from lightning_gradwatch.starts.layer_weights import layers_of
 from lightning_gradwatch.starts.predicted import predicted_horizon
 from tests.asserts import assert_identical
 
@@ -130,7 +130,7 @@ def test_the_prediction_is_that_of_the_forget_gate(bias: float, timesteps: int) 
     module = nn.LSTM(3, 8)
     with torch.no_grad():
         module.bias_ih_l0[8:16], module.bias_hh_l0[8:16] = bias, 0.0
-    assert [predicted_horizon(place) for place in places(module)] == [timesteps]
+    assert [predicted_horizon(place) for place in layers_of(module)] == [timesteps]
 
 
 def test_where_only_the_forget_gate_acts_the_growth_rate_is_its_logarithm() -> None:

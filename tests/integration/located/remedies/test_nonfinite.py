@@ -81,7 +81,8 @@ def test_a_gradient_spoilt_between_loss_and_module_is_mended_at_that_operation(n
     assert "nearer to the loss" not in event.message
     assert f"{name}, which" in event.message
     assert "Clipping cannot mend it" in event.remedy
-    assert not kinds(fit(tmp_path / "b", lambda m, b, i: mended(last(m, b) - last(m, b)).mean()))
+    left = kinds(fit(tmp_path / "b", lambda m, b, i: mended(last(m, b) - last(m, b)).mean()))
+    assert left <= {EventKind.ZERO_GRADIENT}  # what is made of a difference that is always 0 has none
 
 
 @pytest.mark.parametrize(("bad", "at"), [(math.nan, 9), (math.inf, 9)])

@@ -33,13 +33,17 @@ def test_a_weight_is_used_once_a_timestep(timesteps: int, twice: bool, normed: b
 
 
 @given(
-    timesteps=st.integers(1, 30), by=st.sampled_from(["select", "unbind", "slice", "split"]), share=st.floats(0.1, 0.9)
+    timesteps=st.integers(1, 30),
+    by=st.sampled_from(["select", "select of a slice", "unbind", "slice", "split"]),
+    share=st.floats(0.1, 0.9),
 )
 def test_slices_join_one_by_one(timesteps: int, by: str, share: float) -> None:
     """Of an average that moves over the slices of a tensor, every slice joins, however the tensor is taken apart."""
     z = nn.Parameter(torch.randn(2, timesteps, 3)).exp() * torch.ones(1)
+    longer = torch.cat([z[:, :1], z], 1)
     parts = {
         "select": lambda: [z[:, t] for t in range(timesteps)],
+        "select of a slice": lambda: [longer[:, 1:][:, t] for t in range(timesteps)],
         "unbind": lambda: z.unbind(1),
         "slice": lambda: [z[:, t : t + 1].squeeze(1) for t in range(timesteps)],
         "split": lambda: [part.squeeze(1) for part in z.split(1, 1)],

@@ -18,7 +18,7 @@ GATES = {"RNN": ("h",), "LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LayerWeights:
     """One layer and direction.
 
     Args:
@@ -68,7 +68,7 @@ def kind_of(module: Recurrent) -> str:
     return {4: "LSTM", 3: "GRU"}.get(module.weight_hh.shape[0] // module.hidden_size, "RNN")
 
 
-def places(module: Recurrent) -> Iterator[Place]:
+def layers_of(module: Recurrent) -> Iterator[LayerWeights]:
     """Each layer and direction of a module, the lowest first.
 
     Raises:
@@ -79,18 +79,18 @@ def places(module: Recurrent) -> Iterator[Place]:
     for layer in range(module.num_layers if fused else 1):
         for direction in ("forward", "reverse") if fused and module.bidirectional else ("forward",):
             ending = f"_l{layer}{'_reverse' * (direction == 'reverse')}" if fused else ""
-            yield Place(
+            yield LayerWeights(
                 kind=kind_of(module),
                 relu=relu,
                 layer=layer,
                 direction=direction,
-                w_hh=_own(module, f"weight_hh{ending}"),
-                b_ih=_own(module, f"bias_ih{ending}") if module.bias else None,
-                b_hh=_own(module, f"bias_hh{ending}") if module.bias else None,
+                w_hh=_own_parameter(module, f"weight_hh{ending}"),
+                b_ih=_own_parameter(module, f"bias_ih{ending}") if module.bias else None,
+                b_hh=_own_parameter(module, f"bias_hh{ending}") if module.bias else None,
             )
 
 
-def _own(module: nn.Module, name: str) -> Tensor:
+def _own_parameter(module: nn.Module, name: str) -> Tensor:
     """A parameter that may be written into.
 
     Raises:

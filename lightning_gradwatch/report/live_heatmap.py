@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_gradwatch.report import series, sparks
 from lightning_gradwatch.report.extra import require
+from lightning_gradwatch.report.scales import scales
 
 _LABEL = 7  # characters of a row's label
 
@@ -32,7 +33,7 @@ def heatmap(records: Sequence[series.Record], *, width: int, rows: int) -> list[
     longest = max(record["timesteps"] for record in columns)
     shown = series.spread(longest, rows)
     values = [[_at(record, timestep) for record in columns] for timestep in shown]
-    among = sparks.scale(value for row in values for value in row)
+    among = sparks.Scale(*scales([values])[0][:2])
     lines = [
         text.assemble((f"{timestep:>{_LABEL - 1}} ", "dim"), sparks.spark(row, among))
         for timestep, row in reversed(list(zip(shown, values, strict=True)))

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_gradwatch.report import series
-from lightning_gradwatch.report.series import Key
+from lightning_gradwatch.report.scales import Scale, scales
+from lightning_gradwatch.report.series import Grid, Key
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.thresholds import MAX_POINTS
 
@@ -33,6 +34,8 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     keys = every[:_SERIES]
     drawn = sum(key in of_run for of_run in groups for key in keys)
     cells, points = _CELLS // max(1, drawn), min(MAX_POINTS, _POINTS // max(1, drawn))
+    grids = [[_grid(of_run.get(key, []), cells) for of_run in groups] for key in keys]
+    colours = [scales([grid.rows for grid in row]) for row in grids]
     return {
         "keys": [{"place": key.place, "state": key.state} for key in keys],
         "omitted": len(every) - len(keys),
@@ -40,12 +43,14 @@ def build(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
             {
                 "name": name,
                 "series": {
-                    str(place): _gradient(of_run[key], cells, points) for place, key in enumerate(keys) if key in of_run
+                    str(place): _gradient(of_run[key], points, grids[place][at], colours[place][at])
+                    for place, key in enumerate(keys)
+                    if key in of_run
                 },
                 "clipping": _clipping(run.step_records),
                 "loss": _loss(run),
             }
-            for run, name, of_run in zip(runs, names, groups, strict=True)
+            for at, (run, name, of_run) in enumerate(zip(runs, names, groups, strict=True))
         ],
     }
 
@@ -66,17 +71,22 @@ def key_of(event: Record, keys: Sequence[Key]) -> int | None:
     return None
 
 
-def _gradient(records: Sequence[Record], cells: int, points: int) -> dict[str, Any]:
+def _grid(records: Sequence[Record], cells: int) -> Grid:
     longest = max((len(record["total"]) for record in records), default=0)
     rows = min(_TIMESTEPS, max(1, longest))
-    grid = series.grid(records, most_steps=max(20, min(1000, cells // rows)), most_timesteps=rows)
+    return series.grid(records, most_steps=max(20, min(1000, cells // rows)), most_timesteps=rows)
+
+
+def _gradient(records: Sequence[Record], points: int, grid: Grid, colours: Scale) -> dict[str, Any]:
     samples = series.one_per_step(records)
     return {
         "grid": {
             "steps": grid.steps,
             "timesteps": grid.timesteps,
             "rows": [[_short(value) for value in row] for row in grid.rows],
+            "scale": [colours.low, colours.high],
             "note": grid.thinned,
+            "beyond": colours.notes(grid.rows),
         },
         "last": _last(samples[-1], points),
         "lag": _lag(samples, points),

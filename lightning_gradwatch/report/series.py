@@ -3,7 +3,6 @@ left out whole."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -159,8 +158,3 @@ def grid(records: Sequence[Record], *, most_steps: int = 1000, most_timesteps: i
         rows=[[column.get(timestep) for column in known] for timestep in rows],
         thinned="shown: " + ", ".join(notes) if notes else "",
     )
-
-
-def positive(grid: Grid) -> list[float]:
-    """The values that a log scale can show."""
-    return [value for row in grid.rows for value in row if value is not None and 0 < value < math.inf]

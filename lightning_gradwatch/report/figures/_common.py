@@ -12,6 +12,9 @@ from lightning_gradwatch.runlog.reader import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+_LONGEST = 48  # characters
 
 
 def profiles_of(run: Run | Sequence[series.Record]) -> Sequence[series.Record]:
@@ -31,3 +34,16 @@ def colour(place: float) -> Any:
 
 def or_nan(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def whole(*axes: Axis) -> None:
+    """Ticks at whole numbers alone, as steps and timesteps are."""
+    for axis in axes:
+        axis.set_major_locator(
+            require("matplotlib.ticker").MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
+        )
+
+
+def titled(label: str) -> str:
+    """A label that fits over a picture: of a long one the ends."""
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST // 2 - 4]}…{label[-_LONGEST // 2 - 3 :]}"

@@ -4,15 +4,20 @@
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.report import series
-from lightning_gradwatch.report.figures._common import axes_or_new, colour, or_nan
+from lightning_gradwatch.report.figures._common import axes_or_new, colour, or_nan, whole
 from lightning_gradwatch.runlog.reader import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_FAR = 100
+"""A threshold so many times over all norms is not shown in full: an early one that nothing can
+reach yet."""
 
 
 def plot_clipping(run: Run | Sequence[series.Record], *, optimizer: int = 0, ax: Axes | None = None) -> Axes:
@@ -37,15 +42,12 @@ def plot_clipping(run: Run | Sequence[series.Record], *, optimizer: int = 0, ax:
     ax = axes_or_new(ax)
     norms = [or_nan(record.get("grad_norm")) for record in records]
     steps = [record["step"] for record in records]
-    ax.plot(steps, norms, color=colour(0.3), linewidth=0.9, label="gradient norm")
-    ax.plot(
-        steps,
-        [or_nan(record.get("clip_threshold")) for record in records],
-        "--",
-        color="0.4",
-        linewidth=1,
-        label="threshold",
-    )
+    thresholds = [or_nan(record.get("clip_threshold")) for record in records]
+    top = _FAR * max((norm for norm in norms if 0 < norm < math.inf), default=math.inf)
+    over = [value for value in thresholds if value > top]
+    label = f"threshold (up to {max(over):.2g})" if over else "threshold"
+    ax.plot(steps, norms, "-" if len(steps) > 1 else ".", color=colour(0.3), linewidth=0.9, label="gradient norm")
+    ax.plot(steps, thresholds, "--" if len(steps) > 1 else "_", color="0.4", linewidth=1, label=label)
     clipped = [
         (step, norm)
         for step, norm, record in zip(steps, norms, records, strict=True)
@@ -74,6 +76,10 @@ def plot_clipping(run: Run | Sequence[series.Record], *, optimizer: int = 0, ax:
             label=f"skipped ({len(skipped)})",
         )
     ax.set_yscale("log", nonpositive="mask")
+    if over:  # it would press the norms to the floor
+        shown = [value for value in (*norms, *thresholds) if 0 < value <= top]
+        ax.set_ylim(min(shown) / 1.5, max(shown) * 1.5)
+    whole(ax.xaxis)
     ax.set_xlabel("training step")
     ax.set_ylabel("gradient norm")
     ax.legend(fontsize="small")

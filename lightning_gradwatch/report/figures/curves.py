@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING
 
 from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.report import series
-from lightning_gradwatch.report.figures._common import axes_or_new, colour, profiles_of
+from lightning_gradwatch.report.figures._common import axes_or_new, colour, profiles_of, titled, whole
+from lightning_gradwatch.report.figures.lag_axes import EXPLODED, fit_axes, largest
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.thresholds import HORIZON_RATIO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+LAG = "lag (timesteps back)"
+
+_FAR = 20
+"""Sequences of so many horizons need a log scale."""
 
 
 def plot_profile(
@@ -39,9 +45,11 @@ def plot_profile(
     if last.get("direct") is not None:
         ax.plot(at, last["direct"], "o", color=colour(0.75), markersize=3, label="direct (not through time)")
     ax.set_yscale("log", nonpositive="mask")
+    whole(ax.xaxis)
     ax.set_xlabel("timestep")
     ax.set_ylabel("gradient norm")
-    ax.set_title(f"{key.label}, step {last['step']}")
+    finite = any(map(math.isfinite, last["total"]))
+    ax.set_title(f"{titled(key.label)}, step {last['step']}{'' if finite else ': not finite'}")
     ax.legend(fontsize="small")
     return ax
 
@@ -75,7 +83,7 @@ def plot_lag(
             record["lagged"],
             color=shade,
             linewidth=2.2 if last else 1.2,
-            label=f"step {record['step']}",
+            label=_of_step(record, last),
         )
     ax.axhline(HORIZON_RATIO, color="0.35", linewidth=1, linestyle="--")
     ax.annotate(
@@ -97,15 +105,21 @@ def plot_lag(
             ax.plot([horizon], [HORIZON_RATIO], "o", color="crimson", markersize=6)
             ax.set_title(f"horizon {count_of(horizon, 'timestep')}{at}")
     else:
-        ax.set_title(key.label if chosen else f"{key.label}: no lagged gradient recorded")
-    ax.set_yscale("log", nonpositive="mask")
-    bottom, top = ax.get_ylim()
-    ax.set_ylim(max(bottom, 1e-8), max(top, 2.0))
-    ax.set_xlabel("lag (timesteps back)")
+        ax.set_title(titled(key.label) if chosen else f"{titled(key.label)}: no lagged gradient recorded")
+    horizon = 0 if not chosen or chosen[-1].get("horizon_censored") else chosen[-1].get("horizon") or 0
+    rest = fit_axes(ax, [(series.lags(record), record["lagged"]) for record in chosen], horizon=horizon)
+    whole(ax.xaxis)
+    ax.set_xlabel(f"{LAG}{rest}")
     ax.set_ylabel("gradient relative to lag 0")
     if chosen:
         ax.legend(fontsize="small", loc="best")  # out of the curves' way
     return ax
+
+
+def _of_step(record: series.Record, last: bool) -> str:
+    """What a curve is called; of one that the axes cut off, up to where it rises."""
+    most = largest(record["lagged"])
+    return f"step {record['step']}" + (f", up to {most:.1e}" if most > EXPLODED and not last else "")
 
 
 def plot_channels(
@@ -144,7 +158,7 @@ def plot_channels(
     ax.set_ylim(0, 103)
     ax.set_xlabel("timesteps")
     ax.set_ylabel("channels that reach so far, %")
-    ax.set_title(f"{key.label}: {chosen[-1]['channels']} channels")
+    ax.set_title(f"{titled(key.label)}: {chosen[-1]['channels']} channels")
     ax.legend(fontsize="small")
     return ax
 
@@ -180,10 +194,16 @@ def plot_horizon(
                 markersize=4,
                 label=label,
             )
-    ax.plot(steps, [record["timesteps"] for record in samples], "--", color="0.4", label="sequence length")
-    ax.set_ylim(bottom=0)
+    lengths = [record["timesteps"] for record in samples]
+    ax.plot(steps, lengths, "--" if len(steps) > 1 else "_", color="0.4", label="sequence length")
+    horizons = [record["horizon"] for record in samples]
+    if samples and max(lengths) > _FAR * max(horizons) and min(horizons) > 0:
+        ax.set_yscale("log")  # else it would lie on the floor
+    else:
+        ax.set_ylim(bottom=0)
+    whole(ax.xaxis)
     ax.set_xlabel("training step")
     ax.set_ylabel("timesteps")
-    ax.set_title(key.label)
+    ax.set_title(titled(key.label) if samples else f"{titled(key.label)}: no horizon recorded")
     ax.legend(fontsize="small")
     return ax

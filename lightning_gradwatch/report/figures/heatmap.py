@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 from lightning_gradwatch.report import series
 from lightning_gradwatch.report.extra import require
-from lightning_gradwatch.report.figures._common import axes_or_new, profiles_of
+from lightning_gradwatch.report.figures._common import axes_or_new, profiles_of, titled, whole
+from lightning_gradwatch.report.scales import scales
 from lightning_gradwatch.runlog.reader import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_DECADES = 12
-"""Colours span at most so many powers of ten below the largest gradient."""
+_ENDS = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+"""Of a colour scale that something lies below, above."""
 
 
 def plot_heatmap(
@@ -41,7 +42,8 @@ def plot_heatmap(
             given.
         ax: where to draw; None makes new axes.
         limits: smallest and largest gradient of the colour scale, to compare runs; None takes the
-            run's own.
+            run's own, which a step that explodes does not stretch. What lies beyond has the
+            colour of the end, and the scale a pointed one.
         colorbar: whether to draw the scale beside it.
 
     Raises:
@@ -51,13 +53,10 @@ def plot_heatmap(
     ax = axes_or_new(ax)
     grid = series.grid(records)
     values = [[math.nan if value is None else value for value in row] for row in grid.rows]
-    positive = series.positive(grid)
-    bottom, top = limits or (min(positive, default=1.0), max(positive, default=1.0))
-    bottom = max(bottom, top * 10.0**-_DECADES)
-    if top < 10 * bottom:  # less than a decade would blow noise up into a pattern
-        middle = math.sqrt(bottom) * math.sqrt(top)
-        bottom, top = middle / math.sqrt(10), middle * math.sqrt(10)
+    bottom, top = limits or scales([grid.rows])[0].limits
     norm = require("matplotlib.colors").LogNorm(bottom, top)
+    positive = [value for row in values for value in row if 0 < value < math.inf]
+    beyond = bool(positive) and min(positive) < bottom * (1 - 1e-6), bool(positive) and max(positive) > top * (1 + 1e-6)
     # Zeros and what lies below the scale get its darkest colour; gaps and non-finite values keep
     # the background.
     shown = [[max(value, bottom) if math.isfinite(value) else math.nan for value in row] for row in values]
@@ -74,10 +73,11 @@ def plot_heatmap(
         ax.plot(xs, ys, "x", color="crimson", markersize=4, label="not finite")
         ax.legend(loc="upper left", fontsize="small")
     if colorbar:
-        ax.figure.colorbar(mesh, ax=ax, label="total gradient ‖∂L/∂" + key.state + "‖", pad=0.02)
+        ax.figure.colorbar(mesh, ax=ax, label="total gradient ‖∂L/∂" + key.state + "‖", pad=0.02, extend=_ENDS[beyond])
+    whole(ax.xaxis, ax.yaxis)
     ax.set_xlabel("training step")
     ax.set_ylabel("timestep")
-    ax.set_title(key.label)
+    ax.set_title(titled(key.label))
     return ax
 
 

@@ -12,7 +12,7 @@ from lightning_gradwatch.profile import INPUT
 from lightning_gradwatch.report import series
 from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.report.figures._common import axes_or_new, profiles_of
-from lightning_gradwatch.report.figures.curves import plot_lag
+from lightning_gradwatch.report.figures.curves import LAG, plot_lag
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.thresholds import HORIZON_RATIO
 
@@ -48,7 +48,7 @@ def plot_influence(
         raise ValueError("`run` must hold influences; found none. Train with GradWatch(influence=True).")
     ax = plot_lag(records, module=module, direction=direction, ax=ax, curves=curves)
     later = direction == "reverse"
-    ax.set_xlabel("inputs after the loss" if later else "inputs before the loss")
+    ax.set_xlabel(ax.get_xlabel().replace(LAG, "inputs after the loss" if later else "inputs before the loss"))
     ax.set_ylabel("influence, relative to the input at the loss")
     return ax
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.report.figures._common import axes_or_new, colour
+from lightning_gradwatch.report.figures.lag_axes import fit_axes
 from lightning_gradwatch.thresholds import HORIZON_RATIO
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def plot_curves(curves: Mapping[str, Sequence[float]], title: str, *, ax: Axes |
         shade = colour(0.1 + 0.8 * index / max(len(curves) - 1, 1))
         ax.plot(range(len(lagged)), lagged, color=shade, linestyle=_DASHES[index % len(_DASHES)], label=name)
     ax.axhline(HORIZON_RATIO, color="0.35", linewidth=1, linestyle="--")
-    ax.set_yscale("log", nonpositive="mask")
-    ax.set_xlabel("lag (timesteps back from the loss)")
+    rest = fit_axes(ax, [(range(len(lagged)), lagged) for lagged in curves.values()])
+    ax.set_xlabel(f"lag (timesteps back from the loss){rest}")
     ax.set_ylabel("lagged gradient")
     ax.set_title(title)
     ax.legend(fontsize="small")

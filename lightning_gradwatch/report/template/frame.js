@@ -9,6 +9,9 @@ const css = name => getComputedStyle(document.documentElement).getPropertyValue(
 const number = value => (typeof value === "number" ? value : null); // "nan" and "inf" stand in the data as words
 const numbers = values => values.map(number);
 const positive = value => typeof value === "number" && value > 0;
+const smallest = values => values.reduce((least, value) => Math.min(least, value), Infinity);
+const biggest = values => values.reduce((most, value) => Math.max(most, value), -Infinity);
+const short = value => String(Number(value.toPrecision(2)));
 const shades = () => (dark.matches
   ? ["#6a7fc1", "#2c8fa8", "#28ae80", "#7ad151", "#fde725"]
   : ["#a5d636", "#3dbc74", "#21918c", "#39568c", "#440154"]);
@@ -67,11 +70,11 @@ function span(values, decades) {
   return [low, high];
 }
 
-const power = exponent => `10<sup>${exponent}</sup>`.replace("-", "−");
+const power = exponent => (exponent === 0 || exponent === 1 ? String(10 ** exponent) : `10<sup>${exponent}</sup>`.replace("-", "−"));
 
 // Ticks of a log scale: powers of ten, or 1, 2, 5 where there are few of these.
-function ticks(low, high) {
-  const fine = high - low < 2.5, every = Math.max(1, Math.ceil((high - low) / 7)), vals = [], texts = [];
+function ticks(low, high, most = 7) {
+  const fine = (high - low) * 3 <= most + 0.5, every = Math.max(1, Math.ceil((high - low) / most)), vals = [], texts = [];
   for (let exponent = Math.floor(low); exponent <= high; exponent += every) {
     for (const digit of fine ? [1, 2, 5] : [1]) {
       const place = exponent + Math.log10(digit);
@@ -89,14 +92,24 @@ function borders(places) {
   return n > 1 ? [places[0] - (places[1] - places[0]) / 2, places[n - 1] + (places[n - 1] - places[n - 2]) / 2] : [places[0] - 0.5, places[0] + 0.5];
 }
 
-// A log axis without the clutter of 2, 3, 4 … where powers of ten do, nor of every power where there are many.
-function logAxis(title, values) {
-  const [low, high] = span(values, Infinity);
-  return { type: "log", exponentformat: "power", title: { text: title }, dtick: high - low > 1.5 ? Math.ceil((high - low) / 8) : "D2" };
+// A log axis of few ticks, each with its whole value: a lone 2 or 5 would not tell of which decade it is.
+function logAxis(title, values, most = 7) {
+  let [low, high] = span(values, Infinity);
+  const edge = (high - low) * 0.04;
+  [low, high] = [low - edge, high + edge];
+  const { tickvals, ticktext } = ticks(low, high, most);
+  return { type: "log", range: [low, high], tickvals: tickvals.map(place => 10 ** place), ticktext, title: { text: title } };
 }
 
 // A loss that fell, or jumped, by orders of magnitude needs a log axis; one that may be negative cannot have it.
-function lossAxis(values) {
-  const finite = values.filter(value => typeof value === "number"), least = Math.min(...finite), most = Math.max(...finite);
-  return least > 0 && most > 100 * least ? logAxis("loss", finite) : { title: { text: "loss" } };
+function lossAxis(values, most) {
+  const finite = values.filter(value => typeof value === "number"), least = smallest(finite), largest = biggest(finite);
+  if (!finite.length) return { title: { text: "loss" }, showticklabels: false }; // its crosses stand at no value
+  return least > 0 && largest > 100 * least ? logAxis("loss", finite, most) : { title: { text: "loss" } };
+}
+
+// An axis of what is counted has no ticks between whole numbers, nor under 0.
+function wholeAxis(title, values) {
+  const few = biggest(values) - smallest(values) < 6;
+  return { title: { text: title }, ...(few ? { tickmode: "linear", tick0: 0, dtick: 1, autorangeoptions: { clipmin: -0.5 } } : {}) };
 }

@@ -42,15 +42,6 @@ CONTRASTS = """(() => {
 """[ratio, element, text] of every piece of text and the ground that it stands on, as WCAG 2 defines the ratio."""
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    executable = find_browser()
-    assert executable
-    browser = Browser(executable, tmp_path_factory.mktemp("browser"))
-    yield browser
-    browser.close()
-
-
 @pytest.fixture(autouse=True)
 def _nothing_heard_yet(browser):
     browser.problems.clear()

@@ -3,6 +3,7 @@ sampled step."""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
@@ -34,12 +35,16 @@ def heatmap(records: Sequence[series.Record], *, width: int, rows: int) -> list[
     shown = series.spread(longest, rows)
     values = [[_at(record, timestep) for record in columns] for timestep in shown]
     among = sparks.Scale(*scales([values])[0][:2])
+    most = max((value for row in values for value in row if value is not None and value < math.inf), default=0.0)
+    beyond = f" and more, up to {most:.1g}" if most > 10**among.high * (1 + 1e-6) else ""
     lines = [
         text.assemble((f"{timestep:>{_LABEL - 1}} ", "dim"), sparks.spark(row, among))
         for timestep, row in reversed(list(zip(shown, values, strict=True)))
     ]
     first, last = columns[0]["step"], columns[-1]["step"]
-    lines.append(text(f"{'t ↑':>{_LABEL - 1}} steps {first:,} to {last:,}, total gradient {among.label}", style="dim"))
+    lines.append(
+        text(f"{'t ↑':>{_LABEL - 1}} steps {first:,} to {last:,}, total gradient {among.label}{beyond}", style="dim")
+    )
     for line in lines:
         line.no_wrap, line.overflow = True, "crop"
     return lines

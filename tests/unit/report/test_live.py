@@ -11,6 +11,7 @@ from rich.console import Console
 from lightning_gradwatch.events import ENDED, Event, EventKind, Severity
 from lightning_gradwatch.report import sparks
 from lightning_gradwatch.report.live import frame
+from lightning_gradwatch.report.live_heatmap import heatmap
 from lightning_gradwatch.runlog import Run, load_run
 from tests.runlogs import profile, write_run
 
@@ -134,3 +135,14 @@ def test_the_end_of_an_episode_is_no_further_event(tmp_path):
     lines = shown(of(tmp_path, events=[began, ended]))
     assert "events 1 warning" in lines
     assert sum("EXPLODING_GRADIENT" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("most", [1e6, 1e21, 1e300])
+def test_a_step_that_exploded_leaves_the_bars_of_the_others_and_is_said(most):
+    """Ordinary steps keep bars of several heights; the scale says up to where what is taller rises."""
+    ordinary = [profile(step, rate=-0.3, every_step_has_loss=False) for step in range(1, 6)]
+    exploded = {**profile(0), "total": [most] * 40}
+    *rows, scale = heatmap([exploded, *ordinary], width=70, rows=8)
+    assert len({bar for row in rows for bar in row.plain[8:]}) > 3
+    assert scale.plain.endswith(f"█ 1 and more, up to {most:.1g}")
+    assert "more" not in heatmap(ordinary, width=70, rows=8)[-1].plain

@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     grave = [e for e in run_log.event_records if e["severity"] in failing or _diverged(e)]
     layers = [layer for layer in summarise(run_log.profile_records, run_log.event_records) if layer.severity in failing]
     if not grave and not layers:
-        say(f"ok: {said}")
+        recorded = run_log.profile_records or run_log.step_records or run_log.event_records
+        say(f"ok: {said}{'' if recorded else '; nothing was recorded'}")
         return 0
     if grave:
         first = grave[0]

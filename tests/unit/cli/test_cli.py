@@ -109,6 +109,9 @@ def test_check_tells_by_its_exit_code(tmp_path, capsys):
     assert check("skipping") == (0, "ok: 0 critical events, 2 warning events (19 steps skipped)\n")
     assert check("quiet", "--warnings") == (0, "ok: 0 critical events, 0 warning events\n")
     assert check("warned") == (0, "ok: 0 critical events, 2 warning events\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "run.json").write_text("{}")
+    assert check("empty") == (0, "ok: 0 critical events, 0 warning events; nothing was recorded\n")
     code, said = check("warned", "--warnings")
     assert code == 1
     assert "first at step 20: STEP_SKIPPED" in said

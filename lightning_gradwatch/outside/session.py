@@ -140,7 +140,7 @@ class Session:
         if watch.steps or not broken_off:
             findings.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
         nothing = watch.has_nothing() and not self._has_unreachable
-        return bool(watch.steps or findings.events or not (nothing or broken_off))
+        return bool((findings.events or not nothing) and (watch.steps or findings.events or not broken_off))
 
     def end(self) -> None:
         """Take the hooks off. Calling it again does nothing."""

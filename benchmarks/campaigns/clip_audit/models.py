@@ -194,7 +194,7 @@ class AddsNoise(Network):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         for weight in self.parameters():
             if weight.grad is not None:
-                weight.grad.add_(0.3 * weight.grad.std() * torch.randn_like(weight))
+                weight.grad.add_(0.3 * weight.grad.std(correction=0) * torch.randn_like(weight))
 
 
 class Freezes(Network):

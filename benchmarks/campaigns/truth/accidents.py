@@ -412,6 +412,15 @@ def _ordinary(c: Context, m: Words) -> None:
     c.verdict(_step(c) > 0, "there was no step before it")
 
 
+@SAID("Its norm is out of the ordinary.")
+@SAID("The step would have been too long beside the parameters.")
+@SAID("Steps before it exploded, and large ones are shortened for a while.")
+@SAID("It grew through time: over 30 times as much as it ordinarily does.")
+def _why_clipped(c: Context, m: Words) -> None:
+    usual = sorted(c.truth.norm(step) for step in range(_step(c)))
+    c.verdict(not usual or c.truth.norm(_step(c)) > usual[len(usual) // 2], "its norm is an ordinary one")
+
+
 @SAID("The optimizer step was skipped: the gradient norm is <n:norm>.")
 def _skipped(c: Context, m: Words) -> None:
     c.verdict(not math.isfinite(c.truth.norm(_step(c))), "it is finite")

@@ -123,7 +123,7 @@ class FitWatch:
         if watch.steps or not broken_off:
             self._recorder.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
         nothing = watch.has_nothing() and not self._has_unreachable
-        return bool(watch.steps or events or not (nothing or broken_off))
+        return bool((events or not nothing) and (watch.steps or events or not broken_off))
 
     def end_watching(self) -> None:
         """Take the hooks off and close the run log. Calling it again does nothing."""

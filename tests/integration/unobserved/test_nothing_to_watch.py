@@ -39,24 +39,6 @@ def test_no_recurrent_module(tmp_path) -> None:
     assert run.global_step == 6
 
 
-class Cumulated(torch.nn.Module):
-    """A recurrence that is computed in one go, and that nobody marked."""
-
-    def forward(self, x):
-        return torch.cat([x.cumsum(1), x[..., :2]], -1), None
-
-
-@pytest.mark.filterwarnings("ignore:.*found no recurrent module.*")
-@pytest.mark.parametrize("steps", [1, 6])
-def test_the_closing_lines_say_again_that_nothing_was_measured(tmp_path, steps: int, caplog) -> None:
-    """The warning of the first step has scrolled away by then."""
-    model = TinyLanguageModel()
-    model.rnn = Cumulated()
-    with caplog.at_level("INFO"):
-        fit(tmp_path, model, [GradWatch(dirpath=tmp_path / "run")], max_steps=steps)
-    assert "Nothing was measured: no recurrent module, cell or tap was found to run." in caplog.text
-
-
 class OwnCell(torch.nn.Module):
     """Found by what it is given and gives back."""
 

@@ -3,9 +3,9 @@
     python -m benchmarks.cost.anchors [--batches N] [--sequences N] [--json FILE]
 
 Each anchor of each sequence is a row of the sweep. The same sweeps are read several times: with every anchor of every sequence, as a
-reference with many anchors of the whole batch, and with the anchors spread over the sequences, so that each has one or two of its own.
-Spread is the error of the horizon and of the growth rate against the reference, over networks of three kinds, two depths, several
-recurrent weights, losses and lengths, some of them trained for a while. ``verdict`` is whether the gradient falls under 1 % in the first half.
+reference with many anchors of the whole batch, and with the anchors spread over the sequences, so that each has one or two of
+its own. Shown is how far horizon and growth rate are from the reference's, over networks of three kinds, two depths, several recurrent
+weights, losses and lengths, some of them trained for a while. The verdict is whether the gradient falls under 1 % in the first half.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ Chooser = Callable[[int, int], bool]
 
 SCHEMES: dict[str, Chooser] = {
     "4 anchors each": lambda sequence, anchor: True,
-    "2 each: the last, and one of the others in turn": lambda sequence, anchor: anchor in (0, 1 + sequence % 3),
+    "2 each: the last, and by turns one of the others": lambda sequence, anchor: anchor in (0, 1 + sequence % 3),
     "2 each, in turn": lambda sequence, anchor: (anchor - sequence) % 2 == 0,
     "1 each, in turn": lambda sequence, anchor: anchor == sequence % 4,
-    "1 each, the last for every second": lambda sequence, anchor: anchor == (0 if sequence % 2 == 0 else 1 + sequence // 2 % 3),
+    "1 each, the last for every second": lambda sequence, anchor: (
+        anchor == (0 if sequence % 2 == 0 else 1 + sequence // 2 % 3)
+    ),
     "1 each, the last": lambda sequence, anchor: anchor == 0,
 }
 
@@ -172,7 +174,9 @@ class Errors:
         full: list[tuple[Horizon, float | None]],
         timesteps: int,
     ) -> None:
-        for (horizon, rate), (true_horizon, true_rate), (full_horizon, full_rate) in zip(found, truth, full, strict=True):
+        for (horizon, rate), (true_horizon, true_rate), (full_horizon, full_rate) in zip(
+            found, truth, full, strict=True
+        ):
             if horizon.lag and true_horizon.lag:
                 self._horizon.append(abs(math.log(horizon.lag / true_horizon.lag)))
             if rate is not None and true_rate is not None and full_rate is not None:

@@ -118,7 +118,7 @@ class _View(WeaklyHeld):
         return gradient.as_strided(self.size, self.stride, int(gradient.storage_offset()) + self.offset)
 
     def _order(self) -> list[int] | None:
-        """The other one's axes in the view's order, if the view has them all; those of size 1 last."""
+        """The other one's axes in the view's order, those of size 1 last; None if it lacks some."""
         wide = [axis for axis, size in enumerate(self.base_size) if size > 1]
         place = {(self.base_size[axis], self.base_stride[axis]): axis for axis in wide}
         order = [place.get(axis, -1) for axis in zip(self.size, self.stride, strict=True) if axis[0] > 1]

@@ -110,7 +110,9 @@ class Layout:
         backwards = slice(self.timesteps - stop, self.timesteps - start)
         part = tensor[backwards if direction == REVERSE else slice(start, stop)]
         if not self._whole_batch:
-            part = part.index_select(1, self._chosen.to(tensor.device)) if not self._batch_first else self._rows_of(part)
+            part = (
+                part.index_select(1, self._chosen.to(tensor.device)) if not self._batch_first else self._rows_of(part)
+            )
         return part.flip(0) if direction == REVERSE else part
 
     def _rows_of(self, part: axes.Float[Tensor, "time batch width"]) -> axes.Float[Tensor, "time sequence width"]:

@@ -28,7 +28,7 @@ class LSTMFactors:
     c: axes.Float[Tensor, "time sequence hidden"]
     forget: axes.Float[Tensor, "time sequence hidden"]
     output_to_cell: axes.Float[Tensor, "time sequence hidden"]
-    gates: axes.Float[Tensor, "time sequence 4 hidden"]
+    gates: axes.Float[Tensor, "time sequence gate hidden"]
 
 
 class LSTMAdjoint(Adjoint[LSTMFactors]):
@@ -46,7 +46,8 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
         gates = self.summed(x, h_previous).unflatten(-1, (4, -1))
         gates[..., :2, :].sigmoid_()
         i, f, g, o = gates.unbind(-2)
-        g.tanh_(), o.sigmoid_()
+        g.tanh_()
+        o.sigmoid_()
         c, forget = i * g, f.clone()
         last = c_start
         for written, kept in zip(c.unbind(0), forget.unbind(0), strict=True):
@@ -60,7 +61,8 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
         torch.addcmul(i, written, g, value=-1, out=g)
         torch.addcmul(written, written, i, value=-1, out=i)
         torch.addcmul(forget, forget, forget, value=-1, out=f)
-        f[:1].mul_(c_start), f[1:].mul_(c[:-1])
+        f[:1].mul_(c_start)
+        f[1:].mul_(c[:-1])
         return LSTMFactors(m, c, forget, output_to_cell, gates)
 
     def recomputed(
@@ -90,7 +92,11 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
         delta = direct.new_empty(streams, sequences, 4, width)
         cell_part, output_part = delta[:, :, :3], delta[:, :, 3]
         flat = delta.view(streams * sequences, 4 * width)
-        w_hh, of_cell, of_output = self.weights.w_hh, factors.gates[:, :, :3].unbind(0), factors.gates[:, :, 3].unbind(0)
+        w_hh, of_cell, of_output = (
+            self.weights.w_hh,
+            factors.gates[:, :, :3].unbind(0),
+            factors.gates[:, :, 3].unbind(0),
+        )
         forget, output_to_cell = factors.forget.unbind(0), factors.output_to_cell.unbind(0)
         for t, (g, into) in reversed(list(enumerate(zip(direct.unbind(0), total.unbind(0), strict=True)))):
             ends.begin(t, carry)

@@ -87,7 +87,7 @@ def norm(tensor: axes.Float[Tensor, "*axes width"]) -> axes.Float[Tensor, " *axe
 
 
 SLICE = 2**16
-"""Numbers that are copied to float64 at a time on a CPU, where the whole copy would leave its cache."""
+"""Numbers that are copied to float64 at a time on a CPU: a copy of all would leave its cache."""
 
 
 def in_slices(tensor: axes.Float[Tensor, "*axes width"], dtype: torch.dtype) -> axes.Float[Tensor, " *axes"]:

@@ -208,8 +208,7 @@ class DirectionSweep:
         into[:, 0] /= self._lift
 
     def _note_states(self, start: int, stop: int, states: axes.Float[Tensor, "time sequence state"]) -> None:
-        finite = states.amax(-1).isfinite() & states.amin(-1).isfinite()  # without a mask as large as the states
-        bad = ~finite.cpu() & self.layout.valid(start, stop)
+        bad = ~states.isfinite().all(-1).cpu() & self.layout.valid(start, stop)
         if bool(bad.any()):
             step, sequence = torch.nonzero(bad)[0].tolist()
             state = states[step, sequence]
@@ -270,8 +269,7 @@ def _difference(
 
 
 def _largest(tensor: axes.Float[Tensor, "... width"]) -> axes.Float[Tensor, ""]:
-    low, high = torch.aminmax(tensor)
-    return torch.maximum(high, -low)
+    return torch.linalg.vector_norm(tensor, math.inf)
 
 
 def _size(tensor: axes.Float[Tensor, "time sequence width"]) -> float:

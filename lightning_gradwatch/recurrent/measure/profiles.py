@@ -57,7 +57,7 @@ def measure_calls(
 
     Args:
         max_sequences: of each batch; None takes all.
-        anchors: of each sequence of a fused call or a scan.
+        anchors: of each sequence of a scan; of a fused call the sequences take turns with them.
         influence: measure the gradients of fused modules' inputs as well.
         before: the window that came before that of a fused module's only call.
     """

@@ -46,7 +46,7 @@ def _of_output(call: RecurrentCall, gradient: axes.Float[Tensor, "... width"]) -
     return rows.any(1 if call.shape.batch_first else 0).cpu()
 
 
-def _any(gradient: axes.Float[Tensor, "... width"]) -> axes.Bool[Tensor, "..."]:
+def _any(gradient: axes.Float[Tensor, "*axes width"]) -> axes.Bool[Tensor, " *axes"]:
     """Whether anything in a row is not 0. The largest and the smallest number say so, and a mask as
     large as the gradient need not be made.
     """

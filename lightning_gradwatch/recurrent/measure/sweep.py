@@ -63,6 +63,7 @@ def sweep(
     themselves and, in a bidirectional stack, what one layer hands to the next.
 
     Args:
+        anchors: timesteps to follow back from, with which the sequences take turns.
         gates: look for the first pre-activation that is not finite as well.
         saturation: count the saturated gates as well.
         inputs: go on to the module's input.

@@ -184,6 +184,14 @@ def test_ncps(name, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    "options", [{"kind": "CfC"}, {"kind": "CfC", "wired": True}, {"kind": "LTC", "wired": True}], ids=str
+)
+def test_ncps_with_a_memory_of_its_own(options, tmp_path) -> None:
+    """Of the LSTM before the cell only c is handed on as it is: it has its own name, and none that is h's."""
+    assert_totals_are_autograds(liquid(**options, mixed_memory=True), tmp_path, "rnn.lstm", {"states[1]": 1})
+
+
+@pytest.mark.parametrize(
     ("kind", "slots"),
     [("Leaky", {"h": 1}), ("Synaptic", {"syn": 1, "mem": 2}), ("Alpha", {"syn_exc": 1, "syn_inh": 2, "mem": 3})],
 )
@@ -201,7 +209,7 @@ STACKS = {
     "PeepholeLSTM": TWO,
     "LEM": TWO,
     "UnICORNN": TWO,  # its states are moved on by a sum, through which a layer's input hangs on the layer below too
-    "JANET": {"h": 1},  # of what it returns the second alone comes back
+    "JANET": {"state[1]": 1},  # of what it returns the second alone comes back
 }
 
 

@@ -209,7 +209,7 @@ STACKS = {
     "PeepholeLSTM": TWO,
     "LEM": TWO,
     "UnICORNN": TWO,  # its states are moved on by a sum, through which a layer's input hangs on the layer below too
-    "JANET": {"state[1]": 1},  # of what it returns the second alone comes back
+    "JANET": {"h": 0},  # its two states are one tensor
 }
 
 

@@ -67,14 +67,15 @@ def _summary(
     verdict, sentence = judge(evidence)
     said_before = earlier(evidence) if verdict in _CALM else ""
     said_of_loss = risen_loss(evidence) if verdict in _CALM else ""
+    known = verdict is not Verdict.NO_GRADIENT_THROUGH_TIME and not (evidence.censored and evidence.horizon == 0)
     return LayerSummary(
         module=module,
         kind=evidence.last[-1].get("kind") or "",
         layer=layer,
         direction=direction,
         timesteps=evidence.timesteps,
-        horizon=None if verdict is Verdict.NO_GRADIENT_THROUGH_TIME else evidence.horizon,
-        horizon_censored=evidence.censored,
+        horizon=evidence.horizon if known else None,
+        horizon_censored=known and evidence.censored,
         growth_rate=evidence.rate,
         exact=evidence.exact,
         samples=evidence.samples,

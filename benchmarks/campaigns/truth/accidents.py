@@ -444,7 +444,10 @@ def _no_loss(c: Context, m: Words) -> None:
     c.verdict(c.case.kind == "not in the loss" or c.case.cause == "cut loss", "a loss reaches it")
 
 
-@SAID("Its weights have gradients but no hook fired: .forward was called around it, or it was compiled before.")
+@SAID(
+    "Its weights have gradients but no hook fired: other code computed with them, .forward was called around it, "
+    "or it was compiled before."
+)
 def _around(c: Context, m: Words) -> None:
     c.verdict(c.case.kind == "cell by .forward", "it was called as it should be")
 

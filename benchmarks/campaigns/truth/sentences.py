@@ -95,6 +95,7 @@ _PARTS = {
     "any": r".*?",
     "path": r"\S+",
     "how": r"it (?:keeps its size|fades, to (?:under )?[\d.]+ % with each|grows, (?:by [\d.e+]+ %|[\d.e+]+-fold) with each)",
+    "pace": r"(?:faster|slower|it falls)",
     "entry": r"batch\S*?\[[\d, ]+\]",
     "list": r"[^.]*(?:\.[^\s][^.]*)*",
 }

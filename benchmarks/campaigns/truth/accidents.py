@@ -444,7 +444,7 @@ def _not_observed(c: Context, m: Words) -> None:
     "If it should be trained, call it outside of no_grad(); if not, there is nothing to do.",
 )
 def _without_grad(c: Context, m: Words) -> None:
-    c.verdict(c.case.cause == "switched off", "gradients are on")
+    c.verdict(c.case.culprits == ("no_grad",), "gradients are on")
 
 
 @SAID("No loss reached its output.", "Its forward was not called in a training step, or no loss reached its output.")

@@ -54,7 +54,7 @@ class Slots(WeaklyHeld):
         """From how often each output came back at each input: ``(path out, path in)`` → times. A
         single state is called h, unless it goes in behind another tensor, as an LSTM's c does where
         h comes back from elsewhere. Such a one and several have the names of the parameters at
-        which they go in, and one that is called h there leads.
+        which they go in, without ``prev``, and one that is called h there leads.
         """
         made = list(dict.fromkeys(out for out, _ in returns))
         given = [max((pair for pair in returns if pair[0] == out), key=lambda pair: returns[pair])[1] for out in made]
@@ -100,7 +100,8 @@ def _names(paths: list[str]) -> list[str]:
     if len(paths) == 1 and _FIRST.fullmatch(paths[0]):
         return ["h"]
     short = [path.rpartition(".")[2] for path in paths]
-    named = next((names for names in (short, paths) if len(set(names)) == len(paths)), None)
+    plain = [path.removeprefix("prev_").removesuffix("_prev") for path in short]
+    named = next((names for names in (plain, short, paths) if len(set(names)) == len(paths)), None)
     return named or [f"{path} {number}" for number, path in enumerate(paths)]
 
 

@@ -13,10 +13,8 @@ from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.recurrent.capture.severed import How
 from lightning_gradwatch.recurrent.capture.unmarked import states_in, unmarked
 from lightning_gradwatch.recurrent.capture.unmarked_severed import DETACHED, severed_uses
+from lightning_gradwatch.recurrent.graph.between import MOST_NODES
 from lightning_gradwatch.recurrent.graph.topology import Topology
-
-MOST_NODES = 200_000
-"""A larger graph is not searched."""
 
 PASSES = 4
 """So many backward passes of the first step are looked at; LBFGS makes more, all alike."""
@@ -50,7 +48,7 @@ class UnmarkedRecurrences:
 
     Args:
         model: whose parameters have names.
-        found: takes the events.
+        collector: takes the events.
 
     Attributes:
         told: so far.

@@ -12,7 +12,7 @@ from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import Record, is_finite, reach
 from lightning_gradwatch.runlog.rules import judge, order_in_doubt
-from lightning_gradwatch.runlog.trouble import earlier, risen_loss
+from lightning_gradwatch.runlog.trouble import earlier, is_unchanged, risen_loss
 from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 
 __all__ = ["LayerSummary", "Verdict", "is_finite", "reach", "summarise"]
@@ -98,6 +98,7 @@ def _summary(
         troubled=bool(said_before),
         cut_share=evidence.cut_share if evidence.truncated else None,
         risen=bool(said_of_loss),
+        unchanged=is_unchanged(evidence),
         inexact_reason=_reason(evidence),
     )
 

@@ -89,7 +89,7 @@ _PARTS = {
     "name": r"[\w.]+",
     "verdict": r"(?:healthy(?: now)?(?:, but the loss has risen)?|vanishing|shortened|"
     r"exploding|not finite|undecided|not observed|barely reached|saturated|diverged"
-    r"|nothing flows through time)(?: since step [\d,]+)?",
+    r"|nothing flows through time)(?: since step [\d,]+)?(?:, but nothing changes its weights)?",
     "weight": r"[\w.]+\[[\d, ]*\]",
     "kind": r"[A-Z_]+",
     "any": r".*?",

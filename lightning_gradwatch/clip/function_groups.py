@@ -63,4 +63,4 @@ def lay_out(
     rows = {group: row for row, group in enumerate(groups)}
     places = torch.tensor([len(groups) if group is None else rows[group] for group in own])
     members = places == torch.arange(len(groups))[:, None]
-    return Layout(tuple(names), groups, members.to(device), places.to(device))
+    return Layout(tuple(names), groups, members.to(device, non_blocking=True), places.to(device, non_blocking=True))

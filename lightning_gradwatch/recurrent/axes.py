@@ -1,7 +1,8 @@
 """The axes of tensors: the names that annotations, docstrings and the documentation use.
 
 ``axes.Float[Tensor, "time sequence state"]`` is a tensor of floating-point numbers with these axes,
-``Inexact`` one of floating-point or complex ones; ``#time`` may be 1 instead.
+``Inexact`` one of floating-point or complex ones, ``Shaped`` one of any;
+``#time`` may be 1 instead.
 Within one call a name stands for one length. The tests check every annotation as it is called;
 elsewhere annotations are text that nobody reads, and jaxtyping need not be there.
 """
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float as Float
     from jaxtyping import Inexact as Inexact
     from jaxtyping import Int as Int
+    from jaxtyping import Shaped as Shaped
 
 VOCABULARY = {
     "time": "timesteps; in a direction's own order or as the caller counts them, as the text says",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.forward import Saturation
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint import Adjoint, make_adjoint
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
 from lightning_gradwatch.recurrent.measure.gates import GateCount
@@ -36,17 +37,17 @@ Gates = tuple[float | None, Saturation | None]
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """All steps of the chosen sequences at once, each a row: ``(time·sequence, width)``.
+    """All steps of the chosen sequences at once, each a row, those of one timestep side by side.
     ``c`` and ``to_c`` of an LSTM only.
     """
 
     sequences: int
-    x: Tensor
-    h: Tensor
-    c: Tensor | None
-    made: Tensor
-    to_h: Tensor
-    to_c: Tensor | None
+    x: axes.Float[Tensor, "row input"]
+    h: axes.Float[Tensor, "row hidden"]
+    c: axes.Float[Tensor, "row hidden"] | None
+    made: axes.Float[Tensor, "row hidden"]
+    to_h: axes.Float[Tensor, "row hidden"]
+    to_c: axes.Float[Tensor, "row hidden"] | None
 
 
 @torch.no_grad()
@@ -144,13 +145,19 @@ def _of_cell(adjoint: Adjoint[Any], steps: _Steps) -> Gates | None:
     return share, count.result()
 
 
-def _agree(again: Tensor, made: Tensor) -> bool:
+def _agree(again: axes.Float[Tensor, "row hidden"], made: axes.Float[Tensor, "row hidden"]) -> bool:
     return float((again - made).abs().max()) <= _CLOSE * max(float(made.abs().max()), 1e-30)
 
 
-def _sent(adjoint: Adjoint[Any], factors: Any, steps: _Steps, to_h: Tensor, delta: Tensor) -> Tensor:
+def _sent(
+    adjoint: Adjoint[Any],
+    factors: Any,
+    steps: _Steps,
+    to_h: axes.Float[Tensor, "1 1 row hidden"],
+    delta: axes.Float[Tensor, "1 1 row gated"],
+) -> axes.Float[Tensor, "row hidden"]:
     """What the loss sends to each state: its gradient without what came back from the step after
-    it ``(time·sequence, hidden)``.
+    it.
     """
     carried = adjoint.recurrent_delta(factors, to_h, delta)[0, 0].matmul(adjoint.weights.w_hh)
     if adjoint.shape.mode == "GRU":

@@ -8,8 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent import axes
 
-def recur(factors: Tensor, values: Tensor) -> Tensor:
+
+def recur(
+    factors: axes.Inexact[Tensor, "#time ..."], values: axes.Inexact[Tensor, "time ..."]
+) -> axes.Inexact[Tensor, "time ..."]:
     """x_t = f_t ⊙ x_{t−1} + v_t with x_{−1} = 0. The first factor is not used.
 
     On a CPU one operation a timestep is the cheapest; elsewhere the operations launched are
@@ -18,7 +22,9 @@ def recur(factors: Tensor, values: Tensor) -> Tensor:
     return _by_timestep(factors, values) if values.device.type == "cpu" else by_doubling(factors, values)
 
 
-def adjoint(decay: Tensor, direct: Tensor) -> Tensor:
+def adjoint(
+    decay: axes.Inexact[Tensor, "#time ..."], direct: axes.Inexact[Tensor, "time ..."]
+) -> axes.Inexact[Tensor, "time ..."]:
     """g_t = d_t + ā_{t+1} ⊙ g_{t+1}: the total gradient of the states of h_t = a_t ⊙ h_{t−1} + b_t.
 
     Complex gradients are as PyTorch has them, ∂L/∂Re h + i ∂L/∂Im h.
@@ -31,7 +37,7 @@ def adjoint(decay: Tensor, direct: Tensor) -> Tensor:
     return _by_timestep(factors, direct.flip(0)).flip(0)
 
 
-def shrinkage(decay: Tensor, timestep: int) -> Tensor:
+def shrinkage(decay: axes.Inexact[Tensor, "#time ..."], timestep: int) -> axes.Float[Tensor, "lag ..."]:
     """|∏_{j=τ−k+1..τ} a_j| for every lag k up to τ = ``timestep``: ``(lag, …)``, 1 at lag 0.
 
     A decay of 0 leaves exact zeros from its lag on; no logarithm is taken.
@@ -41,7 +47,9 @@ def shrinkage(decay: Tensor, timestep: int) -> Tensor:
     return torch.cat([torch.ones_like(size[:1]), back]).cumprod(0)
 
 
-def _by_timestep(factors: Tensor, values: Tensor) -> Tensor:
+def _by_timestep(
+    factors: axes.Inexact[Tensor, "#time ..."], values: axes.Inexact[Tensor, "time ..."]
+) -> axes.Inexact[Tensor, "time ..."]:
     made = values.clone()
     states = made.unbind(0)
     each = factors.unbind(0) if len(factors) > 1 else factors.unbind(0) * len(states)
@@ -50,7 +58,13 @@ def _by_timestep(factors: Tensor, values: Tensor) -> Tensor:
     return made
 
 
-def by_doubling(factors: Tensor, values: Tensor, *, backwards: bool = False, contracting: bool = False) -> Tensor:
+def by_doubling(
+    factors: axes.Inexact[Tensor, "#time ..."],
+    values: axes.Inexact[Tensor, "time ..."],
+    *,
+    backwards: bool = False,
+    contracting: bool = False,
+) -> axes.Inexact[Tensor, "time ..."]:
     """The same in O(log time) operations: each state is known from ever more timesteps before.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.layout import FORWARD, Layout
 
@@ -44,12 +45,12 @@ def of_steps(given: Sequence[Tensor | None], sequences: Sequence[int], lengths: 
     return _runs(torch.cat(pairs), lengths) if pairs else NONE
 
 
-def _repeats(x: Tensor) -> Tensor:
-    """Whether each timestep has the very input of the one before: ``(time - 1, sequence)``."""
+def _repeats(x: Tensor) -> axes.Bool[Tensor, "some sequence"]:
+    """Whether each timestep but the first has the very input of the one before."""
     return (x[1:] == x[:-1]).flatten(2).all(-1).cpu()
 
 
-def _runs(repeats: Tensor, lengths: Sequence[int]) -> Runs:
+def _runs(repeats: axes.Bool[Tensor, "time sequence"], lengths: Sequence[int]) -> Runs:
     first: list[int] = []
     last: list[int] = []
     for j, length in enumerate(lengths):

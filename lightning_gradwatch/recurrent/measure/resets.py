@@ -98,10 +98,10 @@ def _given(made: Made, before: Made) -> list[Tensor]:
     return [state.tensor for state in before.states] if changed else []
 
 
-def _reset(given: list[Tensor], before: list[Tensor], first: list[Tensor], in_place: bool) -> Tensor:
-    """Which rows hold the state that a sequence begins with, and not that of the timestep before,
-    ``(batch,)``.
-    """
+def _reset(
+    given: list[Tensor], before: list[Tensor], first: list[Tensor], in_place: bool
+) -> axes.Bool[Tensor, " batch"]:
+    """Which rows hold a sequence's first state, and not that of the timestep before."""
     count = min(len(rows) for rows in (*given, *before))
     begins = torch.ones(count, dtype=torch.bool, device=given[0].device)
     differs = torch.full_like(begins, in_place)
@@ -115,14 +115,14 @@ def _reset(given: list[Tensor], before: list[Tensor], first: list[Tensor], in_pl
     return begins & differs
 
 
-def _note(begins: list[int], sequences: Sequence[int], reset: Tensor, t: int) -> None:
+def _note(begins: list[int], sequences: Sequence[int], reset: axes.Bool[Tensor, " batch"], t: int) -> None:
     resets = reset.tolist()
     for i, sequence in enumerate(sequences):
         if sequence < len(resets) and resets[sequence]:
             begins[i] = t
 
 
-def _rows(state: Tensor) -> Tensor:
-    """``(layer, batch, width)`` → ``(batch, layer · width)``."""
+def _rows(state: axes.Inexact[Tensor, "*axes"]) -> axes.Inexact[Tensor, "batch width"]:
+    """Those of all layers side by side, of ``(layer, batch, width)``."""
     state = state.detach()
     return state.reshape(1, -1) if state.dim() < 3 else state.movedim(1, 0).flatten(1)

@@ -44,7 +44,7 @@ class ScanReader:
         """How many channels have decays of their own."""
         return prod(self._decay.shape[2:])
 
-    def chunks(self, width: int | None = None) -> Iterator[Tensor]:
+    def chunks(self, width: int | None = None) -> Iterator[axes.Int[Tensor, " some"]]:
         """Numbers of channels, so many at once as memory is to hold."""
         rows = max(1, self.timesteps * len(self._sequences))
         every = torch.arange(self.width if width is None else width, device=self._device)
@@ -68,7 +68,9 @@ class ScanReader:
         every = torch.arange(self.width, device=self._device)
         return self._direct(every, slice(time, time + 1))[0]
 
-    def _direct(self, channels: Tensor, times: slice) -> Tensor:
+    def _direct(
+        self, channels: axes.Int[Tensor, " channel"], times: slice
+    ) -> axes.Inexact[Tensor, "time sequence channel"]:
         gradient, readout = self._gradient[times], self._readout
         if readout is None:
             return self._pick(gradient, channels)
@@ -98,8 +100,10 @@ class ScanReader:
         summed = squares.unflatten(-1, width)
         return (summed.sum(shared, keepdim=True) if shared else summed).flatten(lead)
 
-    def _pick(self, tensor: Tensor, channels: Tensor) -> Tensor:
-        """The chosen sequences and channels of ``(time | 1, batch | 1, *width | 1)``."""
+    def _pick(
+        self, tensor: axes.Shaped[Tensor, "#time #batch ..."], channels: axes.Int[Tensor, " channel"]
+    ) -> axes.Inexact[Tensor, "#time #sequence channel"]:
+        """The chosen sequences and channels."""
         places = torch.unravel_index(channels, self._shape.width)
         index = [
             place if size > 1 else torch.zeros_like(place) for place, size in zip(places, tensor.shape[2:], strict=True)
@@ -112,15 +116,21 @@ class ScanReader:
         kinds = (torch.float32, torch.complex64) if narrow else (torch.float64, torch.complex128)
         return tensor.to(kinds[self._complex])
 
-    def _own_order(self, tensor: Tensor) -> Tensor:
+    def _own_order(self, tensor: axes.Inexact[Tensor, "time ..."]) -> axes.Inexact[Tensor, "time ..."]:
         return tensor.flip(0) if self.scan.reverse else tensor
 
 
-def _rows(tensor: Tensor, sequences: Tensor) -> Tensor:
+def _rows(
+    tensor: axes.Shaped[Tensor, " time #batch ..."], sequences: axes.Int[Tensor, " sequence"]
+) -> axes.Shaped[Tensor, " time #sequence ..."]:
     return tensor if tensor.shape[1] == 1 else tensor[:, sequences]
 
 
-def _columns(tensor: Tensor, sequences: Tensor, channels: Tensor) -> Tensor:
+def _columns(
+    tensor: axes.Shaped[Tensor, " time #batch ..."],
+    sequences: axes.Int[Tensor, " sequence"],
+    channels: axes.Int[Tensor, " channel"],
+) -> axes.Shaped[Tensor, " time #sequence channel"]:
     """Chosen sequences and channels of a tensor's own."""
     places = torch.unravel_index(channels, tensor.shape[2:])
     rows = sequences if tensor.shape[1] > 1 else sequences[:1] * 0

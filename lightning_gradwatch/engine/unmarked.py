@@ -10,7 +10,8 @@ from lightning_gradwatch.engine.observation import Collector
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.modules import plain_name
-from lightning_gradwatch.recurrent.capture.unmarked import MOST_NODES, unmarked
+from lightning_gradwatch.recurrent.capture.unmarked import unmarked
+from lightning_gradwatch.recurrent.graph.between import MOST_NODES
 
 PASSES = 4
 """So many backward passes of the first step are looked at; LBFGS makes more, all alike."""
@@ -44,7 +45,7 @@ class UnmarkedRecurrences:
 
     Args:
         model: whose parameters have names.
-        found: takes the events.
+        collector: takes the events.
 
     Attributes:
         told: so far.

@@ -83,7 +83,7 @@ class Unobserved:
     Args:
         model: whose modules they are.
         patterns: of the names of the modules to watch; None are all.
-        found: takes the event of a module that came too late.
+        collector: takes the event of a module that came too late.
         strict: let an error of our own through instead of making it a reason.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.graph.between import MOST_NODES
 from lightning_gradwatch.recurrent.graph.rounds import (
     Rounds,
     are_alike,
@@ -23,9 +24,6 @@ from lightning_gradwatch.recurrent.graph.topology import Topology
 from lightning_gradwatch.recurrent.graph.uses import Uses, uses_of_parameters, uses_of_slices
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.scan import Scan
-
-MOST_NODES = 200_000
-"""A larger graph is not searched."""
 
 MOST_VISITS = 2_000_000
 """Places of a graph that are looked at in all: a second or two, once in a fit."""

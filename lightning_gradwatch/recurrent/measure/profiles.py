@@ -1,6 +1,5 @@
 """From a recurrent call to its profiles: one for each layer, direction and state."""
 
-# Over 300 lines: a call and a chain of calls become profiles by the same steps.
 from __future__ import annotations
 
 import math

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
-from lightning_gradwatch.recurrent.graph.between import MOST_NODES
 from lightning_gradwatch.recurrent.graph.rounds import (
     Rounds,
     are_alike,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from lightning_gradwatch.audit.evidence import ClipEvidence, percentile_of
-from lightning_gradwatch.audit.rules import ClipVerdict, interval
+from lightning_gradwatch.audit.rules import ClipVerdict, interval, may_have_acted
 from lightning_gradwatch.plain import count_of
 
 NO_BACKWARD = "its backward passes went past Lightning (use self.manual_backward(loss))"
@@ -54,12 +54,17 @@ def _never_acted(evidence: ClipEvidence) -> str:
         )
     if counted is not None:
         return f"{who.adaptive} clipped none of {count_of(counted.steps, 'step')}.{_largest(evidence)}"
-    whose = " and ".join(who.names[:2]) if who.bound is not None or who.adaptive else ""
-    if whose:
-        return f"{_on(evidence)} {whose} left the gradient as it was.{_largest(evidence)}"
+    return f"{_left_alone(evidence)}.{_largest(evidence)}"
+
+
+def _left_alone(evidence: ClipEvidence) -> str:
+    """That who clips has done nothing on the steps looked at."""
+    who = evidence.clippers
+    if who.bound is not None or who.adaptive:
+        return f"{_on(evidence)} {' and '.join(who.names[:2])} left the gradient as it was"
     return (
         f"{_on(evidence)} something wrote to the gradient between the backward pass and the step and left it "
-        f"as it was, as clipping does whose bound is not reached.{_largest(evidence)}"
+        "as it was, as clipping does whose bound is not reached"
     )
 
 
@@ -94,6 +99,12 @@ def _undecided(evidence: ClipEvidence) -> str:
         return f"No optimizer step could be looked at: {evidence.unseen or NO_STEP}."
     if evidence.counted is not None:
         return f"{_acted(evidence)}: too few steps to tell a safety net from what limits every step.{_late(evidence)}"
+    share = may_have_acted(evidence)
+    if share is not None:
+        return (
+            f"{_left_alone(evidence)}. That is too few to tell whether it ever acts: it may do so on up to {share:.0%} "
+            f"of all steps.{_largest(evidence)}"
+        )
     low, high = interval(len(evidence.clipped), len(evidence.samples))
     return (
         f"{_acted(evidence)}, which is too few to tell a safety net from what limits every step: the share of all "

@@ -139,6 +139,7 @@ class Watch:
         capture.clear()
         self._nth = 0
         self._severed.tell(self._search.end_severed(self._severed.told), moment)
+        self._severed.tell(self._unmarked.end_severed(self._severed.told), moment)
         self.steps += 1
         if not self._search.is_on:
             return self.take()

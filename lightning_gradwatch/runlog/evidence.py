@@ -245,6 +245,11 @@ class Evidence:
         return median(shares) if shares else None
 
     @cached_property
+    def cut_unknown(self) -> str | None:
+        """Why that cannot be measured, by the last sample."""
+        return self.last[-1].get("cut_unknown") if self.last else None
+
+    @cached_property
     def exact(self) -> bool:
         """Whether all of the last samples are."""
         return all(record.get("exact") is not False for record in self.last)

@@ -129,6 +129,13 @@ def _in_a_row(c: Context, m: Words) -> None:
     c.number(m["count"], timesteps - 1, timesteps, "the number of timesteps")
 
 
+@SAID("In one step it is used <int:count> times, each time on what was made with the use before, but detached.")
+def _severed_uses(c: Context, m: Words) -> None:
+    timesteps = c.truth.before(0)[1][0].shape[1]
+    c.verdict(c.case.cause == "severed", "nothing is detached")
+    c.number(m["count"], timesteps, timesteps, "the number of timesteps")
+
+
 @SAID('If that is a loop over time, mark its state with tap(h, name="…") and it is measured.')
 def _if_a_loop(c: Context, m: Words) -> None:
     c.verdict(c.case.cause == "unmarked", "there is no loop in tensor operations")

@@ -116,6 +116,35 @@ def test_a_gradient_that_grows_is_not_clipped() -> None:
     assert "some norms grew" in summarise_clipping(evidence(found)).sentence
 
 
+@pytest.mark.parametrize(
+    ("smaller", "grown", "verdict"),
+    [
+        (1, 32, ClipVerdict.NONE),
+        (10, 10, ClipVerdict.NONE),
+        (40, 5, ClipVerdict.STEP_LIMITER),
+    ],
+)
+def test_what_makes_gradients_larger_too_is_no_clipping(smaller: int, grown: int, verdict: ClipVerdict) -> None:
+    """Noise makes one smaller now and then. Where code of the user's names a clipping function, it may be both."""
+    found = [ClipSample(step, 1.0 + step, (1.0 + step) * 1.1, touched=True, grown=True) for step in range(grown)]
+    found += [ClipSample(grown + step, 1.0 + step, 0.9, touched=True) for step in range(smaller)]
+    assert judge_clipping(evidence(found)) is verdict
+    named = judge_clipping(evidence(found, clippers=Clippers(named=("Net.training_step",))))
+    assert named in (ClipVerdict.SAFETY_NET, ClipVerdict.STEP_LIMITER, ClipVerdict.UNDECIDED)
+
+
+@pytest.mark.parametrize("who", [Clippers(), Clippers(bound=1.0, override="Net.configure_gradient_clipping")], ids=str)
+@pytest.mark.parametrize(("number", "steps"), [(16, 33), (1, 400), (70, 4000)])
+def test_few_samples_do_not_say_that_it_never_acts(number: int, steps: int, who: Clippers) -> None:
+    """What left the gradient alone on a few steps may act on others; on all of them, or on very many, it is said."""
+    found = summarise_clipping(evidence(samples(9.0, (0.5, 0.7) * (number // 2) or (0.5,)), steps=steps, clippers=who))
+    assert found.verdict is ClipVerdict.UNDECIDED
+    assert "too few to tell whether it ever acts" in found.sentence
+    for many, of in ((number, number), (80, 4000)):
+        sure = samples(9.0, (0.5,) * many)
+        assert judge_clipping(evidence(sure, steps=of, clippers=who)) is ClipVerdict.NEVER_ACTED
+
+
 def test_a_name_in_the_code_alone_is_no_call() -> None:
     """It may be switched off: said, and no verdict of its own. Called come what may, it is one."""
     untouched = samples(math.inf, touched=False)

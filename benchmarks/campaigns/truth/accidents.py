@@ -439,6 +439,14 @@ def _not_observed(c: Context, m: Words) -> None:
     c.verdict(m["module"] in c.case.unmeasured, "it can be measured, or there is no such module")
 
 
+@SAID(
+    "It was called only where gradients are switched off, by no_grad() or inference_mode().",
+    "If it should be trained, call it outside of no_grad(); if not, there is nothing to do.",
+)
+def _without_grad(c: Context, m: Words) -> None:
+    c.verdict(c.case.culprits == ("no_grad",), "gradients are on")
+
+
 @SAID("No loss reached its output.", "Its forward was not called in a training step, or no loss reached its output.")
 def _no_loss(c: Context, m: Words) -> None:
     c.verdict(c.case.kind == "not in the loss" or c.case.cause == "cut loss", "a loss reaches it")

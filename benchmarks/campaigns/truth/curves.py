@@ -167,6 +167,14 @@ def _too_few(c: Context, m: Words) -> None:
     falls(c, m)
 
 
+@SAID("For a verdict after so few steps sample more often: every_n_steps=<int:every> takes <int:taken> in <int:steps>.")
+def _more_samples(c: Context, m: Words) -> None:
+    steps, every = int(m["steps"]), int(m["every"])
+    c.number(m["steps"], c.truth.steps, c.truth.steps, "the number of steps", slack=0.0)
+    c.number(m["taken"], len(range(0, steps, every)), len(range(0, steps, every)), "samples", slack=0.0)
+    c.verdict(len(c.told.sampled) < 3 and every < c.case.every, "it has samples enough")
+
+
 _PADDED = "the <int:padded> timesteps before the loss have equal inputs, as padding has, and have to be crossed first"
 
 

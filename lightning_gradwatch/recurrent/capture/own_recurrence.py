@@ -15,7 +15,9 @@ from lightning_gradwatch.recurrent.graph.between import is_reached
 OWN_RECURRENCE = "its forward does not call PyTorch's own recurrence"
 """Why a call is not kept that neither calls PyTorch's operator nor makes what that would."""
 
-PART_OF_OUTPUT = "its final states are tensors that its output was made of: what the loss sends them comes twice"
+MADE_OF_ONE_ANOTHER = (
+    "its output and its final states are made of one another: what the loss sends to one may count twice"
+)
 """Why the figures of a call are not exact whose gradients cannot be told apart."""
 
 _OPERATORS: dict[str, Any] = {
@@ -67,7 +69,7 @@ class OwnRecurrences:
         call.by_operator = False
         way = module, call.mask is not None
         if way not in self._doubt:
-            self._doubt[way] = PART_OF_OUTPUT if _is_mixed(call) else None
+            self._doubt[way] = MADE_OF_ONE_ANOTHER if _is_mixed(call) else None
         call.doubt = self._doubt[way]
         return call
 
@@ -82,9 +84,12 @@ class OwnRecurrences:
 
 
 def _is_mixed(call: RecurrentCall) -> bool:
-    """Whether a gradient of the output goes through a final state."""
+    """Whether a gradient of the output goes through a final state, or the other way round."""
     finals = [state.grad_fn for state in (call.h_n, call.c_n) if state is not None]
-    return any(final is not None and is_reached([call.output.grad_fn], final) for final in finals)
+    output = call.output.grad_fn
+    if output is None:
+        return False
+    return any(final is not None and (is_reached([output], final) or is_reached([final], output)) for final in finals)
 
 
 @torch.no_grad()

@@ -20,8 +20,9 @@ TESTS = {
 }
 HEAD = """# What is observed
 
-Each line is a test that trains with and without `GradWatch` and finds weights, optimizer state and random streams the same to the bit. The
-second column is what the test found in the run log. This page is written from the tests' results by `docs/make_table.py`.
+Each line is a test that trains with and without `GradWatch` and finds weights, optimizer state and
+random streams the same to the bit. The second column is what the test found in the run log. This
+page is written from the tests' results by `docs/make_table.py`.
 """
 
 

@@ -66,7 +66,7 @@ class Session:
     Args:
         model: as the loop calls it.
         optimizers: whose steps are the loop's; none are those that hold a parameter of the model.
-        found: takes what is found, and outlives the session.
+        findings: takes what is found, and outlives the session.
         rank: of this process.
 
     Attributes:
@@ -111,7 +111,10 @@ class Session:
             options = self._options.watch
             if unreachable:
                 options = replace(options, find_cells=False)
-            self.watch = Watch(self._root, reachable, options, lambda: self.passes.steps, FitIsOver(self._on_call))
+            is_over = FitIsOver(self._on_call)
+            self.watch = Watch(
+                self._root, reachable, options, lambda: self.passes.steps, is_over, lambda: self._optimizers
+            )
             self._describe(modules)
             self._handles = hear_steps(self._optimizers, self._root, self._before_step, self._after_step)
             if steps_are_heard(self._model):

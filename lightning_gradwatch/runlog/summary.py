@@ -12,7 +12,7 @@ from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import Record, is_finite, reach
 from lightning_gradwatch.runlog.rules import judge, order_in_doubt
-from lightning_gradwatch.runlog.trouble import earlier, risen_loss
+from lightning_gradwatch.runlog.trouble import earlier, is_unchanged, risen_loss
 from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 
 __all__ = ["LayerSummary", "Verdict", "is_finite", "reach", "summarise"]
@@ -67,14 +67,15 @@ def _summary(
     verdict, sentence = judge(evidence)
     said_before = earlier(evidence) if verdict in _CALM else ""
     said_of_loss = risen_loss(evidence) if verdict in _CALM else ""
+    known = verdict is not Verdict.NO_GRADIENT_THROUGH_TIME and not (evidence.censored and evidence.horizon == 0)
     return LayerSummary(
         module=module,
         kind=evidence.last[-1].get("kind") or "",
         layer=layer,
         direction=direction,
         timesteps=evidence.timesteps,
-        horizon=None if verdict is Verdict.NO_GRADIENT_THROUGH_TIME else evidence.horizon,
-        horizon_censored=evidence.censored,
+        horizon=evidence.horizon if known else None,
+        horizon_censored=known and evidence.censored,
         growth_rate=evidence.rate,
         exact=evidence.exact,
         samples=evidence.samples,
@@ -97,6 +98,7 @@ def _summary(
         troubled=bool(said_before),
         cut_share=evidence.cut_share if evidence.truncated else None,
         risen=bool(said_of_loss),
+        unchanged=is_unchanged(evidence),
         inexact_reason=_reason(evidence),
     )
 
@@ -142,10 +144,11 @@ def _segments(evidence: Evidence) -> str:
     length = count_of(evidence.timesteps, "timestep")
     if evidence.cut_share is not None:
         return _beyond_the_cut(evidence.cut_share, length)
+    unknown = f" How much that cuts off cannot be measured: {evidence.cut_unknown}." if evidence.cut_unknown else ""
     leaf = " A gradient handed back by hand is in the totals alone." if evidence.handed_over else ""
     return (
         f" The state that comes in has no graph: if it is carried over, the gradient flows within segments of {length} "
-        f"and is cut between them.{leaf}"
+        f"and is cut between them.{unknown}{leaf}"
     )
 
 

@@ -30,9 +30,10 @@ def timesteps(c: Context, said: str) -> None:
 
 
 _RATE = (
-    "growth rate <n:rate> nats per timestep« over all lags»«: <how:words>»« on average, and falls faster at the <name>»"
+    "growth rate <n:rate> nats per timestep« over all lags»«: « on average »<how:words>»"
+    "«, but <pace:pace> over the first lags»"
 )
-_SPREAD = "<int:shortest> to« over» <int:longest> in the last <int:of> samples"
+_SPREAD = "<int:shortest> to« over» <int:longest>« or more» in the last <int:of> samples"
 _SPEED = f"« («{_SPREAD}»«; »«{_RATE}»)»"
 _FALL = (
     "The gradient falls under 1 % after <n:h>« of <int:t>» timesteps«, more than the <int:counted> that "
@@ -164,6 +165,14 @@ def _reached_at(c: Context, said: str, step: int) -> None:
 @SAID(f"{_FALL}, but <int:few> sample«s» cannot tell whether it stays so.")
 def _too_few(c: Context, m: Words) -> None:
     falls(c, m)
+
+
+@SAID("For a verdict after so few steps sample more often: every_n_steps=<int:every> takes <int:taken> in <int:steps>.")
+def _more_samples(c: Context, m: Words) -> None:
+    steps, every = int(m["steps"]), int(m["every"])
+    c.number(m["steps"], c.truth.steps, c.truth.steps, "the number of steps", slack=0.0)
+    c.number(m["taken"], len(range(0, steps, every)), len(range(0, steps, every)), "samples", slack=0.0)
+    c.verdict(len(c.told.sampled) < 3 and every < c.case.every, "it has samples enough")
 
 
 _PADDED = "the <int:padded> timesteps before the loss have equal inputs, as padding has, and have to be crossed first"

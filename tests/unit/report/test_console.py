@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import sys
@@ -28,6 +29,24 @@ def test_an_event_is_shown_with_its_one_text(console):
     shown = " ".join(console.file.getvalue().split())
     assert shown.count("falls under 1 % after 12 timesteps.") == 3
     assert shown.count("What lies further back cannot be learned.") == 1
+
+
+@pytest.mark.parametrize("remedy", ["Raise `max_skips`.", "`a` or `b`, not c", "set `x=[1]` first"])
+def test_code_in_a_remedy_is_bold_and_has_no_backticks(remedy):
+    """What stands between two backticks, brackets and all."""
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="truecolor")
+    print_events([Event(EventKind.NOT_OBSERVED, 1, module="rnn", remedy=remedy).to_record()], console=console)
+    shown = console.file.getvalue()
+    for part in remedy.split("`")[1::2]:
+        assert f"\x1b[1m{part}\x1b[0m" in shown
+    assert "`" not in shown
+
+
+@pytest.mark.parametrize("remedy", ["a ` alone", "``", "`one\ntwo`"])
+def test_a_backtick_that_marks_no_code_stays(console, remedy):
+    """One alone, two with nothing between them, or on two lines."""
+    print_events([Event(EventKind.NOT_OBSERVED, 1, module="rnn", remedy=remedy).to_record()], console=console)
+    assert console.file.getvalue().count("`") == remedy.count("`")
 
 
 def test_a_hostile_name_neither_styles_nor_steers_the_terminal(console):
@@ -83,3 +102,16 @@ def test_a_long_table_holds_the_last_events():
     assert "number 4000." in shown
     assert "number 3999." not in shown
     assert "the last 1,000 of 5,000 events" in shown
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "No event names it."), (1, "1 event names it."), (3, "3 events name it.")]
+)
+def test_a_line_counts_the_events_that_name_its_place(tmp_path, count, said):
+    """There may be others, of the model, which the sentence before speaks of."""
+    run = load_run(write_run(tmp_path, start=-0.01, end=-0.01))
+    here = Event(EventKind.EXPLODING_HIDDEN_GRADIENT, 1, module="model.rnn", layer=0, value=1.0, threshold=1.0)
+    elsewhere = Event(EventKind.NONFINITE_LOSS, 1)
+    events = [event.to_record() for event in (*[here] * count, elsewhere)]
+    (line,) = summary_lines(dataclasses.replace(run, event_records=events))
+    assert line.endswith(said)

@@ -1,5 +1,7 @@
 """What a verdict rests on: the profiles and events of one layer and direction, brought together."""
 
+# Over 300 lines: all figures of one layer that a verdict may rest on, each from the same records.
+
 from __future__ import annotations
 
 import math

@@ -1,6 +1,6 @@
 """Adaptive clipping on recurrent networks: none, a fixed norm, six published rules and ours, on 29 problems, on one CPU.
 
-    python -m benchmarks.clipping.field                          # all: about two hours a seed on one core, most of it temporal order
+    python -m benchmarks.clipping.field                          # all: an estimated day on one core, most of it temporal order
     python -m benchmarks.clipping.field --tasks polyphony VAE    # those whose name begins so
     python -m benchmarks.clipping.field --quick                  # a few updates of each
     python -m benchmarks.clipping.field --again "AdaptiveClip()" # make these runs anew

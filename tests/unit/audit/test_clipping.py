@@ -187,6 +187,35 @@ def test_the_bound_that_is_advised_lets_what_was_seen_through(norms: list[float]
         assert ordinary * (1 - 1e-9) <= advised <= ordinary * 1.11
 
 
+@pytest.mark.parametrize(("begun", "when"), [((3,), "from step 3 on"), ((3, 9, 17), "3 times since step 3")])
+def test_a_run_that_goes_on_exploding_is_not_told_to_raise_its_bound(begun: tuple[int, ...], when: str) -> None:
+    """A fixed bound stays; instead of AdaptiveClip Norm is named, at the 10th percentile of what the optimizer got."""
+    found = samples(1.2, (*NORMS, 1.3) * 4)
+    for clippers in (Clippers(bound=1.2), Clippers(), Clippers(bound=1.2, adaptive="AdaptiveClip (Spike)")):
+        advice = summarise_clipping(
+            evidence(found, clippers=clippers, counted=Counted(20, 24), explosions=begun)
+        ).remedy
+        assert f"(told {when})" in advice
+        assert "Leave the bound where it is" in advice
+    for loop in (False, True):
+        clippers = Clippers(adaptive="AdaptiveClip (Spike)", in_loop=loop)
+        advice = summarise_clipping(
+            evidence(found, clippers=clippers, counted=Counted(20, 24), explosions=begun)
+        ).remedy
+        got = float(np.percentile([sample.after for sample in found], 10))
+        called = "clip_adaptively(optimizer, " if loop else "AdaptiveClip("
+        assert f"{called}policy=Norm(max_norm={got:.2g})): that is the 10th percentile" in advice
+        assert "on the 24 steps looked at" in advice
+
+
+def test_a_percentile_needs_several_norms() -> None:
+    """With few of them the advice is what it is without explosions; of a safety net nothing is said."""
+    few = samples(0.1)[:9]
+    with_, without = (summarise_clipping(evidence(few, explosions=begun)).remedy for begun in ((3,), ()))
+    assert with_ == without
+    assert summarise_clipping(evidence(samples(2.5), explosions=(3,))).remedy == ""
+
+
 def test_an_optimizer_that_was_not_looked_at_says_why() -> None:
     """No step, or backward passes that were not heard: undecided, with no figure."""
     found = summarise_clipping(evidence([], steps=30, unseen="its backward passes went past Lightning"))

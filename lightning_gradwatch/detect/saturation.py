@@ -100,4 +100,4 @@ def _event(profile: Profile, share: float, moment: Moment, track: _Track) -> Eve
 
 
 def _has_fallen(loss: float | None, first: float | None) -> bool:
-    return loss is not None and first is not None and math.isfinite(loss) and loss < LEARNED_LOSS * first
+    return loss is not None and first is not None and math.isfinite(loss) and loss < LEARNED_LOSS * first and first > 0

@@ -20,6 +20,12 @@ _RATE_REMEDY = (
     "to stay as it is, module.requires_grad_(False) says so, and saves its part of the backward pass."
 )
 
+_OUTSIDE_REMEDY = (
+    "It is not among the model's modules, as what lies in a plain list or dict is not: self.parameters() leaves it out, and neither .to() "
+    "nor a checkpoint knows it. Hold it as an attribute of its own, or in an nn.ModuleList or nn.ModuleDict. If it is meant to stay as it "
+    "is, module.requires_grad_(False) says so."
+)
+
 
 @dataclass(slots=True)
 class _Row:
@@ -42,13 +48,20 @@ class UnchangedWeights:
 
     @torch.no_grad()
     def __call__(
-        self, module: str, weights: Sequence[Tensor], optimizers: Iterable[Optimizer], moment: Moment
+        self,
+        module: str,
+        weights: Sequence[Tensor],
+        optimizers: Iterable[Optimizer],
+        moment: Moment,
+        *,
+        outside: bool = False,
     ) -> Event | None:
         """Take in one sampled step, before the optimizer's.
 
         Args:
             weights: its own, those that are trained, with their gradients.
             optimizers: all that are known. With none nothing is.
+            outside: the module is not one of the model's own.
         """
         cause = _why_unchanged(weights, optimizers)
         if cause is None:
@@ -65,6 +78,8 @@ class UnchangedWeights:
         row.told = True
         detail = f"{cause} So it was in {len(row.steps)} samples in a row, from step {row.steps[0]} on."
         remedy = _RATE_REMEDY if cause == _RATE_OF_ZERO else EventKind.WEIGHTS_UNCHANGED.remedy
+        if cause == _IN_NO_OPTIMIZER and outside:
+            remedy = _OUTSIDE_REMEDY
         return moment.event(EventKind.WEIGHTS_UNCHANGED, module=module, detail=detail, remedy=remedy)
 
 

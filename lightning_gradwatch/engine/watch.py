@@ -87,7 +87,7 @@ class Watch:
         )
         self._parameters = Parameters(model, self.capture)
         self._measuring = Measuring(model, self.capture, self._unobserved, options, self._collector)
-        self._optimizers, self._unchanged = optimizers, UnchangedWeights()
+        self._model, self._optimizers, self._unchanged = model, optimizers, UnchangedWeights()
         self._judge = Judge(model, Locator(model, self.capture), self._search, self._collector)
 
     def take(self) -> Observation:
@@ -237,7 +237,8 @@ class Watch:
         """Tell each module whose weights nothing changes."""
         if not step.complete:
             return
-        optimizers = list(self._optimizers())
+        optimizers, own = list(self._optimizers()), set(self._model.modules())
         for name, module in self.capture.modules.items():
             weights = [weight for weight in module.parameters() if weight.requires_grad]
-            self._collector.add(self._unchanged(name, weights, optimizers, step.moment))
+            outside = module not in own
+            self._collector.add(self._unchanged(name, weights, optimizers, step.moment, outside=outside))

@@ -256,7 +256,7 @@ def _inexact(c: Context, m: Words) -> None:
 # ------------------------------------------------------------------ events of a gradient on its way
 
 
-@SAID("The gradient of <place> falls under 1 % after <n:h> timesteps.")
+@SAID("The gradient of <place> falls under 1 % after <n:h> timestep«s».")
 def _vanishes(c: Context, m: Words) -> None:
     horizon(c, m["h"])
     late = of_late(c)
@@ -305,10 +305,10 @@ def _earlier(c: Context, m: Words) -> None:
 
 @SAID(
     "Vanishing of <place> since step <int:begin>, not over when training ended; the horizon was shortest, "
-    "<n:h> timesteps, at step <int:step> (bound <n:bound>).",
+    "<n:h> timestep«s», at step <int:step> (bound <n:bound>).",
     "Vanishing of <place> since step <int:begin>, until nothing was finite any more at step <int:lost>; the horizon was "
-    "shortest, <n:h> timesteps, at step <int:step> (bound <n:bound>).",
-    "Vanishing of <place> from step <int:begin> to step <int:end>; the horizon was shortest, <n:h> timesteps, "
+    "shortest, <n:h> timestep«s», at step <int:step> (bound <n:bound>).",
+    "Vanishing of <place> from step <int:begin> to step <int:end>; the horizon was shortest, <n:h> timestep«s», "
     "at step <int:step> (bound <n:bound>).",
 )
 def _episode_of_vanishing(c: Context, m: Words) -> None:

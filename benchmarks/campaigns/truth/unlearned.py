@@ -63,6 +63,8 @@ helps(
 @SAID("None of the weights of <place:place> changes, although they get a gradient.")
 def _unchanged(c: Context, m: Words) -> None:
     c.verdict(not c.truth.moved(m["place"]), "they do")
+    if c.case.kind == "cell in a plain list":  # whose weights the model does not know
+        return
     norms = c.truth.norms[_step(c)]
     c.verdict(any(norm for name, norm in norms.items() if name.startswith(m["place"])), "they get no gradient")
 
@@ -73,9 +75,20 @@ def _unchanged_since(c: Context, m: Words) -> None:
     c.number(m["samples"], len(sampled), len(sampled), "samples", slack=0.0)
 
 
+@SAID(
+    "None of them is in an optimizer.",
+    "If it is meant to stay as it is, module.requires_grad_(False) says so.",
+    "It is not among the model's modules, as what lies in a plain list or dict is not: self.parameters() leaves it out, and neither .to() "
+    "nor a checkpoint knows it.",
+    "Hold it as an attribute of its own, or in an nn.ModuleList or nn.ModuleDict.",
+)
+def _outside(c: Context, m: Words) -> None:
+    held = c.case.cause != "not in the optimizer" and c.case.kind != "cell in a plain list"
+    c.verdict(not held, "the optimizer holds them")
+
+
 helps(
     ("not in the optimizer",),
-    "None of them is in an optimizer.",
     "Give them to the optimizer: those of the whole model, self.parameters(), and not those of a part of it, or of a copy.",
 )
 helps(

@@ -174,3 +174,25 @@ def test_cells_in_a_loop_too(tmp_path) -> None:
     trainer(tmp_path, [gradwatch], max_steps=8).fit(Loop(make), sentences())
     (event,) = [event for event in gradwatch.events if event.kind == EventKind.WEIGHTS_UNCHANGED]
     assert event.module == "cell"
+
+
+@pytest.mark.parametrize("holder", [list, nn.ModuleList])
+def test_a_cell_in_a_plain_list_is_told_how_to_be_held(tmp_path, holder: Any) -> None:
+    """self.parameters() does not know it; in an nn.ModuleList it does, and nothing is told."""
+
+    class Listed(TinyLanguageModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = holder([nn.GRUCell(6, 8)])
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            state = torch.zeros(4, 8)
+            for _ in range(5):
+                state = self.cells[0](torch.ones(4, 6), state)
+            return super().training_step(batch, batch_idx) + state.square().mean()
+
+    gradwatch = GradWatch(every_n_steps=1)
+    trainer(tmp_path, [gradwatch], max_steps=8).fit(Listed(), sentences())
+    events = [event for event in gradwatch.events if event.kind == EventKind.WEIGHTS_UNCHANGED]
+    assert len(events) == (holder is list)
+    assert all("plain list" in event.remedy and "nn.ModuleList" in event.remedy for event in events)

@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of whole Trainer runs")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # CPU time counts what every thread spends, waiting for one another included
     figures: dict[str, object] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     figures["alternating steps"] = alternate_steps(options.steps)
     with tempfile.TemporaryDirectory() as folder:

@@ -92,12 +92,7 @@ helps(
     "Give them to the optimizer: those of the whole model, self.parameters(), and not those of a part of it, or of a copy.",
 )
 helps(
-    ("rate of 0",),
-    "They are in an optimizer whose learning rate is 0.",
-    "Look at what the scheduler makes of the learning rate, and at the parameter group that holds them.",
-)
-helps(
-    ("not in the optimizer", "rate of 0"),
+    ("not in the optimizer",),
     "If the module is meant to stay as it is, module.requires_grad_(False) says so, and saves its part of the backward pass.",
 )
 

@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+WATCHED := torchrl tensordict pyvers hoptorch torchrecurrent sb3-contrib stable-baselines3 gymnasium farama-notifications
+
 # The lowest Lightning that pyproject.toml allows, in a folder of its own that goes before what .venv has.
 OLD := $(CURDIR)/$(VENV)/lowest-lightning
 OLD_TESTS := neutral/test_invariance.py clean/test_fits_and_copies.py acting/test_responses.py clipping/test_adaptive_clip.py durable/test_resumed_log.py
@@ -16,6 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
 	# For its one file with AGC, which the tests compare with; torchvision, which the rest of it needs, is left out.
 	$(BIN)/python -m pip install --quiet --no-deps timm -c constraints.txt
+	# Packages whose models are watched as they come. Left out is what they ask for beside torch and is not there for
+	# others: torchrl and tensordict name releases of torch, and what is left is for what the tests do not use.
+	$(BIN)/python -m pip install --quiet --no-deps $(WATCHED) -c constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)

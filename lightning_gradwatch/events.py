@@ -55,6 +55,7 @@ class EventKind(StrEnum):
     ONE_SEQUENCE_REACHED = "ONE_SEQUENCE_REACHED"
     NO_GRADIENT_THROUGH_TIME = "NO_GRADIENT_THROUGH_TIME"
     ZERO_GRADIENT = "ZERO_GRADIENT"
+    WEIGHTS_UNCHANGED = "WEIGHTS_UNCHANGED"
     SCAN_MISMATCH = "SCAN_MISMATCH"
     AMP_OVERFLOW = "AMP_OVERFLOW"
     GRADIENT_CLIPPED = "GRADIENT_CLIPPED"
@@ -172,6 +173,12 @@ _TEXTS: dict[EventKind, _Text] = {
         "The gradient of every parameter of the model is exactly 0: nothing is learned.{detail}",
         "Look at what the loss is made of, from its end: a factor or a mask of 0, a clamp or a relu on its flat side, a round "
         "or an argmax. Under float16 it may be gradients too small for it: use a loss scale, or bfloat16.",
+    ),
+    EventKind.WEIGHTS_UNCHANGED: _Text(
+        Severity.WARNING,
+        "None of the weights of {place} changes, although they get a gradient.{detail}",
+        "Give them to the optimizer: those of the whole model, self.parameters(), and not those of a part of it, or of a copy. If "
+        "the module is meant to stay as it is, module.requires_grad_(False) says so, and saves its part of the backward pass.",
     ),
     EventKind.SCAN_MISMATCH: _Text(
         Severity.WARNING,

@@ -19,9 +19,10 @@ def rate_in_words(rate: float, horizon: int | None = None) -> str:
         return f"{said}: {growth_in_words(rate)}"
     pace = math.log(HORIZON_RATIO) / rate if rate < 0 else math.inf
     if pace > UNLIKE * max(horizon, 1):
-        return f"{said} over all lags: {growth_in_words(rate)} on average, and falls faster at the first"
+        early = "faster" if rate <= -KEEPS else "it falls"
+        return f"{said} over all lags: on average {growth_in_words(rate)}, but {early} over the first lags"
     if pace < horizon / UNLIKE:
-        return f"{said} over all lags: {growth_in_words(rate)} on average, and falls faster at the last"
+        return f"{said} over all lags: on average {growth_in_words(rate)}, but slower over the first lags"
     return f"{said}: {growth_in_words(rate)}"
 
 

@@ -11,6 +11,7 @@ from lightning_gradwatch.plain import count_of
 
 NO_BACKWARD = "its backward passes went past Lightning (use self.manual_backward(loss))"
 NO_STEP = "no step was taken with a finite gradient"
+NO_GRADIENT = "none of the parameters that it was given had a gradient"
 
 
 def sentence_of(evidence: ClipEvidence, verdict: ClipVerdict) -> str:

@@ -116,7 +116,8 @@ class AdaptiveClip(ClipFacts, Callback):
             ``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, their cells and taps.
         omega: weight of the regulariser Ω of Pascanu et al. (2013, §3.3) against vanishing, added
             to the gradient of each ``nn.RNN``'s recurrent weights; the authors use 2.
-        dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
+        dirpath: the run log's folder; None is the one that another callback of this package names,
+            else ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event. An exception in it is said once and harms nothing.
         log: whether to write to the Trainer's loggers.
         progress_bar: show the last step's clip coefficient in the progress bar; 1 is untouched.

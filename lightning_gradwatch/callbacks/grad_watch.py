@@ -59,7 +59,8 @@ class GradWatch(WatchArguments, WatchResults, Callback):
             spread, ≥ 1; None measures all.
         anchors: timesteps of each sequence whose loss is followed back through time, ≥ 1.
         keep_sequences: have the run log keep the total gradient of every measured sequence.
-        dirpath: the run log's folder; None is ``gradwatch`` in the Trainer's log folder.
+        dirpath: the run log's folder; None is the one that another callback of this package names,
+            else ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event; an error in it is a warning.
         summary: say what was found: in a line at once, at the first critical event of each kind and
             when training goes back to an earlier state; in a few lines when fit ends, however it

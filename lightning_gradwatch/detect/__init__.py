@@ -19,6 +19,7 @@ from lightning_gradwatch.detect.saturation import SaturationDetector
 from lightning_gradwatch.detect.scale_search import ScaleSearch
 from lightning_gradwatch.detect.scan_mismatch import ScanMismatchDetector
 from lightning_gradwatch.detect.short_reach import ShortReachDetector
+from lightning_gradwatch.detect.unchanged_weights import UnchangedWeights
 from lightning_gradwatch.detect.vanishing import VanishingDetector, is_vanishing
 from lightning_gradwatch.detect.weights import WeightWatch
 from lightning_gradwatch.detect.zero_gradient import ZeroGradient
@@ -43,6 +44,7 @@ __all__ = [
     "ScanMismatchDetector",
     "ScanSource",
     "ShortReachDetector",
+    "UnchangedWeights",
     "VanishingDetector",
     "WeightWatch",
     "ZeroGradient",

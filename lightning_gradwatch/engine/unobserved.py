@@ -28,6 +28,11 @@ TOO_SHORT = "it was found in the first step, to be measured from the next on, an
 
 UNUSED = "no loss reached its output"
 
+CALLED_AROUND = (
+    "its weights have gradients but no hook fired: other code computed with them, .forward was called around it, "
+    "or it was compiled before"
+)
+
 _SCRIPTED_REMEDY = "Leave it unscripted while it trains, and script it afterwards: the weights are the same."
 
 _FROZEN_REMEDY = (
@@ -52,6 +57,11 @@ _OWN_REMEDY = (
     "do by default, and leave it out with python_based=True."
 )
 
+_AROUND_REMEDY = (
+    'Call the module itself rather than its .forward, as torchrl does with recurrent_backend="pad", its default, '
+    "or mark the hidden states with tap()."
+)
+
 _TOO_SHORT_REMEDY = (
     "Train for two steps or more, or mark its state with tap(), which is measured from the first step on."
 )
@@ -62,6 +72,7 @@ _REMEDIES = {
     UNUSED: _UNUSED_REMEDY,
     DETACHED: _DETACHED_REMEDY,
     OWN_RECURRENCE: _OWN_REMEDY,
+    CALLED_AROUND: _AROUND_REMEDY,
 }
 """Where the reason is known, what helps against that one."""
 
@@ -154,9 +165,7 @@ class Unobserved:
             elif name in capture.unseen:
                 reasons[name] = capture.unseen[name]
             elif name in self._called_around:
-                reasons[name] = (
-                    "its weights have gradients but no hook fired: .forward was called around it, or it was compiled before"
-                )
+                reasons[name] = CALLED_AROUND
             else:
                 reasons[name] = "its forward was not called in a training step, or no loss reached its output"
         missed = (name for name in capture.marked if name in capture.unseen and name not in observed)

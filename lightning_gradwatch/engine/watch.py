@@ -5,10 +5,12 @@ them, and hand out what was found.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from lightning_gradwatch.detect import UnchangedWeights
 from lightning_gradwatch.engine.judging import Judge, Pending
 from lightning_gradwatch.engine.locator import Locator, unscaled
 from lightning_gradwatch.engine.measuring import Measuring
@@ -42,6 +44,7 @@ class Watch:
         options: what to look at.
         clock: optimizer steps done so far.
         is_over: asked by the hooks, for where nobody said that the fit is over.
+        optimizers: those that are known; asked on sampled steps.
 
     Attributes:
         capture: holds the hooks and the calls.
@@ -56,6 +59,7 @@ class Watch:
         options: WatchOptions | None = None,
         clock: Callable[[], int] = lambda: 0,
         is_over: FitIsOver | None = None,
+        optimizers: Callable[[], Iterable[Optimizer]] = tuple,
     ) -> None:
         options = options or WatchOptions()
         self.capture = Capture(modules, clock, is_over)
@@ -83,6 +87,7 @@ class Watch:
         )
         self._parameters = Parameters(model, self.capture)
         self._measuring = Measuring(model, self.capture, self._unobserved, options, self._collector)
+        self._optimizers, self._unchanged = optimizers, UnchangedWeights()
         self._judge = Judge(model, Locator(model, self.capture), self._search, self._collector)
 
     def take(self) -> Observation:
@@ -224,4 +229,14 @@ class Watch:
         if finite:
             if step.sampled:
                 self._judge.look_at_weights(self._parameters.watched, step.moment)
+                self._look_for_unchanged(step)
             self._judge.look_at_loss(norms, pending)
+
+    def _look_for_unchanged(self, step: Step) -> None:
+        """Tell each module whose weights nothing changes."""
+        if not step.complete:
+            return
+        optimizers = list(self._optimizers())
+        for name, module in self.capture.modules.items():
+            weights = [weight for weight in module.parameters() if weight.requires_grad]
+            self._collector.add(self._unchanged(name, weights, optimizers, step.moment))

@@ -228,8 +228,11 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _shortest(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The record of the shortest horizon; one that the sequence cut off is longer than any."""
-    known = [record for record in records if is_primary(record) and record["horizon"] is not None]
+    """The record of the shortest horizon; one that the sequence cut off is longer than any, and
+    nothing is known where it did so at once.
+    """
+    measured = [record for record in records if is_primary(record) and record["horizon"] is not None]
+    known = [record for record in measured if record["horizon"] or not record["horizon_censored"]]
     return min(known, key=lambda record: (record["horizon_censored"], record["horizon"]), default=None)
 
 

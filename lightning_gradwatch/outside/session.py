@@ -111,7 +111,10 @@ class Session:
             options = self._options.watch
             if unreachable:
                 options = replace(options, find_cells=False)
-            self.watch = Watch(self._root, reachable, options, lambda: self.passes.steps, FitIsOver(self._on_call))
+            is_over = FitIsOver(self._on_call)
+            self.watch = Watch(
+                self._root, reachable, options, lambda: self.passes.steps, is_over, lambda: self._optimizers
+            )
             self._describe(modules)
             self._handles = hear_steps(self._optimizers, self._root, self._before_step, self._after_step)
             if steps_are_heard(self._model):

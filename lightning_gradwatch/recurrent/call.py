@@ -34,6 +34,10 @@ class RecurrentCall(WeaklyHeld):
     packed data with ``batch_sizes``; ``h0``, ``c0``, ``h_n``, ``c_n`` are
     ``(layers·directions, batch, width)`` in the caller's batch order, without ``batch`` if
     unbatched.
+
+    Args:
+        mask: whether a sequence goes on, in the first two axes of ``input``; past its end its
+            states stay as they are. None where all have all timesteps, or are packed.
     """
 
     module: str
@@ -49,6 +53,7 @@ class RecurrentCall(WeaklyHeld):
     batch_sizes: Tensor | None = None
     sorted_indices: Tensor | None = None
     unsorted_indices: Tensor | None = None
+    mask: Tensor | None = None
     rng_state: Tensor | None = None
     output_gradient: GradientSlot = field(default_factory=GradientSlot)
     h_n_gradient: GradientSlot = field(default_factory=GradientSlot)
@@ -92,6 +97,10 @@ class RecurrentCall(WeaklyHeld):
     def timesteps(self) -> int:
         """How many the longest sequence has."""
         return self.input.shape[self.time_dim()] if self.batch_sizes is None else len(self.batch_sizes)
+
+    def has_lengths(self) -> bool:
+        """Whether its sequences may end at different timesteps."""
+        return self.batch_sizes is not None or self.mask is not None
 
     def batch_size(self) -> int:
         """How many sequences it has; 1 without a batch dimension."""

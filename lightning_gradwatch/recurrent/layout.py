@@ -1,5 +1,5 @@
 """Where a sequence's timesteps lie in a call's tensors: time-major, batch-first, unbatched or
-packed; forwards or in reverse.
+packed, or masked past each one's end; forwards or in reverse.
 """
 
 from __future__ import annotations
@@ -63,8 +63,11 @@ class Layout:
         self.lengths = torch.full((len(self.sequences),), self.timesteps, dtype=torch.long)
         self._rows: Tensor | None = None
         self._packed_rows = 0
+        self._is_padded = call.mask is not None
         if call.batch_sizes is not None:
             self._read_packed(call.batch_sizes, call.unsorted_indices)
+        elif call.mask is not None:
+            self._read_masked(call.mask)
         self.uniform = bool((self.lengths == self.timesteps).all())
         self._whole_batch = len(self.sequences) == self.batch_size
 
@@ -74,6 +77,13 @@ class Layout:
         offsets = torch.cumsum(batch_sizes, 0) - batch_sizes
         self._rows = offsets[:, None] + position[None, :]  # (time, sequence): row of the packed data
         self.lengths = (batch_sizes[:, None] > position[None, :]).sum(0)
+
+    def _read_masked(self, mask: Tensor) -> None:
+        mask = mask if self._batch_first else mask.T
+        self.lengths = mask.detach().cpu()[self._chosen].sum(1).clamp_min(1)
+        steps, sequences = torch.arange(self.timesteps)[:, None], self._chosen[None, :]
+        in_order = (self.timesteps, 1) if self._batch_first else (1, self.batch_size)
+        self._rows = sequences * in_order[0] + steps * in_order[1]
 
     def valid(self, start: int, stop: int) -> axes.Bool[Tensor, "time sequence"]:
         """Which own-order steps lie within each sequence:
@@ -101,7 +111,7 @@ class Layout:
             rows = self._rows.gather(0, times.clamp_max(self.timesteps - 1))
             valid = self.valid(start, stop)
             rows = torch.where(valid, rows, 0).to(tensor.device)
-            values = tensor[rows]
+            values = (tensor.flatten(0, 1) if self._is_padded else tensor)[rows]
             return values if self.uniform else values.masked_fill(~valid.to(tensor.device)[..., None], 0)
         if self._unbatched:
             tensor = tensor[:, None]

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from lightning_gradwatch.audit import ClipVerdict
+from lightning_gradwatch.code_spans import to_html
 from lightning_gradwatch.runlog.reader import Run
 
 _SIGNS: dict[str, str] = {  # told apart without colour
@@ -37,13 +38,13 @@ def cards(runs: Sequence[Run], names: Sequence[str]) -> str:
 def _card(entry: Record, run: str, *, several: bool) -> str:
     verdict = str(entry["verdict"])
     of = ", ".join(filter(None, (run, f"optimizer {entry['optimizer']}" if several else "")))
-    remedy = f"<p><b>What to do:</b> {escape(entry['remedy'])}</p>" if entry.get("remedy") else ""
+    remedy = f"<p><b>What to do:</b> {to_html(entry['remedy'])}</p>" if entry.get("remedy") else ""
     facts = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(entry))
     head = f"<h4>{escape(of)}</h4>" if of else ""
     return (
         f'<article class="card {escape(verdict.replace(" ", "-"))}"><p class=badge><span aria-hidden=true>'
         f"{_SIGNS.get(verdict, '?')}</span> {escape(verdict.capitalize())}</p>{head}"
-        f"<p>{escape(entry.get('sentence') or '')}</p>{remedy}<dl>{facts}</dl></article>"
+        f"<p>{to_html(entry.get('sentence') or '')}</p>{remedy}<dl>{facts}</dl></article>"
     )
 
 

@@ -1,5 +1,5 @@
 """Loss and gradient norm of the last optimizer steps in a terminal, above the threshold that the
-norm was held against; each with its own scale.
+norm was held against, on one scale with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _NARROW = _LABEL + _SCALE + 8
 
 
 def norms(run: Run, optimizer: int, width: int) -> list[Any]:
-    """Two rows of bars, each on its own scale, a line on what was clipped, and a gap.
+    """Two rows of bars on one scale, so that one sees how near the norm comes to the threshold, a
+    line on what was clipped, and a gap.
 
     Args:
         run: its last optimizer steps.
@@ -31,11 +32,12 @@ def norms(run: Run, optimizer: int, width: int) -> list[Any]:
     records = every[-_room(width) :]
     norm = [_shown(record.get("grad_norm")) for record in records]
     threshold = [record.get("clip_threshold") for record in records]
+    among = sparks.scale([*norm, *threshold])
     several = any(record.get("optimizer") for record in run.step_records)
     of = f" ({optimizer})" if several else ""
     lines = [
-        _row(f"gradient norm{of}", norm, records[-1].get("grad_norm"), width),
-        _row(f"threshold{of}", threshold, threshold[-1], width),
+        _row(f"gradient norm{of}", norm, records[-1].get("grad_norm"), among, width),
+        _row(f"threshold{of}", threshold, threshold[-1], among, width),
         text(
             f"{sum(map(_clipped, every))} clipped, {sum(bool(record.get('skipped')) for record in every)} skipped "
             f"of the last {len(every)} steps",
@@ -57,7 +59,7 @@ def loss(run: Run, width: int) -> list[Any]:
         every = [r["loss"] for r in series.one_per_step(run.profile_records) if r.get("loss") is not None]
         of = "loss, sampled"
     values = [_shown(value) for value in every[-_room(width) :]]
-    return [_row(of, values, every[-1], width)] if values else []
+    return [_row(of, values, every[-1], sparks.scale(values), width)] if values else []
 
 
 def _room(width: int) -> int:
@@ -65,9 +67,9 @@ def _room(width: int) -> int:
     return max(1, width - _LABEL - _SCALE)
 
 
-def _row(of: str, values: Sequence[float | None], now: float | None, width: int) -> Any:
+def _row(of: str, values: Sequence[float | None], now: float | None, among: sparks.Scale, width: int) -> Any:
     """What it is and its last value, the bars, and what their ends stand for."""
-    text, among = require("rich.text").Text, sparks.scale(values)
+    text = require("rich.text").Text
     drawn = sparks.spark(values, among)
     scale = f"  {among.label}" if width >= _NARROW else ""
     line = text.assemble((f"{f'{of} {_number(now)}':<{_LABEL}}", "bold"), drawn, (scale, "dim"))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lightning_gradwatch.code_spans import to_html
 from lightning_gradwatch.events import closes_episode
 from lightning_gradwatch.report.explain import body, kind_named, without_links
 from lightning_gradwatch.report.extra import require
@@ -166,7 +167,7 @@ def _card(layer: LayerSummary, keys: Sequence[Key]) -> str:
     kind = f" <span class=kind>{escape(layer.kind)}</span>" if layer.kind else ""
     return (
         f'<article class="card {word}"><p class=badge><span aria-hidden=true>{_SIGNS[layer.verdict]}</span> '
-        f"{layer.said.capitalize()}</p><h4>{place}{kind}</h4><p>{escape(layer.sentence)}</p>"
+        f"{layer.said.capitalize()}</p><h4>{place}{kind}</h4><p>{to_html(layer.sentence)}</p>"
         f"<dl>{''.join(facts)}</dl></article>"
     )
 
@@ -180,7 +181,8 @@ def _row(place: int, name: str, event: Record, keys: Sequence[Key], *, several: 
     link = f'<button type=button class=goto {data} title="Show this step in the pictures">'
     cells = [(f"{link}{step}</button>", step), *([(escape(name), place)] if several else [])]
     cells.append((f'<span class="severity {escape(severity)}">{escape(severity)}</span>', RANKS.get(severity, 3)))
-    cells += [(escape(text), None) for text in (event["kind"], _where(event), event.get("message") or "")]
+    cells += [(escape(text), None) for text in (event["kind"], _where(event))]
+    cells.append((to_html(event.get("message") or ""), None))
     return (
         f'<tr data-kind="{escape(event["kind"])}">'
         + "".join(f"<td{'' if order is None else f' data-order={order}'}>{cell}</td>" for cell, order in cells)
@@ -214,7 +216,7 @@ def _of_run(name: str, module: str | None) -> str:
 
 def _advice(advice: Mapping[str, list[str]]) -> str:
     whose = [f"<b>{escape(some(places))}:</b> " if len(advice) > 1 else "" for places in advice.values()]
-    return "".join(f"<dd>{who}{escape(remedy)}</dd>" for who, remedy in list(zip(whose, advice, strict=True))[:10])
+    return "".join(f"<dd>{who}{to_html(remedy)}</dd>" for who, remedy in list(zip(whose, advice, strict=True))[:10])
 
 
 def _page(name: str) -> str:

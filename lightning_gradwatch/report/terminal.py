@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Protocol
 
+from lightning_gradwatch.code_spans import spans
 from lightning_gradwatch.plain import plain, plain_lines, say
 from lightning_gradwatch.report.extra import installed, require
 
@@ -105,10 +106,14 @@ class PlainTerminal:
 
 
 def rich_text(*parts: Part) -> Any:
-    """Parts as a ``rich.text.Text``."""
-    return require("rich.text").Text.assemble(
-        *(plain(part) if isinstance(part, str) else (plain(part[0]), part[1]) for part in parts)
-    )
+    """Parts as a ``rich.text.Text``, what is code in bold."""
+    return require("rich.text").Text.assemble(*(run for part in parts for run in _runs(part)))
+
+
+def _runs(part: Part) -> Iterator[tuple[str, str]]:
+    text, style = (part, "") if isinstance(part, str) else part
+    for span, code in spans(text):
+        yield plain(span), f"{style} bold".strip() if code else style
 
 
 def _text(part: Part) -> str:

@@ -32,17 +32,20 @@ _PLACE = ("module", "layer", "direction")
 
 @dataclass(frozen=True)
 class Spread:
-    """Horizons between ``shortest`` and ``longest`` timesteps in so many samples; ``cut``: the
-    sequence cut the longest one off.
+    """Horizons between ``shortest`` and ``longest`` timesteps in so many samples; ``cut``: at how
+    many timesteps the sequence cut one off, which may be fewer than another one had; None where it
+    cut none off.
     """
 
     shortest: int
     longest: int
-    cut: bool
+    cut: int | None
     samples: int
 
     def __str__(self) -> str:
-        return f"{self.shortest} to {'over ' if self.cut else ''}{self.longest}"
+        if self.cut is None:
+            return f"{self.shortest} to {self.longest}"
+        return f"{self.shortest} to {f'over {self.cut}' if self.cut >= self.longest else f'{self.longest} or more'}"
 
 
 @dataclass(frozen=True)
@@ -198,10 +201,11 @@ class Evidence:
         """
         steps = sorted({record["step"] for record in self.last})
         each = [median_horizon([record for record in self.last if record["step"] == step]) for step in steps]
-        known = sorted((horizon, censored) for horizon, censored in each if horizon is not None)
-        if self.horizon is None or not known:
+        full = [horizon for horizon, censored in each if horizon is not None and not censored]
+        cut = max((horizon for horizon, censored in each if horizon is not None and censored), default=None)
+        if self.horizon is None or not full:
             return None
-        (shortest, _), (longest, cut) = known[0], max(known, key=lambda one: (one[1], one[0]))
+        shortest, longest = min(full), max(*full, cut or 0)
         much = longest >= HORIZON_VARIES_FACTOR * max(shortest, 1) and longest - shortest >= HORIZON_VARIES_TIMESTEPS
         return Spread(shortest, longest, cut, len(steps)) if much else None
 

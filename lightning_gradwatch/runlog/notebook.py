@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from html import escape
 
+from lightning_gradwatch.code_spans import to_html
 from lightning_gradwatch.plain import plain
 from lightning_gradwatch.runlog.verdict import LayerSummary
 
@@ -32,4 +32,4 @@ def verdict_table(title: str, verdicts: Sequence[LayerSummary], severities: Iter
 
 
 def _shown(text: str) -> str:
-    return escape(plain(text))
+    return to_html(plain(text))

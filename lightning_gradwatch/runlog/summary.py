@@ -12,7 +12,7 @@ from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import Record, is_finite, reach
 from lightning_gradwatch.runlog.rules import judge, order_in_doubt
-from lightning_gradwatch.runlog.trouble import earlier, risen_loss
+from lightning_gradwatch.runlog.trouble import earlier, is_unchanged, risen_loss
 from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 
 __all__ = ["LayerSummary", "Verdict", "is_finite", "reach", "summarise"]
@@ -67,14 +67,15 @@ def _summary(
     verdict, sentence = judge(evidence)
     said_before = earlier(evidence) if verdict in _CALM else ""
     said_of_loss = risen_loss(evidence) if verdict in _CALM else ""
+    known = verdict is not Verdict.NO_GRADIENT_THROUGH_TIME and not (evidence.censored and evidence.horizon == 0)
     return LayerSummary(
         module=module,
         kind=evidence.last[-1].get("kind") or "",
         layer=layer,
         direction=direction,
         timesteps=evidence.timesteps,
-        horizon=None if verdict is Verdict.NO_GRADIENT_THROUGH_TIME else evidence.horizon,
-        horizon_censored=evidence.censored,
+        horizon=evidence.horizon if known else None,
+        horizon_censored=known and evidence.censored,
         growth_rate=evidence.rate,
         exact=evidence.exact,
         samples=evidence.samples,
@@ -97,6 +98,7 @@ def _summary(
         troubled=bool(said_before),
         cut_share=evidence.cut_share if evidence.truncated else None,
         risen=bool(said_of_loss),
+        unchanged=is_unchanged(evidence),
         inexact_reason=_reason(evidence),
     )
 

@@ -26,8 +26,12 @@ _WHAT = {
     EventKind.ZERO_GRADIENT: "every gradient was 0",
     EventKind.STEP_SKIPPED: "the optimizer step was skipped",
 }
-_OF_AN_OPTIMIZER = (EventKind.CLIPPING_LIMITS_STEPS, EventKind.CLIPPING_WITHOUT_EFFECT)
-"""Of the whole training, and told when it ends: nothing that a layer went through and got over."""
+_NOT_GOT_OVER = (
+    EventKind.CLIPPING_LIMITS_STEPS,
+    EventKind.CLIPPING_WITHOUT_EFFECT,
+    EventKind.WEIGHTS_UNCHANGED,
+)
+"""Of the whole training: nothing that a layer went through and got over."""
 
 _MOST = 3
 """Steps that are named; of more the first ones."""
@@ -40,7 +44,7 @@ def earlier(evidence: Evidence) -> str:
     kinds: dict[str, list[Record]] = {}
     for event in evidence.everywhere:
         mine = event.get("module") is None or any(event is one for one in evidence.here)
-        grave = event.get("severity") in _GRAVE and event["kind"] not in _OF_AN_OPTIMIZER
+        grave = event.get("severity") in _GRAVE and event["kind"] not in _NOT_GOT_OVER
         if mine and grave and not closes_episode(event):
             kinds.setdefault(event["kind"], []).append(event)
     if any(kind.startswith("NONFINITE") for kind in kinds):
@@ -49,6 +53,11 @@ def earlier(evidence: Evidence) -> str:
         return ""
     told = [f"{_what(kind)} {_when(events, evidence.everywhere)}" for kind, events in kinds.items()]
     return f" Not all along: {'; '.join(told)}."
+
+
+def is_unchanged(evidence: Evidence) -> bool:
+    """Whether the weights get a gradient, and nothing changes them."""
+    return any(event["kind"] == EventKind.WEIGHTS_UNCHANGED for event in evidence.here)
 
 
 def risen_loss(evidence: Evidence) -> str:

@@ -56,6 +56,7 @@ class LayerSummary:
         troubled: whether warnings or critical events came before a verdict that names none of them.
         cut_share: of the gradient over two segments of a sequence whose state is carried over, what
             the cut between them throws away; None where that is not known.
+        unchanged: whether its weights get a gradient, and nothing changes them.
         risen: whether the loss of the last samples is well above that of the first.
         starves: some timesteps get under 1 % of the largest total gradient. Where none does,
             vanishing is no more than a note.
@@ -81,6 +82,7 @@ class LayerSummary:
     troubled: bool = False
     risen: bool = False
     cut_share: float | None = None
+    unchanged: bool = False
 
     def truncation(self) -> dict[str, Any]:
         """An entry of ``truncation`` in run.json: window, horizon within it, share of the gradient
@@ -99,14 +101,16 @@ class LayerSummary:
         """The verdict, and since when: ``not finite since step 12``; ``healthy now`` where it was
         not so all along.
         """
+        still = ", but nothing changes its weights" * self.unchanged
         if self.verdict is Verdict.HEALTHY:
-            return f"healthy{' now' * self.troubled}{', but the loss has risen' * self.risen}"
-        return self.verdict if self.since is None else f"{self.verdict} since step {self.since}"
+            return f"healthy{' now' * self.troubled}{', but the loss has risen' * self.risen}{still}"
+        return f"{self.verdict}{'' if self.since is None else f' since step {self.since}'}{still}"
 
     @property
     def severity(self) -> Severity | None:
         """How grave the verdict is; None where nothing is wrong, or nothing is known."""
-        return Severity.INFO if self.is_note else _SEVERITY.get(self.verdict)
+        severity = Severity.INFO if self.is_note else _SEVERITY.get(self.verdict)
+        return Severity.WARNING if self.unchanged and severity in (None, Severity.INFO) else severity
 
     @property
     def is_note(self) -> bool:

@@ -55,6 +55,6 @@ def _cells(row: StartRow) -> tuple[str, ...]:
 
 def horizon_words(row: StartRow) -> str:
     """The horizon; ``≥`` where the gradient outlives the lags seen, a dash where there is none."""
-    if row.horizon is None:
+    if row.horizon is None or (row.censored and not row.horizon):
         return "–"
     return f"≥ {row.horizon}" if row.censored else str(row.horizon)

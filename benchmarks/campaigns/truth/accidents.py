@@ -362,11 +362,16 @@ def _looked_at(c: Context, m: Words) -> None:
     "The gradient norm was <n:norm>.",
 )
 def _norms_looked_at(c: Context, m: Words) -> None:
-    norms = [norm for step in range(c.truth.steps) if math.isfinite(norm := c.truth.norm(step))]
+    norms = [norm for step in range(c.truth.steps) if math.isfinite(norm := math.hypot(*c.truth.held_norms(step)))]
     if "looked" in m:
         c.number(m["looked"], 1, len(norms), "the number of steps looked at")
     for name in m.keys() - {"looked"} if norms else ():
         c.number(m[name], min(norms), max(norms), "the norm", slack=0.01)
+
+
+@SAID("No optimizer step could be looked at: none of the parameters that it was given had a gradient.")
+def _no_gradient(c: Context, m: Words) -> None:
+    c.verdict(not any(c.truth.held_norms(step) for step in range(c.truth.steps)), "some parameter had one")
 
 
 @SAID("No optimizer step could be looked at: no step was taken with a finite gradient.")
@@ -439,7 +444,10 @@ def _no_loss(c: Context, m: Words) -> None:
     c.verdict(c.case.kind == "not in the loss" or c.case.cause == "cut loss", "a loss reaches it")
 
 
-@SAID("Its weights have gradients but no hook fired: .forward was called around it, or it was compiled before.")
+@SAID(
+    "Its weights have gradients but no hook fired: other code computed with them, .forward was called around it, "
+    "or it was compiled before."
+)
 def _around(c: Context, m: Words) -> None:
     c.verdict(c.case.kind == "cell by .forward", "it was called as it should be")
 

@@ -7,7 +7,7 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -35,6 +35,7 @@ class Case:
         cause: what is wrong, in a word that :mod:`~benchmarks.campaigns.truth.remedies` knows; empty if nothing is.
         must: what has to be told: one of these kinds of events.
         never: kinds that would be false here whatever the curves say.
+        held: the parameters that the optimizer is given.
         joined: modules whose calls in a step are one sequence.
         states: how the states are read from what an own cell returns, by the cell's name in the network.
         oracle: whether the unrolled network can say what is true of the curves.
@@ -57,6 +58,7 @@ class Case:
     every: int = 2
     lr: float = 1e-3
     optimizer: str = "SGD"
+    held: Callable[[nn.ModuleDict], Iterable[nn.Parameter]] = nn.Module.parameters
     clip: bool = False
     precision: Any = "32-true"
     anchors: int = 4
@@ -95,7 +97,7 @@ class Subject(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return getattr(torch.optim, self.case.optimizer)(self.parameters(), self.case.lr)
+        return getattr(torch.optim, self.case.optimizer)(self.case.held(self.net), self.case.lr)
 
 
 @dataclass
@@ -144,6 +146,17 @@ class Truth:
     def largest_weights(self, step: int) -> list[float]:
         """The largest entry, by its size, of each weight and bias before a step."""
         return [float(weight.abs().max()) for weight in self._kept[step][0].values() if weight.is_floating_point()]
+
+    def held_norms(self, step: int) -> list[float]:
+        """Of the gradients of the parameters that the optimizer was given, those that have one."""
+        given = set(map(id, self.case.held(self._net)))
+        names = {f"net.{name}" for name, weight in self._net.named_parameters() if id(weight) in given}
+        return [norm for name, norm in self.norms[step].items() if name in names]
+
+    def moved(self, module: str) -> bool:
+        """Whether the weights of a module changed in the run."""
+        (first, _, _), (last, _, _) = self._kept[0], self._kept[-1]
+        return any(not torch.equal(first[name], last[name]) for name in first if f"net.{name}".startswith(f"{module}."))
 
     def growth_of_weights(self, step: int) -> list[float]:
         """How many times its norm at the start each weight matrix has after that step, or had before it."""

@@ -30,9 +30,10 @@ def timesteps(c: Context, said: str) -> None:
 
 
 _RATE = (
-    "growth rate <n:rate> nats per timestep« over all lags»«: <how:words>»« on average, and falls faster at the <name>»"
+    "growth rate <n:rate> nats per timestep« over all lags»«: « on average »<how:words>»"
+    "«, but <pace:pace> over the first lags»"
 )
-_SPREAD = "<int:shortest> to« over» <int:longest> in the last <int:of> samples"
+_SPREAD = "<int:shortest> to« over» <int:longest>« or more» in the last <int:of> samples"
 _SPEED = f"« («{_SPREAD}»«; »«{_RATE}»)»"
 _FALL = (
     "The gradient falls under 1 % after <n:h>« of <int:t>» timesteps«, more than the <int:counted> that "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from random import Random
 from typing import Any
 
@@ -196,4 +197,23 @@ def skipped_steps(random: Random) -> Case:
     )
 
 
-KINDS = (flat_loss, too_long_steps, in_tensor_operations, wrong_mark, one_sequence, skipped_steps)
+def weights_left_out(random: Random) -> Case:
+    """An optimizer that was not given the recurrent module's weights, or whose rate is 0."""
+    seed = random.randrange(999)
+    ways = {"head": lambda net: net["head"].parameters(), "a copy": lambda net: copy.deepcopy(net).parameters()}
+    way = random.choice((*ways, "rate"))
+    return Case(
+        kind="weights that stay as they are",
+        net=_net(random, random.choice(FUSED), seed),
+        loss=last_output,
+        batches=batches(random, 8, 5, random.randint(5, 8), 3),
+        optimizer=random.choice(("SGD", "Adam")),
+        held=ways.get(way, nn.Module.parameters),
+        lr=0.0 if way == "rate" else 1e-3,
+        cause="rate of 0" if way == "rate" else "not in the optimizer",
+        must=(K.WEIGHTS_UNCHANGED,),
+        seed=seed,
+    )
+
+
+KINDS = (weights_left_out, flat_loss, too_long_steps, in_tensor_operations, wrong_mark, one_sequence, skipped_steps)

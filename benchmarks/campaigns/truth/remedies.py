@@ -113,6 +113,8 @@ helps(
     ("unmeasured",),
     "Call the module itself rather than its .forward, let its output reach the loss, or mark the hidden states "
     "with tap().",
+    'Call the module itself rather than its .forward, as torchrl does with recurrent_backend="pad", its default, '
+    "or mark the hidden states with tap().",
 )
 helps(
     ("nothing recurrent",),

@@ -89,12 +89,13 @@ _PARTS = {
     "name": r"[\w.]+",
     "verdict": r"(?:healthy(?: now)?(?:, but the loss has risen)?|vanishing|shortened|"
     r"exploding|not finite|undecided|not observed|barely reached|saturated|diverged"
-    r"|nothing flows through time)(?: since step [\d,]+)?",
+    r"|nothing flows through time)(?: since step [\d,]+)?(?:, but nothing changes its weights)?",
     "weight": r"[\w.]+\[[\d, ]*\]",
     "kind": r"[A-Z_]+",
     "any": r".*?",
     "path": r"\S+",
     "how": r"it (?:keeps its size|fades, to (?:under )?[\d.]+ % with each|grows, (?:by [\d.e+]+ %|[\d.e+]+-fold) with each)",
+    "pace": r"(?:faster|slower|it falls)",
     "entry": r"batch\S*?\[[\d, ]+\]",
     "list": r"[^.]*(?:\.[^\s][^.]*)*",
 }

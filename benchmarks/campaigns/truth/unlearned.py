@@ -57,6 +57,38 @@ helps(
 )
 
 
+# ------------------------------------------------------------------ weights that stay as they are
+
+
+@SAID("None of the weights of <place:place> changes, although they get a gradient.")
+def _unchanged(c: Context, m: Words) -> None:
+    c.verdict(not c.truth.moved(m["place"]), "they do")
+    norms = c.truth.norms[_step(c)]
+    c.verdict(any(norm for name, norm in norms.items() if name.startswith(m["place"])), "they get no gradient")
+
+
+@SAID("So it was in <int:samples> samples in a row, from step <int:first> on.")
+def _unchanged_since(c: Context, m: Words) -> None:
+    sampled = [step for step in c.told.sampled if int(m["first"]) <= step <= _step(c)]
+    c.number(m["samples"], len(sampled), len(sampled), "samples", slack=0.0)
+
+
+helps(
+    ("not in the optimizer",),
+    "None of them is in an optimizer.",
+    "Give them to the optimizer: those of the whole model, self.parameters(), and not those of a part of it, or of a copy.",
+)
+helps(
+    ("rate of 0",),
+    "They are in an optimizer whose learning rate is 0.",
+    "Look at what the scheduler makes of the learning rate, and at the parameter group that holds them.",
+)
+helps(
+    ("not in the optimizer", "rate of 0"),
+    "If the module is meant to stay as it is, module.requires_grad_(False) says so, and saves its part of the backward pass.",
+)
+
+
 # ------------------------------------------------------------------ steps that were too long
 
 

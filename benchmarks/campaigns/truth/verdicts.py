@@ -128,7 +128,11 @@ _VERDICTS = {
 @SAID("<place:place> (<name>): <verdict:verdict>.", "<place:place>: <verdict:verdict>.")
 def _line(c: Context, m: Words) -> None:
     c.place = place_of(m["place"])
-    c.line, _, since = m["verdict"].partition(" since step ")
+    verdict, _, still = m["verdict"].partition(", but nothing changes its weights")
+    if verdict != m["verdict"]:
+        module = c.place[0] if c.place else ""
+        c.verdict(not still and not c.truth.moved(module), "its weights changed")
+    c.line, _, since = verdict.partition(" since step ")
     c.since = int(since.replace(",", "")) if since else None
     reserved = c.line.startswith("healthy ") or c.line.startswith("healthy,")
     if "now" in c.line.partition(",")[0]:

@@ -101,7 +101,7 @@ class FitWatch:
             reachable = {name: module for name, module in modules.items() if name not in unreachable}
             options = self._options.watch
             options = replace(options, find_cells=options.find_cells and not unreachable)
-            self.watch = Watch(self.module, reachable, options, self._clock, is_over)
+            self.watch = Watch(self.module, reachable, options, self._clock, is_over, lambda: self.trainer.optimizers)
             self._describe(modules)
 
     def conclude(self, *, broken_off: bool) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 from lightning_gradwatch.events import Event
@@ -36,12 +37,13 @@ def open_run_log(
     run_id: str | None = None,
     last: str | Path | None = None,
 ) -> RunLogWriter | None:
-    """The writer of this fit's run log, shared by all callbacks that name the same folder. A
-    collective: call it on all ranks.
+    """The writer of this fit's run log, shared by all callbacks that name the same folder, or none:
+    one training is one run. A collective: call it on all ranks.
 
     Args:
         trainer: whose fit.
-        dirpath: where; None is ``<trainer.log_dir or default_root_dir>/gradwatch``.
+        dirpath: where; None is the folder that another callback names, or
+            ``<trainer.log_dir or default_root_dir>/gradwatch`` where none does.
         owner: the callback; the log is closed when its last owner closes it.
         run_id: of the run that is resumed, whose folder is then continued.
         last: that folder; with a logger that makes a new folder for each version, it lies elsewhere
@@ -55,6 +57,7 @@ def open_run_log(
         ValueError: a folder that was asked for by name cannot be written.
     """
     logs = _open.setdefault(trainer, {})
+    dirpath = _named(trainer, dirpath)
     key = key_of(dirpath)
     held = logs.get(key)
     log_dir = trainer.log_dir  # a collective
@@ -89,8 +92,15 @@ def open_run_log(
 
 def run_id_of(trainer: Trainer, dirpath: str | Path | None) -> str | None:
     """The identity of the open run log, to be kept in a checkpoint."""
-    entry = _open.get(trainer, {}).get(key_of(dirpath))
+    entry = _open.get(trainer, {}).get(key_of(_named(trainer, dirpath)))
     return entry[2] if entry else None
+
+
+def _named(trainer: Trainer, dirpath: str | Path | None) -> str | Path | None:
+    """The folder that a callback asks for by name, or the first one that another asks for."""
+    if dirpath is not None:
+        return dirpath
+    return next((one.dirpath for one in _writers(trainer) if one.dirpath is not None), None)
 
 
 def identity(run_id: str | None, run_dir: Path | None) -> dict[str, str | None]:
@@ -130,6 +140,23 @@ def told_by_others(trainer: Trainer, owner: object, run_dir: Path | None) -> lis
     """The events of the other callbacks that write into the same run log: a
     verdict rests on all that is in it.
     """
+    others = [one for one in _writers(trainer) if one is not owner and one.run_dir == run_dir]
+    return [event for one in others for event in one.events]
+
+
+@runtime_checkable
+class _Writer(Protocol):
+    """A callback that writes a run log."""
+
+    dirpath: str | Path | None
+
+    @property
+    def run_dir(self) -> Path | None: ...
+
+    @property
+    def events(self) -> list[Event]: ...
+
+
+def _writers(trainer: Trainer) -> Iterator[_Writer]:
     callbacks: list[object] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
-    others = [one for one in callbacks if one is not owner and getattr(one, "run_dir", None) == run_dir]
-    return [event for one in others for event in getattr(one, "events", ()) if isinstance(event, Event)]
+    return (one for one in callbacks if isinstance(one, _Writer))

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.audit import ClipEvidence, Clippers, Counted
+from lightning_gradwatch.audit.words import NO_GRADIENT
 from lightning_gradwatch.clip.between.gradients import Gradients
 from lightning_gradwatch.clip.between.one_optimizer import AuditedOptimizer, touched
 
@@ -121,7 +122,7 @@ class Looks:
                 counted=counted(one, who),
                 stale=one.stale,
                 elsewhere=sum(sample.step in one.elsewhere for sample in one.samples),
-                unseen=unseen if one.steps and not self.backwards else "",
+                unseen=unseen if one.steps and not self.backwards else NO_GRADIENT * (0 < one.looked == one.bare),
                 for_others=bool(acted - {one.index}),
             )
             for one, who in zip(self.optimizers, clippers, strict=True)

@@ -54,6 +54,7 @@ class AuditedOptimizer:
         backward: its gradients after the last backward pass, on a step that is looked at.
         at_backward: how many backward passes there had been at its last step.
         elsewhere: steps at which others' gradients had been written to in its stead, for nothing.
+        looked: how many steps were looked at; ``bare``: on how many no parameter had a gradient.
     """
 
     index: int
@@ -68,6 +69,8 @@ class AuditedOptimizer:
     samples: list[ClipSample] = field(default_factory=list[ClipSample])
     stale: int = 0
     elsewhere: set[int] = field(default_factory=set[int])
+    looked: int = 0
+    bare: int = 0
     _looks: list[Look] = field(default_factory=list[Look])
     _left: Marks = field(default_factory=dict[int, tuple[int, int]])
     _looked_at: int = -1
@@ -123,6 +126,8 @@ class AuditedOptimizer:
             return
         self._looked_at = self.steps
         after = Gradients(self.parameters, self.scale if inside else 1.0)
+        self.looked += 1
+        self.bare += not after.marks
         self._looks.append(Look(self.steps, before, after, between, self.scale, inside))
 
     def read(self, *, wait: bool) -> None:

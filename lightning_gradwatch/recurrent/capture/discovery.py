@@ -192,9 +192,8 @@ def _note(module: nn.Module, returns: _Returns, path: str, tensor: Tensor) -> No
         # Between two calls of one of PyTorch's own layers the state may only be moved about: what
         # is computed there is the state.
         is_users = is_own(module)
-        for out in above(
-            tensor.grad_fn, returns.nodes, stop=HEAVY if is_users else None, only=None if is_users else MOVING
-        ):
+        made_at = tensor.grad_fn, tensor.output_nr
+        for out in above(made_at, returns.nodes, stop=HEAVY if is_users else None, only=None if is_users else MOVING):
             returns.changed[out, path] += 1
 
 

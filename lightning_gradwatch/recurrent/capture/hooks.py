@@ -291,10 +291,8 @@ class Capture:
     def _keep_own(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         """A forward without PyTorch's operator may compute the same recurrence."""
         assert isinstance(module, nn.RNNBase)
-        self._read(
-            module,
-            lambda name, index: self._own_recurrences.read(name, index, module, in_order(inputs, kwargs), outputs),
-        )
+        given, mask = in_order(inputs, kwargs), kwargs.get("mask", inputs[2] if len(inputs) > 2 else None)
+        self._read(module, lambda name, i: self._own_recurrences.read(name, i, module, given, outputs, mask))
 
     def _after_cell(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         # Called up to thousands of times a step, so that it says by itself what _guarded says; and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,8 +52,9 @@ class Slots(WeaklyHeld):
     @classmethod
     def from_returns(cls, module: nn.Module, returns: Mapping[tuple[str, str], int]) -> Slots:
         """From how often each output came back at each input: ``(path out, path in)`` → times. A
-        single state is called h; several have the names of the parameters at which they go in, and
-        one that is called h there leads.
+        single state is called h, unless it goes in behind another tensor, as an LSTM's c does where
+        h comes back from elsewhere. Such a one and several have the names of the parameters at
+        which they go in, without ``prev``, and one that is called h there leads.
         """
         made = list(dict.fromkeys(out for out, _ in returns))
         given = [max((pair for pair in returns if pair[0] == out), key=lambda pair: returns[pair])[1] for out in made]
@@ -83,6 +85,10 @@ class Slots(WeaklyHeld):
         return next((tensor for path, tensor in taken.items() if path not in (self.given or ())), None)
 
 
+_FIRST = re.compile(r"[\w ]+(\[0\])*")
+"""The path of an argument, or of the first that it holds."""
+
+
 def _pairs(names: Sequence[str], paths: Sequence[str]) -> list[tuple[str, str]]:
     """Those that have both. (A compiled cell is traced through here, and torch 2.6
     cannot trace ``zip(strict=...)``.)
@@ -91,10 +97,11 @@ def _pairs(names: Sequence[str], paths: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _names(paths: list[str]) -> list[str]:
-    if len(paths) == 1:
+    if len(paths) == 1 and _FIRST.fullmatch(paths[0]):
         return ["h"]
     short = [path.rpartition(".")[2] for path in paths]
-    named = next((names for names in (short, paths) if len(set(names)) == len(paths)), None)
+    plain = [path.removeprefix("prev_").removesuffix("_prev") for path in short]
+    named = next((names for names in (plain, short, paths) if len(set(names)) == len(paths)), None)
     return named or [f"{path} {number}" for number, path in enumerate(paths)]
 
 

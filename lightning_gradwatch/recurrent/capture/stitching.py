@@ -67,7 +67,7 @@ def _why_apart(before: RecurrentCall, call: RecurrentCall) -> str | None:
     """
     if call.shape.num_directions == 2:
         return BIDIRECTIONAL
-    if call.batch_sizes is not None or before.batch_sizes is not None:
+    if call.has_lengths() or before.has_lengths():
         return PACKED
     if before.shape != call.shape or before.h_n.shape != call.h_n.shape:
         return RESIZED

@@ -33,7 +33,7 @@ class Window:
         """None where it could not be repeated: packed, unbatched, of two directions, with masks
         between the layers, or in half precision.
         """
-        shape, plain = call.shape, call.batch_sizes is None and call.input.dim() == 3
+        shape, plain = call.shape, not call.has_lengths() and call.input.dim() == 3
         precise = call.input.dtype == call.weights[0].dtype and call.input.dtype in (torch.float32, torch.float64)
         if not (plain and precise) or shape.num_directions > 1 or shape.dropout or call.limit or call.doubt:
             return None

@@ -53,6 +53,12 @@ def _too_small(stack: Stack) -> str | None:
     return None
 
 
+def _is_reached_past_the_end(stack: Stack) -> bool:
+    """Whether the gradient of a masked call's output is not zero where the mask is."""
+    mask, sent = stack.call.mask, stack.call.output_gradient.value()
+    return mask is not None and sent is not None and bool(sent[~mask].any())
+
+
 def inexact_reason(stack: Stack) -> str | None:
     """Why the figures are not exact; None if they are."""
     if stack.call.doubt is not None:
@@ -63,6 +69,8 @@ def inexact_reason(stack: Stack) -> str | None:
     missing = missing_masks(stack.call)
     if missing is not None:
         return missing
+    if _is_reached_past_the_end(stack):
+        return "the loss reaches outputs past the end of a sequence, which are those of its last timestep again"
     small = _too_small(stack)
     if small is not None:
         return small

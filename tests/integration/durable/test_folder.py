@@ -1,10 +1,10 @@
-"""A folder that cannot be written is told before training begins."""
+"""One training has one folder; one that cannot be written is told before training begins."""
 
 from __future__ import annotations
 
 import pytest
 
-from lightning_gradwatch import AdaptiveClip, GradWatch
+from lightning_gradwatch import AdaptiveClip, GradWatch, load_run
 from tests.integration.watched import fit
 
 
@@ -41,3 +41,34 @@ def test_callbacks_of_one_trainer_say_it_once(tmp_path, make) -> None:
         fit(tmp_path, None, callbacks)
     assert sum("No run log is written" in str(one.message) for one in said) == 1
     assert [one.run_dir for one in callbacks] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: [GradWatch(dirpath=folder), AdaptiveClip()],
+        lambda folder: [AdaptiveClip(), GradWatch(dirpath=folder)],
+        lambda folder: [GradWatch(), AdaptiveClip(dirpath=folder)],
+        lambda folder: [AdaptiveClip(dirpath=str(folder)), GradWatch()],
+    ],
+)
+def test_one_training_is_one_run(tmp_path, make) -> None:
+    """A callback that names no folder writes into the one that the other names, whichever comes first."""
+    callbacks = make(tmp_path / "run")
+    fit(tmp_path, None, callbacks)
+    assert [one.run_dir for one in callbacks] == [tmp_path / "run"] * 2
+    run = load_run(tmp_path / "run")
+    assert run.profile_records
+    assert len(run.step_records) == 6
+    assert not (tmp_path / "gradwatch").exists()
+
+
+def test_two_folders_that_are_named_stay_two(tmp_path) -> None:
+    """And so does the default one where no callback names any."""
+    watch, clip = GradWatch(dirpath=tmp_path / "watch"), AdaptiveClip(dirpath=tmp_path / "clip")
+    fit(tmp_path, None, [watch, clip])
+    assert (watch.run_dir, clip.run_dir) == (tmp_path / "watch", tmp_path / "clip")
+    assert not load_run(tmp_path / "watch").step_records
+    alone = AdaptiveClip()
+    fit(tmp_path, None, [alone])
+    assert alone.run_dir == tmp_path / "gradwatch"

@@ -1,4 +1,5 @@
-"""ncps and snntorch, whose recurrences are loops of cells that PyTorch does not know: what is observed of them, and what is told."""
+"""ncps, snntorch and torchrecurrent, whose recurrences are loops of cells that PyTorch does not know: what is observed of them, and
+what is told."""
 
 from __future__ import annotations
 
@@ -56,6 +57,23 @@ class Liquid(Watched):
 
     def last(self, x: torch.Tensor) -> torch.Tensor:
         return self.rnn(x)[0][:, -1]
+
+
+class Stack(Liquid):
+    """One of torchrecurrent's, whose cells are called as modules: there a hook of one's own hears them."""
+
+    def hear(self, cell: nn.Module, slots: tuple[int, ...]) -> None:
+        calls = [0, -1]
+
+        def heard(module: nn.Module, inputs: Any, outputs: Any) -> None:
+            calls[:] = [calls[0] + 1, calls[1]] if calls[1] == self.global_step else [0, self.global_step]
+            for slot in slots:
+                key = (self.global_step, slot, calls[0])
+                state = outputs if isinstance(outputs, torch.Tensor) else outputs[slot]
+                if state.requires_grad:
+                    state.register_hook(lambda gradient, key=key: self.truth.update({key: gradient.clone()}))
+
+        cell.register_forward_hook(heard)
 
 
 class Spiking(Watched):
@@ -125,8 +143,12 @@ LIQUID = {
 }
 
 
-def assert_totals_are_autograds(make: Any, tmp_path: Any, cell: str, slots: dict[str, int]) -> None:
-    """The cell is observed, exactly, with the gradients that a hook of the user's own sees; not a bit of the training changes."""
+def assert_totals_are_autograds(make: Any, tmp_path: Any, cell: str, slots: dict[str, int]) -> list[dict[str, Any]]:
+    """The cell is observed, exactly, with the gradients that a hook of the user's own sees; not a bit of the training changes.
+
+    Returns:
+        What was recorded of all cells.
+    """
     heard = []
 
     def listening() -> Watched:
@@ -134,11 +156,12 @@ def assert_totals_are_autograds(make: Any, tmp_path: Any, cell: str, slots: dict
         heard[0].hear(heard[0].get_submodule(cell), tuple(slots.values()))
         return heard[0]
 
-    model, _ = fit(listening, tmp_path)
+    model, _ = fit(listening, tmp_path / "heard")
     watch = GradWatch(every_n_steps=1, max_sequences=None, keep_sequences=True, summary=False, dirpath=tmp_path / "run")
     assert_identical(fit(make, tmp_path)[1], fit(make, tmp_path, watch)[1])
-    records = load_run(tmp_path / "run").profile_records
-    assert {(record["module"], record["exact"]) for record in records} == {(cell, True)}
+    everything = load_run(tmp_path / "run").profile_records
+    assert all(record["exact"] for record in everything)
+    records = [record for record in everything if record["module"] == cell]
     assert {record["state"] for record in records} == set(slots)
     assert {record["step"] for record in records} >= set(range(1, STEPS))
     for record in records:
@@ -150,12 +173,22 @@ def assert_totals_are_autograds(make: Any, tmp_path: Any, cell: str, slots: dict
         assert truth.any()
         assert torch.allclose(found.to(truth.dtype), truth, rtol=1e-4, atol=1e-9)
         assert len(record["lagged"]) >= TIMESTEPS - 1  # a wired CfC answers past its last state
+    return everything
 
 
 @pytest.mark.parametrize("name", LIQUID)
 def test_ncps(name, tmp_path) -> None:
     """Closed-form and liquid time-constant cells, wired or not."""
-    assert_totals_are_autograds(liquid(**LIQUID[name]), tmp_path, "rnn.rnn_cell", {"h": 1})
+    records = assert_totals_are_autograds(liquid(**LIQUID[name]), tmp_path, "rnn.rnn_cell", {"h": 1})
+    assert {record["module"] for record in records} == {"rnn.rnn_cell"}
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": "CfC"}, {"kind": "CfC", "wired": True}, {"kind": "LTC", "wired": True}], ids=str
+)
+def test_ncps_with_a_memory_of_its_own(options, tmp_path) -> None:
+    """Of the LSTM before the cell only c is handed on as it is: it has its own name, and none that is h's."""
+    assert_totals_are_autograds(liquid(**options, mixed_memory=True), tmp_path, "rnn.lstm", {"states[1]": 1})
 
 
 @pytest.mark.parametrize(
@@ -165,7 +198,32 @@ def test_ncps(name, tmp_path) -> None:
 def test_snntorch(kind, slots, tmp_path) -> None:
     """Spiking neurons: each state by its name, its gradient that of the surrogate."""
     pytest.importorskip("snntorch")
-    assert_totals_are_autograds(lambda: Spiking(kind), tmp_path, "neuron", slots)
+    records = assert_totals_are_autograds(lambda: Spiking(kind), tmp_path, "neuron", slots)
+    assert {record["module"] for record in records} == {"neuron"}
+
+
+TWO = {"state[0]": 0, "state[1]": 1}
+STACKS = {
+    "MGU": {"h": 0},
+    "BR": {"h": 0},
+    "PeepholeLSTM": TWO,
+    "LEM": TWO,
+    "UnICORNN": TWO,  # its states are moved on by a sum, through which a layer's input hangs on the layer below too
+    "JANET": {"h": 0},  # its two states are one tensor
+}
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("name", STACKS)
+def test_torchrecurrent(name, layer, tmp_path) -> None:
+    """Two layers, whose states come back as slices of a stack: each cell is its own, with each of its states."""
+    stack = getattr(pytest.importorskip("torchrecurrent"), name)
+
+    def make() -> Stack:
+        return Stack(lambda: stack(3, 8, num_layers=2, batch_first=True), 8)
+
+    records = assert_totals_are_autograds(make, tmp_path, f"rnn.cells.{layer}", STACKS[name])
+    assert {record["module"] for record in records} == {"rnn.cells.0", "rnn.cells.1"}
 
 
 def test_a_neuron_that_keeps_its_state_is_marked(tmp_path) -> None:

@@ -30,6 +30,24 @@ def test_an_event_is_shown_with_its_one_text(console):
     assert shown.count("What lies further back cannot be learned.") == 1
 
 
+@pytest.mark.parametrize("remedy", ["Raise `max_skips`.", "`a` or `b`, not c", "set `x=[1]` first"])
+def test_code_in_a_remedy_is_bold_and_has_no_backticks(remedy):
+    """What stands between two backticks, brackets and all."""
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="truecolor")
+    print_events([Event(EventKind.NOT_OBSERVED, 1, module="rnn", remedy=remedy).to_record()], console=console)
+    shown = console.file.getvalue()
+    for part in remedy.split("`")[1::2]:
+        assert f"\x1b[1m{part}\x1b[0m" in shown
+    assert "`" not in shown
+
+
+@pytest.mark.parametrize("remedy", ["a ` alone", "``", "`one\ntwo`"])
+def test_a_backtick_that_marks_no_code_stays(console, remedy):
+    """One alone, two with nothing between them, or on two lines."""
+    print_events([Event(EventKind.NOT_OBSERVED, 1, module="rnn", remedy=remedy).to_record()], console=console)
+    assert console.file.getvalue().count("`") == remedy.count("`")
+
+
 def test_a_hostile_name_neither_styles_nor_steers_the_terminal(console):
     """Brackets are no markup, and escape codes do not reach the terminal."""
     event = Event(EventKind.NOT_OBSERVED, 1, module="[red]x\x1b]0;title\x07\u202e\ud800")

@@ -198,6 +198,17 @@ def test_advice_names_the_run_that_it_is_for(tmp_path):
     assert "<dd><b>gru: m&lt;b&gt;, layer 0:</b> x</dd><dd><b>rnn: m&lt;b&gt;, layer 0:</b> y</dd>" in page
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"), [("Set `x=1`.", "Set <code>x=1</code>."), ("`<b>` ` &", "<code>&lt;b&gt;</code> ` &amp;")]
+)
+def test_code_in_a_message_or_remedy_is_shown_as_code(tmp_path, said, shown):
+    """And what it holds is escaped all the same."""
+    event = Event(EventKind.NOT_OBSERVED, 1, module="rnn", message=said, remedy=said)
+    page = write_report(Run(tmp_path, {}, [], [event.to_record()], []), tmp_path / "report.html").read_text()
+    assert f"<td>{shown}</td>" in page
+    assert f"<dd>{shown}</dd>" in page
+
+
 def test_a_remedy_is_followed_by_the_kind_s_page(tmp_path):
     """Folded, with its table, without links into a documentation that is not at hand; a kind of a later version has none."""
     events = [Event(kind, 1, value=1.0, threshold=1.0).to_record() for kind in EventKind]

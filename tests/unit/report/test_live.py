@@ -80,7 +80,7 @@ def test_what_is_not_well_comes_first(tmp_path):
 
 
 def test_norms_stand_above_their_threshold(tmp_path):
-    """Norm and threshold have a scale each, a norm that is not finite is marked, clipped and skipped steps are counted."""
+    """Both on one scale, which shows how near the norm comes; what is not finite is marked, clipped and skipped steps are counted."""
     steps = [
         {"step": step, "grad_norm": norm, "clip_threshold": 10.0, "clip_coefficient": coefficient, "skipped": skipped}
         for step, (norm, coefficient, skipped) in enumerate(
@@ -90,7 +90,7 @@ def test_norms_stand_above_their_threshold(tmp_path):
     lines = shown(of(tmp_path, steps=steps))
     norm, threshold, counts = (line for line in lines[1:] if "norm" in line or "threshold" in line or "clipped" in line)
     assert norm.endswith(" ▁█×  ▁ 1 … █ 1e+02")
-    assert threshold.endswith(" ▅▅▅  ▁ 3 … █ 3e+01")
+    assert threshold.endswith(" ▅▅▅  ▁ 1 … █ 1e+02")
     assert "1 clipped, 1 skipped of the last 3 steps" in counts
 
 

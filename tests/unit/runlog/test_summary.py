@@ -277,6 +277,33 @@ def test_a_horizon_that_was_cut_off_in_some_samples_ranges_to_over_that():
     assert judge(*mixed).horizon_range == "10 to over 39"
 
 
+def _cut(step, horizon, *, censored):
+    return {**profile(step, rate=-0.5), "horizon": horizon, "horizon_censored": censored}
+
+
+@pytest.mark.parametrize(
+    ("samples", "horizon", "said"),
+    [
+        ([(1, False), (20, False), (10, True)], "20 of 40", "1 to 20 or more"),
+        ([(2, True), (9, False), (30, False)], "30 of 40", "9 to 30 or more"),
+        ([(4, False), (4, False), (17, True)], "4 of 40", "4 to over 17"),
+    ],
+)
+def test_a_range_holds_the_horizon_that_it_is_of(samples, horizon, said):
+    """One that was cut off early is longer than that, and nobody knows by how much: it is no end of the range."""
+    found = judge(*[_cut(step, lags, censored=cut) for step, (lags, cut) in enumerate(samples)])
+    assert horizon_text(found) == f"{horizon} ({said})"
+    assert f"({said} in the last 3 samples" in found.sentence
+
+
+@pytest.mark.parametrize("timesteps", [1, 40])
+def test_where_no_lag_was_followed_there_is_no_horizon(timesteps):
+    """ "At least 0" would say nothing."""
+    nothing = {"lagged": [1.0], "horizon": 0, "horizon_censored": True, "growth_rate": None}
+    found = judge(*[{**profile(step, timesteps=timesteps), **nothing} for step in range(3)])
+    assert (found.horizon, found.horizon_censored, horizon_text(found)) == (None, False, "–")
+
+
 def test_an_even_horizon_has_no_range():
     """Nor has one of several calls of a step that differ from one another, as an encoder's and a decoder's do."""
     assert judge(*[profile(step, rate=-0.5 + 0.01 * step) for step in range(5)]).horizon_range is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_gradwatch import Profile
 from lightning_gradwatch.recurrent import Capture, measure_calls
@@ -65,6 +67,19 @@ class HandGRU(nn.GRU):
         return by_hand(gru_step, self, input, [hx])
 
 
+class MaskedGRU(nn.GRU):
+    """A state stays as it is where the mask says that there is nothing more, as in torchrl's classes."""
+
+    def forward(self, input: Tensor, hx: Any = None, mask: Any = None) -> tuple[Tensor, Any]:
+        steps = iter(range(input.shape[1] * self.num_layers))
+
+        def step(x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
+            t = next(steps) % input.shape[1]
+            return (torch.where(mask[:, t, None], gru_step(x, states, weights)[0], states[0]),)
+
+        return by_hand(step, self, input, [input.new_zeros(self.num_layers, len(input), self.hidden_size)])
+
+
 class OnlyLast(HandLSTM):
     """Returns no more than the last output."""
 
@@ -72,13 +87,18 @@ class OnlyLast(HandLSTM):
         return super().forward(input, hx)[0][:, -1]
 
 
-def watched(module: nn.RNNBase, x: Tensor) -> tuple[list[Profile], Capture]:
+def watched(
+    module: nn.RNNBase, x: Any, loss: Callable[[Any], Tensor] | None = None, **options: Any
+) -> tuple[list[Profile], Capture]:
     capture = Capture({"rnn": module})
     capture.attach()
     try:
         capture.begin()
-        made = module(x)
-        (made[0] if isinstance(made, tuple) else made).pow(3).sum().backward()
+        made = module(x, **options)
+        if loss is not None:
+            loss(made).backward()
+        else:
+            (made[0] if isinstance(made, tuple) else made).pow(3).sum().backward()
         return measure_calls(capture.take(), None, 4), capture
     finally:
         capture.detach()
@@ -100,6 +120,41 @@ def test_the_same_recurrence_is_measured_as_the_operator_is(own: Any, kind: Any,
         torch.testing.assert_close(
             torch.from_numpy(ours.lagged()), torch.from_numpy(reference.lagged()), rtol=1e-10, atol=1e-14
         )
+
+
+@pytest.mark.parametrize("lengths", [[TIME, 2, 4], [1, TIME - 1, 1], [3, 3, 3]])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_masked_recurrence_is_measured_as_packed_sequences_are(layers: int, lengths: list[int]) -> None:
+    """Each sequence as far as it goes, to 1e-10 in float64."""
+    theirs = nn.GRU(WIDTH, HIDDEN, layers, batch_first=True).double()
+    module = MaskedGRU(WIDTH, HIDDEN, layers, batch_first=True).double()
+    module.load_state_dict(theirs.state_dict())
+    x = torch.randn(BATCH, TIME, WIDTH, dtype=torch.float64)
+    mask = torch.arange(TIME) < torch.tensor(lengths)[:, None]
+    packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+    found = watched(module, x, mask=mask, loss=lambda made: made[0][mask].pow(3).sum())[0]
+    wanted = watched(theirs, packed, loss=lambda made: made[0].data.pow(3).sum())[0]
+    assert len(found) == len(wanted) == layers
+    for ours, reference in zip(found, wanted, strict=True):
+        assert ours.exact, ours.inexact_reason
+        assert ours.lengths == reference.lengths == tuple(lengths)
+        steps = max(lengths)
+        torch.testing.assert_close(
+            torch.tensor(ours.total)[:, :steps], torch.tensor(reference.total), rtol=1e-10, atol=1e-14, equal_nan=True
+        )
+        torch.testing.assert_close(
+            torch.from_numpy(ours.lagged())[:steps], torch.from_numpy(reference.lagged()), rtol=1e-10, atol=1e-14
+        )
+
+
+def test_a_mask_with_gaps_is_told() -> None:
+    """A state that waits and goes on is no sequence that ends."""
+    mask = torch.ones(BATCH, TIME, dtype=torch.bool)
+    mask[1, 2] = False
+    x = torch.randn(BATCH, TIME, WIDTH)
+    profiles, capture = watched(MaskedGRU(WIDTH, HIDDEN, batch_first=True), x, mask=mask)
+    assert not profiles
+    assert capture.unseen == {"rnn": OWN_RECURRENCE}
 
 
 @pytest.mark.parametrize("other", [OtherLSTM, OnlyLast])

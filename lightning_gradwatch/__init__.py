@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
     from lightning_gradwatch.callbacks.grad_watch import AnomalyError, GradWatch
     from lightning_gradwatch.callbacks.start_finder import StartFinder
-    from lightning_gradwatch.clip import AGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
+    from lightning_gradwatch.clip import AGC, AGGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
     from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
     from lightning_gradwatch.detect import Detector
     from lightning_gradwatch.events import Event, EventKind, Moment, Severity
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AGC": "clip",
+    "AGGC": "clip",
     "AdaGC": "clip",
     "AdaptiveClip": "callbacks.adaptive_clip",
     "AnomalyError": "callbacks.grad_watch",
@@ -58,6 +59,7 @@ _HOMES = {
 
 __all__ = [
     "AGC",
+    "AGGC",
     "AdaGC",
     "AdaptiveClip",
     "AnomalyError",

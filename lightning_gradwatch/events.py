@@ -79,7 +79,7 @@ class EventKind(StrEnum):
     @property
     def message(self) -> str:
         """The message template; its fields are those of :class:`Event`, and
-        ``place``, ``what`` and ``detail``.
+        ``place``, ``what``, ``detail``, and ``timesteps``, the value counted in these.
         """
         return _TEXTS[self].message
 
@@ -139,7 +139,7 @@ _TEXTS: dict[EventKind, _Text] = {
     ),
     EventKind.VANISHING_HIDDEN_GRADIENT: _Text(
         Severity.WARNING,
-        "The gradient of {place} falls under 1 % after {value:.0f} timesteps.{detail}",
+        "The gradient of {place} falls under 1 % after {timesteps}.{detail}",
         "What lies further back cannot be learned. Use a gated cell (nn.LSTM, nn.GRU), start an LSTM's forget-gate bias at ln T for T "
         "timesteps (Tallec and Ollivier 2018), or initialise the recurrent weight orthogonally or as the identity (Le et al. 2015).",
     ),
@@ -307,7 +307,9 @@ class Event:
             set_field(self, "remedy", self.kind.remedy)
         if not self.message:
             what = "pre-activation" if (self.state or "").startswith("gate") else "hidden state"
-            fields = {**self.__dict__, "place": self.place, "what": what, "detail": f" {detail}" if detail else ""}
+            detail = f" {detail}" if detail else ""
+            timesteps = _timesteps(self.value)
+            fields = {**self.__dict__, "place": self.place, "what": what, "detail": detail, "timesteps": timesteps}
             set_field(self, "message", self.kind.message.format_map(fields))
 
     @property
@@ -331,3 +333,7 @@ class Event:
     def to_record(self) -> dict[str, Any]:
         """The event as one flat record of the run log."""
         return dataclasses.asdict(self)
+
+
+def _timesteps(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} timestep{'' if value == 1 else 's'}"

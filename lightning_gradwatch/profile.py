@@ -101,6 +101,8 @@ class Profile:
         by_timestep: why the sweep of a fused call went back timestep by timestep where the fused
             operator was to do it at once, as on a GPU; None where nothing stood against it.
         cut_share: of the gradient over this window and the one before, what lies before the cut.
+        cut_unknown: why that cannot be measured of a sequence whose state comes in without a graph;
+            None where nothing stands against it.
         channels: of a scan, how far back each channel holds a gradient.
         mismatch: of a scan, where its states are known not to be what its recurrence makes.
     """
@@ -134,6 +136,7 @@ class Profile:
     cell_cut: bool = False
     by_timestep: str | None = None
     cut_share: float | None = None
+    cut_unknown: str | None = None
     channels: Channels | None = None
     mismatch: Mismatch | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
@@ -279,6 +282,7 @@ class Profile:
             "batch_first": self.batch_first,
             "past": self._past(),
             "cut_share": self.cut_share,
+            "cut_unknown": self.cut_unknown,
             **record_of(self.channels),
         }
         if keep_sequences:

@@ -41,7 +41,8 @@ LOW_LOSS = 0.1
 horizon may be enough."""
 
 LEARNED_LOSS = 0.5
-"""Share of its first value to which a loss has fallen where something has been learned."""
+"""Share of its first value to which a loss has fallen where something has been learned; of one
+that began under 0 no share tells."""
 
 RISEN_LOSS = 2.0
 """Times the first loss. Over it a loss has risen, and a horizon that shrank meanwhile was not

@@ -61,11 +61,13 @@ def close(act: Act) -> None:
     getattr(act, "close", lambda: None)()
 
 
-def _nothing(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:
+def nothing(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:
+    """No clipping."""
     return lambda: None
 
 
-def _fixed(bound: float) -> Callable[[nn.Module, torch.optim.Optimizer], Act]:
+def fixed_norm(bound: float) -> Callable[[nn.Module, torch.optim.Optimizer], Act]:
+    """PyTorch's ``clip_grad_norm_``."""
     return lambda module, optimizer: lambda: nn.utils.clip_grad_norm_(module.parameters(), bound)
 
 
@@ -107,9 +109,9 @@ def smartclip(kind: str, **options: Any) -> Callable[[nn.Module, torch.optim.Opt
 
 def methods() -> Iterator[Method]:
     """Rivals with a grid of settings each, the package's defaults among them; ours as they come."""
-    yield Method("none", "", _nothing)
+    yield Method("none", "", nothing)
     for bound in (0.1, 0.3, 1.0, 3.0):
-        yield Method("fixed norm", f"{bound:g}", _fixed(bound))
+        yield Method("fixed norm", f"{bound:g}", fixed_norm(bound))
     yield Method("zclip", "default", zclip())
     yield Method("zclip", "max_grad_norm=None", zclip(max_grad_norm=None))
     yield Method("autoclip", "QuantileClip", autoclip("QuantileClip"))
@@ -121,5 +123,5 @@ def methods() -> Iterator[Method]:
     )
     yield Method("smartclip", "ZScoreClip", smartclip("ZScoreClip"))
     yield Method("smartclip", "AGC", smartclip("AGC"))
-    for policy in ("spike", "norm", "autoclip", "zclip", "agc", "adagc"):
+    for policy in ("spike", "norm", "autoclip", "zclip", "agc", "adagc", "aggc"):
         yield Method(f"ours: {policy}", "default", adaptive_clip(policy), ours=True)

@@ -125,6 +125,8 @@ class ClipEvidence:
             were not used, and its own had not.
         unseen: why there is no sample.
         for_others: a gradient of another optimizer was written to, as its clipping does.
+        explosions: steps at which the gradient was told to explode through time, where it still
+            does so towards the end, and the training is not lost.
     """
 
     optimizer: int
@@ -137,6 +139,7 @@ class ClipEvidence:
     elsewhere: int = 0
     unseen: str = ""
     for_others: bool = False
+    explosions: tuple[int, ...] = ()
 
     @property
     def clipped(self) -> list[ClipSample]:
@@ -174,7 +177,12 @@ class ClipEvidence:
 
     def percentile(self, percent: float) -> float:
         """Of the gradient norms after a backward pass, interpolated linearly."""
-        norms = sorted(sample.before for sample in self.samples)
-        place = percent / 100 * (len(norms) - 1)
-        low, high = norms[math.floor(place)], norms[math.ceil(place)]
-        return low + (high - low) * (place - math.floor(place))
+        return percentile_of([sample.before for sample in self.samples], percent)
+
+
+def percentile_of(norms: Sequence[float], percent: float) -> float:
+    """Interpolated linearly."""
+    ordered = sorted(norms)
+    place = percent / 100 * (len(ordered) - 1)
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return low + (high - low) * (place - math.floor(place))

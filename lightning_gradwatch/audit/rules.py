@@ -23,6 +23,9 @@ class ClipVerdict(StrEnum):
 LIMITING_SHARE = 0.5
 """Share of the steps. What acts on more of them sets the length of the steps, and is no net."""
 
+RARE_SHARE = 0.05
+"""Share of the steps. What acts on no more of them than that might as well never act."""
+
 ENOUGH_STEPS = 10
 """Steps, all counted, from which on a share of them is a habit."""
 
@@ -42,9 +45,13 @@ def _unseen(evidence: ClipEvidence) -> ClipVerdict | None:
 
 
 def _other_change(evidence: ClipEvidence) -> ClipVerdict | None:
-    """A fixed factor, or something that makes gradients larger too: no clipping."""
-    grows = any(sample.grown for sample in evidence.samples) and not evidence.clipped
-    return ClipVerdict.NONE if (grows or evidence.constant is not None) and not _is_known(evidence) else None
+    """A fixed factor, or something that makes gradients larger no less often than smaller, as noise
+    does: no clipping.
+    """
+    grown = sum(sample.grown for sample in evidence.samples)
+    grows = grown > 0 and grown >= len(evidence.clipped)
+    known = _is_known(evidence) or bool(evidence.clipped and evidence.clippers.named)
+    return ClipVerdict.NONE if (grows or evidence.constant is not None) and not known else None
 
 
 def _acts(evidence: ClipEvidence) -> ClipVerdict | None:
@@ -76,8 +83,19 @@ def _has_no_effect(evidence: ClipEvidence) -> ClipVerdict | None:
 
 
 def _never_acted(evidence: ClipEvidence) -> ClipVerdict | None:
-    called = _is_known(evidence) or any(sample.touched for sample in evidence.samples)
-    return ClipVerdict.NEVER_ACTED if called else None
+    if not (_is_known(evidence) or any(sample.touched for sample in evidence.samples)):
+        return None
+    return ClipVerdict.UNDECIDED if may_have_acted(evidence) else ClipVerdict.NEVER_ACTED
+
+
+def may_have_acted(evidence: ClipEvidence) -> float | None:
+    """On how large a share of all steps something may have acted that left the gradient as it was
+    at each of the samples; None where that is known, or next to none.
+    """
+    if evidence.clipped or evidence.counted is not None or len(evidence.samples) >= evidence.steps:
+        return None
+    share = interval(0, len(evidence.samples))[1]
+    return share if share > RARE_SHARE else None
 
 
 def _nothing_clips(evidence: ClipEvidence) -> ClipVerdict:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from lightning_gradwatch.audit.evidence import ClipEvidence
-from lightning_gradwatch.audit.rules import ClipVerdict, interval
+from lightning_gradwatch.audit.evidence import ClipEvidence, percentile_of
+from lightning_gradwatch.audit.rules import ClipVerdict, interval, may_have_acted
 from lightning_gradwatch.plain import count_of
 
 NO_BACKWARD = "its backward passes went past Lightning (use self.manual_backward(loss))"
@@ -54,12 +54,17 @@ def _never_acted(evidence: ClipEvidence) -> str:
         )
     if counted is not None:
         return f"{who.adaptive} clipped none of {count_of(counted.steps, 'step')}.{_largest(evidence)}"
-    whose = " and ".join(who.names[:2]) if who.bound is not None or who.adaptive else ""
-    if whose:
-        return f"{_on(evidence)} {whose} left the gradient as it was.{_largest(evidence)}"
+    return f"{_left_alone(evidence)}.{_largest(evidence)}"
+
+
+def _left_alone(evidence: ClipEvidence) -> str:
+    """That who clips has done nothing on the steps looked at."""
+    who = evidence.clippers
+    if who.bound is not None or who.adaptive:
+        return f"{_on(evidence)} {' and '.join(who.names[:2])} left the gradient as it was"
     return (
         f"{_on(evidence)} something wrote to the gradient between the backward pass and the step and left it "
-        f"as it was, as clipping does whose bound is not reached.{_largest(evidence)}"
+        "as it was, as clipping does whose bound is not reached"
     )
 
 
@@ -94,6 +99,12 @@ def _undecided(evidence: ClipEvidence) -> str:
         return f"No optimizer step could be looked at: {evidence.unseen or NO_STEP}."
     if evidence.counted is not None:
         return f"{_acted(evidence)}: too few steps to tell a safety net from what limits every step.{_late(evidence)}"
+    share = may_have_acted(evidence)
+    if share is not None:
+        return (
+            f"{_left_alone(evidence)}. That is too few to tell whether it ever acts: it may do so on up to {share:.0%} "
+            f"of all steps.{_largest(evidence)}"
+        )
     low, high = interval(len(evidence.clipped), len(evidence.samples))
     return (
         f"{_acted(evidence)}, which is too few to tell a safety net from what limits every step: the share of all "
@@ -150,6 +161,8 @@ _LATE_IN_LOOP = (
 
 def _against_limiting(evidence: ClipEvidence) -> str:
     who = evidence.clippers
+    if evidence.explosions and len(evidence.samples) >= _SEVERAL:
+        return _for_explosions(evidence)
     if who.adaptive and who.bound is None:
         return (
             "Nothing to do if that is meant, as with a percentile or a fixed norm. Else use AdaptiveClip(), whose "
@@ -163,6 +176,24 @@ def _against_limiting(evidence: ClipEvidence) -> str:
     what = "the bound" if who.bound is None else "gradient_clip_val"
     return (
         f"Raise {what} to about {_bound(evidence)}, {_whose(evidence)}: then it acts on a few steps.{_longer(evidence)}"
+    )
+
+
+def _for_explosions(evidence: ClipEvidence) -> str:
+    """Where the gradient grows through time, a fixed norm that limits most steps is what the
+    field's own problem is solved with (Pascanu et al. 2013, §4.1). Its figure is one that the
+    optimizer got: of the norms before clipping nearly all may be explosions.
+    """
+    begun, who = evidence.explosions, evidence.clippers
+    when = f"from step {begun[0]} on" if len(begun) == 1 else f"{len(begun)} times since step {begun[0]}"
+    said = f"Explosions through time go on in this run (told {when}), so limiting its steps may be what it needs."
+    if not who.adaptive or who.bound is not None:
+        return f"{said} Leave the bound where it is, and lower the learning rate if the loss jumps."
+    use = f"policy=Norm(max_norm={percentile_of([one.after for one in evidence.samples], _FEW):.2g})"
+    use = f"clip_adaptively(optimizer, {use})" if who.in_loop else f"AdaptiveClip({use})"
+    return (
+        f"{said} The alternative is {use}: that is the {_FEW:.0f}th percentile of the norms which the optimizer got on "
+        f"the {len(evidence.samples)} steps looked at. Lower the learning rate if the loss jumps."
     )
 
 
@@ -187,6 +218,9 @@ _SEVERAL = 10
 
 _MOST = 90.0
 """Per cent of the norms, which are ordinary ones."""
+
+_FEW = 10.0
+"""Per cent of the norms that the optimizer got, of which none is an explosion."""
 
 
 def _longer(evidence: ClipEvidence) -> str:

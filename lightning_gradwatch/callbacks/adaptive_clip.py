@@ -95,7 +95,7 @@ class AdaptiveClip(ClipFacts, Callback):
 
     Args:
         policy: ``"spike"``, ``"norm"``, ``"value"``, ``"autoclip"``, ``"zclip"``, ``"agc"``,
-            ``"adagc"``, or a :class:`ClipPolicy` or :class:`TensorPolicy`.
+            ``"adagc"``, ``"aggc"``, or a :class:`ClipPolicy` or :class:`TensorPolicy`.
         exclude: patterns of parameter names that are not clipped and don't count in
             the norm, such as ``["head.*"]``.
         policies: patterns of those with a policy of their own, such as ``{"encoder.*": "norm"}``.

@@ -57,7 +57,8 @@ class GradWatch(WatchArguments, WatchResults, Callback):
             measured.
         max_sequences: of a batch that a sampled step measures, evenly
             spread, ≥ 1; None measures all.
-        anchors: timesteps of each sequence whose loss is followed back through time, ≥ 1.
+        anchors: timesteps, spread over the sequence, whose loss is followed back through time,
+            ≥ 1. Every sequence takes the last one, and by turns one of the others.
         keep_sequences: have the run log keep the total gradient of every measured sequence.
         dirpath: the run log's folder; None is the one that another callback of this package names,
             else ``gradwatch`` in the Trainer's log folder.

@@ -5,6 +5,7 @@ out, or tensors clipped in place.
 from lightning_gradwatch.clip.make import POLICIES, make_policy
 from lightning_gradwatch.clip.policies.adagc import AdaGC
 from lightning_gradwatch.clip.policies.agc import AGC
+from lightning_gradwatch.clip.policies.aggc import AGGC
 from lightning_gradwatch.clip.policies.autoclip import AutoClip
 from lightning_gradwatch.clip.policies.norm import Norm
 from lightning_gradwatch.clip.policies.spike import Spike
@@ -15,6 +16,7 @@ from lightning_gradwatch.clip.tensor_policy import TensorPolicy
 
 __all__ = [
     "AGC",
+    "AGGC",
     "POLICIES",
     "AdaGC",
     "AutoClip",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from lightning_gradwatch.clip.policies.adagc import AdaGC
 from lightning_gradwatch.clip.policies.agc import AGC
+from lightning_gradwatch.clip.policies.aggc import AGGC
 from lightning_gradwatch.clip.policies.autoclip import AutoClip
 from lightning_gradwatch.clip.policies.norm import Norm
 from lightning_gradwatch.clip.policies.spike import Spike
@@ -23,6 +24,7 @@ POLICIES: dict[str, Callable[[], ClipPolicy | TensorPolicy]] = {
     "zclip": ZClip,
     "agc": AGC,
     "adagc": AdaGC,
+    "aggc": AGGC,
 }
 """What each name stands for; a name means the policy with its defaults."""
 

@@ -28,8 +28,12 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
         values = _values(tensor)
         if values.numel():
             groups[values.device, values.dtype, type(values)].append(values)
-    norms = [_norm(_norms_of_group(group)) for group in groups.values()]
-    return _norm(_side_by_side(norms)) if len(norms) > 1 else norms[0] if norms else torch.zeros(())
+    return joined([norm_of(_norms_of_group(group)) for group in groups.values()])
+
+
+def joined(norms: Sequence[Tensor]) -> Tensor:
+    """The norm of a whole, of its parts' norms, on the first one's device; 0 of none."""
+    return norm_of(_side_by_side(norms)) if len(norms) > 1 else norms[0] if norms else torch.zeros(())
 
 
 def tensor_norms(tensors: Sequence[Tensor], *, wide: bool = False) -> Tensor:
@@ -60,7 +64,7 @@ def true_norm(tensors: Iterable[Tensor]) -> float:
     if not math.isfinite(largest) or largest == 0.0:
         return largest
     scaled = [values.to(torch.promote_types(values.dtype, torch.float32)) / largest for values in tensors]
-    return largest * math.sqrt(sum(_float(_norm(values)) ** 2 for values in scaled))
+    return largest * math.sqrt(sum(_float(norm_of(values)) ** 2 for values in scaled))
 
 
 def read(scalars: Sequence[Tensor]) -> list[float]:
@@ -96,7 +100,8 @@ def _values(tensor: Tensor) -> Tensor:
     return tensor.coalesce().values() if tensor.is_sparse else tensor
 
 
-def _norm(tensor: Tensor) -> Tensor:
+def norm_of(tensor: Tensor) -> Tensor:
+    """L2 norm over all entries of one tensor."""
     return torch.linalg.vector_norm(tensor)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 

@@ -20,7 +20,8 @@ class Decision:
             unit; None while there is none yet.
         coefficient: what the gradients are multiplied by, in (0, 1]; 1.0 leaves them untouched.
             Only a policy ``as_published`` may return NaN here, where its original does. Of a policy
-            that clips tensors it is the norm after, divided by the norm before.
+            that clips tensors it is the norm after, divided by the norm before; over 1 only with
+            ``AGGC(raise_small=True)``.
         share: of a policy that clips tensors, the share of what it
             judges that was clipped; else None.
         reason: why the step was clipped, in a sentence; empty where the policy does not say.

@@ -5,16 +5,20 @@ is over, however long it takes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from lightning_gradwatch.events import ENDED, ONGOING, Event, EventKind, Moment, Severity
+from lightning_gradwatch.plain import count_of
 
-_WORDS = {
-    EventKind.EXPLODING_GRADIENT: ("Jump of the gradient norm", "it was largest, {:.3g},"),
-    EventKind.EXPLODING_HIDDEN_GRADIENT: ("Explosion through time", "the growth was largest, {:.3g}-fold,"),
-    EventKind.SATURATED_GATES: ("Saturation", "the share that reached the gates was smallest, {:.2g},"),
-    EventKind.VANISHING_HIDDEN_GRADIENT: ("Vanishing", "the horizon was shortest, {:.0f} timesteps,"),
+_WORDS: dict[EventKind, tuple[str, Callable[[float], str]]] = {
+    EventKind.EXPLODING_GRADIENT: ("Jump of the gradient norm", "it was largest, {:.3g},".format),
+    EventKind.EXPLODING_HIDDEN_GRADIENT: ("Explosion through time", "the growth was largest, {:.3g}-fold,".format),
+    EventKind.SATURATED_GATES: ("Saturation", "the share that reached the gates was smallest, {:.2g},".format),
+    EventKind.VANISHING_HIDDEN_GRADIENT: (
+        "Vanishing",
+        lambda horizon: f"the horizon was shortest, {count_of(round(horizon), 'timestep')},",
+    ),
 }
 """What goes on, and its peak, in the kind's unit."""
 
@@ -111,6 +115,6 @@ def _record(episode: Episode, moment: Moment, action: str, when_it_was: str) -> 
         severity=Severity.INFO,
         action=action,
         value=episode.peak,
-        message=f"{what} of {begin.place} {when_it_was}; {peak.format(episode.peak)} at step {episode.peak_step} "
+        message=f"{what} of {begin.place} {when_it_was}; {peak(episode.peak)} at step {episode.peak_step} "
         f"(bound {begin.threshold:.3g}).",
     )

@@ -14,15 +14,10 @@ from lightning_gradwatch.detect.episode import Episodes
 from lightning_gradwatch.detect.saturation_words import Cause, cause_of, details, remedy
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.profile import Profile
-from lightning_gradwatch.thresholds import BLOCKED_SHARE, SATURATION_SAMPLES, SUSPICIOUS_SHARE
+from lightning_gradwatch.thresholds import BLOCKED_SHARE, LEARNED_LOSS, SATURATION_SAMPLES, SUSPICIOUS_SHARE
 
 MOST = 0.8
 """At least one of the gates that decide is saturated on this share of units and timesteps."""
-
-LEARNED = 0.5
-"""A loss under this share of the first one has been learned from: gates that closed
-meanwhile may well be what was learned.
-"""
 
 
 def bound(profile: Profile) -> float:
@@ -105,4 +100,4 @@ def _event(profile: Profile, share: float, moment: Moment, track: _Track) -> Eve
 
 
 def _has_fallen(loss: float | None, first: float | None) -> bool:
-    return loss is not None and first is not None and math.isfinite(loss) and loss < LEARNED * first
+    return loss is not None and first is not None and math.isfinite(loss) and loss < LEARNED_LOSS * first and first > 0

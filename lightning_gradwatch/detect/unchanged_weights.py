@@ -1,4 +1,4 @@
-"""Weights that get a gradient and stay as they are: no optimizer holds them, or its rate is 0."""
+"""Weights that get a gradient and stay as they are, since no optimizer holds them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.recurrent.measure.gradient_norm import local
 from lightning_gradwatch.thresholds import SEVERAL
 
-_IN_NO_OPTIMIZER = "None of them is in an optimizer."
-_RATE_OF_ZERO = "They are in an optimizer whose learning rate is 0."
-_RATE_REMEDY = (
-    "Look at what the scheduler makes of the learning rate, and at the parameter group that holds them. If the module is meant "
-    "to stay as it is, module.requires_grad_(False) says so, and saves its part of the backward pass."
+_OUTSIDE_REMEDY = (
+    "It is not among the model's modules, as what lies in a plain list or dict is not: self.parameters() leaves it out, and neither .to() "
+    "nor a checkpoint knows it. Hold it as an attribute of its own, or in an nn.ModuleList or nn.ModuleDict. If it is meant to stay as it "
+    "is, module.requires_grad_(False) says so."
 )
 
 
@@ -34,7 +33,7 @@ class UnchangedWeights:
     """Told once for each module, from its third sample on.
 
     Whoever optimizes by other means than a ``torch.optim.Optimizer`` changes the weights, and is
-    not meant; nor is an optimizer that waits for its turn.
+    not meant; nor is an optimizer that waits for its turn, or whose learning rate is 0.
     """
 
     def __init__(self) -> None:
@@ -42,16 +41,22 @@ class UnchangedWeights:
 
     @torch.no_grad()
     def __call__(
-        self, module: str, weights: Sequence[Tensor], optimizers: Iterable[Optimizer], moment: Moment
+        self,
+        module: str,
+        weights: Sequence[Tensor],
+        optimizers: Iterable[Optimizer],
+        moment: Moment,
+        *,
+        outside: bool = False,
     ) -> Event | None:
         """Take in one sampled step, before the optimizer's.
 
         Args:
             weights: its own, those that are trained, with their gradients.
             optimizers: all that are known. With none nothing is.
+            outside: the module is not one of the model's own.
         """
-        cause = _why_unchanged(weights, optimizers)
-        if cause is None:
+        if not weights or not _are_left_out(weights, optimizers):
             self._rows.pop(module, None)
             return None
         values = _fingerprint(weights)
@@ -63,21 +68,16 @@ class UnchangedWeights:
         if row.told or len(row.steps) < SEVERAL or not _get_gradient(weights):
             return None
         row.told = True
-        detail = f"{cause} So it was in {len(row.steps)} samples in a row, from step {row.steps[0]} on."
-        remedy = _RATE_REMEDY if cause == _RATE_OF_ZERO else EventKind.WEIGHTS_UNCHANGED.remedy
+        since = f"in {len(row.steps)} samples in a row, from step {row.steps[0]} on"
+        detail = f"None of them is in an optimizer. So it was {since}."
+        remedy = _OUTSIDE_REMEDY if outside else EventKind.WEIGHTS_UNCHANGED.remedy
         return moment.event(EventKind.WEIGHTS_UNCHANGED, module=module, detail=detail, remedy=remedy)
 
 
-def _why_unchanged(weights: Sequence[Tensor], optimizers: Iterable[Optimizer]) -> str | None:
-    """Why no optimizer would change any of them; None where one would, or none is known."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    mine = set(map(id, weights))
-    held = [group for group in groups if not mine.isdisjoint(map(id, group["params"]))]
-    if not groups or not weights:
-        return None
-    if not held:
-        return _IN_NO_OPTIMIZER
-    return _RATE_OF_ZERO if all("lr" in group and float(group["lr"]) == 0 for group in held) else None
+def _are_left_out(weights: Iterable[Tensor], optimizers: Iterable[Optimizer]) -> bool:
+    """Whether optimizers are known, and none holds one of them."""
+    held = {id(weight) for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]}
+    return bool(held) and held.isdisjoint(map(id, weights))
 
 
 def _fingerprint(weights: Iterable[Tensor]) -> tuple[float, ...]:

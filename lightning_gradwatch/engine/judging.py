@@ -67,7 +67,7 @@ class Judge:
         model: whose training it is.
         locator: finds where numbers that are not finite began.
         search: for cells, which knows them on the first step.
-        found: takes the events.
+        collector: takes the events.
     """
 
     def __init__(self, model: nn.Module, locator: Locator, search: FirstStepSearch, collector: Collector) -> None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.detect import CallSource, Context, LoopSource, NonfiniteSource, ScanSource, locate_nonfinite
-from lightning_gradwatch.engine.step import Call
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent import Capture, Chain, Loop, Scan, stitch, sweep
 from lightning_gradwatch.recurrent.capture.first_look import FirstLook
 from lightning_gradwatch.recurrent.capture.modules import plain_name
+from lightning_gradwatch.recurrent.capture.taken import Call
 from lightning_gradwatch.recurrent.measure.gradient_norm import Norms, numbers
 
 OVERFLOWS = math.sqrt(torch.finfo(torch.float32).max)

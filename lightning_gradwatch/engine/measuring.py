@@ -13,7 +13,7 @@ from lightning_gradwatch.detect import RecurrentWeights
 from lightning_gradwatch.engine.observation import Collector
 from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.engine.profile_detectors import ProfileDetectors
-from lightning_gradwatch.engine.step import Call, Step
+from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.engine.unobserved import Unobserved
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.profile import Profile
@@ -28,6 +28,7 @@ from lightning_gradwatch.recurrent import (
     stitch,
 )
 from lightning_gradwatch.recurrent.capture.duplicates import without_duplicates
+from lightning_gradwatch.recurrent.capture.taken import Call
 from lightning_gradwatch.recurrent.measure.beyond import Window
 
 
@@ -39,7 +40,7 @@ class Measuring:
         model: whose calls they are.
         capture: knows the modules.
         unobserved: takes note of what could not be measured.
-        found: takes the profiles, and what is to be said of them.
+        collector: takes the profiles, and what is to be said of them.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ class ProfileDetectors:
     """All of them, asked one after the other.
 
     Args:
-        own: the user's.
+        users: the user's.
 
     Attributes:
         exploding: the built-in detector of growth through time.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lightning_gradwatch.engine.observation import Collector
-from lightning_gradwatch.engine.step import Call
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.recurrent.capture.duplicates import without_duplicates
 from lightning_gradwatch.recurrent.capture.severed import How, severed
+from lightning_gradwatch.recurrent.capture.taken import Call
 
 REMEDY = (
     "If a state was meant to be carried on, give each call what the call before returned, and begin with this one. "

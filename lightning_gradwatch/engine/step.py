@@ -8,9 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from lightning_gradwatch.events import Moment
-from lightning_gradwatch.recurrent import Loop, RecurrentCall, Scan
-
-Call = RecurrentCall | Loop | Scan
 
 
 @dataclass(frozen=True, slots=True)

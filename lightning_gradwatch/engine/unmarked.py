@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -10,7 +10,11 @@ from lightning_gradwatch.engine.observation import Collector
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.capture.modules import plain_name
-from lightning_gradwatch.recurrent.capture.unmarked import MOST_NODES, unmarked
+from lightning_gradwatch.recurrent.capture.severed import How
+from lightning_gradwatch.recurrent.capture.unmarked import states_in, unmarked
+from lightning_gradwatch.recurrent.capture.unmarked_severed import DETACHED, severed_uses
+from lightning_gradwatch.recurrent.graph.between import MOST_NODES
+from lightning_gradwatch.recurrent.graph.topology import Topology
 
 PASSES = 4
 """So many backward passes of the first step are looked at; LBFGS makes more, all alike."""
@@ -44,7 +48,7 @@ class UnmarkedRecurrences:
 
     Args:
         model: whose parameters have names.
-        found: takes the events.
+        collector: takes the events.
 
     Attributes:
         told: so far.
@@ -53,6 +57,7 @@ class UnmarkedRecurrences:
     def __init__(self, model: nn.Module, collector: Collector) -> None:
         self._model, self._collector = model, collector
         self._left = PASSES
+        self._severed: dict[str, How] = {}
         self.told: dict[str, Event] = {}
 
     def look(
@@ -72,12 +77,29 @@ class UnmarkedRecurrences:
         names = {id(parameter): plain_name(name) for name, parameter in self._model.named_parameters()}
         modules = [module for name, module in self._model.named_modules() if plain_name(name) in known]
         others = {id(weight) for module in modules for weight in _weights(module)}
-        recurrences = unmarked(loss, capture.calls, numbers, names)
+        graph = Topology.of(loss, MOST_NODES)
+        states = set[int]() if graph is None else states_in(graph, capture.calls, numbers)
+        recurrences = None if graph is None else unmarked(graph, states, names)
         if recurrences is None:
             self._tell("", moment, message=_TOO_LARGE, remedy=_TAP)
         for one in recurrences or ():
             if id(one.leaf) not in others:
                 self._tell(one.name, moment, module=one.name, detail=f"{one.what} {_IF}", remedy=REMEDY)
+        for uses in () if graph is None else severed_uses(graph, states):
+            if id(uses.leaf) in names.keys() - others:
+                self._severed.setdefault(names[id(uses.leaf)], How(DETACHED.format(count=uses.count)))
+
+    def end_severed(self, told: Collection[str]) -> Mapping[str, How]:
+        """The parameters of recurrences whose state is severed, once the first step is over.
+
+        Args:
+            told: modules and taps of which that is told already; a tap marks such a recurrence, and
+                nothing says which parameters are in it.
+        """
+        severed, self._severed = self._severed, {}
+        if set(told).difference(plain_name(name) for name, _ in self._model.named_modules()):
+            return {}
+        return {name: how for name, how in severed.items() if not any(name.startswith(f"{one}.") for one in told)}
 
     def _tell(self, name: str, moment: Moment, **fields: str) -> None:
         if name not in self.told:

@@ -28,6 +28,8 @@ TOO_SHORT = "it was found in the first step, to be measured from the next on, an
 
 UNUSED = "no loss reached its output"
 
+WITHOUT_GRAD = "it was called only where gradients are switched off, by no_grad() or inference_mode()"
+
 CALLED_AROUND = (
     "its weights have gradients but no hook fired: other code computed with them, .forward was called around it, "
     "or it was compiled before"
@@ -39,6 +41,8 @@ _FROZEN_REMEDY = (
     "If it is frozen on purpose, there is nothing to do. Otherwise let it train: "
     "module.requires_grad_(True), outside of no_grad()."
 )
+
+_WITHOUT_GRAD_REMEDY = "If it should be trained, call it outside of no_grad(); if not, there is nothing to do."
 
 _UNUSED_REMEDY = "If it should be trained, let what it returns reach the loss; if not, there is nothing to do."
 
@@ -70,6 +74,7 @@ _REMEDIES = {
     TOO_SHORT: _TOO_SHORT_REMEDY,
     FROZEN: _FROZEN_REMEDY,
     UNUSED: _UNUSED_REMEDY,
+    WITHOUT_GRAD: _WITHOUT_GRAD_REMEDY,
     DETACHED: _DETACHED_REMEDY,
     OWN_RECURRENCE: _OWN_REMEDY,
     CALLED_AROUND: _AROUND_REMEDY,
@@ -83,7 +88,7 @@ class Unobserved:
     Args:
         model: whose modules they are.
         patterns: of the names of the modules to watch; None are all.
-        found: takes the event of a module that came too late.
+        collector: takes the event of a module that came too late.
         strict: let an error of our own through instead of making it a reason.
 
     Attributes:
@@ -166,6 +171,8 @@ class Unobserved:
                 reasons[name] = capture.unseen[name]
             elif name in self._called_around:
                 reasons[name] = CALLED_AROUND
+            elif name in capture.without_grad:
+                reasons[name] = WITHOUT_GRAD
             else:
                 reasons[name] = "its forward was not called in a training step, or no loss reached its output"
         missed = (name for name in capture.marked if name in capture.unseen and name not in observed)

@@ -87,7 +87,7 @@ class Watch:
         )
         self._parameters = Parameters(model, self.capture)
         self._measuring = Measuring(model, self.capture, self._unobserved, options, self._collector)
-        self._optimizers, self._unchanged = optimizers, UnchangedWeights()
+        self._model, self._optimizers, self._unchanged = model, optimizers, UnchangedWeights()
         self._judge = Judge(model, Locator(model, self.capture), self._search, self._collector)
 
     def take(self) -> Observation:
@@ -139,6 +139,7 @@ class Watch:
         capture.clear()
         self._nth = 0
         self._severed.tell(self._search.end_severed(self._severed.told), moment)
+        self._severed.tell(self._unmarked.end_severed(self._severed.told), moment)
         self.steps += 1
         if not self._search.is_on:
             return self.take()
@@ -236,7 +237,8 @@ class Watch:
         """Tell each module whose weights nothing changes."""
         if not step.complete:
             return
-        optimizers = list(self._optimizers())
+        optimizers, own = list(self._optimizers()), set(self._model.modules())
         for name, module in self.capture.modules.items():
             weights = [weight for weight in module.parameters() if weight.requires_grad]
-            self._collector.add(self._unchanged(name, weights, optimizers, step.moment))
+            outside = module not in own
+            self._collector.add(self._unchanged(name, weights, optimizers, step.moment, outside=outside))

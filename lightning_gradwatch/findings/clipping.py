@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lightning_gradwatch.audit import ClipEvidence, clipping_event, summarise_clipping
-from lightning_gradwatch.events import Moment
+from lightning_gradwatch.events import ONGOING, Event, EventKind, Moment, closes_episode
 from lightning_gradwatch.findings.findings import Findings
+
+_LOST = (EventKind.DIVERGED, EventKind.NONFINITE_LOSS, EventKind.NONFINITE_STATE)
 
 
 class ClipNews:
@@ -29,7 +32,8 @@ class ClipNews:
 
 def keep_clipping(findings: Findings, evidence: Sequence[ClipEvidence]) -> None:
     """Record what became of the gradients between backward pass and step so far."""
-    findings.take_clipping([summarise_clipping(one) for one in evidence])
+    known = [replace(one, explosions=_that_go_on(findings.events, one)) for one in evidence]
+    findings.take_clipping([summarise_clipping(one) for one in known])
 
 
 def tell_clipping(findings: Findings, evidence: Sequence[ClipEvidence], moment: Moment, *, write: bool) -> None:
@@ -44,3 +48,15 @@ def tell_clipping(findings: Findings, evidence: Sequence[ClipEvidence], moment: 
         event = clipping_event(one, moment, several=len(findings.clipping) > 1)
         if event is not None:
             findings.sink.take(event, write=write)
+
+
+def _that_go_on(events: Sequence[Event], evidence: ClipEvidence) -> tuple[int, ...]:
+    """Steps at which an explosion through time began, if one is not over, or began in the second
+    half of the training; none where the training is lost, since nothing has held it.
+    """
+    if any(event.kind in _LOST for event in events):
+        return ()
+    told = [event for event in events if event.kind == EventKind.EXPLODING_HIDDEN_GRADIENT]
+    begins = tuple(event.step for event in told if not closes_episode(event.to_record()))
+    late = bool(begins) and begins[-1] >= evidence.first_step + evidence.steps / 2
+    return begins if late or any(event.action == ONGOING for event in told) else ()

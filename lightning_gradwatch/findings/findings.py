@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -22,9 +23,9 @@ from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.runlog.folding import counted_once
 from lightning_gradwatch.runlog.schema import is_primary
 from lightning_gradwatch.runlog.summary import is_finite, reach, summarise
-from lightning_gradwatch.runlog.verdict import LayerSummary
+from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 from lightning_gradwatch.runlog.writer import RunLogWriter
-from lightning_gradwatch.thresholds import LAST_SAMPLES
+from lightning_gradwatch.thresholds import LAST_SAMPLES, SEVERAL
 
 _COMMON = (EventKind.NONFINITE_GRADIENT, EventKind.EXPLODING_GRADIENT, EventKind.AMP_OVERFLOW, EventKind.STEP_SKIPPED)
 """What follows from the gradients of the parameters: where all ranks see
@@ -34,6 +35,9 @@ the same ones, rank 0 writes it.
 _NOUNS = {Severity.CRITICAL: "critical event", Severity.WARNING: "warning", Severity.INFO: "note"}
 
 _NOTHING = "  Nothing was measured: no recurrent module, cell or tap was found to run."
+
+_ENOUGH = 8
+"""Samples for a verdict that stands on more than the fewest."""
 
 Place = tuple[str, int, str]
 """Module, layer, direction."""
@@ -170,7 +174,9 @@ class Findings:
         """
         self._others = list(others)
         lines = ["GradWatch: how far the gradient reaches back through time"]
-        lines += [f"  {plain(layer.line)}" for layer in self.verdicts()] or [_NOTHING]
+        verdicts = self.verdicts()
+        lines += [f"  {plain(layer.line)}" for layer in verdicts] or [_NOTHING]
+        lines += _more_samples(verdicts, max((one.steps for one in self.clipping), default=0))
         lines += [f"  {plain(one.line(several=len(self.clipping) > 1))}" for one in self.clipping if one.steps]
         events = [event.to_record() for event in self.events]
         return [*lines, f"  {plain(_told([event for event in events if not closes_episode(event)]))}"]
@@ -205,6 +211,17 @@ class Findings:
         self.lagged[key].update(torch.from_numpy(profile.lagged()))
         median, largest = profile.total_median(), profile.total_max()
         self.totals[key].update(torch.from_numpy(median), torch.from_numpy(largest))
+
+
+def _more_samples(verdicts: Sequence[LayerSummary], steps: int) -> list[str]:
+    """How a run that was too short for its samples gets a verdict: nothing where it has one."""
+    most = max((layer.samples for layer in verdicts), default=0)
+    undecided = any(layer.verdict is Verdict.UNDECIDED for layer in verdicts)
+    every = max(1, steps // _ENOUGH)
+    taken = math.ceil(steps / every)
+    if not undecided or not 0 < most < SEVERAL <= taken:
+        return []
+    return [f"  For a verdict after so few steps sample more often: every_n_steps={every} takes {taken} in {steps}."]
 
 
 def _told(events: Sequence[Mapping[str, Any]]) -> str:

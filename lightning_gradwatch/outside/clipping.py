@@ -60,7 +60,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
     Args:
         optimizer: or several; each has its own copy of the policies.
         policy: ``"spike"``, ``"norm"``, ``"value"``, ``"autoclip"``, ``"zclip"``, ``"agc"``,
-            ``"adagc"``, or a :class:`ClipPolicy` or :class:`TensorPolicy`.
+            ``"adagc"``, ``"aggc"``, or a :class:`ClipPolicy` or :class:`TensorPolicy`.
         model: whose parameters' names the patterns mean, and ``shrink_recurrent``; its recurrent
             modules tell ``Spike``, in one process, how the gradient grows through time.
         exclude: patterns of parameter names that are not clipped and don't count in the norm.

@@ -53,7 +53,8 @@ class watch(WatchArguments, WatchResults):  # noqa: N801  # it is entered, as ``
             optimizers count.
         max_sequences: of a batch that a sampled step measures, evenly spread, ≥ 1; None measures
             all.
-        anchors: timesteps of each sequence whose loss is followed back through time, ≥ 1.
+        anchors: timesteps, spread over the sequence, whose loss is followed back through time,
+            ≥ 1. Every sequence takes the last one, and by turns one of the others.
         keep_sequences: have the run log keep the total gradient of every measured sequence.
         accumulate_grad_batches: by how much the loop divides each loss, ≥ 1, which is undone in
             what is recorded; 1 where it does not.

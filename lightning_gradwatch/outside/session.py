@@ -66,7 +66,7 @@ class Session:
     Args:
         model: as the loop calls it.
         optimizers: whose steps are the loop's; none are those that hold a parameter of the model.
-        found: takes what is found, and outlives the session.
+        findings: takes what is found, and outlives the session.
         rank: of this process.
 
     Attributes:

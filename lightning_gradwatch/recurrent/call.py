@@ -38,6 +38,8 @@ class RecurrentCall(WeaklyHeld):
     Args:
         mask: whether a sequence goes on, in the first two axes of ``input``; past its end its
             states stay as they are. None where all have all timesteps, or are packed.
+        by_operator: PyTorch's operator made output and final states, so that what one is a view of
+            is nothing that another was made of.
     """
 
     module: str
@@ -54,6 +56,7 @@ class RecurrentCall(WeaklyHeld):
     sorted_indices: Tensor | None = None
     unsorted_indices: Tensor | None = None
     mask: Tensor | None = None
+    by_operator: bool = True
     rng_state: Tensor | None = None
     output_gradient: GradientSlot = field(default_factory=GradientSlot)
     h_n_gradient: GradientSlot = field(default_factory=GradientSlot)
@@ -171,4 +174,4 @@ class RecurrentCall(WeaklyHeld):
         )
         for tensor, slot in pairs:
             if tensor is not None and tensor.requires_grad:
-                slot.watch_result(tensor)
+                slot.watch_result(tensor) if self.by_operator else slot.watch(tensor)

@@ -109,7 +109,17 @@ class _View(WeaklyHeld):
 
     def of_gradient(self, gradient: Tensor) -> Tensor:
         """The view's part of the other one's gradient, which may lie in memory in another way."""
+        order = self._order()
+        if order is not None:
+            return gradient.permute(order).reshape(self.size)  # no copy: only axes of 1 come and go
         if gradient.stride() != self.base_stride:
             laid_out = gradient.new_empty_strided(self.base_size, self.base_stride)
             gradient = laid_out.copy_(gradient)
         return gradient.as_strided(self.size, self.stride, int(gradient.storage_offset()) + self.offset)
+
+    def _order(self) -> list[int] | None:
+        """The other one's axes in the view's order, those of size 1 last; None if it lacks some."""
+        wide = [axis for axis, size in enumerate(self.base_size) if size > 1]
+        place = {(self.base_size[axis], self.base_stride[axis]): axis for axis in wide}
+        order = [place.get(axis, -1) for axis in zip(self.size, self.stride, strict=True) if axis[0] > 1]
+        return [*order, *(set(range(len(self.base_size))) - set(wide))] if sorted(order) == wide else None

@@ -118,8 +118,17 @@ class Layout:
         elif self._batch_first:
             tensor = tensor.transpose(0, 1)
         backwards = slice(self.timesteps - stop, self.timesteps - start)
-        part = tensor[backwards].flip(0) if direction == REVERSE else tensor[start:stop]
-        return part if self._whole_batch else part[:, self._chosen.to(tensor.device)]
+        part = tensor[backwards if direction == REVERSE else slice(start, stop)]
+        if not self._whole_batch:
+            part = (
+                part.index_select(1, self._chosen.to(tensor.device)) if not self._batch_first else self._rows_of(part)
+            )
+        return part.flip(0) if direction == REVERSE else part
+
+    def _rows_of(self, part: axes.Float[Tensor, "time batch width"]) -> axes.Float[Tensor, "time sequence width"]:
+        """The chosen sequences, copied as they lie in memory where the batch comes first."""
+        rows = part.transpose(0, 1).index_select(0, self._chosen.to(part.device))
+        return rows.transpose(0, 1).contiguous()
 
     def write(self, padded: axes.Float[Tensor, "time batch width"]) -> axes.Float[Tensor, "... width"]:
         """The inverse of :meth:`read` of all sequences, forwards:

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lightning_gradwatch.report.extra import require
+from lightning_gradwatch.report.scales import DECADES
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLOURS = ("#414487", "#355f8d", "#2a788e", "#21918c", "#22a884", "#44bf70", "#7ad151", "#bddf26")
 """Viridis between its darkest and its brightest, which a dark and a white terminal would
 swallow."""
-
-_DECADES = 12.0
 
 
 class Scale(NamedTuple):
@@ -33,7 +32,7 @@ def scale(values: Iterable[float | None]) -> Scale:
     """From the smallest to the largest positive finite value: at least a decade, at most twelve."""
     logs = [math.log10(value) for value in values if value is not None and 0 < value < math.inf]
     low, high = min(logs, default=0.0), max(logs, default=0.0)
-    low = max(low, high - _DECADES)
+    low = max(low, high - DECADES)
     if high - low < 1:  # less would blow noise up into a pattern
         # The middle of the values is that of a bar, so that they do not flicker between two.
         low = (low + high) / 2 - (len(_BARS) // 2 + 0.5) / len(_BARS)

@@ -38,4 +38,4 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _events(layer: LayerSummary) -> str:
-    return {0: "No events.", 1: "1 event."}.get(layer.events, f"{layer.events} events.")
+    return {0: "No event names it.", 1: "1 event names it."}.get(layer.events, f"{layer.events} events name it.")

@@ -54,6 +54,7 @@ def compare(
         )
     worse: list[str] = []
     unknown = [f"{place} is not in this run." for place in before if place not in {layer.place for layer in common}]
+    unknown += [f"{layer.place} is not in the other run." for layer in now if layer.place not in before]
     for layer in common:
         said, open_ = _reach(layer, before[layer.place], horizon_tolerance)
         worse += said

@@ -1,5 +1,7 @@
 """What a verdict rests on: the profiles and events of one layer and direction, brought together."""
 
+# Over 300 lines: all figures of one layer that a verdict may rest on, each from the same records.
+
 from __future__ import annotations
 
 import math
@@ -243,6 +245,11 @@ class Evidence:
         """
         shares = [share for record in self.last if (share := record.get("cut_share")) is not None]
         return median(shares) if shares else None
+
+    @cached_property
+    def cut_unknown(self) -> str | None:
+        """Why that cannot be measured, by the last sample."""
+        return self.last[-1].get("cut_unknown") if self.last else None
 
     @cached_property
     def exact(self) -> bool:

@@ -188,7 +188,7 @@ def _shortened(evidence: Evidence) -> Said | None:
         return None
     earlier = f"at step {reached['step']} it reached {reached['horizon']}"
     fell = f" The loss went from {first:.3g} to {last:.3g}." if math.isfinite(first) and math.isfinite(last) else ""
-    why = " What has been learned needs little gradient." if last < LEARNED_LOSS * first else fell
+    why = " What has been learned needs little gradient." if last < LEARNED_LOSS * first and first > 0 else fell
     return Verdict.SHORTENED, f"{_fall(evidence)}; {earlier}.{why}"
 
 

@@ -80,6 +80,7 @@ class ProfileRecord(_ProfileRequired, total=False):
     batch_first: bool | None
     past: str | None
     cut_share: float | None
+    cut_unknown: str | None
     channels: Count | None
     channel_horizons: list[Count] | None
     channels_censored: Count | None

@@ -144,10 +144,11 @@ def _segments(evidence: Evidence) -> str:
     length = count_of(evidence.timesteps, "timestep")
     if evidence.cut_share is not None:
         return _beyond_the_cut(evidence.cut_share, length)
+    unknown = f" How much that cuts off cannot be measured: {evidence.cut_unknown}." if evidence.cut_unknown else ""
     leaf = " A gradient handed back by hand is in the totals alone." if evidence.handed_over else ""
     return (
         f" The state that comes in has no graph: if it is carried over, the gradient flows within segments of {length} "
-        f"and is cut between them.{leaf}"
+        f"and is cut between them.{unknown}{leaf}"
     )
 
 

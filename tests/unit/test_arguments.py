@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from lightning_gradwatch import AGC, AdaGC, AdaptiveClip, AutoClip, GradWatch, Norm, Spike, Value, ZClip
+from lightning_gradwatch import AGC, AGGC, AdaGC, AdaptiveClip, AutoClip, GradWatch, Norm, Spike, Value, ZClip
 from lightning_gradwatch.cli import main
 from lightning_gradwatch.detect import VanishingDetector
 from lightning_gradwatch.metrics import LaggedGradient
@@ -27,6 +27,7 @@ COUNTS = [
     (AutoClip, "window", 1),
     (ZClip, "warmup_steps", 1),
     (AdaGC, "warmup_steps", 1),
+    (AGGC, "total_steps", 1),
     (VanishingDetector, "samples", 1),
     (LaggedGradient, "max_lag", 1),
 ]
@@ -36,6 +37,8 @@ NUMBERS = [
     (AGC, "clip_factor"),
     (AGC, "eps"),
     (AdaGC, "beta"),
+    (AGGC, "high"),
+    (AGGC, "max_up"),
     (Spike, "least_factor"),
     (AutoClip, "percentile"),
     (ZClip, "alpha"),

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 from benchmarks.campaigns.truth.sentences import REMEDY, SAID, Context
 from benchmarks.campaigns.truth.verdicts import Words
 from lightning_gradwatch import EventKind
+from lightning_gradwatch.events import closes_episode
 
 
 def _step(c: Context) -> int:
@@ -391,6 +393,35 @@ def _limits(c: Context, m: Words) -> None:
     c.verdict(c.case.cause in ("divergence", "outlier"), "it acts on few")
 
 
+@SAID(
+    "Explosions through time go on in this run (told from step <int:begun> on), so limiting its steps may be what it needs.",
+    "Explosions through time go on in this run (told <int:times> times since step <int:begun>), so limiting its steps may be "
+    "what it needs.",
+)
+def _explosions_go_on(c: Context, m: Words) -> None:
+    begins = [
+        event.step
+        for event in c.told.events
+        if event.kind == EventKind.EXPLODING_HIDDEN_GRADIENT and not closes_episode(event.to_record())
+    ]
+    c.number(m["begun"], min(begins, default=-1), min(begins, default=-1), "the step of the first")
+    c.number(m.get("times", "1"), len(begins), len(begins), "the number of explosions told")
+
+
+@SAID(
+    "The alternative is AdaptiveClip(policy=Norm(max_norm=<n:bound>)): that is the 10th percentile of the norms which the "
+    "optimizer got on the <int:looked> steps looked at."
+)
+@SAID("Leave the bound where it is, and lower the learning rate if the loss jumps.")
+@SAID("Lower the learning rate if the loss jumps.")
+def _norm_instead(c: Context, m: Words) -> None:
+    norms = sorted(n for step in range(c.truth.steps) if math.isfinite(n := math.hypot(*c.truth.held_norms(step))))
+    if "bound" in m and int(m["looked"]) == len(norms):  # what it got is at most what there was
+        c.number(
+            m["bound"], 0.0, statistics.quantiles(norms, n=10, method="inclusive")[0], "the 10th percentile", slack=0.06
+        )
+
+
 @SAID("The gradient norm <n:norm> was clipped to <n:to>.")
 def _clipped(c: Context, m: Words) -> None:
     c.number(m["norm"], c.truth.norm(_step(c)), c.truth.norm(_step(c)), "the norm", slack=0.001)
@@ -437,6 +468,14 @@ def _skipped(c: Context, m: Words) -> None:
 @SAID("<name:module> was not observed.")
 def _not_observed(c: Context, m: Words) -> None:
     c.verdict(m["module"] in c.case.unmeasured, "it can be measured, or there is no such module")
+
+
+@SAID(
+    "It was called only where gradients are switched off, by no_grad() or inference_mode().",
+    "If it should be trained, call it outside of no_grad(); if not, there is nothing to do.",
+)
+def _without_grad(c: Context, m: Words) -> None:
+    c.verdict(c.case.culprits == ("no_grad",), "gradients are on")
 
 
 @SAID("No loss reached its output.", "Its forward was not called in a training step, or no loss reached its output.")

@@ -346,6 +346,7 @@ def not_in_the_loss(random: Random) -> Case:
         batches=batches(random, 8, 5, random.randint(5, 8), 3),
         cause="unmeasured",
         must=(K.NOT_OBSERVED,),
+        culprits=("no_grad",) if way == "no_grad" else (),
         unmeasured=("net.rnn",),
         seed=seed,
     )

@@ -167,6 +167,14 @@ def _too_few(c: Context, m: Words) -> None:
     falls(c, m)
 
 
+@SAID("For a verdict after so few steps sample more often: every_n_steps=<int:every> takes <int:taken> in <int:steps>.")
+def _more_samples(c: Context, m: Words) -> None:
+    steps, every = int(m["steps"]), int(m["every"])
+    c.number(m["steps"], c.truth.steps, c.truth.steps, "the number of steps", slack=0.0)
+    c.number(m["taken"], len(range(0, steps, every)), len(range(0, steps, every)), "samples", slack=0.0)
+    c.verdict(len(c.told.sampled) < 3 and every < c.case.every, "it has samples enough")
+
+
 _PADDED = "the <int:padded> timesteps before the loss have equal inputs, as padding has, and have to be crossed first"
 
 
@@ -248,7 +256,7 @@ def _inexact(c: Context, m: Words) -> None:
 # ------------------------------------------------------------------ events of a gradient on its way
 
 
-@SAID("The gradient of <place> falls under 1 % after <n:h> timesteps.")
+@SAID("The gradient of <place> falls under 1 % after <n:h> timestep«s».")
 def _vanishes(c: Context, m: Words) -> None:
     horizon(c, m["h"])
     late = of_late(c)
@@ -297,10 +305,10 @@ def _earlier(c: Context, m: Words) -> None:
 
 @SAID(
     "Vanishing of <place> since step <int:begin>, not over when training ended; the horizon was shortest, "
-    "<n:h> timesteps, at step <int:step> (bound <n:bound>).",
+    "<n:h> timestep«s», at step <int:step> (bound <n:bound>).",
     "Vanishing of <place> since step <int:begin>, until nothing was finite any more at step <int:lost>; the horizon was "
-    "shortest, <n:h> timesteps, at step <int:step> (bound <n:bound>).",
-    "Vanishing of <place> from step <int:begin> to step <int:end>; the horizon was shortest, <n:h> timesteps, "
+    "shortest, <n:h> timestep«s», at step <int:step> (bound <n:bound>).",
+    "Vanishing of <place> from step <int:begin> to step <int:end>; the horizon was shortest, <n:h> timestep«s», "
     "at step <int:step> (bound <n:bound>).",
 )
 def _episode_of_vanishing(c: Context, m: Words) -> None:

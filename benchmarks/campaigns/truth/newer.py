@@ -111,6 +111,55 @@ def in_tensor_operations(random: Random) -> Case:
     )
 
 
+class Severed(nn.Module):
+    """A recurrence in tensor operations, its state detached at every step. It returns all states."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.x, self.h, self.both = nn.Linear(3, 4 * H), nn.Linear(H, 4 * H), nn.Linear(3 + H, H)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = c = x.new_zeros(len(x), H)
+        states: list[Tensor] = []
+        for x_t in x.unbind(1):
+            h, c = self.step(x_t, h.detach(), c.detach())
+            states.append(h)
+        return states
+
+    def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """One timestep: an Elman cell, one whose input and state are joined, a GRU or an LSTM."""
+        if self.form == "joined":
+            return torch.tanh(self.both(torch.cat([x, h], 1))), c
+        a, b = self.x(x).chunk(4, 1), self.h(h).chunk(4, 1)
+        if self.form == "Elman":
+            return torch.tanh(a[0] + b[0]), c
+        if self.form == "GRU":
+            z = torch.sigmoid(a[0] + b[0])
+            return z * h + (1 - z) * torch.tanh(a[1] + torch.sigmoid(a[2] + b[2]) * b[1]), c
+        c = torch.sigmoid(a[0] + b[0]) * c + torch.sigmoid(a[1] + b[1]) * torch.tanh(a[2] + b[2])
+        return torch.sigmoid(a[3] + b[3]) * torch.tanh(c), c
+
+
+def severed_in_tensor_operations(random: Random) -> Case:
+    """Each step has a loss, and nothing flows from one to the one before."""
+    seed = random.randrange(999)
+    torch.manual_seed(seed)
+    net = nn.ModuleDict({"loop": Severed(random.choice(("Elman", "joined", "GRU", "LSTM"))), "head": nn.Linear(H, 1)})
+    return Case(
+        kind="state severed: in tensor operations",
+        net=net,
+        loss=lambda net, batch, i: torch.stack(
+            [(net["head"](h) - batch[1]).square().mean() for h in net["loop"](batch[0])]
+        ).sum(),
+        batches=batches(random, 8, 5, random.randint(4, 9), 3),
+        cause="severed",
+        must=(K.NO_GRADIENT_THROUGH_TIME,),
+        oracle=False,
+        seed=seed,
+    )
+
+
 class Scanned(nn.Module):
     """A diagonal recurrence whose states are marked; ``wrong`` says in what the mark is."""
 
@@ -198,22 +247,30 @@ def skipped_steps(random: Random) -> Case:
 
 
 def weights_left_out(random: Random) -> Case:
-    """An optimizer that was not given the recurrent module's weights, or whose rate is 0."""
+    """An optimizer that was not given the recurrent module's weights."""
     seed = random.randrange(999)
     ways = {"head": lambda net: net["head"].parameters(), "a copy": lambda net: copy.deepcopy(net).parameters()}
-    way = random.choice((*ways, "rate"))
+    way = random.choice(list(ways))
     return Case(
         kind="weights that stay as they are",
         net=_net(random, random.choice(FUSED), seed),
         loss=last_output,
         batches=batches(random, 8, 5, random.randint(5, 8), 3),
         optimizer=random.choice(("SGD", "Adam")),
-        held=ways.get(way, nn.Module.parameters),
-        lr=0.0 if way == "rate" else 1e-3,
-        cause="rate of 0" if way == "rate" else "not in the optimizer",
+        held=ways[way],
+        cause="not in the optimizer",
         must=(K.WEIGHTS_UNCHANGED,),
         seed=seed,
     )
 
 
-KINDS = (weights_left_out, flat_loss, too_long_steps, in_tensor_operations, wrong_mark, one_sequence, skipped_steps)
+KINDS = (
+    weights_left_out,
+    flat_loss,
+    too_long_steps,
+    in_tensor_operations,
+    severed_in_tensor_operations,
+    wrong_mark,
+    one_sequence,
+    skipped_steps,
+)

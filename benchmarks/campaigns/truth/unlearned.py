@@ -63,6 +63,8 @@ helps(
 @SAID("None of the weights of <place:place> changes, although they get a gradient.")
 def _unchanged(c: Context, m: Words) -> None:
     c.verdict(not c.truth.moved(m["place"]), "they do")
+    if c.case.kind == "cell in a plain list":  # whose weights the model does not know
+        return
     norms = c.truth.norms[_step(c)]
     c.verdict(any(norm for name, norm in norms.items() if name.startswith(m["place"])), "they get no gradient")
 
@@ -73,18 +75,24 @@ def _unchanged_since(c: Context, m: Words) -> None:
     c.number(m["samples"], len(sampled), len(sampled), "samples", slack=0.0)
 
 
+@SAID(
+    "None of them is in an optimizer.",
+    "If it is meant to stay as it is, module.requires_grad_(False) says so.",
+    "It is not among the model's modules, as what lies in a plain list or dict is not: self.parameters() leaves it out, and neither .to() "
+    "nor a checkpoint knows it.",
+    "Hold it as an attribute of its own, or in an nn.ModuleList or nn.ModuleDict.",
+)
+def _outside(c: Context, m: Words) -> None:
+    held = c.case.cause != "not in the optimizer" and c.case.kind != "cell in a plain list"
+    c.verdict(not held, "the optimizer holds them")
+
+
 helps(
     ("not in the optimizer",),
-    "None of them is in an optimizer.",
     "Give them to the optimizer: those of the whole model, self.parameters(), and not those of a part of it, or of a copy.",
 )
 helps(
-    ("rate of 0",),
-    "They are in an optimizer whose learning rate is 0.",
-    "Look at what the scheduler makes of the learning rate, and at the parameter group that holds them.",
-)
-helps(
-    ("not in the optimizer", "rate of 0"),
+    ("not in the optimizer",),
     "If the module is meant to stay as it is, module.requires_grad_(False) says so, and saves its part of the backward pass.",
 )
 
@@ -127,6 +135,13 @@ def _in_a_row(c: Context, m: Words) -> None:
     timesteps = c.truth.before(0)[1][0].shape[1]
     c.verdict(c.case.cause == "unmarked", "there is no loop in tensor operations")
     c.number(m["count"], timesteps - 1, timesteps, "the number of timesteps")
+
+
+@SAID("In one step it is used <int:count> times, each time on what was made with the use before, but detached.")
+def _severed_uses(c: Context, m: Words) -> None:
+    timesteps = c.truth.before(0)[1][0].shape[1]
+    c.verdict(c.case.cause == "severed", "nothing is detached")
+    c.number(m["count"], timesteps, timesteps, "the number of timesteps")
 
 
 @SAID('If that is a loop over time, mark its state with tap(h, name="…") and it is measured.')

@@ -36,7 +36,9 @@ def _risen(c: Context) -> float:
 
 def _healthy(c: Context, m: Words) -> None:
     c.verdict(c.case.cause not in ("saturation", "dead relu", "severed"), f"it suffers from {c.case.cause}")
-    c.verdict(math.isfinite(c.truth.losses[-1]), "the loss is not finite")
+    skipped = {event.step for event in c.told.events if event.kind == EventKind.STEP_SKIPPED}
+    taken = [loss for step, loss in enumerate(c.truth.losses) if step not in skipped]
+    c.verdict(not taken or math.isfinite(taken[-1]), "the loss is not finite")
     c.verdict(c.case.cause == "outlier" or not _risen(c) > RISEN, f"the loss rose {_risen(c):.3g}-fold")
     late = of_late(c)
     for why, holds in (

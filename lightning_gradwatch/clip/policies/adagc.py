@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_gradwatch import arguments
 from lightning_gradwatch.clip.by_name import ByName
-from lightning_gradwatch.clip.norms import tensor_norms
+from lightning_gradwatch.clip.norms import norm_of, tensor_norms
 from lightning_gradwatch.clip.policy import ArgumentsMixin
-from lightning_gradwatch.clip.tensor_policy import dense, multiply_, share_of
+from lightning_gradwatch.clip.tensor_policy import Clipped, multiply_all_, share_of
 
 _ABSURD = 100.0  # what lies under the warm-up's median divided by this is no level
 
@@ -22,11 +22,13 @@ _ABSURD = 100.0  # what lies under the warm-up's median divided by this is no le
 class AdaGC(ArgumentsMixin):
     """Bound each parameter tensor's gradient by λ times a running mean γ_i of its own norms.
 
-    Wang, Li, Chen et al. (2025), "AdaGC: Improving training stability for large language model
-    pretraining", algorithm 1. For the first ``warmup_steps`` all gradients are scaled by min(1,
+    Wang, Li, Chen et al. (2025), "AdaGC: Enhancing LLM pretraining stability via adaptive gradient
+    clipping", version 2, algorithm 1, as the authors' PyTorch code has it
+    (github.com/lishuai-97/AdaGC). For the first ``warmup_steps`` all gradients are scaled by min(1,
     c/(N + ε)), and γ_i is the least clipped ‖g_i‖ so far. After that, if ‖g_i‖ > λγ_i: g_i ←
-    g_i·λγ_i/(‖g_i‖ + ε) and n = λγ_i, else n = ‖g_i‖; then γ_i ← βγ_i + (1−β)n. After warm-up it
-    does not preserve the direction of the whole gradient, only of each tensor's.
+    g_i·λγ_i/(‖g_i‖ + ε) and n = λγ_i, else n = ‖g_i‖; then γ_i ← βγ_i + (1−β)n. The first norm of a
+    tensor that is trained later is its γ_i. After warm-up it does not preserve the direction of the
+    whole gradient, only of each tensor's.
 
     ``as_published`` is this rule. The hardened form differs where that breaks:
 
@@ -36,8 +38,8 @@ class AdaGC(ArgumentsMixin):
     a zero gradient in warm-up               γ_i = 0, and so is every later g_i  it enters nothing
     a gradient of 1e-20 in warm-up           γ_i grows by 0.04 % a step from it  under 1 % of the median it enters nothing
     zero gradients for a while               γ_i → 0; what follows is clipped    they enter nothing
-    one NaN or inf                           γ_i is NaN, or all become 0         the step leaves state and gradients alone
-    a tensor first trained after warm-up     γ_i is inf for ever                 its first norm becomes γ_i
+    an inf in warm-up                        all become 0 or NaN, and γ_i is 0   the step leaves state and gradients alone
+    one NaN or inf after it                  γ_i is NaN or inf for ever          the step leaves state and gradients alone
     norms of 1e-9                            the ε shrinks them                  no constant: scale-equivariant but c
     =======================================  ==================================  =========================================
 
@@ -84,16 +86,26 @@ class AdaGC(ArgumentsMixin):
         """Scale in place and move the means; the share is that of the tensors."""
         if not gradients:
             return share_of([])
-        norms = tensor_norms(gradients)
-        if self._steps < self.warmup_steps:
-            coefficients = self._warm_up(names, norms, norm.to(norms))
-        else:
-            coefficients = self._judge(names, norms, norm.to(norms))
-        self._steps += 1
-        for gradient, coefficient in zip(gradients, coefficients.unbind(), strict=True):
-            with dense(gradient) as values:
-                multiply_(values, coefficient.to(values.device))
+        coefficients = self._clip_(gradients, names, tensor_norms(gradients), norm)
         return share_of([coefficients < 1])
+
+    @torch.no_grad()
+    def measure_and_clip_(
+        self, gradients: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[str]
+    ) -> Clipped:
+        """The tensors' norms give those of the whole gradient, before and after."""
+        norms = tensor_norms(gradients)
+        norm = norm_of(norms)
+        coefficients = self._clip_(gradients, names, norms, norm)
+        return Clipped(norm, norm_of(norms * coefficients), share_of([coefficients < 1]))
+
+    def _clip_(self, gradients: Sequence[Tensor], names: Sequence[str], norms: Tensor, norm: Tensor) -> Tensor:
+        """What each tensor was multiplied by."""
+        judge = self._warm_up if self._steps < self.warmup_steps else self._judge
+        coefficients = judge(names, norms, norm.to(norms))
+        self._steps += 1
+        multiply_all_(gradients, coefficients.unbind())
+        return coefficients
 
     def state_dict(self) -> dict[str, Any]:
         """γ by name, where there is one yet; the warm-up's norms (0: none) until
@@ -116,10 +128,12 @@ class AdaGC(ArgumentsMixin):
         finite = total.isfinite() | self.as_published
         eps = self.eps if self.as_published else 0.0
         bound = math.inf if self.max_norm is None else self.max_norm
-        coefficients = torch.where(finite, (bound / (total + eps)).clamp(max=1.0), 1.0).expand_as(norms)
+        scale = bound / (total + eps)
+        coefficients = torch.where(finite & (scale < 1.0), scale, 1.0).expand_as(norms)
         clipped = coefficients * norms
         if self.as_published:
-            self._levels.put(names, torch.minimum(self._levels.take(names, norms), clipped))
+            levels = self._levels.take(names, norms)
+            self._levels.put(names, torch.where((clipped < levels) | levels.isposinf(), clipped, levels))
             return coefficients
         collected = self._warmup.take(names, norms).clone()
         collected[:, self._steps] = torch.where(finite, clipped, 0.0)
@@ -131,7 +145,8 @@ class AdaGC(ArgumentsMixin):
 
     def _judge(self, names: Sequence[str], norms: Tensor, total: Tensor) -> Tensor:
         """What each tensor is multiplied by; its γ moves."""
-        levels = self._levels.take(names, norms)
+        known = self._levels.take(names, norms)
+        levels = torch.where(known.isposinf(), norms, known)  # first trained after warm-up
         bounds = self.clip_factor * levels
         beyond = norms > bounds
         n = torch.where(beyond, bounds, norms)
@@ -140,8 +155,7 @@ class AdaGC(ArgumentsMixin):
             self._levels.put(names, moved)
             return torch.where(beyond, bounds / (norms + self.eps), 1.0)
         finite = total.isfinite()
-        moved = torch.where(levels.isfinite(), moved, norms)
-        self._levels.put(names, torch.where(finite & (norms > 0), moved, levels))
+        self._levels.put(names, torch.where(finite & (norms > 0), moved, known))
         return torch.where(finite & beyond, bounds / norms, 1.0)
 
     def _no_warmup(self) -> ByName:

@@ -9,9 +9,18 @@ from torch import Tensor
 
 from lightning_gradwatch import arguments
 from lightning_gradwatch.clip.names import matches_any
-from lightning_gradwatch.clip.norms import whole
+from lightning_gradwatch.clip.norms import global_norm, joined, norm_of, whole
 from lightning_gradwatch.clip.policy import ArgumentsMixin, StatelessMixin
-from lightning_gradwatch.clip.tensor_policy import dense, multiply_, share_of
+from lightning_gradwatch.clip.tensor_policy import (
+    Clipped,
+    alike,
+    chosen,
+    dense,
+    multiply_,
+    multiply_all_,
+    plain,
+    share_of,
+)
 
 
 class AGC(ArgumentsMixin, StatelessMixin):
@@ -64,15 +73,61 @@ class AGC(ArgumentsMixin, StatelessMixin):
         self, gradients: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[str], norm: Tensor
     ) -> Tensor:
         """Scale in place; the share is that of the units."""
+        judged, _ = self._divided(names)
+        gradients, parameters = chosen(gradients, judged), chosen(parameters, judged)
+        if self.as_published:
+            both = zip(gradients, parameters, strict=True)
+            return share_of([self._published_(gradient, parameter) for gradient, parameter in both])
         flags: list[Tensor] = []
-        for gradient, parameter, name in zip(gradients, parameters, names, strict=True):
-            if matches_any(name, self.exclude):
-                continue
-            if self.as_published:
-                flags.append(self._published_(gradient, parameter))
+        for places in alike(gradients):
+            own, weights = chosen(gradients, places), chosen(parameters, places)
+            if plain(own[0]):
+                flags.append(self._scale_(own, weights, _unit_norms_of(own), norm.isfinite())[0])
             else:
-                flags.append(self._clip_(gradient, parameter, norm.isfinite()))
+                flags.append(self._clip_(own[0], weights[0], norm.isfinite()))
         return share_of(flags)
+
+    @torch.no_grad()
+    def measure_and_clip_(
+        self, gradients: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[str]
+    ) -> Clipped:
+        """The units' norms give those of the whole gradient, before and after."""
+        if self.as_published:
+            norm = global_norm(gradients)
+            share = self.clip_(gradients, parameters, names, norm)
+            return Clipped(norm, global_norm(gradients), share)
+        judged, excluded = self._divided(names)
+        own, weights = chosen(gradients, judged), chosen(parameters, judged)
+        groups = alike(own)
+        before = [_unit_norms_of(chosen(own, places)) for places in groups]
+        rest = [global_norm(chosen(gradients, excluded))] if excluded else []
+        norm = joined([*map(norm_of, before), *rest])
+        scaled = [
+            self._scale_(chosen(own, places), chosen(weights, places), norms, norm.isfinite())
+            for places, norms in zip(groups, before, strict=True)
+        ]
+        after = [norm_of(norms * factors) for norms, (_, factors) in zip(before, scaled, strict=True)]
+        return Clipped(norm, joined([*after, *rest]), share_of([flags for flags, _ in scaled]))
+
+    def _divided(self, names: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Places of what is judged, and of what is left alone."""
+        left = [place for place, name in enumerate(names) if matches_any(name, self.exclude)]
+        return [place for place in range(len(names)) if place not in left], left
+
+    def _scale_(
+        self, gradients: list[Tensor], parameters: list[Tensor], norms: Tensor, finite: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of gradients that are alike; returns which units were beyond their bounds, and what
+        each was multiplied by.
+        """
+        weights = _unit_norms_of([parameter.detach() for parameter in parameters])
+        bounds = (weights.clamp_(min=self.eps) * self.clip_factor).to(norms.dtype)
+        beyond = (norms > bounds) & finite.to(norms.device)
+        factors = torch.where(beyond, bounds / norms, 1.0)
+        units = [len(gradient) if gradient.ndim > 1 else 1 for gradient in gradients]
+        pieces = zip(gradients, factors.split(units), strict=True)
+        multiply_all_(gradients, [_beside(piece, gradient) for gradient, piece in pieces])
+        return beyond, factors
 
     def _clip_(self, gradient: Tensor, parameter: Tensor, finite: Tensor) -> Tensor:
         weights = parameter.detach()
@@ -93,8 +148,18 @@ class AGC(ArgumentsMixin, StatelessMixin):
         return whole(norms > bounds)
 
 
+def _unit_norms_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Those of all units, as one vector."""
+    return torch.cat([_unit_norms(tensor).reshape(-1) for tensor in tensors])
+
+
 def _unit_norms(tensor: Tensor, *, widen: bool = True) -> Tensor:
     """One norm a unit, kept broadcastable."""
     dim = tuple(range(1, tensor.ndim)) if tensor.ndim > 1 else None
     dtype = torch.promote_types(tensor.dtype, torch.float32) if widen else None
     return torch.linalg.vector_norm(tensor, dim=dim, keepdim=dim is not None, dtype=dtype)
+
+
+def _beside(factors: Tensor, gradient: Tensor) -> Tensor:
+    """One factor a unit, in the shape that broadcasts over the gradient."""
+    return factors.reshape(-1, *[1] * (gradient.ndim - 1)) if gradient.ndim > 1 else factors.reshape(())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -96,6 +97,8 @@ class PolicyGroups:
             _require_matches(f"`{argument}`", patterns, [*names, *groups])
         for policy in (self.policy, *self.policies.values()):
             _require_matches(f"{type(policy).__name__}: `exclude`", getattr(policy, "exclude", ()), names)
+            grouped: Mapping[str, Sequence[str]] = getattr(policy, "groups", {})
+            _require_matches(f"{type(policy).__name__}: `groups`", chain.from_iterable(grouped.values()), names)
 
     def of(self, module: nn.Module, optimizer: Optimizer, state: OptimizerState) -> list[PolicyGroup]:
         """The groups that have gradients, in an order that is the same on every rank."""

@@ -15,6 +15,7 @@ from lightning_gradwatch.clip import ClipPolicy, Decision, StepReading, TensorPo
 from lightning_gradwatch.clip.norms import global_norm, read, scale_, true_norm
 from lightning_gradwatch.clip.step.groups import PolicyGroup
 from lightning_gradwatch.clip.step.state import OptimizerState
+from lightning_gradwatch.clip.tensor_policy import measure_and_clip_
 from lightning_gradwatch.recurrent.capture.direct_norm import DirectNorms
 
 UNTOUCHED = Decision(None, 1.0)
@@ -90,7 +91,9 @@ def clip(group: PolicyGroup, measured: Measured, *, deferring: bool, loss: float
     """
     policy, norm = group.state.policy, measured.norm
     if measured.clipped_norm is not None:
-        after = min(measured.clipped_norm, norm)  # the two may differ by a rounding
+        after = measured.clipped_norm
+        if not getattr(policy, "raise_small", False):
+            after = min(after, norm)  # the two may differ by a rounding
         return Outcome(norm, Decision(None, after / norm if norm > 0.0 else 1.0, measured.share), after)
     if not isinstance(policy, ClipPolicy) or norm == 0.0:
         return Outcome(norm, UNTOUCHED, norm)
@@ -128,11 +131,9 @@ def _combine(outcomes: Sequence[Outcome]) -> Outcome:
 def _launch(group: PolicyGroup, *, deferring: bool) -> dict[str, Tensor]:
     """Scalars on the device, by their name in :class:`Measured`."""
     policy = group.state.policy
-    norm = global_norm(group.gradients)
     if isinstance(policy, TensorPolicy) and not deferring:
-        share = policy.clip_(group.gradients, group.parameters, group.names, norm)
-        return {"norm": norm, "clipped_norm": global_norm(group.gradients), "share": share}
-    launched = {"norm": norm}
+        return measure_and_clip_(policy, group.gradients, group.parameters, group.names)._asdict()
+    launched = {"norm": global_norm(group.gradients)}
     if getattr(policy, "wants_parameter_norm", False):
         launched["parameter_norm"] = global_norm(group.trained)
     if getattr(policy, "wants_step_size", False) and len(group.by_rate or ()) > 1:

@@ -200,9 +200,16 @@ class Adjoint(ABC, Generic[F]):
         """What enters the gates' nonlinearities:
         ``(time, sequence, gate, hidden)``, in PyTorch's order of gates.
         """
+        return self.summed(x, h_previous).unflatten(-1, (-1, self.shape.hidden_size))
+
+    def summed(
+        self, x: axes.Float[Tensor, "time sequence input"], h_previous: axes.Float[Tensor, "time sequence state"]
+    ) -> axes.Float[Tensor, "time sequence gated"]:
+        """W_ih x_t + b_ih + W_hh h_{t−1} + b_hh of all steps, in memory of its own."""
         w = self.weights
-        a = functional.linear(x, w.w_ih, w.b_ih) + functional.linear(h_previous, w.w_hh, w.b_hh)
-        return a.unflatten(-1, (-1, self.shape.hidden_size))
+        made = functional.linear(x, w.w_ih, None if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh)
+        made.flatten(0, 1).addmm_(h_previous.flatten(0, 1), w.w_hh.T)
+        return made
 
     @abstractmethod
     def prepare(
@@ -241,7 +248,7 @@ class Adjoint(ABC, Generic[F]):
         ``carry`` is updated in place.
 
         Args:
-            direct: ``(time, stream, sequence, state)``.
+            direct: ``(time, stream, sequence, state)``; it becomes ∂L/∂h, in place.
             limit: bounds ∂L/∂h_t and ∂L/∂c_t of the first stream at
                 every step, before they flow on.
 

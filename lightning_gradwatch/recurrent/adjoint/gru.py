@@ -19,15 +19,15 @@ from lightning_gradwatch.recurrent.limit import Limit
 class GRUFactors:
     """What g_t is multiplied with to give each δ.
 
-    ``h``, ``z``: ``(time, sequence, hidden)``. ``recurrent``, ``input``:
-    ``(time, sequence, 3, hidden)``, the gates r, z, n as W_hh and W_ih see them; they differ in n,
-    which reaches W_hn through r.
+    ``h``, ``z``, ``new``: ``(time, sequence, hidden)``; ``recurrent``:
+    ``(time, sequence, 3, hidden)``, the gates r, z, n as W_hh sees them. ``new`` is n as W_in sees
+    it: W_hn is reached through r.
     """
 
     h: axes.Float[Tensor, "time sequence hidden"]
     z: axes.Float[Tensor, "time sequence hidden"]
     recurrent: axes.Float[Tensor, "time sequence 3 hidden"]
-    input: axes.Float[Tensor, "time sequence 3 hidden"]
+    new: axes.Float[Tensor, "time sequence hidden"]
 
 
 class GRUAdjoint(Adjoint[GRUFactors]):
@@ -51,18 +51,21 @@ class GRUAdjoint(Adjoint[GRUFactors]):
         c_start: axes.Float[Tensor, "sequence hidden"] | None,
     ) -> GRUFactors:
         w = self.weights
-        from_input = functional.linear(x, w.w_ih, w.b_ih)
-        from_state = functional.linear(h_previous, w.w_hh, w.b_hh)
-        i_r, i_z, i_n = from_input.chunk(3, -1)
-        s_r, s_z, s_n = from_state.chunk(3, -1)
-        r = (i_r + s_r).sigmoid()
-        z = (i_z + s_z).sigmoid()
-        n = (i_n + r * s_n).tanh()
-        k_n = (1 - z) * (1 - n * n)
-        k_z = (h_previous - n) * z * (1 - z)
-        k_r = k_n * s_n * r * (1 - r)
-        h = n + z * (h_previous - n)
-        return GRUFactors(h, z, torch.stack([k_r, k_z, r * k_n], 2), torch.stack([k_r, k_z, k_n], 2))
+        from_state = functional.linear(h_previous, w.w_hh, w.b_hh).unflatten(-1, (3, -1))
+        gates = functional.linear(x, w.w_ih, w.b_ih).unflatten(-1, (3, -1))
+        s_n, i_n = from_state[..., 2, :], gates[..., 2, :]
+        r, z = gates[..., :2, :].add_(from_state[..., :2, :]).sigmoid_().unbind(-2)
+        z, n = z.clone(), torch.addcmul(i_n, r, s_n).tanh_()
+        slope = (n * n).neg_().add_(1)
+        k_n = torch.addcmul(slope, z, slope, value=-1, out=slope)
+        fresh = h_previous - n
+        h = torch.addcmul(n, z, fresh)
+        torch.mul(k_n, s_n, out=s_n).mul_(torch.addcmul(r, r, r, value=-1))
+        recurrent = gates  # its memory, from here on
+        torch.mul(r, k_n, out=recurrent[..., 2, :])
+        recurrent[..., 0, :] = s_n
+        torch.mul(fresh, torch.addcmul(z, z, z, value=-1), out=recurrent[..., 1, :])
+        return GRUFactors(h, z, recurrent, k_n)
 
     def recomputed(
         self, factors: GRUFactors
@@ -79,20 +82,20 @@ class GRUAdjoint(Adjoint[GRUFactors]):
     ) -> tuple[
         axes.Float[Tensor, "time stream sequence state"], axes.Float[Tensor, "time stream sequence hidden"] | None
     ]:
-        total = torch.empty_like(direct)
         _, streams, sequences, width = direct.shape
         delta = direct.new_empty(streams, sequences, 3, width)
         flat = delta.view(streams * sequences, 3 * width)
         w_hh = self.weights.w_hh
-        for t in range(len(direct) - 1, -1, -1):
+        z, recurrent = factors.z.unbind(0), factors.recurrent.unbind(0)
+        for t, g in reversed(list(enumerate(direct.unbind(0)))):
             ends.begin(t, carry)
-            g = torch.add(direct[t], carry.hidden, out=total[t])
+            g.add_(carry.hidden)
             if limit is not None:
                 limit.clip_(g[0])
-            torch.mul(g[:, :, None], factors.recurrent[t], out=delta)
-            kept = (g * factors.z[t]).view(streams * sequences, width)
+            torch.mul(g[:, :, None], recurrent[t], out=delta)
+            kept = (g * z[t]).view(streams * sequences, width)
             carry.hidden = torch.addmm(kept, flat, w_hh).view(streams, sequences, width)
-        return total, None
+        return direct, None
 
     def input_delta(
         self,
@@ -100,7 +103,10 @@ class GRUAdjoint(Adjoint[GRUFactors]):
         hidden: axes.Float[Tensor, "time stream sequence state"],
         cell: axes.Float[Tensor, "time stream sequence hidden"] | None,
     ) -> axes.Float[Tensor, "time stream sequence gated"]:
-        return (hidden[..., None, :] * factors.input[:, None]).flatten(-2)
+        delta = hidden.new_empty(*hidden.shape[:-1], 3, hidden.shape[-1])
+        torch.mul(hidden[..., None, :], factors.recurrent[:, None, :, :2], out=delta[..., :2, :])
+        torch.mul(hidden, factors.new[:, None], out=delta[..., 2, :])
+        return delta.flatten(-2)
 
     def recurrent_delta(
         self,

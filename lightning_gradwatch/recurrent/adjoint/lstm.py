@@ -19,17 +19,16 @@ from lightning_gradwatch.recurrent.limit import Limit
 class LSTMFactors:
     """What ∂L/∂c_t and ∂L/∂m_t are multiplied with.
 
-    ``m``, ``c``, ``forget``, ``output_to_cell`` = o(1−tanh²c), ``output_gate`` = tanh c·o(1−o):
-    ``(time, sequence, hidden)``; ``cell_gates``: ``(time, sequence, 3, hidden)``, the gates i, f,
-    g.
+    ``m``, ``c``, ``forget``, ``output_to_cell`` = o(1−tanh²c): ``(time, sequence, hidden)``;
+    ``gates``: ``(time, sequence, 4, hidden)``, i, f, g as ∂L/∂c reaches them, and o, which ∂L/∂m
+    reaches.
     """
 
     m: axes.Float[Tensor, "time sequence hidden"]
     c: axes.Float[Tensor, "time sequence hidden"]
     forget: axes.Float[Tensor, "time sequence hidden"]
     output_to_cell: axes.Float[Tensor, "time sequence hidden"]
-    cell_gates: axes.Float[Tensor, "time sequence 3 hidden"]
-    output_gate: axes.Float[Tensor, "time sequence hidden"]
+    gates: axes.Float[Tensor, "time sequence gate hidden"]
 
 
 class LSTMAdjoint(Adjoint[LSTMFactors]):
@@ -44,24 +43,27 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
         c_start: axes.Float[Tensor, "sequence hidden"] | None,
     ) -> LSTMFactors:
         assert c_start is not None
-        w = self.weights
-        a = functional.linear(x, w.w_ih, w.b_ih) + functional.linear(h_previous, w.w_hh, w.b_hh)
-        i, f, g, o = a.chunk(4, -1)
-        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        c = torch.empty_like(f)
-        written, last = i * g, c_start
-        for t in range(len(x)):
-            last = torch.addcmul(written[t], f[t], last, out=c[t])
-        c_previous = torch.cat([c_start[None], c[:-1]])
+        gates = self.summed(x, h_previous).unflatten(-1, (4, -1))
+        gates[..., :2, :].sigmoid_()
+        i, f, g, o = gates.unbind(-2)
+        g.tanh_()
+        o.sigmoid_()
+        c, forget = i * g, f.clone()
+        last = c_start
+        for written, kept in zip(c.unbind(0), forget.unbind(0), strict=True):
+            last = written.addcmul_(kept, last)
         tanh_c = c.tanh()
-        return LSTMFactors(
-            m=o * tanh_c,
-            c=c,
-            forget=f,
-            output_to_cell=o * (1 - tanh_c * tanh_c),
-            cell_gates=torch.stack([written * (1 - i), c_previous * f * (1 - f), i * (1 - g * g)], 2),
-            output_gate=tanh_c * o * (1 - o),
-        )
+        m = o * tanh_c
+        output_to_cell = torch.addcmul(o, m, tanh_c, value=-1)
+        # The gates' memory takes what they are multiplied with, each in the place of its own gate.
+        torch.addcmul(m, m, o, value=-1, out=o)
+        written = torch.mul(i, g, out=tanh_c)
+        torch.addcmul(i, written, g, value=-1, out=g)
+        torch.addcmul(written, written, i, value=-1, out=i)
+        torch.addcmul(forget, forget, forget, value=-1, out=f)
+        f[:1].mul_(c_start)
+        f[1:].mul_(c[:-1])
+        return LSTMFactors(m, c, forget, output_to_cell, gates)
 
     def recomputed(
         self, factors: LSTMFactors
@@ -84,28 +86,32 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
         axes.Float[Tensor, "time stream sequence state"], axes.Float[Tensor, "time stream sequence hidden"] | None
     ]:
         assert carry.cell is not None
-        total_h = torch.empty_like(direct)
         time, streams, sequences, _ = direct.shape
         width = self.shape.hidden_size
-        total_c = direct.new_empty(time, streams, sequences, width)
+        total = direct.new_empty(time, streams, sequences, width)
         delta = direct.new_empty(streams, sequences, 4, width)
         cell_part, output_part = delta[:, :, :3], delta[:, :, 3]
         flat = delta.view(streams * sequences, 4 * width)
-        w_hh = self.weights.w_hh
-        for t in range(time - 1, -1, -1):
+        w_hh, of_cell, of_output = (
+            self.weights.w_hh,
+            factors.gates[:, :, :3].unbind(0),
+            factors.gates[:, :, 3].unbind(0),
+        )
+        forget, output_to_cell = factors.forget.unbind(0), factors.output_to_cell.unbind(0)
+        for t, (g, into) in reversed(list(enumerate(zip(direct.unbind(0), total.unbind(0), strict=True)))):
             ends.begin(t, carry)
-            g = torch.add(direct[t], carry.hidden, out=total_h[t])
+            g.add_(carry.hidden)
             if limit is not None:
                 limit.clip_(g[0])
             dm = self._to_m(g)
-            dc = torch.addcmul(carry.cell, dm, factors.output_to_cell[t], out=total_c[t])
+            dc = torch.addcmul(carry.cell, dm, output_to_cell[t], out=into)
             if limit is not None:
                 limit.clip_(dc[0])
-            torch.mul(dc[:, :, None], factors.cell_gates[t], out=cell_part)
-            torch.mul(dm, factors.output_gate[t], out=output_part)
+            torch.mul(dc[:, :, None], of_cell[t], out=cell_part)
+            torch.mul(dm, of_output[t], out=output_part)
             carry.hidden = flat.matmul(w_hh).view(streams, sequences, -1)
-            carry.cell = dc * factors.forget[t]
-        return total_h, total_c
+            carry.cell = dc * forget[t]
+        return direct, total
 
     def input_delta(
         self,
@@ -115,8 +121,8 @@ class LSTMAdjoint(Adjoint[LSTMFactors]):
     ) -> axes.Float[Tensor, "time stream sequence gated"]:
         assert cell is not None
         delta = cell.new_empty(*cell.shape[:-1], 4, cell.shape[-1])
-        torch.mul(cell[..., None, :], factors.cell_gates[:, None], out=delta[..., :3, :])
-        torch.mul(self._to_m(hidden), factors.output_gate[:, None], out=delta[..., 3, :])
+        torch.mul(cell[..., None, :], factors.gates[:, None, :, :3], out=delta[..., :3, :])
+        torch.mul(self._to_m(hidden), factors.gates[:, None, :, 3], out=delta[..., 3, :])
         return delta.flatten(-2)
 
     def projection_gradient(

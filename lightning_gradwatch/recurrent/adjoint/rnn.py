@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint.base import Adjoint, Carry, Ends
@@ -30,9 +28,8 @@ class RNNAdjoint(Adjoint[RNNFactors]):
         h_previous: axes.Float[Tensor, "time sequence state"],
         c_start: axes.Float[Tensor, "sequence hidden"] | None,
     ) -> RNNFactors:
-        w = self.weights
-        a = functional.linear(x, w.w_ih, w.b_ih) + functional.linear(h_previous, w.w_hh, w.b_hh)
-        return self.of_states(a.relu() if self.shape.mode == "RNN_RELU" else a.tanh())
+        a = self.summed(x, h_previous)
+        return self.of_states(a.relu_() if self.shape.mode == "RNN_RELU" else a.tanh_())
 
     def of_states(self, h: axes.Float[Tensor, "time sequence hidden"]) -> RNNFactors:
         """The factors from recorded states ``(time, sequence, hidden)``."""
@@ -53,15 +50,14 @@ class RNNAdjoint(Adjoint[RNNFactors]):
     ) -> tuple[
         axes.Float[Tensor, "time stream sequence state"], axes.Float[Tensor, "time stream sequence hidden"] | None
     ]:
-        total = torch.empty_like(direct)
-        w_hh = self.weights.w_hh
-        for t in range(len(direct) - 1, -1, -1):
+        w_hh, slope = self.weights.w_hh, factors.slope.unbind(0)
+        for t, g in reversed(list(enumerate(direct.unbind(0)))):
             ends.begin(t, carry)
-            g = torch.add(direct[t], carry.hidden, out=total[t])
+            g.add_(carry.hidden)
             if limit is not None:
                 limit.clip_(g[0])
-            carry.hidden = (g * factors.slope[t]).matmul(w_hh)
-        return total, None
+            carry.hidden = (g * slope[t]).matmul(w_hh)
+        return direct, None
 
     def input_delta(
         self,

@@ -51,6 +51,7 @@ class Capture:
 
     Attributes:
         unseen: module name → why its last forward could not be kept.
+        without_grad: names of the modules that were called where gradients are switched off.
         marked: names of taps and of scans, each once.
         failure: an error of our own in a hook, kept for the next look
             instead of breaking the forward.
@@ -64,6 +65,7 @@ class Capture:
         self._ears = Ears()
         self._unread = Unread(self._ears)  # what was heard since anybody asked for the calls
         self.unseen: dict[str, str] = {}
+        self.without_grad: set[str] = set()
         self.marked: dict[str, None] = {}
         self.failure: Exception | None = None
         self.loops, self._scans = Loops(self._calls, clock), Scans(lambda scan: self._unread.add_whole(scan), clock)
@@ -233,6 +235,8 @@ class Capture:
     def _after_forward(
         self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, doubt: str | None
     ) -> None:
+        if self._active and not torch.is_grad_enabled():
+            self.without_grad.add(self._names[id(module)])
         self._guarded(lambda: self._keep(module, inputs, kwargs, outputs, doubt))
 
     def _after_direct(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
@@ -299,7 +303,10 @@ class Capture:
         # in a step of the Trainer's it asks whether the fit is over where a sequence begins.
         if not self._announced and self._is_over():
             return
-        if not self._active or not torch.is_grad_enabled():
+        if not self._active:
+            return
+        if not torch.is_grad_enabled():
+            self.without_grad.add(self._names[id(module)])
             return
         try:
             call = self.loops.read(self._names[id(module)], module, inputs, kwargs, outputs)

@@ -10,9 +10,15 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.capture.read_call import read_call
+from lightning_gradwatch.recurrent.graph.between import is_reached
 
 OWN_RECURRENCE = "its forward does not call PyTorch's own recurrence"
 """Why a call is not kept that neither calls PyTorch's operator nor makes what that would."""
+
+MADE_OF_ONE_ANOTHER = (
+    "its output and its final states are made of one another: what the loss sends to one may count twice"
+)
+"""Why the figures of a call are not exact whose gradients cannot be told apart."""
 
 _OPERATORS: dict[str, Any] = {
     "LSTM": torch._VF.lstm,  # type: ignore[attr-defined]
@@ -32,6 +38,7 @@ class OwnRecurrences:
 
     def __init__(self) -> None:
         self._same: dict[tuple[nn.Module, bool], bool] = {}
+        self._doubt: dict[tuple[nn.Module, bool], str | None] = {}
 
     def read(
         self,
@@ -59,6 +66,11 @@ class OwnRecurrences:
             call.mask = mask
         if not self._is_same(module, call):
             raise TypeError(OWN_RECURRENCE)
+        call.by_operator = False
+        way = module, call.mask is not None
+        if way not in self._doubt:
+            self._doubt[way] = MADE_OF_ONE_ANOTHER if _is_mixed(call) else None
+        call.doubt = self._doubt[way]
         return call
 
     def _is_same(self, module: nn.RNNBase, call: RecurrentCall) -> bool:
@@ -69,6 +81,15 @@ class OwnRecurrences:
         if same or bool(call.output.isfinite().all()):  # of what is not finite nothing can be told
             self._same[way] = same
         return same
+
+
+def _is_mixed(call: RecurrentCall) -> bool:
+    """Whether a gradient of the output goes through a final state, or the other way round."""
+    finals = [state.grad_fn for state in (call.h_n, call.c_n) if state is not None]
+    output = call.output.grad_fn
+    if output is None:
+        return False
+    return any(final is not None and (is_reached([output], final) or is_reached([final], output)) for final in finals)
 
 
 @torch.no_grad()

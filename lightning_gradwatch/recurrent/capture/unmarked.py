@@ -24,9 +24,6 @@ from lightning_gradwatch.recurrent.graph.uses import Uses, uses_of_parameters, u
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.scan import Scan
 
-MOST_NODES = 200_000
-"""A larger graph is not searched."""
-
 MOST_VISITS = 2_000_000
 """Places of a graph that are looked at in all: a second or two, once in a fit."""
 
@@ -65,21 +62,26 @@ class Unmarked:
     leaf: Tensor | None
 
 
-def unmarked(
-    loss: Tensor, calls: Iterable[RecurrentCall | Loop | Scan], numbers: Iterable[int], names: Mapping[int, str]
-) -> list[Unmarked] | None:
-    """The recurrences behind a loss that are none of ``calls``, each once; None where the graph is
-    too large. It walks through the whole graph, and changes nothing.
+def unmarked(graph: Topology, states: set[int], names: Mapping[int, str]) -> list[Unmarked] | None:
+    """The recurrences behind a loss that nobody measures, each once; None where the search had to
+    end before one was found. It walks through the whole graph, and changes nothing.
 
     Args:
-        numbers: of the places in the graph where cells that are not watched yet made their states.
+        graph: behind the loss.
+        states: as of :func:`states_in`.
         names: identity of a parameter → its qualified name.
     """
-    graph = Topology.of(loss, MOST_NODES)
-    if graph is None:
-        return None
-    recurrences = _Search(graph, graph.places(_states(calls), numbers)).recurrences()
+    recurrences = _Search(graph, states).recurrences()
     return None if recurrences is None else [_told(uses, rounds, names) for uses, rounds in recurrences]
+
+
+def states_in(graph: Topology, calls: Iterable[RecurrentCall | Loop | Scan], numbers: Iterable[int]) -> set[int]:
+    """The places in a graph where states that are measured were made.
+
+    Args:
+        numbers: of those of cells that are not watched yet.
+    """
+    return graph.places(_states(calls), numbers)
 
 
 class _Search:

@@ -16,6 +16,10 @@ SELECTING = ("Select", "Slice", "Split", "SplitWithSizes", "UnsafeSplit", "Unbin
 _LOOK_UP = ("Embedding", "Index", "IndexSelect", "Gather", "MaskedSelect", "Take")
 """Operations that read a tensor at places which data name; the graph does not show these."""
 
+_HIDING = ("DifferentiableGraph",)
+"""Operations, here TorchScript's, that have no edge for what needs no gradient: the graph does not
+show whether they were given data."""
+
 _PART = ("_saved_dim", "_saved_index", "_saved_start", "_saved_end", "_saved_step", "_saved_split_size")
 """Which part it is, as an operation notes it."""
 
@@ -102,7 +106,7 @@ class Topology:
         given = self.nodes[at].next_functions
         below = [self.edge_source(edge) for edge in self.children[at]]
         kind = self.kinds[at]
-        if not below or None in below or len(below) < len(given) or kind in _LOOK_UP:
+        if not below or None in below or len(below) < len(given) or kind in (*_LOOK_UP, *_HIDING):
             return None
         if kind in SELECTING:
             return self._known((below[0], *part_of(self.nodes[at])), below[0])

@@ -74,13 +74,26 @@ def norm(tensor: axes.Float[Tensor, "*axes width"]) -> axes.Float[Tensor, " *axe
     gradients underflow in float32.
     """
     dtype = torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    norms = torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype)
+    if tensor.dtype != dtype and tensor.device.type == "cpu" and tensor.numel() > SLICE and tensor.dim() > 1:
+        norms = in_slices(tensor, dtype)
+    else:
+        norms = torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype)
     if tensor.dtype != dtype or bool(norms.isfinite().all()):
         return norms
     # In the widest dtype itself, squares of finite numbers may overflow.
     largest = tensor.abs().amax(-1)
     scaled = torch.linalg.vector_norm(tensor / largest[..., None], dim=-1) * largest
     return torch.where(norms.isfinite() | ~largest.isfinite(), norms, scaled)
+
+
+SLICE = 2**16
+"""Numbers that are copied to float64 at a time on a CPU: a copy of all would leave its cache."""
+
+
+def in_slices(tensor: axes.Float[Tensor, "*axes width"], dtype: torch.dtype) -> axes.Float[Tensor, " *axes"]:
+    """The norms, some of the first axis at a time."""
+    some = max(SLICE * len(tensor) // tensor.numel(), 1)
+    return torch.cat([torch.linalg.vector_norm(part, dim=-1, dtype=dtype) for part in tensor.split(some)])
 
 
 def last_timestep(layout: Layout, direction: int) -> axes.Int[Tensor, " sequence"]:
@@ -91,29 +104,40 @@ def last_timestep(layout: Layout, direction: int) -> axes.Int[Tensor, " sequence
 
 
 def choose_anchors(call: RecurrentCall, layout: Layout, count: int, chunk: int) -> Anchors:
-    """Up to ``count`` anchors a sequence, spread evenly over the timesteps
-    that the loss reaches directly.
+    """Of each sequence the last timestep that the loss reaches directly, and some of those before.
 
-    The last of these is always among them; in a bidirectional module the first as well, since it is
-    the last of the reverse direction.
+    Up to ``count`` are spread evenly over the timesteps that it reaches, and the sequences take
+    turns with them: one each besides the last, as long as there are enough sequences. In a
+    bidirectional module each takes the first as well, since it is the last of the reverse
+    direction.
     """
     norms = direct_norms(call, layout, chunk)
     dtype = computed_in(call)
     precise = norms >= smallest_normal(call)
     both = call.shape.num_directions == len(DIRECTIONS)
     count = max(count, 2) if both and count else count
-    timestep = torch.full((count, len(layout.sequences)), -1, dtype=torch.long)
-    scale = torch.ones(count, len(layout.sequences), dtype=torch.float64)
-    for j in range(len(layout.sequences)):
+    sequences = len(layout.sequences)
+    chosen: list[list[int]] = []
+    for j in range(sequences):
         reached = torch.nonzero(precise[:, j] if bool(precise[:, j].any()) else norms[:, j]).flatten().tolist()
-        for i, rank in enumerate(reversed(spread(len(reached), count, both))):
-            timestep[i, j] = reached[rank]
-            size = float(norms[reached[rank], j])
-            scale[i, j] = 1 / max(size, torch.finfo(dtype).tiny) if size < math.inf else 1.0
+        latest_first = [reached[rank] for rank in reversed(spread(len(reached), count, both))]
+        chosen.append(by_turns(latest_first, j, sequences, both))
+    timestep = torch.full((max(map(len, chosen), default=0), sequences), -1, dtype=torch.long)
+    for j, steps in enumerate(chosen):
+        timestep[: len(steps), j] = torch.tensor(steps, dtype=torch.long)
+    sizes = norms.gather(0, timestep.clamp_min(0)) if len(norms) else torch.ones_like(timestep, dtype=norms.dtype)
+    scale = torch.where(sizes.isfinite(), 1 / sizes.clamp_min(torch.finfo(dtype).tiny), 1.0)
     largest = float(norms[norms.isfinite()].max()) if norms.numel() and bool(norms.isfinite().any()) else 0.0
     lift = 1.0 if call.limit is not None else lift_of(largest, dtype)
-    chosen = norms.gather(0, timestep.clamp_min(0))[timestep >= 0]
-    return Anchors(timestep, scale, lift, float(chosen.min()) if len(chosen) else math.inf)
+    there = sizes[timestep >= 0]
+    return Anchors(timestep, scale, lift, float(there.min()) if len(there) else math.inf)
+
+
+def by_turns(latest_first: list[int], sequence: int, sequences: int, both_ends: bool) -> list[int]:
+    """Those that one of ``sequences`` takes of the timesteps spread over it."""
+    last = len(latest_first) - 1 if both_ends else len(latest_first)
+    turns = max(min(sequences, last - 1), 1)
+    return [step for i, step in enumerate(latest_first) if i in (0, last) or i % turns == (sequence + 1) % turns]
 
 
 LOW = 2.0**-30

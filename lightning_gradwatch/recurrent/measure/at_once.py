@@ -57,7 +57,7 @@ class AtOnce(Replay):
         for step in ends.at:  # nothing comes back from beyond the chunk to those that end in it
             ends.begin(step, carry)
         a = functional.linear(chunk.x, self.adjoint.weights.w_ih, self.adjoint.weights.b_ih)
-        arriving, into_cell = direct.clone(), carry.cell
+        arriving, into_cell = direct, carry.cell
         arriving[-1].add_(carry.hidden)
         states, delta = self._differentiate(chunk, a, arriving, carry)
         if self.adjoint.shape.mode == "GRU":

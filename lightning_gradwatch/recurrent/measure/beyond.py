@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.profile import INPUT, Profile
 from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint import adjoint_of
 from lightning_gradwatch.recurrent.call import RecurrentCall
@@ -30,17 +33,11 @@ class Window:
 
     @classmethod
     def of(cls, call: RecurrentCall) -> Window | None:
-        """None where it could not be repeated: packed, unbatched, of two directions, with masks
-        between the layers, or in half precision.
-        """
-        shape, plain = call.shape, not call.has_lengths() and call.input.dim() == 3
-        precise = call.input.dtype == call.weights[0].dtype and call.input.dtype in (torch.float32, torch.float64)
-        if not (plain and precise) or shape.num_directions > 1 or shape.dropout or call.limit or call.doubt:
-            return None
-        if call.parts or call.changed() or call.finals_changed():
+        """None where it could not be repeated: see :func:`obstacle`."""
+        if obstacle(call) is not None or call.parts or call.changed() or call.finals_changed():
             return None
         given, ended = (_detached(call.h0), _detached(call.c0)), (call.h_n.detach(), _detached(call.c_n))
-        return cls(shape, call.input.detach(), given, ended, _versions(call.input, *given, *ended))
+        return cls(call.shape, call.input.detach(), given, ended, _versions(call.input, *given, *ended))
 
     def carried_to(self, call: RecurrentCall) -> list[int]:
         """The sequences of a later call that begin with what this one ended with."""
@@ -77,6 +74,28 @@ class Window:
         return RecurrentCall(call.module, 0, past.shape, past.weights, x, h0, c0, output, h_n, c_n)
 
 
+IN_A_LOOP = "it is a cell in a loop"
+CALLED_AGAIN = "it is called several times a step"
+
+
+def obstacle(call: RecurrentCall) -> str | None:
+    """Why the window before such a call is not run again; None where it can be."""
+    formats = {call.input.dtype, call.output.dtype, call.weights[0].dtype}
+    against = (
+        (call.has_lengths(), "its sequences end at different timesteps"),
+        (call.input.dim() != 3, "its input has no batch dimension"),
+        (call.shape.num_directions > 1, "it goes in both directions"),
+        (bool(call.shape.dropout), "it has dropout between its layers"),
+        (call.limit is not None, "it is clipped through time"),
+        (len(formats) > 1 or not formats <= _PRECISE, "it is computed in half precision"),
+        (call.doubt is not None, call.doubt),
+    )
+    return next((reason for applies, reason in against if applies), None)
+
+
+_PRECISE = {torch.float32, torch.float64}
+
+
 @torch.no_grad()
 def shares_beyond(call: RecurrentCall, swept: Sweep, window: Window | None) -> list[float] | None:
     """Of each layer: Σ_t ‖∂L/∂s_t‖ over the window before, by Σ_t ‖∂L/∂s_t‖ over both windows, s
@@ -104,6 +123,18 @@ def shares_beyond(call: RecurrentCall, swept: Sweep, window: Window | None) -> l
     earlier, lift = sweep(past, max_sequences=None, anchors=0), swept.anchors.lift
     pairs = zip(earlier.directions, swept.directions, strict=True)
     return [_share(_sum(before) / lift, _sum(now)[places]) for (before,), (now,) in pairs]
+
+
+def with_share(measured: Sequence[Profile], shares: Sequence[float]) -> list[Profile]:
+    """The profiles of a call's states with the share of their layer."""
+    known = [one.state != INPUT and not math.isnan(shares[one.layer]) for one in measured]
+    pairs = zip(measured, known, strict=True)
+    return [replace(one, cut_share=shares[one.layer]) if is_known else one for one, is_known in pairs]
+
+
+def without_share(measured: Sequence[Profile], why: str | None) -> list[Profile]:
+    """Those whose state comes in without a graph with the reason why there is no share."""
+    return [replace(one, cut_unknown=why) if one.truncated and one.state != INPUT else one for one in measured]
 
 
 def _share(beyond: axes.Float[Tensor, " sequence"], within: axes.Float[Tensor, " sequence"]) -> float:

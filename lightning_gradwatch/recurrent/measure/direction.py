@@ -126,13 +126,17 @@ class DirectionSweep:
         entered = Chunk(x, *self._starts[chunk], lengths)
         climbed = self._climbed[chunk] = self._replay.climb(entered, recorded)
         if first_time:
-            self._starts.append((climbed.states[-1], climbed.last_cell))
+            self._starts.append((climbed.states[-1].clone(), climbed.last_cell))  # a view would keep the chunk
             self._look_closely(start, stop, entered, climbed)
             self._note_states(start, stop, climbed.states)
             self._compare_ends(start, stop, climbed)
             if recorded is not None:
                 self._compare(start, stop, climbed.again, recorded)
         return climbed.states
+
+    def is_climbed(self, chunk: int) -> bool:
+        """Whether a chunk is ready for :meth:`back`."""
+        return chunk in self._climbed
 
     def _look_closely(self, start: int, stop: int, entered: Chunk, climbed: Climbed) -> None:
         """At the gates, if that was asked for."""
@@ -158,20 +162,20 @@ class DirectionSweep:
 
         Args:
             direct: ``(time, stream, sequence, state)``, what comes from above, of the streams that
-                have begun; final states are added here.
+                have begun; final states are added here, and its memory is used again.
         """
         streams = direct.shape[1]
         h_n, c_n = (None if final is None else final[:streams] for final in (self._h_n, self._c_n))
         ends = Ends.within(self.layout, start, stop, direct, h_n, c_n)
         carry = self._carry.first(streams)
+        self.direct[start:stop] = norm(direct[:, 0]).cpu().double() / self._lift
+        self.sent += _size(direct[:, 0])
         found = self._replay.back(self._climbed.pop(chunk), direct, carry, ends, with_input=with_input)
         self._carry.replace(carry)
-        self.direct[start:stop] = norm(direct[:, 0]).cpu().double() / self._lift
         self._note_norms(self.total[start:stop, :streams], found.hidden)
         if self.total_cell is not None and found.cell is not None:
             self._note_norms(self.total_cell[start:stop, :streams], found.cell)
-        self.sent += float(direct[:, 0].abs().sum())
-        self.gate_gradient += float(found.delta[:, 0].abs().sum())
+        self.gate_gradient += _size(found.delta[:, 0])
         return found.delta.matmul(self.adjoint.weights.w_ih) if with_input else None
 
     def is_finite(self) -> bool:
@@ -266,6 +270,11 @@ def _difference(
 
 def _largest(tensor: axes.Float[Tensor, "... width"]) -> axes.Float[Tensor, ""]:
     return torch.linalg.vector_norm(tensor, math.inf)
+
+
+def _size(tensor: axes.Float[Tensor, "time sequence width"]) -> float:
+    """The sum of magnitudes."""
+    return float(torch.linalg.vector_norm(tensor, 1, dim=-1).sum())
 
 
 def _larger(error: float, other: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.dropout import missing_masks
 from lightning_gradwatch.recurrent.measure.anchors import smallest_normal, too_small
 from lightning_gradwatch.recurrent.measure.stack import Stack
@@ -19,14 +20,17 @@ anyhow, but it must be the same course.
 """
 
 
+def obstacle(call: RecurrentCall) -> str | None:
+    """What is known beforehand to spoil a replay by the fused operator; None if nothing is."""
+    return None if missing_masks(call) is None else "the dropout between layers is not known"
+
+
 def disagreement(stack: Stack) -> str | None:
     """Why what the fused operator gave is not to be used; None where it is.
 
     It runs freely from a chunk's first state on, so that a chaotic network leaves its recorded
     course by rounding alone; and gradients that are not finite spoil all of a chunk.
     """
-    if missing_masks(stack.call) is not None:
-        return "the dropout between layers is not known"
     if not all(one.is_finite() for pair in stack.directions for one in pair):
         return "its states or gradients are not finite"
     for error in [one.replay_error for one in stack.directions[-1]] + _final_errors(stack):

@@ -14,9 +14,6 @@ from lightning_gradwatch.forward import Channel, Gate, Saturation
 from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint import Adjoint
 
-FLAT = 0.01
-"""A nonlinearity is saturated where its slope is under this share of its largest."""
-
 SIGMOID, TANH, RELU = "sigmoid", "tanh", "relu"
 
 _EDGE = {SIGMOID: 5.9864, TANH: 2.9932, RELU: 0.0}

@@ -1,9 +1,7 @@
 """From a recurrent call to its profiles: one for each layer, direction and state."""
 
-# Over 300 lines: a call and a chain of calls become profiles by the same steps.
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,16 +12,15 @@ from torch import Tensor
 
 from lightning_gradwatch.forward import Saturation
 from lightning_gradwatch.padding import find_ends
-from lightning_gradwatch.profile import INPUT, Floats, Profile
+from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
 from lightning_gradwatch.recurrent.initial_state import is_cell_cut, is_handed_over, is_truncated
 from lightning_gradwatch.recurrent.layout import DIRECTIONS, REVERSE, Layout, pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop
-from lightning_gradwatch.recurrent.measure import equal_ends
+from lightning_gradwatch.recurrent.measure import beyond, equal_ends
 from lightning_gradwatch.recurrent.measure.anchors import Anchors
-from lightning_gradwatch.recurrent.measure.beyond import Window, shares_beyond
 from lightning_gradwatch.recurrent.measure.cell_gates import get_nothing, look_at_gates
 from lightning_gradwatch.recurrent.measure.chain_gradients import (
     Norms,
@@ -51,36 +48,35 @@ def measure_calls(
     anchors: int,
     *,
     influence: bool = False,
-    before: Window | None = None,
+    before: beyond.Window | None = None,
 ) -> list[Profile]:
     """The profiles of all calls, loops and scans of a step, after its backward pass.
 
     Args:
         max_sequences: of each batch; None takes all.
-        anchors: of each sequence of a fused call or a scan.
+        anchors: of each sequence of a scan; of a fused call the sequences take turns with them.
         influence: measure the gradients of fused modules' inputs as well.
         before: the window that came before that of a fused module's only call.
     """
     measured: list[Profile] = []
     for call in calls:
         if isinstance(call, Loop):
-            measured += _with_gates(call, loop_profiles(call, max_sequences))
+            measured += beyond.without_share(_with_gates(call, loop_profiles(call, max_sequences)), beyond.IN_A_LOOP)
         elif isinstance(call, Scan):
             measured.append(scan_profile(call, max_sequences, anchors))
         elif isinstance(call, Chain):
-            measured += chain_profiles(call, max_sequences, anchors)
+            measured += beyond.without_share(chain_profiles(call, max_sequences, anchors), beyond.CALLED_AGAIN)
         else:
             chunk = _chunk(call, max_sequences)
             swept = sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk, inputs=influence)
             made = profiles(call, swept, _saturation(call, swept, chunk))
-            shares = shares_beyond(call, swept, before) if is_truncated(call.h0) or is_truncated(call.c0) else None
-            measured += made if shares is None else [_with_share(one, shares) for one in made]
+            shares = (
+                beyond.shares_beyond(call, swept, before) if is_truncated(call.h0) or is_truncated(call.c0) else None
+            )
+            measured += (
+                beyond.without_share(made, beyond.obstacle(call)) if shares is None else beyond.with_share(made, shares)
+            )
     return measured
-
-
-def _with_share(profile: Profile, shares: Sequence[float]) -> Profile:
-    share = shares[profile.layer]
-    return profile if profile.state == INPUT or math.isnan(share) else replace(profile, cut_share=share)
 
 
 def _with_gates(loop: Loop, measured: list[Profile]) -> list[Profile]:

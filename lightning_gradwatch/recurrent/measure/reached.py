@@ -24,7 +24,7 @@ def reached_sequences(call: RecurrentCall) -> axes.Bool[Tensor, " batch"]:
     for slot in (call.h_n_gradient, call.c_n_gradient):
         gradient = slot.value()
         if gradient is not None:
-            rows = gradient.ne(0).any(-1)  # (layers·directions, batch), without batch if unbatched
+            rows = _any(gradient)  # (layers·directions, batch), without batch if unbatched
             reached |= rows.any(0).cpu() if rows.dim() == 2 else rows.any().cpu()[None]
     return reached
 
@@ -38,12 +38,19 @@ def _batch_size(call: RecurrentCall) -> int:
 
 
 def _of_output(call: RecurrentCall, gradient: axes.Float[Tensor, "... width"]) -> axes.Bool[Tensor, " batch"]:
-    rows = gradient.ne(0).any(-1)
+    rows = _any(gradient)
     if call.batch_sizes is not None:
         return _of_packed(call, rows.cpu())
     if rows.dim() == 1:  # unbatched
         return rows.any().cpu()[None]
     return rows.any(1 if call.shape.batch_first else 0).cpu()
+
+
+def _any(gradient: axes.Float[Tensor, "*axes width"]) -> axes.Bool[Tensor, " *axes"]:
+    """Whether anything in a row is not 0. The largest and the smallest number say so, and a mask as
+    large as the gradient need not be made.
+    """
+    return (gradient.amax(-1) != 0) | (gradient.amin(-1) != 0)
 
 
 def _of_packed(call: RecurrentCall, rows: axes.Bool[Tensor, " row"]) -> axes.Bool[Tensor, " batch"]:

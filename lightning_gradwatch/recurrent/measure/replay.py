@@ -99,7 +99,8 @@ class Replay(ABC):
         """Go back through a climbed chunk; ``carry`` is brought to its first timestep in place.
 
         Args:
-            direct: what comes from outside the recurrence, final states included.
+            direct: what comes from outside the recurrence, final states included; it may become
+                ∂L/∂h, in place.
             with_input: δ of all streams is wanted.
         """
 

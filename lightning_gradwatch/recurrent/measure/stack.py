@@ -90,7 +90,7 @@ class Stack:
         return None if tensor is None else tensor.detach().to(self.dtype)
 
     def _input(self, direction: int, start: int, stop: int) -> axes.Float[Tensor, "time sequence input"]:
-        return self.layout.read(self.call.input.detach(), direction, start, stop).to(self.dtype)
+        return self.layout.read(self.call.input.detach(), direction, start, stop).to(self.dtype).contiguous()
 
     def _recorded(self, direction: int, start: int, stop: int) -> axes.Float[Tensor, "time sequence state"]:
         """What the forward gave out for a direction of the top layer."""
@@ -151,6 +151,8 @@ class Stack:
                     break
 
     def _climb(self, chunk: int) -> None:
+        if all(sweep.is_climbed(chunk) for (sweep,) in self.directions):
+            return
         start, stop = self.chunks[chunk]
         x = self._input(FORWARD, start, stop)
         for layer, (sweep,) in enumerate(self.directions):

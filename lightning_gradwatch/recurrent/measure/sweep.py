@@ -15,7 +15,7 @@ from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.layout import Layout, pick_sequences
 from lightning_gradwatch.recurrent.measure.anchors import Anchors, choose_anchors
 from lightning_gradwatch.recurrent.measure.direction import DirectionSweep
-from lightning_gradwatch.recurrent.measure.exactness import disagreement, inexact_reason
+from lightning_gradwatch.recurrent.measure.exactness import disagreement, inexact_reason, obstacle
 from lightning_gradwatch.recurrent.measure.reached import reached_sequences
 from lightning_gradwatch.recurrent.measure.stack import Stack
 
@@ -63,6 +63,7 @@ def sweep(
     themselves and, in a bidirectional stack, what one layer hands to the next.
 
     Args:
+        anchors: timesteps to follow back from, with which the sequences take turns.
         gates: look for the first pre-activation that is not finite as well.
         saturation: count the saturated gates as well.
         inputs: go on to the module's input.
@@ -78,10 +79,12 @@ def sweep(
     at_once = call.output.device.type == "cuda" if at_once is None else at_once
     if gates or saturation or call.limit is not None:  # they look, or act, at each timestep
         at_once = False
+    by_timestep = obstacle(call) if at_once else None
+    at_once = at_once and by_timestep is None
     stack = _swept(made, chosen, at_once=at_once)
-    by_timestep = disagreement(stack) if at_once else None
-    if by_timestep is not None:
-        stack = _swept(made, chosen, at_once=False)
+    if at_once:
+        by_timestep = disagreement(stack)
+        stack = stack if by_timestep is None else _swept(made, chosen, at_once=False)
     return Sweep(
         layout,
         stack.anchors,

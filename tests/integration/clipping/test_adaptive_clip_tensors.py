@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_gradwatch.callbacks.adaptive_clip import AdaptiveClip
-from lightning_gradwatch.clip import AGC, AdaGC, TensorPolicy, Value
+from lightning_gradwatch.clip import AGC, AGGC, AdaGC, TensorPolicy, Value
 from lightning_gradwatch.events import EventKind
 from tests.integration.clipping.clip_models import Regression, finite, fit, trainer_for
 from tests.integration.clipping.clip_steps import Counted, PlantHuge, gradients, kinds, steps_of
@@ -34,7 +34,7 @@ def test_policies_of_the_global_norm_preserve_direction(tmp_path: Path, policy: 
     assert ratios[8] < 1e-2
 
 
-@pytest.mark.parametrize("policy", [Value(0.01), AGC(), AdaGC(0.1, warmup_steps=4)])
+@pytest.mark.parametrize("policy", [Value(0.01), AGC(), AdaGC(0.1, warmup_steps=4), AGGC(high=1.01)])
 def test_the_optimizer_gets_what_the_policy_makes(tmp_path: Path, policy: TensorPolicy) -> None:
     """Every step's gradients are those of the policy called by hand, and norms and coefficient agree with them."""
     names = [name for name, _ in Regression().named_parameters()]
@@ -55,7 +55,7 @@ def test_the_optimizer_gets_what_the_policy_makes(tmp_path: Path, policy: Tensor
         assert record["clip_threshold"] is None
 
 
-@pytest.mark.parametrize("policy", ["value", "agc", "adagc"])
+@pytest.mark.parametrize("policy", ["value", "agc", "adagc", "aggc"])
 def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, policy: str) -> None:
     """NaN and inf move nothing, and later steps go on."""
     module, callback = Regression({5: NAN, 8: INF}), AdaptiveClip(policy)
@@ -66,7 +66,7 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, policy: str) -> No
     assert finite(module)
 
 
-@pytest.mark.parametrize("policy", ["value", "agc", "adagc"])
+@pytest.mark.parametrize("policy", ["value", "agc", "adagc", "aggc"])
 def test_gradients_of_1e30_have_a_true_norm(tmp_path: Path, policy: str) -> None:
     """Squares that overflow float32 are neither a skip nor a zero update: the policy clips, and the log has the norm."""
     module, callback = Regression(), AdaptiveClip(policy)
@@ -86,6 +86,7 @@ def test_gradients_of_1e30_have_a_true_norm(tmp_path: Path, policy: str) -> None
         {"policy": "value"},
         {"policy": "agc"},
         {"policy": "adagc"},
+        {"policy": "aggc"},
         {"policy": "spike", "policies": {"net.0.*": "agc", "net.2.weight": "spike"}, "exclude": ["net.2.bias"]},
     ],
 )

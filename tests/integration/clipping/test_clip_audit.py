@@ -117,7 +117,7 @@ def test_clipping_before_unscaling_is_found_and_its_remedy_helps(tmp_path) -> No
     """A bound of 1 is one of 6e-5 there. In on_before_optimizer_step it is 1."""
     with torch.backends.mkldnn.flags(enabled=False):
         before = fit(tmp_path, ClipsScaled(), plugins=scaled())
-        after = fit(tmp_path, ClipsUnscaled(), plugins=scaled())
+        after = fit(tmp_path, ClipsUnscaled(), watch=GradWatch(every_n_steps=1), plugins=scaled())
     found = before.clipping[0]
     assert found.verdict is ClipVerdict.STEP_LIMITER
     assert "before the gradient scaler had taken its factor of 16,384 out" in found.sentence

@@ -70,7 +70,7 @@ class InTrainer(pl.LightningModule):
         return self.make(self.parameters())
 
 
-@pytest.mark.parametrize("policy", ["spike", "norm", "value", "autoclip", "zclip", "agc", "adagc"])
+@pytest.mark.parametrize("policy", ["spike", "norm", "value", "autoclip", "zclip", "agc", "adagc", "aggc"])
 @pytest.mark.parametrize("name", ["SGD", "Adam"])
 def test_a_loop_is_clipped_as_a_trainer_is(name: str, policy: str, tmp_path: Path) -> None:
     """The same weights to the bit, the same record of every step, the same events: with a NaN and an explosion on the way."""
@@ -201,7 +201,7 @@ def test_the_gradients_of_a_closure_are_clipped(search: str | None) -> None:
     assert all(norm <= 1.001e-6 for norm in seen)
 
 
-@pytest.mark.parametrize("policy", ["spike", "zclip", "adagc", "autoclip"])
+@pytest.mark.parametrize("policy", ["spike", "zclip", "adagc", "aggc", "autoclip"])
 def test_a_resumed_loop_decides_as_one_that_went_on(policy: str, tmp_path: Path) -> None:
     """From a checkpoint that is read with weights_only=True."""
     given = batches(huge=6, count=10)

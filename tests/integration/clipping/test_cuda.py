@@ -17,7 +17,7 @@ __all__ = ["full_precision"]
 pytestmark = [*ON_CUDA, pytest.mark.usefixtures("full_precision")]
 
 
-@pytest.mark.parametrize("policy", ["spike", "autoclip", "zclip", "norm", "agc", "adagc"])
+@pytest.mark.parametrize("policy", ["spike", "autoclip", "zclip", "norm", "agc", "adagc", "aggc", "value"])
 def test_clipping_reads_the_device_once(policy: str, tmp_path: Any) -> None:
     """A step of AdaptiveClip waits for the device at most once."""
     syncs: list[int] = []

@@ -46,6 +46,25 @@ class ContainerGRU(nn.GRU):
         return Encoded(*super().forward(x, hx))
 
 
+class LoopedGRU(nn.GRU):
+    """A subclass that goes through the timesteps by itself; past a sequence's end its state stays as it is."""
+
+    def forward(self, x: Tensor, hx: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        h = x.new_zeros(len(x), self.hidden_size) if hx is None else hx[0]
+        states: list[Tensor] = []
+        for t, x_t in enumerate(x.unbind(1)):
+            new = torch._VF.gru_cell(x_t, h, *self._flat_weights)  # type: ignore[attr-defined]
+            h = new if mask is None else torch.where(mask[:, t, None], new, h)
+            states.append(h)
+        return torch.stack(states, 1), h[None]
+
+
+def masked(rnn: nn.Module, x: Tensor) -> Tensor:
+    """What lies past a sequence's end is no part of the loss."""
+    mask = torch.arange(x.shape[1]) < LENGTHS[:, None]
+    return rnn(x, mask=mask)[0] * mask[..., None]
+
+
 class OwnCell(nn.Module):
     """A cell of one's own: h ← tanh(W [x, h])."""
 
@@ -303,6 +322,12 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Ten
     "a subclass that returns its own container": (
         lambda: ContainerGRU(6, 8, batch_first=True),
         lambda rnn, x: rnn(x).values,
+        EXACT,
+    ),
+    "a subclass with a loop of its own": (lambda: LoopedGRU(6, 8, batch_first=True), first, EXACT),
+    "a subclass with a loop of its own, masked past each sequence's end": (
+        lambda: LoopedGRU(6, 8, batch_first=True),
+        masked,
         EXACT,
     ),
     "a frozen module": (frozen, first, EXACT),

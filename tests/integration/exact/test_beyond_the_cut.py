@@ -127,20 +127,105 @@ def test_sequences_that_begin_anew_are_left_out(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "between"),
+    ("options", "between", "why"),
     [
-        ({}, lambda state: torch.randn_like(state)),
-        ({}, lambda state: 0.5 * state.detach()),
-        ({"bidirectional": True}, detached),
-        ({"num_layers": 2, "dropout": 0.5}, detached),
+        ({}, lambda state: torch.randn_like(state), None),
+        ({}, lambda state: 0.5 * state.detach(), None),
+        ({"bidirectional": True}, detached, "it goes in both directions"),
+        ({"num_layers": 2, "dropout": 0.5}, detached, "it has dropout between its layers"),
     ],
 )
-def test_nothing_is_claimed_where_it_cannot_be_measured(tmp_path, options: Any, between: Any) -> None:
+def test_nothing_is_claimed_where_it_cannot_be_measured(
+    tmp_path, options: dict[str, Any], between: Any, why: str | None
+) -> None:
     """A state of somebody else's, one that was changed on the way, two directions, masks that nobody has."""
-    layers = options.pop("num_layers", 1)
-    _, w = trained(module_of("GRU", layers, **options), tmp_path / "run", between=between)
+    layers = options.get("num_layers", 1)
+    rest = {name: value for name, value in options.items() if name != "num_layers"}
+    _, w = trained(module_of("GRU", layers, **rest), tmp_path / "run", between=between)
     assert {share for shares in shares_of(w.run_dir).values() for share in shares} == {None}
     assert "would lie there" not in w.verdicts[0].sentence
+    carried = [record for record in load_run(w.run_dir).profile_records if record["step"]]
+    assert {record["cut_unknown"] for record in carried} == {why}
+    told = f"How much that cuts off cannot be measured: {why}." in w.verdicts[0].sentence
+    assert told == (why is not None)
+
+
+class Packs(nn.Module):
+    """Sequences that end at different timesteps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(SIZE, HIDDEN, batch_first=True)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        lengths = torch.tensor([STEPS, STEPS, 3, 2])
+        packed, state = self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True), state)
+        return packed.data, state
+
+
+class Halves(nn.Module):
+    """Half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(SIZE, HIDDEN, batch_first=True)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            output, (h, _) = self.rnn(x, (state.bfloat16(), state.bfloat16()))
+        return output.float(), h.float()
+
+
+class Steps(nn.Module):
+    """A cell, called once a timestep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRUCell(SIZE, HIDDEN)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        (h,), made = state, []
+        for step in x.unbind(1):
+            h = self.rnn(step, h)
+            made.append(h)
+        return torch.stack(made, 1), h[None]
+
+
+class Pieces(nn.Module):
+    """A fused module that is called twice a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(SIZE, HIDDEN, batch_first=True)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        first, state = self.rnn(x[:, :3], state)
+        second, state = self.rnn(x[:, 3:], state)
+        return torch.cat([first, second], 1), state
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (Packs, "its sequences end at different timesteps"),
+        (Halves, "it is computed in half precision"),
+        (Steps, "it is a cell in a loop"),
+        (Pieces, "it is called several times a step"),
+    ],
+)
+def test_why_it_cannot_be_measured_is_said(tmp_path, make: Any, why: str) -> None:
+    """In the verdict and in the log, of a state that is carried over and detached."""
+    model = make()
+    optimizer, state = torch.optim.SGD(model.parameters(), 0.1), torch.zeros(1, BATCH, HIDDEN)
+    with watch(model, optimizer, every_n_steps=2, dirpath=tmp_path / "run", summary=False) as w:
+        for _ in range(6):
+            optimizer.zero_grad()
+            output, state = model(torch.randn(BATCH, STEPS, SIZE), state.detach())
+            output.pow(2).mean().backward()
+            optimizer.step()
+    records = [record for record in load_run(w.run_dir).profile_records if record["step"]]
+    assert {(record["cut_share"], record["cut_unknown"]) for record in records} == {(None, why)}
+    assert f"How much that cuts off cannot be measured: {why}." in w.verdicts[0].sentence
 
 
 @pytest.mark.parametrize("every", [1, 4])

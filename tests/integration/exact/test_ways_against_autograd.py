@@ -27,6 +27,7 @@ SCANS = [way for way in WAYS if way.startswith(("a scan", "a selective scan"))]
 PLAINLY: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "a subclass that packs in its own forward": packed,
     "a subclass that returns its own container": first,
+    "a subclass with a loop of its own, masked past each sequence's end": packed,
     "functional_call": first,
     "activation checkpointing, not reentrant": first,
     "activation checkpointing, reentrant": first,

@@ -116,6 +116,35 @@ def test_a_gradient_that_grows_is_not_clipped() -> None:
     assert "some norms grew" in summarise_clipping(evidence(found)).sentence
 
 
+@pytest.mark.parametrize(
+    ("smaller", "grown", "verdict"),
+    [
+        (1, 32, ClipVerdict.NONE),
+        (10, 10, ClipVerdict.NONE),
+        (40, 5, ClipVerdict.STEP_LIMITER),
+    ],
+)
+def test_what_makes_gradients_larger_too_is_no_clipping(smaller: int, grown: int, verdict: ClipVerdict) -> None:
+    """Noise makes one smaller now and then. Where code of the user's names a clipping function, it may be both."""
+    found = [ClipSample(step, 1.0 + step, (1.0 + step) * 1.1, touched=True, grown=True) for step in range(grown)]
+    found += [ClipSample(grown + step, 1.0 + step, 0.9, touched=True) for step in range(smaller)]
+    assert judge_clipping(evidence(found)) is verdict
+    named = judge_clipping(evidence(found, clippers=Clippers(named=("Net.training_step",))))
+    assert named in (ClipVerdict.SAFETY_NET, ClipVerdict.STEP_LIMITER, ClipVerdict.UNDECIDED)
+
+
+@pytest.mark.parametrize("who", [Clippers(), Clippers(bound=1.0, override="Net.configure_gradient_clipping")], ids=str)
+@pytest.mark.parametrize(("number", "steps"), [(16, 33), (1, 400), (70, 4000)])
+def test_few_samples_do_not_say_that_it_never_acts(number: int, steps: int, who: Clippers) -> None:
+    """What left the gradient alone on a few steps may act on others; on all of them, or on very many, it is said."""
+    found = summarise_clipping(evidence(samples(9.0, (0.5, 0.7) * (number // 2) or (0.5,)), steps=steps, clippers=who))
+    assert found.verdict is ClipVerdict.UNDECIDED
+    assert "too few to tell whether it ever acts" in found.sentence
+    for many, of in ((number, number), (80, 4000)):
+        sure = samples(9.0, (0.5,) * many)
+        assert judge_clipping(evidence(sure, steps=of, clippers=who)) is ClipVerdict.NEVER_ACTED
+
+
 def test_a_name_in_the_code_alone_is_no_call() -> None:
     """It may be switched off: said, and no verdict of its own. Called come what may, it is one."""
     untouched = samples(math.inf, touched=False)
@@ -156,6 +185,35 @@ def test_the_bound_that_is_advised_lets_what_was_seen_through(norms: list[float]
         advised = float(found.remedy.partition("to about ")[2].partition(", ")[0])
         ordinary = float(np.percentile(norms, 90))
         assert ordinary * (1 - 1e-9) <= advised <= ordinary * 1.11
+
+
+@pytest.mark.parametrize(("begun", "when"), [((3,), "from step 3 on"), ((3, 9, 17), "3 times since step 3")])
+def test_a_run_that_goes_on_exploding_is_not_told_to_raise_its_bound(begun: tuple[int, ...], when: str) -> None:
+    """A fixed bound stays; instead of AdaptiveClip Norm is named, at the 10th percentile of what the optimizer got."""
+    found = samples(1.2, (*NORMS, 1.3) * 4)
+    for clippers in (Clippers(bound=1.2), Clippers(), Clippers(bound=1.2, adaptive="AdaptiveClip (Spike)")):
+        advice = summarise_clipping(
+            evidence(found, clippers=clippers, counted=Counted(20, 24), explosions=begun)
+        ).remedy
+        assert f"(told {when})" in advice
+        assert "Leave the bound where it is" in advice
+    for loop in (False, True):
+        clippers = Clippers(adaptive="AdaptiveClip (Spike)", in_loop=loop)
+        advice = summarise_clipping(
+            evidence(found, clippers=clippers, counted=Counted(20, 24), explosions=begun)
+        ).remedy
+        got = float(np.percentile([sample.after for sample in found], 10))
+        called = "clip_adaptively(optimizer, " if loop else "AdaptiveClip("
+        assert f"{called}policy=Norm(max_norm={got:.2g})): that is the 10th percentile" in advice
+        assert "on the 24 steps looked at" in advice
+
+
+def test_a_percentile_needs_several_norms() -> None:
+    """With few of them the advice is what it is without explosions; of a safety net nothing is said."""
+    few = samples(0.1)[:9]
+    with_, without = (summarise_clipping(evidence(few, explosions=begun)).remedy for begun in ((3,), ()))
+    assert with_ == without
+    assert summarise_clipping(evidence(samples(2.5), explosions=(3,))).remedy == ""
 
 
 def test_an_optimizer_that_was_not_looked_at_says_why() -> None:

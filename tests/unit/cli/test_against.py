@@ -73,6 +73,16 @@ def test_a_module_that_is_gone_is_said(tmp_path, capsys) -> None:
     assert "The runs must have a module in common; found encoder, layer 0 in" in capsys.readouterr().err
 
 
+def test_a_module_that_is_new_is_said(tmp_path, capsys) -> None:
+    """What a run has that the other has not, be it all, is not passed off as no worse."""
+    now = str(run(tmp_path / "now", 30))
+    writer = RunLogWriter(tmp_path / "empty", header={})
+    writer.meta({"run_id": "empty"})
+    writer.close()
+    assert main(["check", now, "--against", str(tmp_path / "empty")]) == 0
+    assert "not compared: rnn, layer 0 is not in the other run." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("value", ["1", "-0.1", "a third", "nan"])
 def test_a_tolerance_is_a_share(tmp_path, capsys, value: str) -> None:
     """Anything else is one line and exit code 2."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import sys
@@ -101,3 +102,16 @@ def test_a_long_table_holds_the_last_events():
     assert "number 4000." in shown
     assert "number 3999." not in shown
     assert "the last 1,000 of 5,000 events" in shown
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "No event names it."), (1, "1 event names it."), (3, "3 events name it.")]
+)
+def test_a_line_counts_the_events_that_name_its_place(tmp_path, count, said):
+    """There may be others, of the model, which the sentence before speaks of."""
+    run = load_run(write_run(tmp_path, start=-0.01, end=-0.01))
+    here = Event(EventKind.EXPLODING_HIDDEN_GRADIENT, 1, module="model.rnn", layer=0, value=1.0, threshold=1.0)
+    elsewhere = Event(EventKind.NONFINITE_LOSS, 1)
+    events = [event.to_record() for event in (*[here] * count, elsewhere)]
+    (line,) = summary_lines(dataclasses.replace(run, event_records=events))
+    assert line.endswith(said)

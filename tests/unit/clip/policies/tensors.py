@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.clip import AGC, AdaGC, TensorPolicy, Value
+from lightning_gradwatch.clip import AGC, AGGC, AdaGC, TensorPolicy, Value
 from lightning_gradwatch.clip.norms import global_norm
 
 SHAPES = {"embedding.weight": (6, 3), "rnn.bias_hh_l0": (5,), "conv.weight": (3, 2, 2), "scale": ()}
@@ -24,6 +24,8 @@ HARDENED: dict[str, Callable[[], TensorPolicy]] = {
     "agc-exclude": lambda: AGC(exclude=["embedding.*"]),
     "adagc": lambda: AdaGC(warmup_steps=10),
     "adagc-free": lambda: AdaGC(None, warmup_steps=10),
+    "aggc": AGGC,
+    "aggc-two": lambda: AGGC({"vectors": ["rnn.*", "scale"]}, high=1.2),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradwatch.clip import AdaGC, TensorPolicy, make_policy
+from lightning_gradwatch.clip import AGC, AGGC, AdaGC, TensorPolicy, Value, make_policy
+from lightning_gradwatch.clip.norms import global_norm
+from lightning_gradwatch.clip.policies.value import clamp_at_once_
+from lightning_gradwatch.clip.tensor_policy import CACHED, by_cache, measure_and_clip_
 from tests.unit.clip.policies.tensors import HARDENED, NAMES, clip_all, gradients, norm, numbers_in, weights
 
 BREAKING = [0.0, 1e-30, 1e-8, 1.0, 1e4, 1e15, 1e25, math.inf, math.nan]
@@ -133,14 +137,16 @@ def test_other_precisions_are_clipped_alike(name: str, dtype: torch.dtype) -> No
             torch.testing.assert_close(x.float(), y, rtol=4 * torch.finfo(dtype).eps + 1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["value", "agc", "adagc"])
+@pytest.mark.parametrize("name", ["value", "agc", "adagc", "aggc"])
 def test_a_sparse_gradient_is_clipped_as_the_dense_one(name: str) -> None:
     """Duplicate rows are summed first, as the optimizer will do; a row of an embedding is a unit."""
     table = torch.ones(6, 3, requires_grad=True)
     sparse = torch.sparse_coo_tensor(torch.tensor([[1, 1, 4]]), torch.full((3, 3), 2.0), (6, 3))
     dense = sparse.to_dense()
     for gradient in (sparse, dense):
-        HARDENED[name]().clip_([gradient], [table], ["embedding.weight"], dense.norm())
+        policy = HARDENED[name]()
+        policy.clip_([0.1 * dense], [table], ["embedding.weight"], 0.1 * dense.norm())
+        policy.clip_([gradient], [table], ["embedding.weight"], dense.norm())
     torch.testing.assert_close(sparse.to_dense(), dense)
     assert float(dense.norm()) < 6
 
@@ -172,7 +178,7 @@ def test_no_gradients_are_no_error(name: str) -> None:
     assert float(HARDENED[name]().clip_([], [], [], torch.zeros(()))) == 0.0
 
 
-@pytest.mark.parametrize("name", ["value", "agc", "adagc"])
+@pytest.mark.parametrize("name", ["value", "agc", "adagc", "aggc"])
 def test_a_policy_is_known_by_its_name(name: str) -> None:
     """Every documented name makes a policy that works on tensors."""
     assert isinstance(make_policy(name), TensorPolicy)
@@ -192,3 +198,80 @@ def test_a_user_can_write_a_policy() -> None:
 
     policy = Nothing()
     assert make_policy(policy) is policy  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", HARDENED)
+@pytest.mark.parametrize("kind", ["plain", "mixed", "half", "sparse", "empty"])
+def test_one_pass_gives_what_measuring_and_clipping_give(name: str, kind: str) -> None:
+    """The gradients to the bit, the norms before and after and the share, whatever the tensors are."""
+    other, own = HARDENED[name](), HARDENED[name]()
+    for count, step in enumerate(gradients(30, spread=1.0)):
+        steps = [_of_kind(kind, step) for _ in range(2)]
+        parameters = [torch.ones(g.shape, dtype=g.dtype) for g in steps[0]]
+        before = global_norm(steps[0])
+        share = other.clip_(steps[0], parameters, NAMES, before)
+        clipped = measure_and_clip_(own, steps[1], parameters, NAMES)
+        after = global_norm(steps[0])
+        for a, b in zip(*steps, strict=True):
+            assert torch.equal(a.to_dense(), b.to_dense()), count
+        for expected, found in zip((before, after, share), clipped, strict=True):
+            assert float(found) == pytest.approx(float(expected), rel=1e-3 if kind == "half" else 1e-6), count
+
+
+def _of_kind(kind: str, step: list[Tensor]) -> list[Tensor]:
+    dtypes = {"mixed": [torch.float32, torch.float64, torch.float32, torch.float16], "half": [torch.bfloat16] * 4}
+    if kind == "sparse":
+        return [step[0].to_sparse(1), *(g.clone() for g in step[1:])]
+    if kind == "empty":
+        return [step[0].clone(), torch.zeros(0), *(g.clone() for g in step[2:])]
+    return [g.clone().to(dtype) for g, dtype in zip(step, dtypes.get(kind, [torch.float32] * 4), strict=True)]
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts the operators, but for views and questions about types, which launch nothing."""
+
+    launched = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.launched += not func.is_view and func is not torch.ops.aten.promote_types.default
+        return func(*args, **(kwargs or {}))
+
+
+def launched(policy: TensorPolicy, tensors: int) -> int:
+    """Operators of a step after the first, on as many matrices."""
+    parameters = [torch.ones(4, 3) for _ in range(tensors)]
+    names = [f"layers.{k}.weight" for k in range(tensors)]
+    for step in range(2):
+        own = [torch.full((4, 3), 0.1 + step) for _ in range(tensors)]
+        with CountOperations() as count:
+            measure_and_clip_(policy, own, parameters, names)
+    return count.launched
+
+
+@pytest.mark.parametrize(
+    ("make", "a_tensor"), [(lambda: AdaGC(warmup_steps=1), 0), (AdaGC, 0), (AGGC, 0), (AGC, 2), (Value, 1)]
+)
+def test_operators_are_launched_for_all_tensors_at_once(make: Any, a_tensor: int) -> None:
+    """AGC needs two norms of each tensor, and on the CPU Value clamps each by itself; the rest does not grow."""
+    few, many = launched(make(), 8), launched(make(), 40)
+    assert many - few == a_tensor * 32
+    assert few - 8 * a_tensor < 80
+
+
+def test_a_clamp_without_a_look_at_its_limit_is_the_same() -> None:
+    """As it is done where the limit lies on another device, an inf of it included."""
+    for limit in (0.3, math.inf):
+        expected, found = gradients(1)[0], gradients(1)[0]
+        for gradient in expected:
+            gradient.clamp_(-limit, limit)
+        clamp_at_once_(found, torch.tensor(limit))
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("entries", [1, 100_000, 200_000])
+def test_batches_hold_every_tensor_once(entries: int) -> None:
+    """In their order, none larger than the cache unless a tensor is."""
+    tensors = [torch.zeros(entries) for _ in range(7)]
+    batches = list(by_cache(tensors))
+    assert [id(t) for batch in batches for t in batch] == [id(t) for t in tensors]
+    assert all(len(batch) == 1 or sum(t.numel() for t in batch) <= CACHED for batch in batches)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -30,13 +29,13 @@ STREAMS = {
 
 
 class StatedAdaGC:
-    """Algorithm 1 of Wang et al. (2025), in plain Python numbers."""
+    """Algorithm 1 of Wang et al. (2025), version 2, in plain Python numbers."""
 
     def __init__(
         self, c: float = 1.0, lam: float = 1.04, beta: float = 0.99, warmup: int = 100, eps: float = 1e-6
     ) -> None:
         self.c, self.lam, self.beta, self.warmup, self.eps = c, lam, beta, warmup, eps
-        self.gamma, self.step = defaultdict[str, float](lambda: math.inf), 0
+        self.gamma, self.step = dict[str, float](), 0
 
     def coefficients(self, norms: dict[str, float]) -> dict[str, float]:
         out = {}
@@ -44,8 +43,9 @@ class StatedAdaGC:
         for name, n in norms.items():
             if self.step < self.warmup:
                 h = min(1.0, self.c / (total + self.eps))
-                self.gamma[name] = min(self.gamma[name], h * n)
+                self.gamma[name] = min(self.gamma.get(name, math.inf), h * n)
             else:
+                self.gamma.setdefault(name, n)
                 bound = self.lam * self.gamma[name]
                 h = bound / (n + self.eps) if n > bound else 1.0
                 self.gamma[name] = self.beta * self.gamma[name] + (1 - self.beta) * min(n, bound)
@@ -74,14 +74,29 @@ def test_adagc_is_the_stated_rule(stream: str, options: dict[str, Any]) -> None:
     assert clipped > 200
 
 
-def test_adagc_as_published_breaks_as_published() -> None:
-    """After a NaN in warm-up nothing is clipped again; after a zero gradient every later one becomes zero."""
-    for poison, late in ((math.nan, 1e6), (0.0, 0.0)):
-        policy = AdaGC(warmup_steps=5, as_published=True)
-        steps = gradients(30, spread=0.0)
-        steps[2] = [g * poison for g in steps[2]]
-        after, _ = clip_all(policy, [*steps, [1e6 * g for g in steps[0]]])
-        assert norm(after[-1][0]) == pytest.approx(late)
+@pytest.mark.parametrize(
+    ("poison", "at", "late"),
+    [(math.nan, 2, 0.5), (math.nan, 12, 1e6), (0.0, 2, 0.0)],
+)
+def test_adagc_as_published_breaks_as_published(poison: float, at: int, late: float) -> None:
+    """A NaN in warm-up enters nothing, after it nothing is clipped again; a zero gradient makes every later one zero."""
+    policy = AdaGC(warmup_steps=5, as_published=True)
+    steps = gradients(30, spread=0.0)
+    steps[at] = [g * poison for g in steps[at]]
+    after, _ = clip_all(policy, [*steps, [1e6 * g for g in steps[0]]])
+    assert norm(after[-1][0]) == pytest.approx(late, rel=0.1)
+
+
+def test_adagc_takes_the_first_norm_of_a_tensor_trained_late() -> None:
+    """As the authors' code does, where it begins after warm-up."""
+    policy, stated = AdaGC(warmup_steps=5, as_published=True), StatedAdaGC(warmup=5)
+    clip_all(policy, gradients(20))
+    stated.step = 20
+    for size in (1.0, 1e6, 3.0):
+        gradient = torch.full((4,), size / 2, dtype=torch.float64)
+        expected = stated.coefficients({"late": norm(gradient)})["late"] * norm(gradient)
+        policy.clip_([gradient], [torch.ones(4)], ["late"], gradient.norm())
+        assert norm(gradient) == pytest.approx(expected, rel=1e-11)
 
 
 def stated_agc(w: Tensor, g: Tensor, lam: float, eps: float) -> Tensor:

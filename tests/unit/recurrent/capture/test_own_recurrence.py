@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_gradwatch import Profile
 from lightning_gradwatch.recurrent import Capture, measure_calls
-from lightning_gradwatch.recurrent.capture.own_recurrence import OWN_RECURRENCE
+from lightning_gradwatch.recurrent.capture.own_recurrence import MADE_OF_ONE_ANOTHER, OWN_RECURRENCE
 
 BATCH, TIME, WIDTH, HIDDEN = 3, 6, 4, 5
 
@@ -155,6 +155,58 @@ def test_a_mask_with_gaps_is_told() -> None:
     profiles, capture = watched(MaskedGRU(WIDTH, HIDDEN, batch_first=True), x, mask=mask)
     assert not profiles
     assert capture.unseen == {"rnn": OWN_RECURRENCE}
+
+
+class LastIsView(HandGRU):
+    """Its final state is a view of the last one, of which the output has a copy."""
+
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        h, made = input.new_zeros(len(input), self.hidden_size), []
+        for x in input.unbind(1):
+            (h,) = gru_step(x, (h,), self.all_weights[0])
+            made.append(h)
+        return torch.stack(made, 1), h[None]
+
+
+class LastIsPart(HandGRU):
+    """Its final state is the very tensor that the output was made of."""
+
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        h, made = input.new_zeros(1, len(input), self.hidden_size), []
+        for x in input.unbind(1):
+            h = torch.stack(gru_step(x, (h[0],), self.all_weights[0]))
+            made.append(h)
+        return torch.cat(made).transpose(0, 1), h
+
+
+class LastIsRead(HandGRU):
+    """Its final state is read off its output."""
+
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        output, _ = super().forward(input)
+        return output, output[:, -1][None]
+
+
+LOSSES: dict[str, Callable[[Any], Tensor]] = {
+    "output": lambda made: made[0].pow(3).sum(),
+    "final state": lambda made: made[1].pow(2).sum(),
+    "both": lambda made: made[0].pow(3).sum() + made[1].pow(2).sum(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("own", [HandGRU, LastIsView, LastIsPart, LastIsRead])
+def test_what_comes_by_the_output_and_by_the_final_state_is_not_counted_twice(own: Any, loss: str) -> None:
+    """As of PyTorch's own to 1e-10; or it is not exact, and says why."""
+    theirs, module = (kind(WIDTH, HIDDEN, batch_first=True).double() for kind in (nn.GRU, own))
+    module.load_state_dict(theirs.state_dict())
+    x = torch.randn(BATCH, TIME, WIDTH, dtype=torch.float64)
+    (ours,), (reference,) = (watched(one, x, LOSSES[loss])[0] for one in (module, theirs))
+    if own in (LastIsPart, LastIsRead):
+        assert ours.inexact_reason == MADE_OF_ONE_ANOTHER
+        return
+    assert ours.exact, ours.inexact_reason
+    torch.testing.assert_close(torch.tensor(ours.total), torch.tensor(reference.total), rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("other", [OtherLSTM, OnlyLast])

@@ -157,3 +157,17 @@ def test_nothing_of_the_training_is_touched(case: Case) -> None:
         assert not packed
         (torch.ones(2, requires_grad=True) ** 3).sum()
         assert packed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_that_cannot_be_drawn_again_is_known_beforehand(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is replayed at once in vain: the closed forms are all that runs, and the profile says why."""
+    module = KINDS[kind](4, 8, 2, dropout=0.3)
+    with called(module, given_to(module, 6)) as call:
+        call.rng_state = None  # as cuDNN leaves it
+        tried = list[object]()
+        monkeypatch.setattr(module_under_test.AtOnce, "climb", lambda *given: tried.append(given))
+        found = profiles(call, sweep(call, at_once=True))
+    assert not tried
+    assert {p.by_timestep for p in found} == {"the dropout between layers is not known"}
+    assert not any(p.exact for p in found)

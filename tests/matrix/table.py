@@ -92,10 +92,18 @@ def _tests(pieces: Iterable[str]) -> str:
 
 
 def _failures(outcomes: Iterable[Outcome]) -> list[str]:
-    found = [(one, test) for one in outcomes for test in one.failures]
+    """One line for those tests of a file that have one explanation, in each row."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for one in outcomes:
+        for test in one.failures:
+            module, _, name = test.rpartition("::")
+            found.setdefault((one.name, module, explanation(test) or "not explained yet."), []).append(name)
     if not found:
         return ["No test failed."]
-    return [f"- `{test}` ({one.name}): {explanation(test) or 'not explained yet.'}" for one, test in found]
+    return [
+        f"- {row}: `{module}::{names[0]}`{f' and {len(names) - 1} more there' if names[1:] else ''}: {why}"
+        for (row, module, why), names in found.items()
+    ]
 
 
 def _skips(outcomes: Iterable[Outcome]) -> list[str]:

@@ -64,11 +64,13 @@ def test_the_table_names_each_failure_and_its_explanation(monkeypatch) -> None:
     """One without an explanation is called so; what is skipped for want of a GPU is no matter of versions."""
     text = table.markdown([ONE])
     assert "| 3.10.1 | 2.2.0 | 2.1.1 | 1.0.0 | 1.26.0 | exact, unit | 5 | 1 | 5 | abc, abd |" in text
-    assert "`tests.unit.test_a::test_wrong` (lowest): not explained yet." in text
+    assert "- lowest: `tests.unit.test_a::test_wrong`: not explained yet." in text
     assert "2 × PyTorch before 2.3 lacks it" in text
     assert "CUDA" not in text
     monkeypatch.setattr(known, "KNOWN", ((r"tests\.unit\.test_a", "it is known why"),))
-    assert "(lowest): it is known why" in table.markdown([ONE])
+    more = outcome.Piece("abd", 0, [f"tests.unit.test_a::test_{n}" for n in range(3)], {})
+    text = table.markdown([replace(ONE, pieces={**ONE.pieces, "tests/integration/clean": more})])
+    assert "- lowest: `tests.unit.test_a::test_0` and 3 more there: it is known why" in text
 
 
 def test_results_come_back(tmp_path: Path) -> None:

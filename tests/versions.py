@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import random
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
@@ -43,3 +45,10 @@ def needs_lightning(major: int, minor: int, why: str) -> None:
     """Skip the test where Lightning is older than it must be."""
     if (major, minor) > LIGHTNING:
         pytest.skip(f"Lightning before {major}.{minor} {why}")
+
+
+def seed_everything(seed: int) -> None:
+    """As Lightning's, without a word: it has ``verbose`` from 2.2 on, and leaves a variable in the environment."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

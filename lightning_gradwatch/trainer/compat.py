@@ -14,7 +14,7 @@ from lightning_gradwatch.plain import plain, plain_lines
 
 if TYPE_CHECKING:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.plugins import MixedPrecision
     from lightning_utilities.core import rank_zero as _rank_zero
     from lightning_utilities.core import rank_zero as rank_zero_module
@@ -48,7 +48,6 @@ else:
     LightningDataModule = _pl.LightningDataModule
     LightningModule = _pl.LightningModule
     Trainer = _pl.Trainer
-    seed_everything = _pl.seed_everything
     lightning_version = _pl.__version__
     MixedPrecision = importlib.import_module(f"{_name}.plugins").MixedPrecision
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
@@ -71,7 +70,6 @@ __all__ = [
     "rank_zero_info",
     "rank_zero_warn",
     "say",
-    "seed_everything",
     "show_in_progress_bar",
     "was_stopped",
 ]

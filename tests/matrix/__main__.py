@@ -18,16 +18,8 @@ from tests.matrix.known import explanation
 def main() -> int:
     """0 where nothing failed that has no explanation."""
     given = _arguments()
-    outcomes = [
-        one for combination in COMBINATIONS if combination.name in given.names if (one := _run(combination, given))
-    ]
-    if given.write:
-        known = table.load()
-        if given.add:
-            outcomes = [one.with_earlier(known.get(one.name)) for one in outcomes]
-        results = {**known, **{one.name: one for one in outcomes}}
-        table.store(results.values())
-        table.write(table.markdown(table.load().values()))
+    chosen = [one for one in COMBINATIONS if one.name in given.names]
+    outcomes = [done for combination in chosen if (done := _run(combination, given)) is not None]
     print(table.markdown(outcomes))
     return int(any(explanation(test) is None for one in outcomes for test in one.failures))
 
@@ -38,13 +30,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", default=names, help=f"of: {', '.join(names)}")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "gradwatch-matrix")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--tests", nargs="+", metavar="PATH", help="run these; the table names them")
+    parser.add_argument("--tests", nargs="+", metavar="PATH", help="run these; what the table has of others stays")
     parser.add_argument("--keep", action="store_true", help="leave the environments; one of an old torch has 6 GB")
     parser.add_argument("--again", action="store_true", help="use the environments that an earlier run has left")
     parser.add_argument("--write", action="store_true", help="put the results into the documentation")
-    parser.add_argument(
-        "--add", action="store_true", help="to what an earlier run of other tests has written of the row"
-    )
     parser.add_argument("-k", dest="only", help="as pytest's")
     given = parser.parse_args()
     unknown = set(given.names) - set(names)
@@ -66,13 +55,23 @@ def _run(combination: Combination, given: argparse.Namespace) -> outcome.Outcome
     try:
         there = given.again and environment.kept(combination, given.folder)
         own = there or environment.make(combination, python, given.folder)
-        return outcome.run(combination, own, given.processes, given.only)
+        return _run_in(own, combination, given)
     except subprocess.CalledProcessError as error:
         print(f"{combination.name}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     finally:
         if not given.keep:
             shutil.rmtree(given.folder / combination.name, ignore_errors=True)
+
+
+def _run_in(python: Path, combination: Combination, given: argparse.Namespace) -> outcome.Outcome:
+    """Each folder's result is written when it is there, so that a run that is stopped has written the others."""
+    done = outcome.Outcome(combination.name, outcome.installed(combination, python), {})
+    for tests, piece in outcome.run(combination, python, given.processes, given.only):
+        done = dataclasses.replace(done, pieces={**done.pieces, tests: piece})
+        if given.write:
+            table.put(done)
+    return done
 
 
 if __name__ == "__main__":

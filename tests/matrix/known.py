@@ -4,10 +4,40 @@ from __future__ import annotations
 
 import re
 
+_THEN = "mended after this run, with which the test passed."
+
 KNOWN: tuple[tuple[str, str], ...] = (
     (
-        r"tests\.integration\.neutral\.test_traps::test_what_is_marked_in_a_graph_without_breaks_is_left_alone\[tap_scan\]",
-        "PyTorch 2.6 compiles no zip of unlike lengths, which `tap_scan` had; mended after this run, with which the test passed.",
+        r"tests\.unit\.recurrent\.measure\.test_loops::test_a_state_changed_between_two_steps\[dropped\]",
+        f"with PyTorch 2.2's random numbers the test's dropout severed a sequence; {_THEN}",
+    ),
+    (
+        r"tests\.(unit\.recurrent\.measure\.test_at_once::test_nothing_of_the_training_is_touched"
+        r"|integration\.located\.test_judgement\.TestLargeScale::"
+        r"|integration\.clipping\.test_(clip_audit_in_a_loop::test_weights|published_training::test_auto|clip_audit::test_the_norms)"
+        r"|integration\.shown\.test_start_finder::"
+        r"|integration\.exact\.test_hooks_that_change::test_nothing_global_is_left)",
+        "the test itself used a name that these releases lack; mended after this run, with which it passed, or was skipped as lacking it.",
+    ),
+    (
+        r"::tests\.integration\.together\.test_",
+        "the module imports FSDP2, which these releases lack; mended after this run.",
+    ),
+    (
+        r"::tests\.integration\.shown\.test_in_kernel",
+        "nbformat was not installed.",
+    ),
+    (
+        r"tests\.integration\.shown\.test_demo::test_lightnings",
+        f"Matplotlib 3.8 calls what the newest pyparsing calls deprecated, which nobody is shown; {_THEN}",
+    ),
+    (
+        r"tests\.integration\.exact\.test_cells::",
+        "a fault of the commit that was run, whatever the versions: a new event said more than it should; " + _THEN,
+    ),
+    (
+        r"tests\.integration\.located\.test_scans::test_a_gradient_that_arrives_broken",
+        f"PyTorch 2.14 sends nothing through a clamp at its very bound, by which the test broke its gradient; {_THEN}",
     ),
 )
 """A pattern that the failed test's id begins with, and why it fails."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,53 +16,79 @@ from tests.matrix.environment import ROOT
 
 
 @dataclass(frozen=True)
+class Piece:
+    """What came of one folder of tests.
+
+    Args:
+        at: the commit whose code was run; empty where there is no repository.
+        failures: the tests that failed, by their ids.
+        skips: reason → how many.
+    """
+
+    at: str
+    passed: int
+    failures: list[str]
+    skips: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One row's result.
 
     Args:
         name: the combination's.
         versions: of Python and of what was asked for, as they were installed.
-        tests: what was run.
-        failures: the tests that failed, by their ids.
-        skips: reason → how many.
+        pieces: folder → what came of its tests.
     """
 
     name: str
     versions: dict[str, str]
-    tests: list[str]
-    passed: int
-    failures: list[str]
-    skips: dict[str, int]
+    pieces: dict[str, Piece]
 
     def with_earlier(self, one: Outcome | None) -> Outcome:
-        """Both together, where ``one`` is of other tests and of the same versions; else this one alone."""
-        if one is None or one.versions != self.versions or set(one.tests) & set(self.tests):
+        """With the folders that ``one`` has besides; without, where its versions were others."""
+        if one is None or one.versions != self.versions:
             return self
-        return replace(
-            self,
-            tests=[*one.tests, *self.tests],
-            passed=one.passed + self.passed,
-            failures=sorted([*one.failures, *self.failures]),
-            skips=dict(sorted((Counter(one.skips) + Counter(self.skips)).items())),
-        )
+        return replace(self, pieces=dict(sorted({**one.pieces, **self.pieces}.items())))
+
+    @property
+    def passed(self) -> int:
+        """In all folders."""
+        return sum(piece.passed for piece in self.pieces.values())
+
+    @property
+    def failures(self) -> list[str]:
+        """Of all folders."""
+        return sorted(test for piece in self.pieces.values() for test in piece.failures)
+
+    @property
+    def skips(self) -> dict[str, int]:
+        """Of all folders, reason → how many."""
+        return dict(sorted(sum((Counter(piece.skips) for piece in self.pieces.values()), Counter[str]()).items()))
 
 
-def run(combination: Combination, python: Path, processes: int, only: str | None = None) -> Outcome:
-    """Run the combination's tests.
+def run(combination: Combination, python: Path, processes: int, only: str | None = None) -> Iterator[tuple[str, Piece]]:
+    """Run the combination's tests, one folder after the other, each in a pytest of its own.
 
     Raises:
         RuntimeError: pytest could not run them.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        chosen = ["-k", only] if only else []
-        options = ["-q", "-n", str(processes), "-m", "not slow", "-p", "no:cacheprovider", "-W", "ignore"]
-        command = [str(python), "-m", "pytest", *options, f"--junitxml={report}", *chosen, *combination.tests]
-        done = subprocess.run(command, cwd=ROOT, check=False)
-        if done.returncode not in (0, 1):
-            raise RuntimeError(f"pytest ended with {done.returncode}")
-        passed, failures, skips = read(report)
-    return Outcome(combination.name, installed(combination, python), list(combination.tests), passed, failures, skips)
+    for tests in combination.tests:
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.xml"
+            chosen = ["-k", only] if only else []
+            options = ["-q", "-n", str(processes), "-m", "not slow", "-p", "no:cacheprovider", "-W", "ignore"]
+            command = [str(python), "-m", "pytest", *options, f"--junitxml={report}", *chosen, tests]
+            done = subprocess.run(command, cwd=ROOT, check=False)
+            if done.returncode not in (0, 1, 5):
+                raise RuntimeError(f"pytest ended with {done.returncode}")
+            yield tests, Piece(revision(), *read(report))
+
+
+def revision() -> str:
+    """The commit that is checked out, in short."""
+    command = ["git", "describe", "--always", "--exclude=*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def read(report: Path) -> tuple[int, list[str], dict[str, int]]:

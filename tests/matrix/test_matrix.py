@@ -41,10 +41,10 @@ def test_without_its_fixture(broken):
 ONE = outcome.Outcome(
     "lowest",
     {"Python": "3.10.1", "torch": "2.2.0", "lightning": "2.1.1", "torchmetrics": "1.0.0", "numpy": "1.26.0"},
-    ["tests/unit", "tests/integration/exact"],
-    passed=5,
-    failures=["tests.unit.test_a::test_wrong"],
-    skips={"PyTorch before 2.3 lacks it": 2, "there is no CUDA device": 3},
+    {
+        "tests/integration/exact": outcome.Piece("abc", 2, [], {"PyTorch before 2.3 lacks it": 2}),
+        "tests/unit": outcome.Piece("abd", 3, ["tests.unit.test_a::test_wrong"], {"there is no CUDA device": 3}),
+    },
 )
 
 
@@ -63,35 +63,65 @@ def test_what_pytest_reports_is_read(tmp_path: Path) -> None:
 def test_the_table_names_each_failure_and_its_explanation(monkeypatch) -> None:
     """One without an explanation is called so; what is skipped for want of a GPU is no matter of versions."""
     text = table.markdown([ONE])
-    assert "| 3.10.1 | 2.2.0 | 2.1.1 | 1.0.0 | 1.26.0 | unit, exact | 5 | 1 | 5 |" in text
-    assert "`tests.unit.test_a::test_wrong` (lowest): not explained yet." in text
+    assert "| 3.10.1 | 2.2.0 | 2.1.1 | 1.0.0 | 1.26.0 | exact, unit | 5 | 1 | 5 | abc, abd |" in text
+    assert "- lowest: `tests.unit.test_a::test_wrong`: not explained yet." in text
     assert "2 × PyTorch before 2.3 lacks it" in text
     assert "CUDA" not in text
     monkeypatch.setattr(known, "KNOWN", ((r"tests\.unit\.test_a", "it is known why"),))
-    assert "(lowest): it is known why" in table.markdown([ONE])
+    more = outcome.Piece("abd", 0, [f"tests.unit.test_a::test_{n}" for n in range(3)], {})
+    text = table.markdown([replace(ONE, pieces={**ONE.pieces, "tests/integration/clean": more})])
+    assert "- lowest: `tests.unit.test_a::test_0` and 3 more there: it is known why" in text
 
 
 def test_results_come_back(tmp_path: Path) -> None:
     """Those of a combination that is no more are dropped."""
     path = tmp_path / "results.json"
-    gone = outcome.Outcome("gone", {}, [], 0, [], {})
+    gone = outcome.Outcome("gone", {}, {})
     table.store([gone, ONE], path)
     assert table.load(path) == {"lowest": ONE}
     assert table.load(tmp_path / "none.json") == {}
 
 
-def test_a_row_is_run_piece_by_piece() -> None:
-    """Other tests with the same versions are added; the same tests again, or other versions, take the place of what was there."""
-    more = replace(
-        ONE, tests=["tests/integration/neutral"], passed=7, failures=[], skips={"there is no CUDA device": 1}
+def test_a_row_is_run_piece_by_piece(monkeypatch, tmp_path: Path) -> None:
+    """Other folders with the same versions are added, the same folder takes the place of what was there; other versions begin anew."""
+    new = {"tests/integration/neutral": outcome.Piece("abe", 7, [], {"there is no CUDA device": 1})}
+    again = {"tests/unit": outcome.Piece("abe", 4, [], {})}
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(table, "PAGE", tmp_path / "page.md")
+    table.PAGE.write_text(f"before\n{table.BEGIN}{table.END}after\n")
+    for pieces in (ONE.pieces, new, again):
+        table.put(replace(ONE, pieces=pieces))
+    (row,) = table.load().values()
+    assert row == replace(ONE, pieces={**ONE.pieces, **new, **again})
+    assert (row.passed, row.failures, row.skips) == (
+        13,
+        [],
+        {"PyTorch before 2.3 lacks it": 2, "there is no CUDA device": 1},
     )
-    both = more.with_earlier(ONE)
-    assert both.tests == [*ONE.tests, "tests/integration/neutral"]
-    assert (both.passed, both.failures) == (12, ONE.failures)
-    assert both.skips == {"PyTorch before 2.3 lacks it": 2, "there is no CUDA device": 4}
-    assert ONE.with_earlier(both) == ONE
-    assert more.with_earlier(replace(ONE, versions={"torch": "2.3.0"})) == more
-    assert more.with_earlier(None) == more
+    assert "| exact, neutral, unit | 13 | 0 | 3 | abc, abe |" in table.PAGE.read_text()
+    others = replace(ONE, versions={**ONE.versions, "torch": "2.3.0"}, pieces=new)
+    table.put(others)
+    assert table.load() == {ONE.name: others}
+
+
+def test_a_row_of_nearly_all_folders_names_what_is_left_out() -> None:
+    """One of all says so."""
+    folders = {f"tests/integration/{p.parent.name}" for p in environment.ROOT.glob("tests/integration/*/test_*.py")}
+    pieces = dict.fromkeys({"tests/unit", *folders}, outcome.Piece("abc", 1, [], {}))
+    assert "| 1.26.0 | all | " in table.markdown([replace(ONE, pieces=pieces)])
+    del pieces["tests/integration/shown"], pieces["tests/unit"]
+    assert "| 1.26.0 | all but shown, unit | " in table.markdown([replace(ONE, pieces=pieces)])
+
+
+def test_each_folder_is_run_by_itself(monkeypatch, tmp_path: Path) -> None:
+    """With its own counts, and the commit that was checked out."""
+    tests = tmp_path / "test_it.py"
+    tests.write_text(PROGRAM)
+    combination = replace(COMBINATIONS[0], tests=(f"{tests}::test_right", f"{tests}::test_wrong"))
+    monkeypatch.setattr(outcome, "ROOT", tmp_path)
+    found = dict(outcome.run(combination, Path(sys.executable), processes=0))
+    assert [(piece.passed, len(piece.failures), piece.at) for piece in found.values()] == [(1, 0, ""), (0, 1, "")]
+    assert list(found) == list(combination.tests)
 
 
 def test_the_page_has_the_table_of_the_results() -> None:

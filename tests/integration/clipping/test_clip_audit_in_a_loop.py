@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from lightning_gradwatch import EventKind, load_run, watch
 from lightning_gradwatch.audit import ClipVerdict
 from tests.asserts import assert_identical
+from tests.versions import cpu_scaler
 
 STEPS = 40
 
@@ -158,7 +159,7 @@ def test_weights_are_the_same_with_a_scaler_and_a_clipping_of_ones_own(tmp_path)
 
     def trained(watched: bool) -> tuple[Any, Any]:
         model, optimizer = made()
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scaler = cpu_scaler(init_scale=1024.0)
         torch.manual_seed(1)
         w = watching(model, optimizer, tmp_path, every=1) if watched else torch.enable_grad()
         with w:

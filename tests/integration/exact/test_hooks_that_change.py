@@ -395,4 +395,7 @@ def test_nothing_global_is_left(tmp_path) -> None:
     data = DataLoader(TensorDataset(torch.randn(12, 6, 3, dtype=torch.float64)), 3)
     trainer(tmp_path, [GradWatch(dirpath=tmp_path / "run", summary=False)], max_steps=4).fit(model, data)
     assert seen == [3, 2, 0, 0]
-    assert not torch.nn.modules.module._has_any_global_hook()
+    module = torch.nn.modules.module
+    assert not [
+        name for name in vars(module) if name.startswith("_global_") and name.endswith("hooks") and vars(module)[name]
+    ]

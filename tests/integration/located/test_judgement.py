@@ -13,7 +13,7 @@ from lightning_gradwatch import EventKind, GradWatch, load_run
 from lightning_gradwatch.engine.sampling import closer_steps
 from tests.asserts import assert_identical
 from tests.models import TinyLanguageModel, sentences, trainer
-from tests.versions import cpu_scaler
+from tests.versions import cpu_scaler, needs_torch
 
 
 class At(Callback):
@@ -200,10 +200,11 @@ class TestLargeScale:
 
     @pytest.fixture
     def scaled(self):
+        needs_torch(2, 3, "has no gradient scaler on the CPU")
         enabled = torch.backends.mkldnn.enabled
         torch.backends.mkldnn.enabled = False
         yield lambda scale: MixedPrecision(
-            "16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+            "16-mixed", "cpu", scaler=cpu_scaler(init_scale=scale, growth_interval=10**6)
         )
         torch.backends.mkldnn.enabled = enabled
 

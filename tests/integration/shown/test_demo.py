@@ -69,6 +69,7 @@ def test_lightnings_boilerplate_is_kept_quiet_and_only_for_the_demo(
     level = logging.getLogger("lightning.pytorch").level
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # nobody is shown those of other packages
         assert _own(text, tmp_path / "out") == 0
     assert capsys.readouterr().err == ""
     assert logging.getLogger("lightning.pytorch").level == level

@@ -24,6 +24,7 @@ from lightning_gradwatch import AdaptiveClip, GradWatch, load_run
 from lightning_gradwatch.report.logger_figures import log_figures
 from tests.models import TinyLanguageModel, sentences, trainer
 from tests.runlogs import profile
+from tests.versions import seed_everything
 
 pytestmark = pytest.mark.slow
 Scalars = dict[tuple[str, int], float]
@@ -46,7 +47,7 @@ class Looking(pl.Callback):
 
 
 def train(folder: Path, loggers: list[Logger]) -> Looking:
-    pl.seed_everything(0, verbose=False)
+    seed_everything(0)
     watch = GradWatch(every_n_steps=3, figures=True)
     figures = Looking(watch)
     fit = trainer(folder, [watch, AdaptiveClip()], max_steps=8, logger=loggers, log_every_n_steps=1)

@@ -14,6 +14,7 @@ from lightning_gradwatch import GradWatch, StartFinder, load_run, tap
 from tests.asserts import assert_identical
 from tests.integration.ways import Manual
 from tests.models import TinyLanguageModel, sentences, trainer
+from tests.versions import seed_everything
 
 
 class Tapped(TinyLanguageModel):
@@ -27,7 +28,7 @@ class Tapped(TinyLanguageModel):
 
 
 def train(*callbacks: pl.Callback, folder: Path, kind: type[pl.LightningModule] = Tapped, **options):
-    pl.seed_everything(3, verbose=False)
+    seed_everything(3)
     model = kind(dropout=0.2, layers=2) if issubclass(kind, TinyLanguageModel) else kind()
     fitted = trainer(folder, max_steps=4, callbacks=list(callbacks), **options)
     fitted.fit(model, sentences())

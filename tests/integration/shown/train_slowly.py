@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 
 from lightning_gradwatch import AdaptiveClip, GradWatch
 from tests.models import TinyLanguageModel, sentences, trainer
+from tests.versions import seed_everything
 
 
 class Slowly(pl.Callback):
@@ -26,7 +27,7 @@ class Slowly(pl.Callback):
 
 
 def main(folder: str, steps: str, seconds: str) -> None:
-    pl.seed_everything(0, verbose=False)
+    seed_everything(0)
     watch = GradWatch(every_n_steps=1, dirpath=folder)
     fit = trainer(
         Path(folder).parent,

@@ -17,11 +17,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lightning_gradwatch import AdaptiveClip, GradWatch, Norm
-from tests.integration.together.ddp import Save
+from tests.integration.together.ddp import FSDP2_BOUND, Save
 from tests.models import WORDS, sentences
-
-BOUND = 0.12
-"""Within the range of the norms that this model's steps have: some are clipped, some are not."""
 
 
 class Net(nn.Module):
@@ -114,9 +111,9 @@ def train(scenario: str, out: Path) -> None:
         "watched": [GradWatch(every_n_steps=2, dirpath=run)],
         "bare-cell": [],
         "watched-cell": [GradWatch(every_n_steps=2, dirpath=run)],
-        "single": [AdaptiveClip(Norm(BOUND), dirpath=run)],
-        "clipped": [AdaptiveClip(Norm(BOUND), dirpath=run)],
-        "audited": [GradWatch(every_n_steps=1, dirpath=run), AdaptiveClip(Norm(BOUND), dirpath=run)],
+        "single": [AdaptiveClip(Norm(FSDP2_BOUND), dirpath=run)],
+        "clipped": [AdaptiveClip(Norm(FSDP2_BOUND), dirpath=run)],
+        "audited": [GradWatch(every_n_steps=1, dirpath=run), AdaptiveClip(Norm(FSDP2_BOUND), dirpath=run)],
         "nan": [GradWatch(every_n_steps=2, dirpath=run), AdaptiveClip(dirpath=run)],
     }[scenario]
     whole = scenario.startswith("single")

@@ -118,11 +118,11 @@ def test_an_lstm_cell_agrees_with_the_fused_module() -> None:
 
 @pytest.mark.parametrize(
     "between",
-    [lambda h: h * 0.5, lambda h: nn.functional.layer_norm(h, (HIDDEN,)), lambda h: nn.functional.dropout(h, 0.5)],
+    [lambda h: h * 0.5, lambda h: nn.functional.layer_norm(h, (HIDDEN,)), lambda h: nn.functional.dropout(h, 0.25)],
     ids=["scaled", "normalised", "dropped"],
 )
 def test_a_state_changed_between_two_steps(between) -> None:
-    """A state that is scaled, normalised or dropped before it goes in again still continues its sequence."""
+    """A state that is scaled, normalised or dropped in part before it goes in again still continues its sequence."""
     torch.manual_seed(0)
     cell = nn.GRUCell(WIDTH, HIDDEN).double()
     (loop,), totals, lags, _ = run(cell, loop_over(cell, between=between))

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch.detect import UnchangedWeights
+from lightning_gradwatch.engine.backward_pass import Step
+from lightning_gradwatch.engine.first_step_search import FirstStepSearch
 from lightning_gradwatch.engine.judging import Judge, Pending
 from lightning_gradwatch.engine.locator import Locator, unscaled
 from lightning_gradwatch.engine.measuring import Measuring
 from lightning_gradwatch.engine.observation import Cells, Collector, Observation
 from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.engine.parameters import Parameters
-from lightning_gradwatch.engine.search import FirstStepSearch
-from lightning_gradwatch.engine.severed import SeveredStates
-from lightning_gradwatch.engine.step import Step
-from lightning_gradwatch.engine.unmarked import UnmarkedRecurrences
+from lightning_gradwatch.engine.severed_states import SeveredStates
+from lightning_gradwatch.engine.unmarked_recurrences import UnmarkedRecurrences
 from lightning_gradwatch.engine.unobserved import Unobserved
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent import Capture

@@ -16,14 +16,14 @@ from lightning_gradwatch.engine.observation import Cells, Observation
 from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import EventKind
-from lightning_gradwatch.findings.clipping import ClipNews, keep_clipping, tell_clipping
+from lightning_gradwatch.findings.clip_verdicts import ClipNews, keep_clipping, tell_clipping
 from lightning_gradwatch.findings.harmless import harmless
 from lightning_gradwatch.outside.backward import is_under_way, listen
 from lightning_gradwatch.outside.boundaries import MOST_FORWARDS, ForwardHook, Forwards, gradients, hear_steps
 from lightning_gradwatch.outside.clip_audit import LoopClipAudit
-from lightning_gradwatch.outside.findings import LoopFindings
+from lightning_gradwatch.outside.loop_findings import LoopFindings
+from lightning_gradwatch.outside.loop_passes import LoopPasses
 from lightning_gradwatch.outside.model import inner_model, out_of_reach, steps_are_heard
-from lightning_gradwatch.outside.passes import LoopPasses
 from lightning_gradwatch.outside.terminal import say
 from lightning_gradwatch.outside.words import in_words
 from lightning_gradwatch.plain import warn

@@ -20,7 +20,7 @@ from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
 from lightning_gradwatch.engine.observation import Cells, Observation
 from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.findings.clipping import ClipNews, keep_clipping, tell_clipping
+from lightning_gradwatch.findings.clip_verdicts import ClipNews, keep_clipping, tell_clipping
 from lightning_gradwatch.findings.harmless import harmless
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import describe

@@ -57,7 +57,7 @@ class Measuring:
         """Before the backward pass of a sampled step: have it follow
         the loss back through the loops.
         """
-        calls = without_duplicates(self._capture.calls)
+        calls = without_duplicates(self._capture.read_calls())
         for call in calls:
             if isinstance(call, Loop) and len(call.h) > 1:
                 with self._unobserved.isolated(call.module):

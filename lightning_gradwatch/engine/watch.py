@@ -101,7 +101,7 @@ class Watch:
                 known = (*self.capture.modules, *self._unobserved.reasons)
                 self._unmarked.look(loss, self.capture, self._search.states(), known, step.moment)
         if step.sampled and loss.requires_grad:
-            self._severed.look(self.capture.calls, step.moment)
+            self._severed.look(self.capture.read_calls(), step.moment)
             self.capture.loops.split_taps()
             self._measuring.follow(loss)
         self.capture.listen()
@@ -116,7 +116,7 @@ class Watch:
         if step.sampled:
             self._unobserved.report_added(step.moment)
         if step.sampled and loss is None:  # nothing was said before this backward pass
-            self._severed.look(self.capture.calls, step.moment)
+            self._severed.look(self.capture.read_calls(), step.moment)
         taken = self.capture.take_heard()
         self._unobserved.note_unreached(self.capture, taken.unreached)
         if taken.modules or loss is not None:

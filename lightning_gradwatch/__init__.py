@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from lightning_gradwatch.callbacks.grad_watch import AnomalyError, GradWatch
     from lightning_gradwatch.callbacks.start_finder import StartFinder
     from lightning_gradwatch.clip import AGC, AGGC, AdaGC, AutoClip, ClipPolicy, Norm, Spike, TensorPolicy, Value, ZClip
-    from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
+    from lightning_gradwatch.clip.step.nonfinite_step import NonFiniteGradientError
     from lightning_gradwatch.detect import Detector
     from lightning_gradwatch.events import Event, EventKind, Moment, Severity
-    from lightning_gradwatch.outside.clipping import clip_adaptively
+    from lightning_gradwatch.outside.clip_adaptively import clip_adaptively
     from lightning_gradwatch.outside.loop_watch import watch
     from lightning_gradwatch.profile import Profile
     from lightning_gradwatch.recurrent.capture.scan_taps import tap_scan
@@ -39,7 +39,7 @@ _HOMES = {
     "EventKind": "events",
     "GradWatch": "callbacks.grad_watch",
     "Moment": "events",
-    "NonFiniteGradientError": "clip.step.nonfinite",
+    "NonFiniteGradientError": "clip.step.nonfinite_step",
     "Norm": "clip",
     "Profile": "profile",
     "Severity": "events",
@@ -48,7 +48,7 @@ _HOMES = {
     "TensorPolicy": "clip",
     "Value": "clip",
     "ZClip": "clip",
-    "clip_adaptively": "outside.clipping",
+    "clip_adaptively": "outside.clip_adaptively",
     "compare_starts": "starts",
     "initialise_": "starts",
     "load_run": "runlog.reader",

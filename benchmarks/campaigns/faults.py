@@ -49,8 +49,8 @@ from benchmarks.campaigns.fault_models import (
     planted,
 )
 from benchmarks.campaigns.fault_truth import Truth, truth_of
+from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.engine.options import WatchOptions
-from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent.capture.modules import discover

@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
-from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
+from lightning_gradwatch.clip.step.measure_and_clip import clip, measure, whole_norm
 from lightning_gradwatch.recurrent.capture.direct_norm import DirectNorms
 
 Act = Callable[[], object]

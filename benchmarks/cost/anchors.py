@@ -90,7 +90,7 @@ def sweeps(problem: Problem, batches: int, sequences: int) -> Iterator[tuple[Swe
         optimizer.zero_grad()
         _loss(problem, module, embedding, head).backward()
         if is_measured:
-            (call,) = capture.calls
+            (call,) = capture.read_calls()
             yield _both(call, sequences)
             capture.detach()
         else:

@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.clipping.methods import autoclip, smartclip, zclip
 from lightning_gradwatch.clip import POLICIES, ClipPolicy, Norm, TensorPolicy, ZClip
 from lightning_gradwatch.clip.step.groups import PolicyGroups
-from lightning_gradwatch.clip.step.step import clip, measure
+from lightning_gradwatch.clip.step.measure_and_clip import clip, measure
 
 ENTRIES, TENSORS, BOUND = 10_000_000, 100, 1e9
 UNBOUND: dict[str, ClipPolicy] = {"norm": Norm(BOUND), "zclip": ZClip(max_norm=BOUND)}

@@ -78,7 +78,7 @@ def called(module: nn.RNNBase, x: torch.Tensor, state: Any = None) -> Generator[
     capture.attach()
     capture.begin()
     module(x, state)[0].square().mean().backward()
-    (call,) = capture.calls
+    (call,) = capture.read_calls()
     try:
         yield call
     finally:

@@ -155,7 +155,7 @@ def sweep_costs(count: int, kind: type[nn.RNNBase] = nn.LSTM) -> dict[str, list[
     capture.attach()
     capture.begin()
     model.training_step(batches(1)[0], 0).backward()
-    (call,) = capture.calls
+    (call,) = capture.read_calls()
     variants = {
         "at the defaults": {},
         "1 anchor": {"anchors": 1},
@@ -260,7 +260,7 @@ def long_sequence(timesteps: int = 10_000, batch: int = 4, hidden: int = 128) ->
         output, _ = module(torch.randn(timesteps, batch, 32))
         output.square().mean().backward()
         trained = time.perf_counter() - begun
-        (call,) = capture.calls
+        (call,) = capture.read_calls()
         entry: dict[str, object] = {"forward and backward, seconds": trained}
         for chunk in (64, 256, timesteps):
             begun = time.perf_counter()

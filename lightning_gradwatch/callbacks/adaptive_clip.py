@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch import arguments
-from lightning_gradwatch.callbacks.anomaly.clip_step import TrainerStep
+from lightning_gradwatch.callbacks.anomaly.trainer_step import TrainerStep
 from lightning_gradwatch.callbacks.clip_facts import ClipFacts
 from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.callbacks.output.run_folder import identity
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
-from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
+from lightning_gradwatch.clip.step.nonfinite_step import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.clip_events import ClipEvents, counts
@@ -37,7 +37,7 @@ from lightning_gradwatch.trainer.compat import (
     without_module,
 )
 from lightning_gradwatch.trainer.conflict import defers, unsupported_strategy
-from lightning_gradwatch.trainer.growth import GrowthReading
+from lightning_gradwatch.trainer.growth_reading import GrowthReading
 from lightning_gradwatch.trainer.line_search import LineSearch
 from lightning_gradwatch.trainer.loss import as_returned, common_loss
 from lightning_gradwatch.trainer.mixed_precision import active_scaler, scale_if_skipping, unscale_once

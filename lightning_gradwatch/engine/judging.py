@@ -25,10 +25,10 @@ from lightning_gradwatch.detect import (
     multiplied,
 )
 from lightning_gradwatch.detect.weights import AFTER_THE_LAST_STEP, SATURATED
+from lightning_gradwatch.engine.backward_pass import Step
+from lightning_gradwatch.engine.first_step_search import FirstStepSearch
 from lightning_gradwatch.engine.locator import OVERFLOWS, Locator, Read, wide_norm
 from lightning_gradwatch.engine.observation import Collector
-from lightning_gradwatch.engine.search import FirstStepSearch
-from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.recurrent.capture.taken import Taken
 from lightning_gradwatch.recurrent.graph.between import leads_to_weights

@@ -10,10 +10,10 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from lightning_gradwatch.detect import RecurrentWeights
+from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.engine.observation import Collector
 from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.engine.profile_detectors import ProfileDetectors
-from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.engine.unobserved import Unobserved
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.profile import Profile
@@ -57,7 +57,7 @@ class Measuring:
         """Before the backward pass of a sampled step: have it follow
         the loss back through the loops.
         """
-        calls = without_duplicates(self._capture.calls)
+        calls = without_duplicates(self._capture.read_calls())
         for call in calls:
             if isinstance(call, Loop) and len(call.h) > 1:
                 with self._unobserved.isolated(call.module):

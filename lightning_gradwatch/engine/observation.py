@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from lightning_gradwatch.engine.step import Step
+from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.recurrent.capture.slots import Slots

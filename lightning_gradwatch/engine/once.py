@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.engine.options import WatchOptions
-from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import Moment
 from lightning_gradwatch.profile import Profile

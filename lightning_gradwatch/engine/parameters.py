@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_gradwatch.engine.step import Step
+from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.recurrent import Capture
 from lightning_gradwatch.recurrent.measure.gradient_norm import PendingNorms, gradient_norms
 

@@ -150,7 +150,7 @@ class Unobserved:
         """Note why calls of this step were not observed, while the gradients are there."""
         if capture.marked:
             self.like_scans.clear()
-        self.note_unreached(capture, (call.module for call in capture.calls))
+        self.note_unreached(capture, (call.module for call in capture.read_calls()))
         for name, module in capture.modules.items():
             if name not in observed and any(p.grad is not None for p in module.parameters()):
                 self._called_around.add(name)

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch.detect import UnchangedWeights
+from lightning_gradwatch.engine.backward_pass import Step
+from lightning_gradwatch.engine.first_step_search import FirstStepSearch
 from lightning_gradwatch.engine.judging import Judge, Pending
 from lightning_gradwatch.engine.locator import Locator, unscaled
 from lightning_gradwatch.engine.measuring import Measuring
 from lightning_gradwatch.engine.observation import Cells, Collector, Observation
 from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.engine.parameters import Parameters
-from lightning_gradwatch.engine.search import FirstStepSearch
-from lightning_gradwatch.engine.severed import SeveredStates
-from lightning_gradwatch.engine.step import Step
-from lightning_gradwatch.engine.unmarked import UnmarkedRecurrences
+from lightning_gradwatch.engine.severed_states import SeveredStates
+from lightning_gradwatch.engine.unmarked_recurrences import UnmarkedRecurrences
 from lightning_gradwatch.engine.unobserved import Unobserved
 from lightning_gradwatch.events import Event, Moment
 from lightning_gradwatch.recurrent import Capture
@@ -101,7 +101,7 @@ class Watch:
                 known = (*self.capture.modules, *self._unobserved.reasons)
                 self._unmarked.look(loss, self.capture, self._search.states(), known, step.moment)
         if step.sampled and loss.requires_grad:
-            self._severed.look(self.capture.calls, step.moment)
+            self._severed.look(self.capture.read_calls(), step.moment)
             self.capture.loops.split_taps()
             self._measuring.follow(loss)
         self.capture.listen()
@@ -116,7 +116,7 @@ class Watch:
         if step.sampled:
             self._unobserved.report_added(step.moment)
         if step.sampled and loss is None:  # nothing was said before this backward pass
-            self._severed.look(self.capture.calls, step.moment)
+            self._severed.look(self.capture.read_calls(), step.moment)
         taken = self.capture.take_heard()
         self._unobserved.note_unreached(self.capture, taken.unreached)
         if taken.modules or loss is not None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lightning_gradwatch.clip import Spike
 from lightning_gradwatch.clip.step.groups import PolicyGroup
+from lightning_gradwatch.clip.step.measure_and_clip import UNTOUCHED, Outcome, headline_of
 from lightning_gradwatch.clip.step.state import ClipState, OptimizerState
-from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome, headline_of
 from lightning_gradwatch.events import EventKind, Severity
 from lightning_gradwatch.findings.clip_record import ClipRecord, clipped
 

@@ -14,9 +14,15 @@ from lightning_gradwatch import arguments
 from lightning_gradwatch.clip import Decision
 from lightning_gradwatch.clip.norms import true_norm
 from lightning_gradwatch.clip.step.groups import PolicyGroup
-from lightning_gradwatch.clip.step.nonfinite import HUGE, RECURRENT, SHRINK, NonFiniteGradientError, shrink_recurrent_
+from lightning_gradwatch.clip.step.measure_and_clip import UNTOUCHED, Outcome
+from lightning_gradwatch.clip.step.nonfinite_step import (
+    HUGE,
+    RECURRENT,
+    SHRINK,
+    NonFiniteGradientError,
+    shrink_recurrent_,
+)
 from lightning_gradwatch.clip.step.state import OptimizerState
-from lightning_gradwatch.clip.step.step import UNTOUCHED, Outcome
 from lightning_gradwatch.events import EventKind, Severity
 from lightning_gradwatch.findings.clip_record import ClipRecord
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_gradwatch.clip.step.measure_and_clip import Outcome
 from lightning_gradwatch.clip.step.state import ClipState
-from lightning_gradwatch.clip.step.step import Outcome
 from lightning_gradwatch.events import EventKind
 from lightning_gradwatch.runlog.schema import StepRecord
 

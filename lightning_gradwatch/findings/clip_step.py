@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.clip.step.groups import PolicyGroup
+from lightning_gradwatch.clip.step.measure_and_clip import clip, measure, whole_norm
 from lightning_gradwatch.clip.step.state import OptimizerState
-from lightning_gradwatch.clip.step.step import clip, measure, whole_norm
 from lightning_gradwatch.findings.clip_events import ClipEvents
 from lightning_gradwatch.findings.clip_nonfinite import NonFinite
 from lightning_gradwatch.findings.clip_record import ClipRecord

@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 
 from lightning_gradwatch.audit import ClippingSummary
+from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.engine.observation import Observation
-from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Event, EventKind, Severity, closes_episode
 from lightning_gradwatch.findings.announcer import Announcer, Say
 from lightning_gradwatch.findings.event_sink import EventSink

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
+from lightning_gradwatch.clip.step.nonfinite_step import NonFiniteGradientError
 from lightning_gradwatch.plain import warn
 
 

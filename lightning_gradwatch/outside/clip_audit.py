@@ -16,7 +16,7 @@ from lightning_gradwatch.clip.between.loop_source import Naming
 from lightning_gradwatch.clip.between.one_optimizer import AuditedOptimizer
 from lightning_gradwatch.clip.between.parameters import hooked
 from lightning_gradwatch.clip.step.state import ClipCounts
-from lightning_gradwatch.outside.clipping import clip_adaptively, clipper_of
+from lightning_gradwatch.outside.clip_adaptively import clip_adaptively, clipper_of
 from lightning_gradwatch.scaler import scale_of
 
 _UNHEARD = "its gradients came from no backward pass that was heard"

@@ -17,7 +17,7 @@ from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.announcer import Announcer
 from lightning_gradwatch.findings.closing import say_findings
 from lightning_gradwatch.findings.results import WatchResults
-from lightning_gradwatch.outside.findings import LoopFindings, Scalars
+from lightning_gradwatch.outside.loop_findings import LoopFindings, Scalars
 from lightning_gradwatch.outside.model import inner_model, inner_optimizer, optimizers_of
 from lightning_gradwatch.outside.processes import gradients_are_averaged, rank
 from lightning_gradwatch.outside.run_log import close_run_log, open_run_log, others

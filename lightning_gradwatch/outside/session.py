@@ -1,10 +1,9 @@
 """All that one watch of a loop has, from when it is entered until it is left."""
 
-# Over 300 lines: what lives from entering a watch to leaving it, hook by hook.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,18 +11,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradwatch.engine.observation import Cells, Observation
 from lightning_gradwatch.engine.options import WatchOptions
 from lightning_gradwatch.engine.watch import Watch
-from lightning_gradwatch.events import EventKind
-from lightning_gradwatch.findings.clipping import ClipNews, keep_clipping, tell_clipping
 from lightning_gradwatch.findings.harmless import harmless
+from lightning_gradwatch.findings.watching import Watching
 from lightning_gradwatch.outside.backward import is_under_way, listen
 from lightning_gradwatch.outside.boundaries import MOST_FORWARDS, ForwardHook, Forwards, gradients, hear_steps
 from lightning_gradwatch.outside.clip_audit import LoopClipAudit
-from lightning_gradwatch.outside.findings import LoopFindings
+from lightning_gradwatch.outside.loop_findings import LoopFindings
+from lightning_gradwatch.outside.loop_passes import LoopPasses
 from lightning_gradwatch.outside.model import inner_model, out_of_reach, steps_are_heard
-from lightning_gradwatch.outside.passes import LoopPasses
 from lightning_gradwatch.outside.terminal import say
 from lightning_gradwatch.outside.words import in_words
 from lightning_gradwatch.plain import warn
@@ -84,7 +81,7 @@ class Session:
         self._model, self._root = model, inner_model(model)
         self._optimizers, self._options, self._findings = optimizers, options, findings
         self.passes = LoopPasses(options.every_n_steps, options.divided, rank)
-        self.watch: Watch | None = None
+        self._watching = Watching(findings, lambda module: out_of_reach(model, module))
         self._forwards = Forwards()
         self._handles: list[RemovableHandle] = []
         self._endings: list[Callable[[], None]] = []
@@ -93,8 +90,12 @@ class Session:
         self._scaler: Any | None = None
         self._before: list[tuple[int, int] | None] | None = None
         self._audit: LoopClipAudit | None = None
-        self._news = ClipNews()
-        self._has_unreachable = self._nothing_said = self._suspicious = self._looked = False
+        self._looked = False
+
+    @property
+    def watch(self) -> Watch | None:
+        """The engine."""
+        return self._watching.watch
 
     def harmless(self) -> AbstractContextManager[None]:
         """An error of our own in here ends the watching with one warning."""
@@ -105,14 +106,14 @@ class Session:
     def begin(self, modules: Mapping[str, nn.Module]) -> None:
         """Put the hooks on."""
         with self.harmless():
-            unreachable = self._unreachable(modules)
-            self._report_unreachable(unreachable)
+            unreachable = self._watching.unreachable(modules)
+            self._watching.report_unreachable(unreachable, self.passes.moment)
             reachable = {name: module for name, module in modules.items() if name not in unreachable}
             options = self._options.watch
             if unreachable:
                 options = replace(options, find_cells=False)
             is_over = FitIsOver(self._on_call)
-            self.watch = Watch(
+            watch = self._watching.watch = Watch(
                 self._root, reachable, options, lambda: self.passes.steps, is_over, lambda: self._optimizers
             )
             self._describe(modules)
@@ -122,7 +123,7 @@ class Session:
             hook = ForwardHook(self._before_forward)
             self._handles.append(self._model.register_forward_pre_hook(hook, with_kwargs=True))
             self._endings.append(listen(self))
-            self._begin_batch(self.watch)
+            self._begin_batch(watch)
 
     def conclude(self, *, broken_off: bool) -> bool:
         """Gather what is left to be found. Returns whether there is anything to be said at the end.
@@ -130,20 +131,10 @@ class Session:
         Args:
             broken_off: by an error, which may keep us from looking once more.
         """
-        watch, findings = self.watch, self._findings
-        if watch is None:
-            return False
-        with suppress(Exception) if broken_off else nullcontext():
-            findings.take(watch.finish(self.passes.moment))
-            findings.note_truncation()
-            if self._audit is not None:
-                write = self.passes.moment.rank == 0 or not findings.gradients_are_common()
-                tell_clipping(findings, self._audit.findings(), self.passes.moment, write=write)
-        findings.take(watch.take())  # what was found before an error in the midst of it
-        if watch.steps or not broken_off:
-            findings.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
-        nothing = watch.has_nothing() and not self._has_unreachable
-        return bool((findings.events or not nothing) and (watch.steps or findings.events or not broken_off))
+        moment = self.passes.moment
+        write = moment.rank == 0 or not self._findings.gradients_are_common()
+        clipping = None if self._audit is None else self._audit.findings
+        return self._watching.conclude(moment, clipping, write=write, broken_off=broken_off)
 
     def end(self) -> None:
         """Take the hooks off. Calling it again does nothing."""
@@ -156,44 +147,19 @@ class Session:
         if self._audit is not None:
             self._audit.close()
         self._loss = self._scaler = self._before = None
-        watch, self.watch = self.watch, None
-        if watch is None:
-            return
-        with suppress(Exception):  # it may be the findings that failed
-            self._findings.take(watch.take())
-        watch.close()
-        if self._findings.log is not None:
-            self._findings.log.meta({"modules": describe(watch.capture.modules, watch.observed)})
+        self._watching.end()
 
     def _describe(self, modules: Mapping[str, nn.Module]) -> None:
         if self._findings.log is not None:
             config = {"config": {"watch": self._options.config}, "modules": describe(modules)}
             self._findings.log.meta(config)
 
-    # ------------------------------------------------------------------ what cannot be measured
-
-    def _unreachable(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-        reasons = {name: out_of_reach(self._model, module) for name, module in modules.items()}
-        return {name: reason for name, reason in reasons.items() if reason is not None}
-
-    def _report_unreachable(self, reasons: Mapping[str, str]) -> None:
-        self._has_unreachable |= bool(reasons)
-        for name, reason in reasons.items():
-            detail = f"{reason[0].upper()}{reason[1:]}."
-            self._findings.take_event(self.passes.moment.event(EventKind.NOT_OBSERVED, module=name, detail=detail))
-
-    def _adopt(self, watch: Watch, cells: Cells) -> None:
-        """Watch the cells that the first step showed, where they can be measured."""
-        unreachable = self._unreachable({name: module for name, (module, _) in cells.items()})
-        self._report_unreachable(unreachable)
-        watch.adopt({name: cell for name, cell in cells.items() if name not in unreachable})
-
     # ------------------------------------------------------------------ one step
 
     def _begin_batch(self, watch: Watch) -> None:
         self._looked = False
         self._forwards.clear()
-        self._take(watch.poll())
+        self._watching.take(watch.poll())
         watch.capture.begin()
         self.passes.begin_batch()
 
@@ -241,9 +207,11 @@ class Session:
             capture = watch.capture
             capture.forget_gradients()  # what ``autograd.grad`` sent in the forward is none of this loss's
             self._loss, self._scaler = loss, scaler
-            self._before = None if capture.calls else gradients(self._root)
+            self._before = None if capture.read_calls() else gradients(self._root)
             if loss is not None:
-                self._take(watch.before_backward(loss, self.passes.describe(capture.calls, loss, scaler)))
+                self._watching.take(
+                    watch.before_backward(loss, self.passes.describe(capture.read_calls(), loss, scaler))
+                )
 
     def after_backward(self, *, failed: bool) -> None:
         """Look at the calls whose gradients have arrived. A pass that reached nothing of the model
@@ -257,7 +225,7 @@ class Session:
             if failed:
                 watch.capture.clear()
                 return
-            ours = any(call.has_gradient() for call in watch.capture.calls)
+            ours = any(call.has_gradient() for call in watch.capture.read_calls())
             if ours or (before is not None and gradients(self._root) != before):
                 if self._audit is not None:
                     self._audit.after_backward(scaler)
@@ -272,14 +240,13 @@ class Session:
 
     def _look(self, watch: Watch, loss: Tensor | None = None, scaler: Any | None = None) -> None:
         """Record what the gradients tell that have arrived."""
-        arrived = [call for call in watch.capture.calls if call.has_gradient()]
+        arrived = [call for call in watch.capture.read_calls() if call.has_gradient()]
         step = self.passes.describe(arrived, loss, scaler)
         if step.sampled:
             self.passes.sampled(arrived)
-        self._take(watch.after_backward(loss, step))
+        self._watching.take(watch.after_backward(loss, step))
         self.passes.nth += 1
-        if self._suspicious:
-            self._suspicious = False
+        if self._watching.is_suspicious():
             self.passes.follow_up()
 
     def _before_step(self, optimizer: Optimizer) -> None:
@@ -288,7 +255,7 @@ class Session:
         if watch is None:
             return
         with self.harmless():
-            if any(call.has_gradient() for call in watch.capture.calls):
+            if any(call.has_gradient() for call in watch.capture.read_calls()):
                 self._look(watch)
             if self._audit is not None:
                 self._audit.before_step(optimizer)
@@ -298,7 +265,7 @@ class Session:
         if watch is None:
             return
         with self.harmless():
-            if self._is_round_over(optimizer) and (self.passes.nth or watch.capture.calls):
+            if self._is_round_over(optimizer) and (self.passes.nth or watch.capture.read_calls()):
                 self._end_round(watch)
             self.passes.stepped()
 
@@ -316,25 +283,18 @@ class Session:
 
     def _look_at_clipping(self, audit: LoopClipAudit) -> None:
         audit.end_round()
-        if self._news(audit.samples):
-            keep_clipping(self._findings, audit.findings(wait=False))
+        self._watching.keep_clipping(audit.samples, lambda: audit.findings(wait=False))
 
     def _end_round(self, watch: Watch) -> None:
         if self._audit is not None:
             self._look_at_clipping(self._audit)
-        seen = self._take(watch.end_step(self.passes.moment))
+        seen = self._watching.take(watch.end_step(self.passes.moment))
         if seen.cells:
-            self._adopt(watch, seen.cells)
+            self._watching.report_unreachable(self._watching.adopt(watch, seen.cells), self.passes.moment)
         if self._options.first_word:
             self._findings.say_first_words(say)
         self.passes.end_round()
         self._begin_batch(watch)
-        if watch.has_nothing() and not self._has_unreachable and not self._nothing_said:
-            self._nothing_said = True
-            advice = " ".join(f"{event.message} {event.remedy}" for event in watch.unmarked)
+        advice = self._watching.advice_on_nothing(watch)
+        if advice is not None:
             warn(f"{_NOTHING} {in_words(advice) or _PERHAPS}", stacklevel=4)
-
-    def _take(self, seen: Observation) -> Observation:
-        self._suspicious |= seen.suspicious
-        self._findings.take(seen)
-        return seen

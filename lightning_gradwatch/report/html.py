@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lightning_gradwatch.report import clipping, payload, sections, series
+from lightning_gradwatch.report import clip_cards, payload, sections, series
 from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.report.summary import run_names
 from lightning_gradwatch.runlog.reader import Run
@@ -62,7 +62,7 @@ def report_page(runs: Sequence[Run], names: Sequence[str] | None = None) -> str:
             "css": template.joinpath("page.css").read_text("utf-8"),
             "headline": sections.headline(runs, names),
             "verdicts": sections.verdicts(runs, names, keys),
-            "clipping": clipping.cards(runs, names),
+            "clipping": clip_cards.cards(runs, names),
             "notes": sections.notes(runs, names),
             "events": sections.events(runs, names, keys),
             "footer": sections.footer(runs, names),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from lightning_gradwatch.callbacks.fit.options import FitOptions
 from lightning_gradwatch.callbacks.fit.passes import BackwardPasses
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log
 from lightning_gradwatch.callbacks.output.watch_recorder import WatchRecorder
-from lightning_gradwatch.engine.observation import Cells, Observation
+from lightning_gradwatch.engine.observation import Observation
 from lightning_gradwatch.engine.watch import Watch
-from lightning_gradwatch.events import Event, EventKind, Moment
-from lightning_gradwatch.findings.clipping import ClipNews, keep_clipping, tell_clipping
+from lightning_gradwatch.events import Moment
 from lightning_gradwatch.findings.harmless import harmless
+from lightning_gradwatch.findings.watching import Watching
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import describe
 from lightning_gradwatch.trainer.clip_audit import ClipAudit
@@ -69,11 +69,15 @@ class FitWatch:
         self._options, self._recorder, self._steps = options, recorder, steps
         self.handling = AnomalyHandling(options.handling)
         self.passes = BackwardPasses(trainer, module, options.every_n_steps)
-        self.audit, self._news = ClipAudit(trainer, module, options.every_n_steps, self.harmless), ClipNews()
-        self.watch: Watch | None = None
+        self.audit = ClipAudit(trainer, module, options.every_n_steps, self.harmless)
+        self._watching = Watching(recorder, lambda module: out_of_reach(trainer, module))
         self.run_dir: Path | None = None
         self._loss: Tensor | None = None
-        self._has_unreachable = self._nothing_said = self._suspicious = False
+
+    @property
+    def watch(self) -> Watch | None:
+        """The engine."""
+        return self._watching.watch
 
     def harmless(self) -> AbstractContextManager[None]:
         """An error of our own in here ends the watching with one warning."""
@@ -94,14 +98,16 @@ class FitWatch:
         """Put the hooks on."""
         self.handling.respond(self.trainer, modules, self._recorder.take_event)
         with self.harmless():
-            unreachable = self._unreachable(modules)
+            unreachable = self._watching.unreachable(modules)
             self._report_unreachable(unreachable)
             self._steps.listen(self.trainer)
             self.audit.listen()
             reachable = {name: module for name, module in modules.items() if name not in unreachable}
             options = self._options.watch
             options = replace(options, find_cells=options.find_cells and not unreachable)
-            self.watch = Watch(self.module, reachable, options, self._clock, is_over, lambda: self.trainer.optimizers)
+            self._watching.watch = Watch(
+                self.module, reachable, options, self._clock, is_over, lambda: self.trainer.optimizers
+            )
             self._describe(modules)
 
     def conclude(self, *, broken_off: bool) -> bool:
@@ -111,32 +117,15 @@ class FitWatch:
             broken_off: by an error, which may keep us from looking once more: a device
                 without memory, or one that failed.
         """
-        watch, events = self.watch, self._recorder.events
-        if watch is None:
-            return False
-        with suppress(Exception) if broken_off else nullcontext():
-            self._recorder.take(watch.finish(self.passes.moment))
-            self._recorder.note_truncation()
-            write = self.trainer.is_global_zero
-            tell_clipping(self._recorder, self.audit.findings(), self.passes.moment, write=write)
-        self._recorder.take(watch.take())  # what was found before an error in the midst of it
-        if watch.steps or not broken_off:
-            self._recorder.take(Observation(events=tuple(watch.unobserved(self.passes.moment))))
-        nothing = watch.has_nothing() and not self._has_unreachable
-        return bool((events or not nothing) and (watch.steps or events or not broken_off))
+        return self._watching.conclude(
+            self.passes.moment, self.audit.findings, write=self.trainer.is_global_zero, broken_off=broken_off
+        )
 
     def end_watching(self) -> None:
         """Take the hooks off and close the run log. Calling it again does nothing."""
-        watch, self.watch = self.watch, None
-        log = self._recorder.log
-        if watch is not None:
-            with suppress(Exception):  # it may be the recorder that failed
-                self._recorder.take(watch.take())
-            watch.close()
-            self._steps.close()
-            self.audit.close()
-            if log is not None:
-                log.meta({"modules": describe(watch.capture.modules, watch.observed)})
+        self._steps.close()
+        self.audit.close()
+        self._watching.end()
         close_run_log(self.trainer, owner=self)
         self._recorder.close()
         self._loss = None
@@ -157,26 +146,12 @@ class FitWatch:
 
     # ------------------------------------------------------------------ what cannot be measured
 
-    def _unreachable(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-        reasons = {name: out_of_reach(self.trainer, module) for name, module in modules.items()}
-        return {name: reason for name, reason in reasons.items() if reason is not None}
-
     def _report_unreachable(self, reasons: Mapping[str, str]) -> None:
-        self._has_unreachable = bool(reasons)
         if not reasons or not self.trainer.is_global_zero:
             return
         rank_zero_warn(f"GradWatch does not observe {', '.join(reasons)}: {next(iter(reasons.values()))}.")
         now = Moment(self.trainer.global_step, self.trainer.current_epoch)
-        for name, reason in reasons.items():
-            detail = f"{reason[0].upper()}{reason[1:]}."
-            self._recorder.take_event(now.event(EventKind.NOT_OBSERVED, module=name, detail=detail))
-
-    def _adopt(self, watch: Watch, cells: Cells) -> None:
-        """Watch the cells that the first step showed, where they can be measured."""
-        unreachable = self._unreachable({name: module for name, (module, _) in cells.items()})
-        if unreachable:
-            self._report_unreachable(unreachable)
-        watch.adopt({name: cell for name, cell in cells.items() if name not in unreachable})
+        self._watching.report_unreachable(reasons, now)
 
     # ------------------------------------------------------------------ one step
 
@@ -253,8 +228,7 @@ class FitWatch:
         if step.sampled:
             self.passes.sampled(arrived)
         seen = self._take(watch.after_backward(loss, step))
-        if self._suspicious:
-            self._suspicious = False
+        if self._watching.is_suspicious():
             self.passes.follow_up()
         if self.handling.wanted:
             self._act_on(seen)
@@ -265,29 +239,22 @@ class FitWatch:
         self.handling.see(seen.events, self.trainer, self.module)
 
     def _take(self, seen: Observation) -> Observation:
-        self._suspicious |= seen.suspicious
         self.audit.count(seen.norms)
-        self._recorder.take(seen)
-        return seen
+        return self._watching.take(seen)
 
     def _end_step(self, watch: Watch) -> None:
         self.look()
         self.passes.hold(None)
         seen = self._take(watch.end_step(self.passes.moment))
         self.audit.end_batch()
-        if self._news(self.audit.samples):
-            keep_clipping(self._recorder, self.audit.findings(wait=False))
+        self._watching.keep_clipping(self.audit.samples, lambda: self.audit.findings(wait=False))
         if self._options.first_word:
             self._recorder.say_first_words(say)
         if seen.cells:
-            self._adopt(watch, seen.cells)
+            self._report_unreachable(self._watching.adopt(watch, seen.cells))
         horizon = self._recorder.horizon_text()
         if self._options.progress_bar and horizon is not None:
             show_in_progress_bar(self.trainer, {"horizon": horizon})
-        if watch.has_nothing() and not self._has_unreachable and not self._nothing_said:
-            self._nothing_said = True
-            rank_zero_warn(f"{_NOTHING} {' '.join(map(_advice, watch.unmarked)) or _PERHAPS}")
-
-
-def _advice(event: Event) -> str:
-    return f"{event.message} {event.remedy}"
+        advice = self._watching.advice_on_nothing(watch)
+        if advice is not None:
+            rank_zero_warn(f"{_NOTHING} {advice or _PERHAPS}")

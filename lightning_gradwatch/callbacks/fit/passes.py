@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.engine.sampling import Now, Sampling
-from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Moment
 from lightning_gradwatch.recurrent.capture.unread import Heard
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer, accumulates_further, accumulation, logged_step

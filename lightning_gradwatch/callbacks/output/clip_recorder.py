@@ -9,8 +9,8 @@ from typing import Any
 
 from lightning_gradwatch.callbacks.output.loggers import Scalars
 from lightning_gradwatch.callbacks.output.run_folder import close_run_log, open_run_log, run_id_of
+from lightning_gradwatch.clip.step.measure_and_clip import Outcome
 from lightning_gradwatch.clip.step.state import ClipState
-from lightning_gradwatch.clip.step.step import Outcome
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.findings.clip_record import step_record, values_of
 from lightning_gradwatch.findings.event_sink import EventSink

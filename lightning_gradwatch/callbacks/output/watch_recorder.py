@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_gradwatch.callbacks.output.figures import Figures
 from lightning_gradwatch.callbacks.output.loggers import Scalars
-from lightning_gradwatch.engine.step import Step
+from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.announcer import Announcer
 from lightning_gradwatch.findings.findings import Findings

@@ -125,9 +125,10 @@ class Capture:
         self.clear()
         self._ears.close()
 
-    @property
-    def calls(self) -> list[RecurrentCall | Loop | Scan]:
-        """Of the present step, in order of their first forward."""
+    def read_calls(self) -> list[RecurrentCall | Loop | Scan]:
+        """The calls of the present step so far, in order of their first forward; what was only
+        heard of is read now.
+        """
         if self._unread.calls:
             self._unread.read_into(self._calls, self.loops, final=False)
         return self._calls
@@ -137,7 +138,7 @@ class Capture:
 
         Args:
             announced: :meth:`listen` will be called before its one backward pass. Then a call of a
-                cell costs next to nothing until somebody asks for ``calls``.
+                cell costs next to nothing until :meth:`read_calls`.
         """
         self.clear()
         self._first.settle()
@@ -152,7 +153,7 @@ class Capture:
 
     def listen(self) -> None:
         """The backward pass is about to begin: have its gradients kept. On a step
-        that is to be measured in full, ``calls`` were asked for before, and keep them.
+        that is to be measured in full, they were read before, and keep them.
         """
         self._unread.listen()
         self._announced = False  # what is called within the backward pass is listened to at once
@@ -188,7 +189,7 @@ class Capture:
 
     def take(self) -> list[RecurrentCall | Loop | Scan]:
         """Take away the calls whose gradients have arrived, in order; the others stay."""
-        arrived = [call for call in self.calls if call.has_gradient()]
+        arrived = [call for call in self.read_calls() if call.has_gradient()]
         self._calls[:] = [call for call in self._calls if not call.has_gradient()]
         return arrived
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_gradwatch import AdaptiveClip, GradWatch, load_run
-from lightning_gradwatch.clip.step.step import measure
+from lightning_gradwatch.clip.step.measure_and_clip import measure
 from tests.integration.ways import scaled
 from tests.models import TinyLanguageModel, sentences, trainer
 
@@ -59,7 +59,7 @@ def test_the_run_log_holds_the_loss(model, options, tmp_path):
 
 def test_it_is_read_in_the_norm_s_own_sync(monkeypatch):
     """One read for the norms of all parts and the loss."""
-    from lightning_gradwatch.clip.step import step as _clip_step
+    from lightning_gradwatch.clip.step import measure_and_clip as _clip_step
     from lightning_gradwatch.clip.step.groups import PolicyGroups
 
     reads: list[int] = []

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_gradwatch import GradWatch, load_run
+from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.engine.options import WatchOptions
-from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.engine.watch import Watch
 from lightning_gradwatch.events import Event, Moment
 from tests.asserts import assert_identical

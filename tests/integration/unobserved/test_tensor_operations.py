@@ -188,7 +188,7 @@ def test_a_parameter_outside_of_the_model_is_told_by_its_shape(tmp_path: Path) -
 @pytest.mark.filterwarnings("ignore:.*found no recurrent module.*")
 def test_a_graph_that_is_too_large_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not searched, and nobody takes silence for an answer."""
-    monkeypatch.setattr("lightning_gradwatch.engine.unmarked.MOST_NODES", 30)
+    monkeypatch.setattr("lightning_gradwatch.engine.unmarked_recurrences.MOST_NODES", 30)
     (event,) = notes(fit(RECURRENCES["products"](), lambda net, x: net(x).square().mean(), tmp_path))
     assert event.module is None
     assert "was not searched" in event.message

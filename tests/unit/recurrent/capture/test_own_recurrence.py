@@ -225,9 +225,9 @@ def test_a_first_batch_that_is_not_finite_decides_nothing() -> None:
     try:
         capture.begin()
         module(torch.full((BATCH, TIME, WIDTH), torch.nan))
-        assert not capture.calls
+        assert not capture.read_calls()
         module(torch.randn(BATCH, TIME, WIDTH))
-        assert len(capture.calls) == 1
+        assert len(capture.read_calls()) == 1
     finally:
         capture.detach()
 

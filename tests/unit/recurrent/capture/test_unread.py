@@ -185,7 +185,7 @@ def test_a_forward_that_was_replaced_is_heard_from_the_next_step_on() -> None:
     cell.forward = lambda x, h: mine(x, h)  # type: ignore[method-assign]
     capture.begin(announced=True)
     states(cell, 3)
-    (loop,) = capture.calls
+    (loop,) = capture.read_calls()
     assert isinstance(loop, Loop)
     assert len(loop.steps) == 3
     capture.detach()

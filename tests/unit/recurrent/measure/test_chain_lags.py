@@ -79,7 +79,7 @@ def measured(model: Model) -> Profile:
     capture.attach()
     capture.begin()
     loss, _ = model.loss()
-    (loop,) = capture.calls
+    (loop,) = capture.read_calls()
     measure_lags(loop, loss)
     assert Counts.runs == 0
     loss.backward()

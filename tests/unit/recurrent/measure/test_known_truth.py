@@ -27,7 +27,7 @@ def lagged(scale: float, timesteps: int = 100):
     capture.begin()
     output, _ = rnn(torch.randn(timesteps, 8, 4))
     (output * torch.randn_like(output)).sum().backward()
-    (call,) = capture.calls
+    (call,) = capture.read_calls()
     (profile,) = profiles(call, sweep(call))
     capture.detach()
     return profile.lagged()

@@ -37,12 +37,12 @@ def run(module: nn.Module, forward, modules: dict[str, nn.Module] | None = None)
     totals = torch.autograd.grad(loss, states, retain_graph=True)
     sent = totals[-1]
     lags = torch.autograd.grad((states[-1] * sent).sum(), states, retain_graph=True, allow_unused=True)
-    for call in capture.calls:
+    for call in capture.read_calls():
         call.release()
-    for call in capture.calls:
+    for call in capture.read_calls():
         if isinstance(call, Loop):
             measure_lags(call, loss)
-    cut = severed(capture.calls)
+    cut = severed(capture.read_calls())
     loss.backward()
     calls = capture.take()
     expected = [g.detach().double().norm(dim=-1) for g in totals]
@@ -142,7 +142,7 @@ def test_an_output_changed_in_place_afterwards() -> None:
     for x in inputs():
         h = cell(x, h) + 0  # relu's own result is needed for its backward pass
         total = total + (h.mul_(0.5) ** 2).sum()
-    (loop,) = capture.calls
+    (loop,) = capture.read_calls()
     measure_lags(loop, total)
     total.backward()
     (found,) = loop_profiles(loop, None)
@@ -265,7 +265,7 @@ def test_measuring_lags_leaves_no_gradient_behind() -> None:
     capture.attach()
     capture.begin()
     loss, _ = loop_over(cell)()
-    (loop,) = capture.calls
+    (loop,) = capture.read_calls()
     measure_lags(loop, loss)
     assert all(parameter.grad is None for parameter in cell.parameters())
     assert not loop.has_gradient()
@@ -300,7 +300,7 @@ def measure_shrinking(sizes: list[int], module: nn.Module | None = None, **optio
     (sent,) = torch.autograd.grad(loss, states[-1:], retain_graph=True)
     lags = [g.norm(dim=-1) for g in torch.autograd.grad((states[-1] * sent).sum(), states, retain_graph=True)]
     capture.forget_gradients()
-    (loop,) = capture.calls
+    (loop,) = capture.read_calls()
     measure_lags(loop, loss)
     loss.backward()
     (found,) = loop_profiles(loop, None)

@@ -323,7 +323,7 @@ def test_an_empty_batch_leaves_nothing() -> None:
     capture.attach()
     capture.begin()
     tap_scan(torch.zeros(0, 5, 4, requires_grad=True), 0.5)
-    assert not capture.calls
+    assert not capture.read_calls()
     capture.detach()
 
 
@@ -413,7 +413,7 @@ def test_a_view_that_is_changed_in_place_is_told() -> None:
     capture.attach()
     capture.begin()
     forward().backward()
-    (scan,) = capture.calls
+    (scan,) = capture.read_calls()
     capture.detach()
     assert scan.lost()
 

@@ -91,7 +91,7 @@ def watched(module: nn.RNNBase, forward: Forward, *, announced: bool = True) -> 
     capture.attach()
     capture.begin()
     loss = forward(module)
-    for chain in stitch(capture.calls) if announced else ():
+    for chain in stitch(capture.read_calls()) if announced else ():
         if isinstance(chain, Chain) and not chain.plain:
             follow(chain.calls, loss)
     loss.backward()

@@ -38,7 +38,7 @@ def measure(
         total = total + case.loss_of(case.output_of(output, j), case.state_of(h_n, j), case.state_of(c_n, j))
     total.backward()
     after = torch.get_rng_state()
-    (call,) = capture.calls
+    (call,) = capture.read_calls()
     swept = sweep(call, max_sequences=max_sequences, anchors=anchors, chunk=chunk, inputs=inputs, at_once=at_once)
     assert swept.by_timestep is None
     assert torch.equal(torch.get_rng_state(), after)

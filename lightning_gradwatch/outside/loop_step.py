@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.clip.step.nonfinite import NonFiniteGradientError
+from lightning_gradwatch.clip.step.measure_and_clip import Outcome
+from lightning_gradwatch.clip.step.nonfinite_step import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import ClipState
-from lightning_gradwatch.clip.step.step import Outcome
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.findings.clip_record import step_record, values_of
 from lightning_gradwatch.findings.event_sink import EventSink
-from lightning_gradwatch.outside.findings import GuardedLog, Scalars
+from lightning_gradwatch.outside.loop_findings import GuardedLog, Scalars
 from lightning_gradwatch.outside.processes import rank
 from lightning_gradwatch.outside.terminal import say
 from lightning_gradwatch.outside.words import in_words, outside

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.engine.sampling import Now, Sampling
-from lightning_gradwatch.engine.step import Step
 from lightning_gradwatch.events import Moment
 from lightning_gradwatch.recurrent.capture.taken import Call
 from lightning_gradwatch.scaler import scale_of

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.callbacks.anomaly.step_control import skip_step, stop_training
 from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
+from lightning_gradwatch.clip.step.measure_and_clip import Outcome
 from lightning_gradwatch.clip.step.state import ClipState
-from lightning_gradwatch.clip.step.step import Outcome
 from lightning_gradwatch.events import EventKind
 from lightning_gradwatch.trainer.compat import Trainer, say
 

@@ -21,9 +21,9 @@ from lightning_gradwatch.findings.clip_nonfinite import NonFinite
 from lightning_gradwatch.findings.clip_step import ClipStep
 from lightning_gradwatch.findings.harmless import unclipped_at_worst
 from lightning_gradwatch.outside.backward import listen
-from lightning_gradwatch.outside.clip_record import LoopStep
-from lightning_gradwatch.outside.findings import Scalars
 from lightning_gradwatch.outside.fused import found_inf, unscale
+from lightning_gradwatch.outside.loop_findings import Scalars
+from lightning_gradwatch.outside.loop_step import LoopStep
 from lightning_gradwatch.outside.model import inner_model, inner_optimizer, optimizers_of
 from lightning_gradwatch.outside.processes import is_alone
 from lightning_gradwatch.outside.run_log import close_run_log, open_run_log

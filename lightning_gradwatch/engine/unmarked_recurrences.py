@@ -78,7 +78,7 @@ class UnmarkedRecurrences:
         modules = [module for name, module in self._model.named_modules() if plain_name(name) in known]
         others = {id(weight) for module in modules for weight in _weights(module)}
         graph = Topology.of(loss, MOST_NODES)
-        states = set[int]() if graph is None else states_in(graph, capture.calls, numbers)
+        states = set[int]() if graph is None else states_in(graph, capture.read_calls(), numbers)
         recurrences = None if graph is None else unmarked(graph, states, names)
         if recurrences is None:
             self._tell("", moment, message=_TOO_LARGE, remedy=_TAP)

@@ -50,30 +50,43 @@ def _own_errors_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "raise_own_errors", True)
 
 
+PUT_ON = (
+    *((nn.Module, f"register_forward_{name}") for name in ("hook", "pre_hook")),
+    *((torch.optim.Optimizer, f"register_step_{name}_hook") for name in ("pre", "post")),
+    (torch.Tensor, "register_hook"),
+)
+
+
 @pytest.fixture(autouse=True)
 def _no_hook_outlives_a_test(monkeypatch: pytest.MonkeyPatch):
-    """Every owner of hooks must have taken them off, whatever ended the fit."""
-    hooked: list[nn.Module] = []
-    for name in ("register_forward_hook", "register_forward_pre_hook"):
-        monkeypatch.setattr(nn.Module, name, _noting(getattr(nn.Module, name), hooked))
+    """Every owner of hooks must have taken them off, whatever ended the fit: of modules, optimizers
+    and parameters. Those on what a graph computed go with the graph.
+    """
+    noted: list[tuple[str, Any]] = []
+    for kind, name in PUT_ON:
+        monkeypatch.setattr(kind, name, _noting(getattr(kind, name), noted))
     yield
-    left = sorted({f"{_owner(hook)} on {type(m).__name__}" for m in hooked for hook in _hooks(m) if _is_ours(hook)})
+    left = sorted({name for name, handle in noted if handle.id in (handle.hooks_dict_ref() or ())})
     left += [f"{_owner(hook)} on everything" for hook in _global_hooks() if _is_ours(hook)]
     left += _stand_ins()
     assert not left, f"hooks were left behind: {left}"
 
 
-def _noting(register: Callable[..., Any], hooked: list[nn.Module]) -> Callable[..., Any]:
-    def noted(self: nn.Module, hook: Callable[..., Any], **options: Any) -> Any:
-        if _is_ours(hook):
-            hooked.append(self)
-        return register(self, hook, **options)
+def _noting(register: Callable[..., Any], noted: list[tuple[str, Any]]) -> Callable[..., Any]:
+    def noting(self: Any, hook: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        handle = register(self, hook, *args, **options)
+        if _is_ours(hook) and not _goes_with_its_owner(self, hook):
+            noted.append((f"{_owner(hook)} on {type(self).__name__}", handle))
+        return handle
 
-    return noted
+    return noting
 
 
-def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
-    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+def _goes_with_its_owner(owner: Any, hook: Callable[..., Any]) -> bool:
+    """What a graph computed lives as long as the graph; ``clip_adaptively(optimizer)`` that is not
+    entered clips as long as the optimizer lives.
+    """
+    return (isinstance(owner, torch.Tensor) and not owner.is_leaf) or _owner(hook).endswith(".clip_adaptively")
 
 
 def _global_hooks() -> list[Callable[..., Any]]:
@@ -90,8 +103,13 @@ def _stand_ins() -> list[str]:
 
 
 def _owner(hook: Callable[..., Any]) -> str:
+    hook = getattr(hook, "func", hook)  # of a partial
     owner = getattr(hook, "__self__", None)
-    return hook.__module__ if owner is None else f"{type(owner).__module__}.{type(owner).__name__}"
+    return (
+        getattr(hook, "__module__", type(hook).__module__)
+        if owner is None
+        else f"{type(owner).__module__}.{type(owner).__name__}"
+    )
 
 
 def _is_ours(hook: Callable[..., Any]) -> bool:

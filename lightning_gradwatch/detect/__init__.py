@@ -19,7 +19,7 @@ from lightning_gradwatch.detect.saturation import SaturationDetector
 from lightning_gradwatch.detect.scale_search import ScaleSearch
 from lightning_gradwatch.detect.scan_mismatch import ScanMismatchDetector
 from lightning_gradwatch.detect.short_reach import ShortReachDetector
-from lightning_gradwatch.detect.unchanged_weights import UnchangedWeights
+from lightning_gradwatch.detect.unchanged_weights import UnchangedWeights, held_by
 from lightning_gradwatch.detect.vanishing import VanishingDetector, is_vanishing
 from lightning_gradwatch.detect.weights import WeightWatch
 from lightning_gradwatch.detect.zero_gradient import ZeroGradient
@@ -50,6 +50,7 @@ __all__ = [
     "ZeroGradient",
     "bad_loss",
     "checked_detectors",
+    "held_by",
     "is_vanishing",
     "locate_nonfinite",
     "multiplied",

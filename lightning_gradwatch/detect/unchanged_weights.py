@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,13 @@ class _Row:
     told: bool = False
 
 
+def held_by(optimizers: Iterable[Optimizer]) -> frozenset[int]:
+    """The ids of the parameters that any of them holds; valid while these live."""
+    return frozenset(
+        id(weight) for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]
+    )
+
+
 class UnchangedWeights:
     """Told once for each module, from its third sample on.
 
@@ -44,7 +51,7 @@ class UnchangedWeights:
         self,
         module: str,
         weights: Sequence[Tensor],
-        optimizers: Iterable[Optimizer],
+        held: Set[int],
         moment: Moment,
         *,
         outside: bool = False,
@@ -53,10 +60,10 @@ class UnchangedWeights:
 
         Args:
             weights: its own, those that are trained, with their gradients.
-            optimizers: all that are known. With none nothing is.
+            held: by all optimizers that are known, of :func:`held_by`. With none nothing is told.
             outside: the module is not one of the model's own.
         """
-        if not weights or not _are_left_out(weights, optimizers):
+        if not (weights and held) or not held.isdisjoint(map(id, weights)):
             self._rows.pop(module, None)
             return None
         values = _fingerprint(weights)
@@ -72,12 +79,6 @@ class UnchangedWeights:
         detail = f"None of them is in an optimizer. So it was {since}."
         remedy = _OUTSIDE_REMEDY if outside else EventKind.WEIGHTS_UNCHANGED.remedy
         return moment.event(EventKind.WEIGHTS_UNCHANGED, module=module, detail=detail, remedy=remedy)
-
-
-def _are_left_out(weights: Iterable[Tensor], optimizers: Iterable[Optimizer]) -> bool:
-    """Whether optimizers are known, and none holds one of them."""
-    held = {id(weight) for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]}
-    return bool(held) and held.isdisjoint(map(id, weights))
 
 
 def _fingerprint(weights: Iterable[Tensor]) -> tuple[float, ...]:

@@ -33,22 +33,23 @@ class ProfileDetectors:
 
     def __init__(self, users: Sequence[Detector] = ()) -> None:
         self.exploding = ExplodingDetector()
-        self._of_lags = (self.exploding, SaturationDetector(), VanishingDetector())
+        self._of_lags: tuple[Detector, ...] = (self.exploding, SaturationDetector(), VanishingDetector())
         others = (ShortReachDetector(), OneSequenceDetector(), ScanMismatchDetector())
-        self._all: tuple[Detector, ...] = (*self._of_lags, *others, *map(GuardedDetector, users))
+        self._others: tuple[Detector, ...] = (*others, *map(GuardedDetector, users))
 
     def __call__(self, profile: Profile, moment: Moment) -> Iterator[Event]:
         """What they say of a profile. Of a scan that was marked with what it does not compute, the
         lags say nothing.
         """
-        for detector in self._all[len(self._of_lags) if profile.mismatch is not None else 0 :]:
+        of_lags = self._of_lags if profile.mismatch is None else ()
+        for detector in (*of_lags, *self._others):
             event = detector(profile, moment)
             if event is not None:
                 yield event
 
     def finish(self, moment: Moment) -> Iterator[Event]:
         """What they have still to say when training is over."""
-        for detector in self._all:
+        for detector in (*self._of_lags, *self._others):
             yield from detector.finish(moment)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gradwatch.detect import UnchangedWeights
+from lightning_gradwatch.detect import UnchangedWeights, held_by
 from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.engine.first_step_search import FirstStepSearch
 from lightning_gradwatch.engine.judging import Judge, Pending
@@ -237,8 +237,8 @@ class Watch:
         """Tell each module whose weights nothing changes."""
         if not step.complete:
             return
-        optimizers, own = list(self._optimizers()), set(self._model.modules())
+        held, own = held_by(self._optimizers()), set(self._model.modules())
         for name, module in self.capture.modules.items():
             weights = [weight for weight in module.parameters() if weight.requires_grad]
             outside = module not in own
-            self._collector.add(self._unchanged(name, weights, optimizers, step.moment, outside=outside))
+            self._collector.add(self._unchanged(name, weights, held, step.moment, outside=outside))

@@ -152,20 +152,6 @@ class ClippingRecord(_ClippingRequired, total=False):
     clipped_steps: Count | None
 
 
-class RunRecord(TypedDict, total=False):
-    """The fields of run.json, which is rewritten as a whole."""
-
-    format_version: str
-    run_id: str
-    versions: dict[str, Any]
-    config: dict[str, Any]
-    model: str | None
-    modules: dict[str, Any]
-    clipping: list[ClippingRecord]
-    truncation: list[dict[str, Any]]
-    ended: float | None
-
-
 def is_primary(record: Mapping[str, Any]) -> bool:
     """Whether a record's state stands for its recurrence; in a run
     log that does not say, it is h.

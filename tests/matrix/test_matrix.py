@@ -15,7 +15,7 @@ from packaging.version import Version
 
 from tests.matrix import environment, known, outcome, table
 from tests.matrix.combinations import COMBINATIONS
-from tests.unit.test_dependencies import PROJECT, declared
+from tests.project import PROJECT, declared
 
 PROGRAM = """
 import pytest

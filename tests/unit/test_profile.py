@@ -10,31 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gradwatch.profile import (
-    Profile,
     gradient_horizon,
     growth_rate,
 )
 from lightning_gradwatch.thinning import evenly, logarithmically
 from lightning_gradwatch.thresholds import FLOOR, MAX_POINTS
-
-
-def profile(total, lengths=None, curves=((1.0, 0.5),), direct=None) -> Profile:
-    rows = np.array(total, float)
-    return Profile(
-        module="rnn",
-        call=0,
-        kind="LSTM",
-        layer=0,
-        direction="forward",
-        state="h",
-        timesteps=rows.shape[1],
-        batch_size=len(rows),
-        sequences=tuple(range(len(rows))),
-        lengths=tuple(lengths or [rows.shape[1]] * len(rows)),
-        total=rows,
-        direct=None if direct is None else np.array(direct, float),
-        curves=np.array(curves, float),
-    )
+from tests.profiles import profile
 
 
 @given(st.floats(-0.5, 0.5), st.integers(2, 200))

@@ -21,6 +21,49 @@ def test_unit_tests_lie_as_the_package_does() -> None:
     assert folders(TESTS / "unit") <= folders(PACKAGE)
 
 
+TESTED_ELSEWHERE = {
+    "callbacks/anomaly": ("acting", "each of its parts acts in a fit"),
+    "callbacks/fit": ("neutral", "it is GradWatch during a fit"),
+    "outside": ("exact/test_plain_loops.py", "a loop is held against a Trainer"),
+    "trainer/clip_audit": ("clipping/test_clip_audit.py", "what it tells comes from a Trainer's own steps"),
+    "report/figures": ("../unit/report/test_figures.py", "a figure is drawn by the names that users call"),
+}
+"""Folders of the package without a unit test of their own: where they are tested, and why there."""
+
+
+def logic(place: Path) -> set[str]:
+    """Folders below ``place`` with a module besides ``__init__``."""
+    files = (file for file in place.rglob("*.py") if not file.name.startswith("__"))
+    return {file.parent.relative_to(place).as_posix() for file in files}
+
+
+def test_each_folder_of_the_package_has_unit_tests_or_says_where_it_is_tested() -> None:
+    """None is left out, and none has a reason that it does not need."""
+    tested = {file.parent.relative_to(TESTS / "unit").as_posix() for file in (TESTS / "unit").rglob("test_*.py")}
+    assert logic(PACKAGE) - tested == TESTED_ELSEWHERE.keys()
+    assert all((TESTS / "integration" / where).exists() for where, _ in TESTED_ELSEWHERE.values())
+
+
+IMPORT_FROM_TESTS = {
+    "integration/acting/test_responses.py",
+    "integration/clipping/test_clip_audit_explosions.py",
+    "integration/clipping/test_published_training.py",
+    "integration/located/remedies/test_data_and_parameters.py",
+    "unit/recurrent/control/test_omega.py",
+}
+"""Tests that still import from another."""
+
+
+def test_no_test_imports_from_another() -> None:
+    """What two of them need lies in a module beside them; the few that still do are listed."""
+    found = {
+        f"{file.relative_to(TESTS).as_posix()}: {name[1]}"
+        for file in TESTS.rglob("*.py")
+        for name in re.finditer(r"^from (tests\.[\w.]*\btest_\w+) import", file.read_text("utf-8"), re.MULTILINE)
+    }
+    assert {one.partition(":")[0] for one in found} <= IMPORT_FROM_TESTS, found
+
+
 def test_integration_tests_lie_by_what_is_promised() -> None:
     """Each folder has its line in the README, and no test lies outside of them."""
     page = (TESTS / "README.md").read_text("utf-8")

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from lightning_gradwatch import arguments
 from lightning_gradwatch.clip.by_name import ByName
-from lightning_gradwatch.clip.norms import norm_of, tensor_norms
-from lightning_gradwatch.clip.policy import ArgumentsMixin
-from lightning_gradwatch.clip.tensor_policy import Clipped, multiply_all_, share_of
+from lightning_gradwatch.clip.scaling_policy import ScalingPolicy
+from lightning_gradwatch.clip.tensor_policy import share_of
 
 _ABSURD = 100.0  # what lies under the warm-up's median divided by this is no level
 
 
-class AdaGC(ArgumentsMixin):
+class AdaGC(ScalingPolicy):
     """Bound each parameter tensor's gradient by λ times a running mean γ_i of its own norms.
 
     Wang, Li, Chen et al. (2025), "AdaGC: Enhancing LLM pretraining stability via adaptive gradient
@@ -79,34 +78,6 @@ class AdaGC(ArgumentsMixin):
         self._warmup = self._no_warmup()
         self._steps = 0
 
-    @torch.no_grad()
-    def clip_(
-        self, gradients: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[str], norm: Tensor
-    ) -> Tensor:
-        """Scale in place and move the means; the share is that of the tensors."""
-        if not gradients:
-            return share_of([])
-        coefficients = self._clip_(gradients, names, tensor_norms(gradients), norm)
-        return share_of([coefficients < 1])
-
-    @torch.no_grad()
-    def measure_and_clip_(
-        self, gradients: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[str]
-    ) -> Clipped:
-        """The tensors' norms give those of the whole gradient, before and after."""
-        norms = tensor_norms(gradients)
-        norm = norm_of(norms)
-        coefficients = self._clip_(gradients, names, norms, norm)
-        return Clipped(norm, norm_of(norms * coefficients), share_of([coefficients < 1]))
-
-    def _clip_(self, gradients: Sequence[Tensor], names: Sequence[str], norms: Tensor, norm: Tensor) -> Tensor:
-        """What each tensor was multiplied by."""
-        judge = self._warm_up if self._steps < self.warmup_steps else self._judge
-        coefficients = judge(names, norms, norm.to(norms))
-        self._steps += 1
-        multiply_all_(gradients, coefficients.unbind())
-        return coefficients
-
     def state_dict(self) -> dict[str, Any]:
         """γ by name, where there is one yet; the warm-up's norms (0: none) until
         it is over; the number of steps.
@@ -122,6 +93,12 @@ class AdaGC(ArgumentsMixin):
         self._levels.load_state_dict(state_dict["levels"])
         self._warmup.load_state_dict(state_dict["warmup"])
         self._steps = state_dict["steps"]
+
+    def _judge(self, names: Sequence[str], norms: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        coefficients_of = self._warm_up if self._steps < self.warmup_steps else self._by_levels
+        coefficients = coefficients_of(names, norms, norm.to(norms))
+        self._steps += 1
+        return coefficients, share_of([coefficients < 1])
 
     def _warm_up(self, names: Sequence[str], norms: Tensor, total: Tensor) -> Tensor:
         """What all tensors are multiplied by; their clipped norms are collected."""
@@ -143,7 +120,7 @@ class AdaGC(ArgumentsMixin):
             self._warmup = self._no_warmup()
         return coefficients
 
-    def _judge(self, names: Sequence[str], norms: Tensor, total: Tensor) -> Tensor:
+    def _by_levels(self, names: Sequence[str], norms: Tensor, total: Tensor) -> Tensor:
         """What each tensor is multiplied by; its γ moves."""
         known = self._levels.take(names, norms)
         levels = torch.where(known.isposinf(), norms, known)  # first trained after warm-up

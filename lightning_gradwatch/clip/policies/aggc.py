@@ -13,15 +13,14 @@ from torch import Tensor
 from lightning_gradwatch import arguments
 from lightning_gradwatch.clip.by_name import ByName
 from lightning_gradwatch.clip.function_groups import Layout, lay_out
-from lightning_gradwatch.clip.norms import norm_of, tensor_norms
-from lightning_gradwatch.clip.policy import ArgumentsMixin
-from lightning_gradwatch.clip.tensor_policy import Clipped, multiply_all_, share_of
+from lightning_gradwatch.clip.scaling_policy import ScalingPolicy
+from lightning_gradwatch.clip.tensor_policy import share_of
 
 _EPS = 1e-12  # of the published form
 _EARLY = 10  # norms of a group of which the hardened mean begins as the median
 
 
-class AGGC(ArgumentsMixin):
+class AGGC(ScalingPolicy):
     """Keep each group's gradient between two multiples of a running mean of its own norms.
 
     Li, Wu and Chang (2026), "AGGC: Adaptive group gradient clipping for stabilizing large language
@@ -135,25 +134,6 @@ class AGGC(ArgumentsMixin):
         self._steps = 0
         self._layout: Layout | None = None
 
-    @torch.no_grad()
-    def clip_(
-        self, gradients: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[str], norm: Tensor
-    ) -> Tensor:
-        """Scale in place and move the means; the share is that of the groups made shorter."""
-        if not gradients:
-            return share_of([])
-        return self._clip_(gradients, names, tensor_norms(gradients), norm)[1]
-
-    @torch.no_grad()
-    def measure_and_clip_(
-        self, gradients: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[str]
-    ) -> Clipped:
-        """The tensors' norms give those of the groups and of the whole, before and after."""
-        norms = tensor_norms(gradients)
-        norm = norm_of(norms)
-        coefficients, share = self._clip_(gradients, names, norms, norm)
-        return Clipped(norm, norm_of(norms * coefficients), share)
-
     def state_dict(self) -> dict[str, Any]:
         """S by group, the norms that it began with (0: none), and the number of steps."""
         return {"means": self._means.state_dict(known=True), "early": self._early.state_dict(), "steps": self._steps}
@@ -181,21 +161,16 @@ class AGGC(ArgumentsMixin):
         low, high = self._late
         return (1 - part) * self.low + part * low, (1 - part) * self.high + part * high
 
-    def _clip_(
-        self, gradients: Sequence[Tensor], names: Sequence[str], norms: Tensor, norm: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What each tensor was multiplied by, and the share of the groups that were shortened."""
+    def _judge(self, names: Sequence[str], norms: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
         layout = self._laid_out(names, norms.device)
-        if not layout.groups:
-            self._steps += 1
-            return torch.ones_like(norms), share_of([])
-        scales = self._judge(layout, norms, norm.to(norms.device).isfinite())
+        scales = self._of_groups(layout, norms, norm.isfinite()) if layout.groups else None
         self._steps += 1
+        if scales is None:
+            return torch.ones_like(norms), share_of([])
         coefficients = torch.cat([scales, scales.new_ones(1)])[layout.places].to(norms)
-        multiply_all_(gradients, coefficients.unbind())
         return coefficients, share_of([scales < 1])
 
-    def _judge(self, layout: Layout, norms: Tensor, finite: Tensor) -> Tensor:
+    def _of_groups(self, layout: Layout, norms: Tensor, finite: Tensor) -> Tensor:
         """What each group is multiplied by; its mean moves."""
         wide = norms if norms.device.type == "mps" else norms.double()
         squares = torch.where(layout.members, wide.square(), 0.0).sum(1)
@@ -205,9 +180,9 @@ class AGGC(ArgumentsMixin):
             scales = self._scales(n, means)
             self._means.put(layout.groups, self.beta * means + (1 - self.beta) * n * scales)
             return scales
-        return self._judge_hardened(layout, n, finite & (n > 0))
+        return self._of_groups_hardened(layout, n, finite & (n > 0))
 
-    def _judge_hardened(self, layout: Layout, n: Tensor, usable: Tensor) -> Tensor:
+    def _of_groups_hardened(self, layout: Layout, n: Tensor, usable: Tensor) -> Tensor:
         known, early = self._means.take(layout.groups, n), self._early.take(layout.groups, n)
         means = torch.where(known > 0, known, n)
         scales = torch.where(usable, self._scales(n, means), 1.0)

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_gradwatch.recurrent import axes
-from lightning_gradwatch.recurrent.adjoint import Adjoint, Carry, Ends
+from lightning_gradwatch.recurrent.adjoint import Adjoint, Carry
 from lightning_gradwatch.recurrent.measure.diagonal import by_doubling
 from lightning_gradwatch.recurrent.measure.packed_rows import PackedRows
-from lightning_gradwatch.recurrent.measure.replay import Chunk, Climbed, Gradients, Replay
+from lightning_gradwatch.recurrent.measure.replay import Arriving, Chunk, Climbed, Gradients, Replay
 
 
 class AtOnce(Replay):
@@ -44,25 +44,18 @@ class AtOnce(Replay):
             last = None if last is None else rows.unpack_state(finals[1], last)
         return Climbed(again if recorded is None else recorded, again, None, last, chunk)
 
-    def back(
-        self,
-        climbed: Climbed,
-        direct: axes.Float[Tensor, "time stream sequence state"],
-        carry: Carry,
-        ends: Ends,
-        *,
-        with_input: bool,
-    ) -> Gradients:
+    def back(self, climbed: Climbed, arriving: Arriving) -> Gradients:
         chunk: Chunk = climbed.kept
-        for step in ends.at:  # nothing comes back from beyond the chunk to those that end in it
-            ends.begin(step, carry)
+        direct, carry = arriving.direct, arriving.carry
+        into_cell = carry.cell
+        for step in arriving.ends.at:  # nothing comes back from beyond the chunk to those that end in it
+            arriving.ends.begin(step, carry)
         a = functional.linear(chunk.x, self.adjoint.weights.w_ih, self.adjoint.weights.b_ih)
-        arriving, into_cell = direct, carry.cell
-        arriving[-1].add_(carry.hidden)
-        states, delta = self._differentiate(chunk, a, arriving, carry)
+        direct[-1].add_(carry.hidden)
+        states, delta = self._differentiate(chunk, a, direct, carry)
         if self.adjoint.shape.mode == "GRU":
-            return Gradients(self._of_gru(chunk, a, states, arriving, delta), None, delta)
-        hidden = self._add_recurrent(arriving, delta)
+            return Gradients(self._of_gru(chunk, a, states, direct, delta), None, delta)
+        hidden = self._add_recurrent(direct, delta)
         if into_cell is None:
             return Gradients(hidden, None, delta)
         return Gradients(hidden, self._of_cell(chunk, a, states, hidden, into_cell), delta)
@@ -71,11 +64,11 @@ class AtOnce(Replay):
         self,
         chunk: Chunk,
         a: axes.Float[Tensor, "time sequence gated"],
-        arriving: axes.Float[Tensor, "time stream sequence state"],
+        direct: axes.Float[Tensor, "time stream sequence state"],
         carry: Carry,
     ) -> tuple[axes.Float[Tensor, "time sequence state"], axes.Float[Tensor, "time stream sequence gated"]]:
         """The states, and δ; ``carry`` is brought to the chunk's first timestep."""
-        time, streams, sequences, width = arriving.shape
+        time, streams, sequences, width = direct.shape
         rows = PackedRows(chunk.lengths.repeat(streams), time, a.device)
         if rows.is_empty():
             return a.new_zeros(time, sequences, width), a.new_zeros(time, streams, sequences, a.shape[-1])
@@ -83,7 +76,7 @@ class AtOnce(Replay):
         given = [tensor.detach().requires_grad_() for tensor in given]
         with torch.enable_grad():
             made, *finals = self.adjoint.operate(given[0], given[1:], self._of_a, rows.batch_sizes, train=True)
-        results, sent = [made], [rows.pack(arriving.flatten(1, 2))]
+        results, sent = [made], [rows.pack(direct.flatten(1, 2))]
         if carry.cell is not None:
             results.append(finals[1])
             sent.append(rows.pack_state(carry.cell.flatten(0, 1)))
@@ -95,27 +88,27 @@ class AtOnce(Replay):
 
     def _add_recurrent(
         self,
-        arriving: axes.Float[Tensor, "time stream sequence state"],
+        direct: axes.Float[Tensor, "time stream sequence state"],
         delta: axes.Float[Tensor, "time stream sequence gated"],
     ) -> axes.Float[Tensor, "time stream sequence state"]:
         """d_{t−1} + W_hhᵀ δ_t, in place."""
-        arriving[:-1].add_(delta[1:].matmul(self.adjoint.weights.w_hh))
-        return arriving
+        direct[:-1].add_(delta[1:].matmul(self.adjoint.weights.w_hh))
+        return direct
 
     def _of_gru(
         self,
         chunk: Chunk,
         a: axes.Float[Tensor, "time sequence gated"],
         states: axes.Float[Tensor, "time sequence state"],
-        arriving: axes.Float[Tensor, "time stream sequence state"],
+        direct: axes.Float[Tensor, "time stream sequence state"],
         delta: axes.Float[Tensor, "time stream sequence gated"],
     ) -> axes.Float[Tensor, "time stream sequence state"]:
         """δ_n reaches W_hn through r, and g_t goes on to g_{t−1} through z besides."""
         r, z = self._gates(chunk, a, states, slice(0, 2)).unbind(-2)
         recurrent = delta.unflatten(-1, (3, -1)).clone()
         recurrent[..., 2, :].mul_(r[:, None])
-        arriving = self._add_recurrent(arriving, recurrent.flatten(-2))
-        return by_doubling(z[:, None], arriving, backwards=True, contracting=True)
+        direct = self._add_recurrent(direct, recurrent.flatten(-2))
+        return by_doubling(z[:, None], direct, backwards=True, contracting=True)
 
     def _of_cell(
         self,

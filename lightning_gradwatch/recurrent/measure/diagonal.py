@@ -11,17 +11,6 @@ from torch import Tensor
 from lightning_gradwatch.recurrent import axes
 
 
-def recur(
-    factors: axes.Inexact[Tensor, "#time ..."], values: axes.Inexact[Tensor, "time ..."]
-) -> axes.Inexact[Tensor, "time ..."]:
-    """x_t = f_t ⊙ x_{t−1} + v_t with x_{−1} = 0. The first factor is not used.
-
-    On a CPU one operation a timestep is the cheapest; elsewhere the operations launched are
-    O(log time), by doubling (Hillis and Steele 1986; Blelloch 1990).
-    """
-    return _by_timestep(factors, values) if values.device.type == "cpu" else by_doubling(factors, values)
-
-
 def adjoint(
     decay: axes.Inexact[Tensor, "#time ..."], direct: axes.Inexact[Tensor, "time ..."]
 ) -> axes.Inexact[Tensor, "time ..."]:
@@ -34,7 +23,7 @@ def adjoint(
         return by_doubling(factors, direct, backwards=True)
     if len(factors) > 1:
         factors = factors.roll(-1, 0).flip(0)
-    return _by_timestep(factors, direct.flip(0)).flip(0)
+    return by_timestep(factors, direct.flip(0)).flip(0)
 
 
 def shrinkage(decay: axes.Inexact[Tensor, "#time ..."], timestep: int) -> axes.Float[Tensor, "lag ..."]:
@@ -47,9 +36,12 @@ def shrinkage(decay: axes.Inexact[Tensor, "#time ..."], timestep: int) -> axes.F
     return torch.cat([torch.ones_like(size[:1]), back]).cumprod(0)
 
 
-def _by_timestep(
+def by_timestep(
     factors: axes.Inexact[Tensor, "#time ..."], values: axes.Inexact[Tensor, "time ..."]
 ) -> axes.Inexact[Tensor, "time ..."]:
+    """x_t = f_t ⊙ x_{t−1} + v_t with x_{−1} = 0, one operation a timestep, which on a CPU is the
+    cheapest. The first factor is not used.
+    """
     made = values.clone()
     states = made.unbind(0)
     each = factors.unbind(0) if len(factors) > 1 else factors.unbind(0) * len(states)
@@ -65,7 +57,8 @@ def by_doubling(
     backwards: bool = False,
     contracting: bool = False,
 ) -> axes.Inexact[Tensor, "time ..."]:
-    """The same in O(log time) operations: each state is known from ever more timesteps before.
+    """The same in O(log time) operations: each state is known from ever more timesteps before
+    (Hillis and Steele 1986; Blelloch 1990).
 
     Args:
         backwards: x_t = v_t + f_{t+1} ⊙ x_{t+1} instead.

@@ -15,7 +15,7 @@ from lightning_gradwatch.recurrent.adjoint import Carry, Ends
 from lightning_gradwatch.recurrent.layout import Layout
 from lightning_gradwatch.recurrent.measure.anchors import Anchors, last_timestep, norm
 from lightning_gradwatch.recurrent.measure.gates import GateCount
-from lightning_gradwatch.recurrent.measure.replay import Chunk, Climbed, Replay
+from lightning_gradwatch.recurrent.measure.replay import Arriving, Chunk, Climbed, Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,8 @@ class DirectionSweep:
         carry = self._carry.first(streams)
         self.direct[start:stop] = norm(direct[:, 0]).cpu().double() / self._lift
         self.sent += _size(direct[:, 0])
-        found = self._replay.back(self._climbed.pop(chunk), direct, carry, ends, with_input=with_input)
+        arriving = Arriving(direct, carry, ends, with_input)
+        found = self._replay.back(self._climbed.pop(chunk), arriving)
         self._carry.replace(carry)
         self._note_norms(self.total[start:stop, :streams], found.hidden)
         if self.total_cell is not None and found.cell is not None:

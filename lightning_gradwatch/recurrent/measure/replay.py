@@ -64,6 +64,21 @@ class Climbed:
 
 
 @dataclass(frozen=True, slots=True)
+class Arriving:
+    """What comes to a chunk on the way back.
+
+    ``direct``: from outside the recurrence, final states included; it may become ∂L/∂h, in place.
+    ``carry``: from the chunk behind it; it is brought to the first timestep, in place. ``ends``:
+    which sequences end within. ``with_input``: δ of all streams is wanted.
+    """
+
+    direct: axes.Float[Tensor, "time stream sequence state"]
+    carry: Carry
+    ends: Ends
+    with_input: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Gradients:
     """∂L/∂h and ∂L/∂c of every timestep, both total, and δ: of the first stream at least."""
 
@@ -87,22 +102,8 @@ class Replay(ABC):
         """
 
     @abstractmethod
-    def back(
-        self,
-        climbed: Climbed,
-        direct: axes.Float[Tensor, "time stream sequence state"],
-        carry: Carry,
-        ends: Ends,
-        *,
-        with_input: bool,
-    ) -> Gradients:
-        """Go back through a climbed chunk; ``carry`` is brought to its first timestep in place.
-
-        Args:
-            direct: what comes from outside the recurrence, final states included; it may become
-                ∂L/∂h, in place.
-            with_input: δ of all streams is wanted.
-        """
+    def back(self, climbed: Climbed, arriving: Arriving) -> Gradients:
+        """Go back through a climbed chunk."""
 
 
 class ByTimestep(Replay):
@@ -119,16 +120,8 @@ class ByTimestep(Replay):
         last = None if cell is None else cell[chunk.last()]
         return Climbed(states, again, cell, last, factors)
 
-    def back(
-        self,
-        climbed: Climbed,
-        direct: axes.Float[Tensor, "time stream sequence state"],
-        carry: Carry,
-        ends: Ends,
-        *,
-        with_input: bool,
-    ) -> Gradients:
-        hidden, cell = self.adjoint.sweep(climbed.kept, direct, carry, ends, self._limit)
-        some = slice(None) if with_input else slice(1)
+    def back(self, climbed: Climbed, arriving: Arriving) -> Gradients:
+        hidden, cell = self.adjoint.sweep(climbed.kept, arriving.direct, arriving.carry, arriving.ends, self._limit)
+        some = slice(None) if arriving.with_input else slice(1)
         delta = self.adjoint.input_delta(climbed.kept, hidden[:, some], None if cell is None else cell[:, some])
         return Gradients(hidden, cell, delta)

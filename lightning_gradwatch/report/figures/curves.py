@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.report import series
@@ -39,9 +39,9 @@ def plot_profile(
     ax = axes_or_new(ax)
     last = series.one_per_step(records)[-1]
     at = series.timesteps(last)
-    ax.plot(at, last["total"], color=colour(0.3), label="total (median over sequences)")
+    _line(ax, at, last["total"], label="total (median over sequences)")
     if last.get("total_max") is not None:
-        ax.plot(at, last["total_max"], color=colour(0.3), linewidth=0.8, linestyle=":", label="total (maximum)")
+        _line(ax, at, last["total_max"], linewidth=0.8, linestyle=":", label="total (maximum)")
     if last.get("direct") is not None:
         ax.plot(at, last["direct"], "o", color=colour(0.75), markersize=3, label="direct (not through time)")
     ax.set_yscale("log", nonpositive="mask")
@@ -52,6 +52,16 @@ def plot_profile(
     ax.set_title(f"{titled(key.label)}, step {last['step']}{'' if finite else ': not finite'}")
     ax.legend(fontsize="small")
     return ax
+
+
+def _line(ax: Axes, at: Sequence[float], values: Sequence[float], **how: Any) -> None:
+    """A curve; a value alone, which no line would show, as a ring, with a decade on either side."""
+    seen = [value for value in values if 0 < value < math.inf]
+    if len(seen) != 1:
+        ax.plot(at, values, color=colour(0.3), **how)
+        return
+    ax.plot(at, values, "o", color=colour(0.3), markersize=8, markerfacecolor="none", **how)
+    ax.set_ylim(seen[0] / 10, seen[0] * 10)
 
 
 def plot_lag(
@@ -81,6 +91,7 @@ def plot_lag(
         ax.plot(
             series.lags(record),
             record["lagged"],
+            marker="o" if len(record["lagged"]) == 1 else None,
             color=shade,
             linewidth=2.2 if last else 1.2,
             label=_of_step(record, last),
@@ -98,7 +109,9 @@ def plot_lag(
     )
     if chosen and chosen[-1].get("horizon") is not None:
         horizon, at = chosen[-1]["horizon"], f" at step {chosen[-1]['step']}"
-        if chosen[-1]["horizon_censored"]:
+        if len(chosen[-1]["lagged"]) == 1:
+            ax.set_title(f"one lag only, no horizon{at}")
+        elif chosen[-1]["horizon_censored"]:
             ax.set_title(f"horizon beyond {count_of(horizon, 'timestep')}{at}")
         else:
             ax.axvline(horizon, color="crimson", linewidth=1, linestyle=":")

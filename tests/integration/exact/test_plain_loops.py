@@ -13,17 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_gradwatch import GradWatch, load_run, watch
+from tests.integration.exact.records import records
 from tests.integration.loops import Tagger, data, fabric
 from tests.models import TinyLanguageModel, sentences, trainer
 from tests.versions import cpu_scaler
-
-PLACE = ("epoch", "batch_idx")
-"""Of which a loop says nothing unless it is asked to."""
-
-
-def records(run_dir: Path | None) -> list[dict[str, Any]]:
-    assert run_dir is not None
-    return [{k: v for k, v in record.items() if k not in PLACE} for record in load_run(run_dir).profile_records]
 
 
 class Reference(pl.LightningModule):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_gradwatch import watch
-from tests.integration.exact.test_plain_loops import records
+from tests.integration.exact.records import records
 
 BATCH, TIME, WIDTH, HIDDEN = 4, 8, 3, 5
 

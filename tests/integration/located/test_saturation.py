@@ -13,7 +13,7 @@ from lightning_gradwatch.detect import SaturationDetector
 from lightning_gradwatch.events import Moment
 from lightning_gradwatch.forward import Gate, Saturation
 from tests.integration.located.remedies.fits import fit
-from tests.unit.test_profile import profile
+from tests.profiles import profile
 
 SHUT = Saturation((Gate("output gate", 1.0, 0.0, True),), (0.0, 0.1, 0.9), 1.0, 3.0, None, 20.0, 16)
 SATURATED = EventKind.SATURATED_GATES

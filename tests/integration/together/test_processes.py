@@ -17,10 +17,10 @@ from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, load_run
 from tests.asserts import assert_identical
 from tests.integration.processes import succeed
 from tests.integration.together.ddp import FSDP2_BOUND, SPOILT_BATCH, SPOILT_SEQUENCE, SPOILT_TIMESTEP
+from tests.integration.together.runs import TORCHRUN, Runs
 from tests.models import TinyLanguageModel, sentences, trainer
 from tests.versions import needs_lightning, needs_torch
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 SCENARIOS = (
     *("bare", "watched", "both", "nan", "nan-clip-first", "fails-at-start", "fails-in-step", "sees-nothing"),
     *("backward-nan",),
@@ -28,35 +28,11 @@ SCENARIOS = (
     *("through-time", "through-time-loose"),
     *("started",),
 )
-STATE = ("weights", "optimizer", "rng", "global_step")
 
 
 def callbacks(rank: dict[str, Any]) -> list[dict[str, Any]]:
     """What a rank's callbacks left."""
     return [value for value in rank.values() if isinstance(value, dict) and "run_dir" in value]
-
-
-class Runs:
-    """What the scenarios of one launch left."""
-
-    def __init__(self, folder: Path, output: str) -> None:
-        self.folder, self.output = folder, output
-
-    def ranks(self, scenario: str) -> list[dict[str, Any]]:
-        """The end state of both ranks."""
-        return [torch.load(self.folder / f"{scenario}.rank{rank}.pt", weights_only=False) for rank in (0, 1)]
-
-    def state(self, scenario: str) -> list[dict[str, Any]]:
-        """That part of it which watching must not change."""
-        return [{name: rank[name] for name in STATE} for rank in self.ranks(scenario)]
-
-    def events(self, scenario: str, callback: str) -> list[list[dict[str, Any]]]:
-        """A callback's events on both ranks."""
-        return [rank[callback]["events"] for rank in self.ranks(scenario)]
-
-    def steps(self, scenario: str) -> list[dict[str, Any]]:
-        """AdaptiveClip's steps."""
-        return load_run(self.folder / f"{scenario}-log").step_records
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from lightning_gradwatch.cli import main
 from tests.asserts import assert_identical
 from tests.integration.processes import succeed
 from tests.integration.together.ddp_responses import SEQUENCE, SPOILT_BATCH, TIMESTEP
-from tests.integration.together.test_processes import TORCHRUN, Runs
+from tests.integration.together.runs import TORCHRUN, Runs
 
 SCENARIOS = ("bare", "ready", "bare-skip", "skip", "bare-rollback", "rollback", "stop", "raise", "fails")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_gradwatch.detect import NormJumpDetector
 from lightning_gradwatch.events import Event, Moment
-from tests.unit.test_profile import profile
+from tests.profiles import profile
 
 
 def decaying(rate: float, steps: int = 40, *, flat: bool = False, **fields):

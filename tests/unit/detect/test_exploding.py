@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lightning_gradwatch.detect import ExplodingDetector
 from lightning_gradwatch.events import EventKind, Moment
+from tests.profiles import profile
 from tests.unit.detect.samples import decaying, ends, run
-from tests.unit.test_profile import profile
 
 
 class TestExploding:

@@ -10,7 +10,7 @@ import pytest
 from lightning_gradwatch.detect import NormJumpDetector
 from lightning_gradwatch.detect.remedy import exploding_remedy, vanishing_remedy
 from lightning_gradwatch.events import Moment
-from tests.unit.test_profile import profile
+from tests.profiles import profile
 
 
 def shaped(rate: float, **fields):

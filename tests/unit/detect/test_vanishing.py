@@ -9,8 +9,8 @@ import pytest
 
 from lightning_gradwatch.detect import VanishingDetector
 from lightning_gradwatch.events import EventKind, Moment
+from tests.profiles import profile
 from tests.unit.detect.samples import decaying, ends, run
-from tests.unit.test_profile import profile
 
 
 class TestVanishing:

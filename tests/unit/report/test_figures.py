@@ -75,6 +75,23 @@ def test_the_lag_curve_marks_its_horizon(ax):
     assert ax.get_title() == "horizon beyond 39 timesteps at step 0"
 
 
+def test_a_single_timestep_with_a_gradient_is_seen(ax):
+    """A line through one point shows nothing: it is drawn as a ring, and a lag alone has no horizon."""
+    record = profile(3)
+    record.update(total=[0.0] * 39 + [0.2], total_max=[0.0] * 39 + [0.3], lagged=[1.0])
+    record.update(horizon=0, horizon_censored=True)
+    plot_profile([record], ax=ax)
+    for name in ("total (median over sequences)", "total (maximum)"):
+        assert curves(ax)[name].get_marker() == "o"
+    bottom, top = ax.get_ylim()
+    assert bottom < 0.1
+    assert top > 1
+    by_lag = ax.figure.add_subplot()
+    plot_lag([record], ax=by_lag)
+    assert curves(by_lag)["step 3"].get_marker() == "o"
+    assert by_lag.get_title() == "one lag only, no horizon at step 3"
+
+
 def test_a_lag_curve_that_is_not_finite_is_left_out(ax):
     """Of a run that was lost, the last sample that was measured stands for the end."""
     lost = {**profile(20), "lagged": [math.inf] * 40, "horizon": None}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, TypedDict, get_type_hints
 
 import lightning.pytorch as pl
 import pytest
@@ -15,16 +16,32 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_gradwatch import AdaptiveClip, GradWatch
+from lightning_gradwatch.audit import ClippingSummary
 from lightning_gradwatch.events import Event, EventKind
 from lightning_gradwatch.runlog import load_run, records
 from lightning_gradwatch.runlog.schema import (
+    ClippingRecord,
     EventRecord,
     ProfileRecord,
-    RunRecord,
     StepRecord,
     is_primary,
 )
 from tests.runlogs import profile
+
+
+class RunRecord(TypedDict, total=False):
+    """The fields of run.json, which is rewritten as a whole."""
+
+    format_version: str
+    run_id: str
+    versions: dict[str, Any]
+    config: dict[str, Any]
+    model: str | None
+    modules: dict[str, Any]
+    clipping: list[ClippingRecord]
+    truncation: list[dict[str, Any]]
+    ended: float | None
+
 
 RECORDS = {
     "profiles.jsonl": ProfileRecord,
@@ -120,3 +137,10 @@ def test_a_field_of_another_type_makes_a_damaged_line(name, value):
     """The check of a field follows from its type."""
     with pytest.raises(records.MalformedError):
         records.checked({**profile(0), name: value}, records.PROFILE)
+
+
+def test_what_is_said_of_clipping_is_what_a_reader_checks() -> None:
+    """No field of the verdict that ``run.json`` would lose, and none that nobody writes."""
+    assert {field.name for field in fields(ClippingSummary)} == ClippingRecord.__annotations__.keys() | (
+        ClippingRecord.__required_keys__
+    )

@@ -21,7 +21,7 @@ from lightning_gradwatch.recurrent.control.through_time import ThroughTime
 from lightning_gradwatch.recurrent.limit import Limit
 from tests.cases import Case, cases
 from tests.oracles import unroll
-from tests.unit.recurrent.measure.test_sweep import masks_of
+from tests.sweeps import masks_of
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 NEVER = 1e30

@@ -15,8 +15,8 @@ from benchmarks.cost.launches import KINDS, called, launches_of
 from lightning_gradwatch.recurrent import profiles, sweep
 from lightning_gradwatch.recurrent.measure import at_once as module_under_test
 from tests.cases import Case, cases
+from tests.sweeps import check
 from tests.unit.recurrent.measure import test_influence
-from tests.unit.recurrent.measure.test_sweep import check
 
 
 @settings(max_examples=60, deadline=None)

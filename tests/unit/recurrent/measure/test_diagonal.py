@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradwatch.recurrent.measure.diagonal import adjoint, by_doubling, recur, shrinkage
+from lightning_gradwatch.recurrent.measure.diagonal import adjoint, by_doubling, by_timestep, shrinkage
 
 
 def one_by_one(factors: Tensor, values: Tensor) -> Tensor:
@@ -35,11 +35,11 @@ def test_any_length_and_size(
     values = torch.randn(steps, width, dtype=kind, generator=source)
     expected = one_by_one(factors, values)
     within = 1e-12 * expected.abs().max()
-    for found in (recur(factors, values), by_doubling(factors, values)):
+    for found in (by_timestep(factors, values), by_doubling(factors, values)):
         assert (found - expected).abs().max() <= within
 
 
-@pytest.mark.parametrize("run", [recur, by_doubling])
+@pytest.mark.parametrize("run", [by_timestep, by_doubling])
 def test_products_beyond_all_numbers_spoil_nothing_where_nothing_comes_in(run: Any) -> None:
     """Where the values before are 0, so is what they carry, however large the factors."""
     factors, values = torch.full((64, 1), 1e200, dtype=torch.float64), torch.zeros(64, 1, dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_products_beyond_all_numbers_spoil_nothing_where_nothing_comes_in(run: A
 def test_the_adjoint_is_the_transposed_recurrence() -> None:
     """⟨g, S b⟩ = ⟨adjoint g, b⟩ for all g and b, complex decays included."""
     decay, b, d = (torch.randn(9, 4, dtype=torch.complex128) for _ in range(3))
-    forward, back = (recur(decay, b) * d.conj()).sum(), (b * adjoint(decay, d).conj()).sum()
+    forward, back = (by_timestep(decay, b) * d.conj()).sum(), (b * adjoint(decay, d).conj()).sum()
     assert abs(complex(forward - back)) < 1e-12 * abs(complex(forward))
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from tests.cases import Case, cases
 from tests.oracles import gradients, norms, unroll
-from tests.unit.recurrent.measure.test_sweep import TOLERANCE, anchor_loss, assert_close, masks_of, measure
+from tests.sweeps import TOLERANCE, anchor_loss, assert_close, masks_of, measure
 
 
 def check(case: Case, **options) -> None:

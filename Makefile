@@ -56,7 +56,7 @@ matrix:
 	$(PYTHON) -m tests.matrix --write
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.cost.overhead
+	$(BIN)/python -m benchmarks.cost
 
 clean:
 	rm -rf $(VENV) docs/_build

@@ -40,6 +40,11 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def shown_share(share: float) -> str:
+    """A share in per cent: ``4.1 %``."""
+    return "less than 0.1 %" if share < 0.001 else f"{100 * share:.2g} %"
+
+
 def command(*words: str) -> str:
     """A line to be pasted into a shell, each word quoted as it needs."""
     return " ".join(map(_quoted, words))

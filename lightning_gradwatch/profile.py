@@ -104,6 +104,8 @@ class Profile:
         cut_unknown: why that cannot be measured of a sequence whose state comes in without a graph;
             None where nothing stands against it.
         channels: of a scan, how far back each channel holds a gradient.
+        whole: ``total`` of all states of the recurrence together, as of h and c of an LSTM; None
+            where there is but one.
         mismatch: of a scan, where its states are known not to be what its recurrence makes.
     """
 
@@ -139,6 +141,7 @@ class Profile:
     cut_unknown: str | None = None
     channels: Channels | None = None
     mismatch: Mismatch | None = None
+    whole: Floats | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
 
     @property
@@ -155,14 +158,15 @@ class Profile:
 
     def starved(self) -> int:
         """How many timesteps, from the sequence's far end on, get under 1 % of the largest total
-        gradient; median over sequences.
+        gradient, of all states together; median over sequences.
 
         The far end is where a direction's own first step is. Timesteps past the last one that the
         loss reaches are no part of it: no gradient is due there. Nor is padding: nothing is to be
         learned from it.
         """
         counts: list[int] = []
-        for j, (row, length) in enumerate(zip(self.total, self.lengths, strict=True)):
+        totals = self.total if self.whole is None else self.whole
+        for j, (row, length) in enumerate(zip(totals, self.lengths, strict=True)):
             norms = row[:length] if self.direction == "forward" else row[:length][::-1]
             first, last = self.ends.bounds(j, length)
             largest = norms[first:last].max(initial=0.0)
@@ -176,7 +180,8 @@ class Profile:
         if factor == 1:
             return self
         direct = None if self.direct is None else self.direct * factor
-        return replace(self, total=self.total * factor, direct=direct)
+        whole = None if self.whole is None else self.whole * factor
+        return replace(self, total=self.total * factor, direct=direct, whole=whole)
 
     @property
     def exact(self) -> bool:

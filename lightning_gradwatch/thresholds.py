@@ -48,6 +48,13 @@ RISEN_LOSS = 2.0
 """Times the first loss. Over it a loss has risen, and a horizon that shrank meanwhile was not
 shortened by learning."""
 
+# Truncation
+
+LONGER_HELPS, NOTHING_LOST = 0.1, 0.01
+"""Shares of the gradient over two segments that lie in the one before the cut: from the first on
+longer segments keep more of it, under the second they add next to nothing. What lies between them
+is told as a number alone."""
+
 # Exploding
 
 EXPLODING_FACTOR = 1 / HORIZON_RATIO

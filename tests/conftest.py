@@ -105,11 +105,9 @@ def _stand_ins() -> list[str]:
 def _owner(hook: Callable[..., Any]) -> str:
     hook = getattr(hook, "func", hook)  # of a partial
     owner = getattr(hook, "__self__", None)
-    return (
-        getattr(hook, "__module__", type(hook).__module__)
-        if owner is None
-        else f"{type(owner).__module__}.{type(owner).__name__}"
-    )
+    if owner is None:  # a function that a snippet of the documentation defines has no module
+        return getattr(hook, "__module__", type(hook).__module__) or ""
+    return f"{type(owner).__module__}.{type(owner).__name__}"
 
 
 def _is_ours(hook: Callable[..., Any]) -> bool:

@@ -1,19 +1,16 @@
 """What watching costs: GradWatch beside the bare run, ``detect_anomaly`` and a model unrolled with cells and ``retain_grad``.
 
-    python -m benchmarks.cost.overhead [--steps N] [--json FILE]
+    python -m benchmarks.cost.overhead [--kind LSTM] [--steps N] [--rounds N] [--json FILE]
 
 Everything runs in one process on one machine, interleaved step by step, so that its noise hits all alike; figures are medians
 of paired ratios with the 25th and 75th percentile. Each variant has its own model, optimizer and Trainer callbacks' hooks,
 driven in the order in which the Trainer calls them.
 """
 
-# Over 300 lines: one measurement, with the models that it compares.
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
-import gc
 import json
 import statistics
 import sys
@@ -30,7 +27,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.callbacks.anomaly.rollback import State
-from lightning_gradwatch.recurrent import Capture, profiles, sweep
+from lightning_gradwatch.recurrent import Capture, sweep
 
 TIME, BATCH, HIDDEN, EMBEDDING, WORDS, LAYERS = 128, 32, 256, 128, 1000, 2
 
@@ -38,11 +35,11 @@ TIME, BATCH, HIDDEN, EMBEDDING, WORDS, LAYERS = 128, 32, 256, 128, 1000, 2
 class LanguageModel(pl.LightningModule):
     """A 2-layer language model, of an LSTM unless told otherwise."""
 
-    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM) -> None:
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM, hidden: int = HIDDEN) -> None:
         super().__init__()
         self.embedding = nn.Embedding(WORDS, EMBEDDING)
-        self.rnn: nn.Module = kind(EMBEDDING, HIDDEN, LAYERS, batch_first=True)
-        self.head = nn.Linear(HIDDEN, WORDS)
+        self.rnn: nn.Module = kind(EMBEDDING, hidden, LAYERS, batch_first=True)
+        self.head = nn.Linear(hidden, WORDS)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         output, _ = self.rnn(self.embedding(batch[:, :-1]))
@@ -79,9 +76,9 @@ class UnrolledLanguageModel(LanguageModel):
         self.kept = []
 
 
-def batches(count: int) -> list[Tensor]:
+def batches(count: int, batch: int = BATCH, timesteps: int = TIME) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, WORDS, (BATCH, TIME + 1), generator=generator) for _ in range(count)]
+    return [torch.randint(0, WORDS, (batch, timesteps + 1), generator=generator) for _ in range(count)]
 
 
 def train(model: pl.LightningModule, data: list[Tensor], callbacks: list[pl.Callback], anomaly: bool) -> list[float]:
@@ -121,34 +118,36 @@ def ratio(values: list[float], base: list[float]) -> dict[str, float]:
     return spread([value / other for value, other in zip(values, base, strict=True)])
 
 
-def alternate_steps(steps: int) -> dict[str, dict[str, float]]:
+def alternate_steps(steps: int, kind: type[nn.RNNBase]) -> dict[str, dict[str, float]]:
     """GradWatch's ordinary step against the bare one, alternating within one run; and the sweep of a sampled step.
 
     A claim of 1 % drowns in the difference of two runs, so one model is trained, and on every second step its hooks work.
     """
-    bare, watched = alternate(10**9, steps)
-    sampled = [on - off for off, on in zip(*alternate(1, max(steps // 4, 5)), strict=True)]
+    bare, watched = alternate(10**9, steps, kind)
+    sampled = [on - off for off, on in zip(*alternate(1, max(steps // 4, 5), kind), strict=True)]
     step = statistics.median(bare)
     pairs, sweeps = ratio(watched, bare), spread([seconds / step for seconds in sampled])
     ready = {
-        f"ordinary step with {text} / bare step": ratio(*reversed(alternate(10**9, max(steps // 2, 5), **options)))
+        f"ordinary step with {text} / bare step": ratio(
+            *reversed(alternate(10**9, max(steps // 2, 5), kind, **options))
+        )
         for text, options in READY.items()
     }
     return {
         "ordinary step / bare step": pairs,
         **ready,
-        'a copy of the state for on_anomaly="rollback" / bare step': spread([c / step for c in copies(20)]),
+        'a copy of the state for on_anomaly="rollback" / bare step': spread([c / step for c in copies(20, kind)]),
         "what a sampled step adds / bare step": sweeps,
         **{
             f"of it the sweep, {text} / bare step": spread([c / step for c in each])
-            for text, each in sweep_costs(10).items()
+            for text, each in sweep_costs(10, kind).items()
         },
         "at the defaults (ordinary + sampled / 50)": {name: pairs[name] + sweeps["median"] / 50 for name in pairs},
         "bare step, milliseconds": spread([1e3 * seconds for seconds in bare]),
     }
 
 
-def sweep_costs(count: int, kind: type[nn.RNNBase] = nn.LSTM) -> dict[str, list[float]]:
+def sweep_costs(count: int, kind: type[nn.RNNBase]) -> dict[str, list[float]]:
     """CPU seconds of each sweep of one call: at the defaults, and with less of what it takes."""
     model = LanguageModel(kind)
     capture = Capture({"rnn": model.rnn})
@@ -172,9 +171,9 @@ def sweep_costs(count: int, kind: type[nn.RNNBase] = nn.LSTM) -> dict[str, list[
     return taken
 
 
-def copies(count: int) -> list[float]:
+def copies(count: int, kind: type[nn.RNNBase]) -> list[float]:
     """Seconds of each copy of weights and optimizer state."""
-    model, taken = LanguageModel(), list[float]()
+    model, taken = LanguageModel(kind), list[float]()
     with tempfile.TemporaryDirectory() as folder, _attached(model, Path(folder), 50, {}) as (_, trainer):
         for _ in range(count):
             begun = time.perf_counter()
@@ -193,7 +192,7 @@ READY: dict[str, dict[str, Any]] = {
 
 
 def alternate(
-    every_n_steps: int, steps: int, kind: type[nn.RNNBase] = nn.LSTM, **options: Any
+    every_n_steps: int, steps: int, kind: type[nn.RNNBase], **options: Any
 ) -> tuple[list[float], list[float]]:
     """CPU seconds of ``steps`` bare and ``steps`` watched training steps in turn, the callback's hooks called as the Trainer does."""
     model = LanguageModel(kind)
@@ -247,83 +246,39 @@ def _attached(
     watch.teardown(trainer, model, "fit")
 
 
-def long_sequence(timesteps: int = 10_000, batch: int = 4, hidden: int = 128) -> dict[str, object]:
-    """A sweep of very long sequences: whether it is exact, how long it takes, and the memory that it needs beyond the call's own."""
-    found: dict[str, object] = {}
-    for kind in (nn.RNN, nn.GRU, nn.LSTM):
-        torch.manual_seed(0)
-        module = kind(32, hidden)
-        capture = Capture({"rnn": module})
-        capture.attach()
-        capture.begin()
-        begun = time.perf_counter()
-        output, _ = module(torch.randn(timesteps, batch, 32))
-        output.square().mean().backward()
-        trained = time.perf_counter() - begun
-        (call,) = capture.read_calls()
-        entry: dict[str, object] = {"forward and backward, seconds": trained}
-        for chunk in (64, 256, timesteps):
-            begun = time.perf_counter()
-            with PeakMemory() as peak:
-                swept = sweep(call, chunk=chunk)
-            entry[f"chunk {chunk}"] = {
-                "seconds": time.perf_counter() - begun,
-                "extra MiB": peak.mebibytes,
-                "exact": all(profile.exact for profile in profiles(call, swept)),
-            }
-        capture.detach()
-        found[kind.__name__] = entry
-    return found
-
-
-class PeakMemory:
-    """By how much the process's resident memory rose above what it was before, at its highest (Linux)."""
-
-    mebibytes = 0.0
-
-    def __enter__(self) -> PeakMemory:
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free already would hide what is taken now
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        self._before = self._kibibytes("VmRSS")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.mebibytes = (self._kibibytes("VmHWM") - self._before) / 1024
-
-    def _kibibytes(self, name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kind", choices=["LSTM", "GRU", "RNN"], default="LSTM")
     parser.add_argument("--steps", type=int, default=100, help="pairs of alternating steps")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of whole Trainer runs")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of whole Trainer runs; 0 for none")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     torch.set_num_threads(1)  # CPU time counts what every thread spends, waiting for one another included
-    figures: dict[str, object] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    figures["alternating steps"] = alternate_steps(options.steps)
-    with tempfile.TemporaryDirectory() as folder:
-        count = iter(range(10**6))
-        variants = {
-            "bare": lambda data: train(LanguageModel(), data, [], False),
-            "GradWatch at its defaults": lambda data: train(
-                LanguageModel(), data, [GradWatch(dirpath=Path(folder) / str(next(count)), summary=False)], False
-            ),
-            "detect_anomaly": lambda data: train(LanguageModel(), data, [], True),
-            "unrolled with retain_grad": lambda data: train(UnrolledLanguageModel(), data, [], False),
-        }
-        taken = interleaved(variants, options.rounds, 6)
-    figures["whole Trainer runs, ordinary steps / bare"] = {
-        n: ratio(v, taken["bare"]) for n, v in taken.items() if n != "bare"
-    }
-    figures["10,000 timesteps, batch 4, 128 hidden"] = long_sequence()
+    kind = getattr(nn, options.kind)
+    figures: dict[str, object] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "kind": options.kind}
+    figures["alternating steps"] = alternate_steps(options.steps, kind)
+    if options.rounds:
+        figures["whole Trainer runs, ordinary steps / bare"] = whole_runs(options.rounds, kind)
     text = json.dumps(figures, indent=2)
     print(text)
     if options.json:
         options.json.write_text(text + "\n")
+
+
+def whole_runs(rounds: int, kind: type[nn.RNNBase]) -> dict[str, dict[str, float]]:
+    """Each variant's ordinary steps in a Trainer of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        count = iter(range(10**6))
+        variants = {
+            "bare": lambda data: train(LanguageModel(kind), data, [], False),
+            "GradWatch at its defaults": lambda data: train(
+                LanguageModel(kind), data, [GradWatch(dirpath=Path(folder) / str(next(count)), summary=False)], False
+            ),
+            "detect_anomaly": lambda data: train(LanguageModel(kind), data, [], True),
+            "an LSTM unrolled with retain_grad": lambda data: train(UnrolledLanguageModel(), data, [], False),
+        }
+        taken = interleaved(variants, rounds, 6)
+    return {name: ratio(values, taken["bare"]) for name, values in taken.items() if name != "bare"}
 
 
 if __name__ == "__main__":

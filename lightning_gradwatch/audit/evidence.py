@@ -28,6 +28,10 @@ class ClipSample:
         grown: the norm of a parameter's gradient grew, which no clipping does.
         scale: the factor of the gradient scaler that was still in the gradient when it was changed;
             1 where there was none, or where this is not known.
+        part: where some parameters' gradients were made smaller and the rest left, the norm before
+            of those; None where it was all of them, or none.
+        uneven: those that were made smaller were so by several factors, as by a bound on each
+            tensor or entry: no bound on one norm does that.
     """
 
     step: int
@@ -36,6 +40,8 @@ class ClipSample:
     touched: bool = False
     grown: bool = False
     scale: float = 1.0
+    part: float | None = None
+    uneven: bool = False
 
     @property
     def coefficient(self) -> float:
@@ -65,6 +71,7 @@ class Clippers:
             others.
         named: methods of the user's in whose code a clipping function is named.
         surely: those of them in which it is called at every step, come what may.
+        early: those of them whose calls all stand before the backward pass.
         hooked: parameters with a hook on their gradient, which acts within the backward pass.
         goes_along: the optimizer's step is as long as the gradient times the learning rate (SGD).
         in_loop: they are in a loop of the user's own, not in a Trainer.
@@ -76,6 +83,7 @@ class Clippers:
     adaptive: str = ""
     named: tuple[str, ...] = ()
     surely: tuple[str, ...] = ()
+    early: tuple[str, ...] = ()
     hooked: int = 0
     goes_along: bool = False
     in_loop: bool = False
@@ -87,9 +95,10 @@ class Clippers:
 
     @property
     def names(self) -> list[str]:
-        """Of all of them."""
+        """Of all of them; of code that may not be run, that a clip call stands in it."""
         setting = f"Trainer(gradient_clip_val={self.bound:g})" if self.bound is not None else ""
-        return [name for name in (setting, self.override, self.adaptive, *self.named) if name]
+        named = [name if name in self.surely else f"{name} (a clip call stands in it)" for name in self.named]
+        return [name for name in (setting, self.override, self.adaptive, *named) if name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +171,23 @@ class ClipEvidence:
     def median_coefficient(self) -> float | None:
         """To what share of itself, where it was made smaller."""
         return median(sample.coefficient for sample in self.clipped) if self.clipped else None
+
+    @property
+    def partial(self) -> bool:
+        """Whether a part of the parameters was clipped, at any sample."""
+        return any(sample.part is not None for sample in self.clipped)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether several factors were at work, at any sample."""
+        return any(sample.uneven for sample in self.clipped)
+
+    @property
+    def clipped_norms(self) -> list[float]:
+        """Of what was clipped, at the samples where it was: the norms that its bound is held
+        against, where that is a bound on one norm.
+        """
+        return [sample.before if sample.part is None else sample.part for sample in self.clipped]
 
     @property
     def constant(self) -> float | None:

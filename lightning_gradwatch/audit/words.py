@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
+from lightning_gradwatch.audit.bounds import SEVERAL, advised_bound, rounded_up, whose
 from lightning_gradwatch.audit.evidence import ClipEvidence, percentile_of
 from lightning_gradwatch.audit.rules import ClipVerdict, interval, may_have_acted
 from lightning_gradwatch.plain import count_of
@@ -85,8 +85,9 @@ def _no_effect(evidence: ClipEvidence) -> str:
         return f"On {evidence.elsewhere} of {_looked_at(evidence)}, between the backward pass and the step, {what}."
     if who.surely or who.named:
         names = " and ".join(who.surely or who.named)
-        before = "before the backward pass" if evidence.stale else "before the backward pass, or for other parameters"
-        before = "before the backward pass, or after the step" if who.in_loop else before
+        is_early = set(who.surely or who.named) <= set(who.early) or (evidence.stale and not who.in_loop)
+        other = ", or after the step" if who.in_loop else ", or for other parameters"
+        before = f"before the backward pass{'' if is_early else other}"
         return f"{names} clips {before}: {_on(evidence)[0].lower()}{_on(evidence)[1:]} {untouched}.{_largest(evidence)}"
     return (
         f"gradient_clip_val={who.bound:g} is set, but {who.override}, which takes the place of Lightning's own "
@@ -126,15 +127,16 @@ def _acted(evidence: ClipEvidence) -> str:
     """On how many steps the gradient was made smaller, and by how much."""
     who, counted = evidence.clippers, evidence.counted
     name = who.adaptive if counted is not None and not who.alone else "It"
-    share = (
-        "" if evidence.median_coefficient is None else f", to {evidence.median_coefficient:.2g} of itself in the median"
-    )
+    to = "the whole to" if evidence.partial else "to"
+    median = evidence.median_coefficient
+    share = "" if median is None else f", {to} {median:.2g} of itself in the median"
     seen = f"{len(evidence.clipped)} of {_looked_at(evidence)}"
     on = seen if counted is None else f"{counted.clipped:,} of {count_of(counted.steps, 'step')}"
     skipped = counted.skipped if counted is not None else 0
     if counted is not None and skipped and not counted.clipped:
         return f"{name} skipped {skipped:,} of {count_of(counted.steps, 'step')}, and clipped none"
-    return f"{name} made the gradient smaller on {on}{share}{f', and skipped {skipped:,}' if skipped else ''}"
+    what = "the gradients of some of the parameters" if evidence.partial else "the gradient"
+    return f"{name} made {what} smaller on {on}{share}{f', and skipped {skipped:,}' if skipped else ''}"
 
 
 def _late(evidence: ClipEvidence) -> str:
@@ -161,7 +163,7 @@ _LATE_IN_LOOP = (
 
 def _against_limiting(evidence: ClipEvidence) -> str:
     who = evidence.clippers
-    if evidence.explosions and len(evidence.samples) >= _SEVERAL:
+    if evidence.explosions and len(evidence.samples) >= SEVERAL:
         return _for_explosions(evidence)
     if who.adaptive and who.bound is None:
         return (
@@ -171,12 +173,21 @@ def _against_limiting(evidence: ClipEvidence) -> str:
     if who.by_value:
         return (
             'Clip the norm instead, which keeps the direction: gradient_clip_algorithm="norm" with a bound near '
-            f"{_bound(evidence)}, {_whose(evidence)}.{_longer(evidence)}"
+            f"{advised_bound(evidence)}, {whose(evidence)}.{_longer(evidence)}"
+        )
+    if evidence.uneven:
+        return (
+            "Not all that was clipped was made smaller by the same factor, as by a bound on each tensor or entry: raise that "
+            "bound until it acts on a few steps. A bound on the norm of all gradients, which keeps their direction, "
+            f"would be one of about {advised_bound(evidence)}, {whose(evidence)}.{_longer(evidence)}"
         )
     what = "the bound" if who.bound is None else "gradient_clip_val"
-    return (
-        f"Raise {what} to about {_bound(evidence)}, {_whose(evidence)}: then it acts on a few steps.{_longer(evidence)}"
-    )
+    if evidence.partial:
+        return (
+            f"Raise {what}, if it is one on the norm of those gradients, to about {rounded_up(max(evidence.clipped_norms))}, the "
+            f"largest that was seen: then it acts on a few steps, if any.{_longer(evidence)}"
+        )
+    return f"Raise {what} to about {advised_bound(evidence)}, {whose(evidence)}: then it acts on a few steps.{_longer(evidence)}"
 
 
 def _for_explosions(evidence: ClipEvidence) -> str:
@@ -196,28 +207,6 @@ def _for_explosions(evidence: ClipEvidence) -> str:
         f"the {len(evidence.samples)} steps looked at. Lower the learning rate if the loss jumps."
     )
 
-
-def _whose(evidence: ClipEvidence) -> str:
-    if len(evidence.samples) >= _SEVERAL:
-        return f"under which {_MOST:.0f} % of the gradient norms lay"
-    return "the largest gradient norm that was seen"
-
-
-def _bound(evidence: ClipEvidence) -> str:
-    """Rounded up to two digits: rounded down it would cut off what it is meant to let through.
-    Not the largest of many norms, which is the very one that clipping is for.
-    """
-    bound = evidence.percentile(_MOST) if len(evidence.samples) >= _SEVERAL else evidence.largest
-    bound = bound or evidence.largest  # of gradients that are mostly zero
-    unit = 10.0 ** (math.floor(math.log10(bound)) - 1)
-    return f"{math.ceil(bound / unit * (1 - 1e-9)) * unit:.2g}"
-
-
-_SEVERAL = 10
-"""Samples from which on a percentile is more than one of them."""
-
-_MOST = 90.0
-"""Per cent of the norms, which are ordinary ones."""
 
 _FEW = 10.0
 """Per cent of the norms that the optimizer got, of which none is an explosion."""

@@ -11,6 +11,7 @@ from lightning_gradwatch.growth import levels_off
 from lightning_gradwatch.plain import count_of
 from lightning_gradwatch.profile import Floats, Profile, growth_rate
 from lightning_gradwatch.recurrent.scan import KIND as SCAN
+from lightning_gradwatch.thresholds import NOTHING_LOST
 
 DEEP = 3
 """Layers from which on normalisation between them is worth a word."""
@@ -111,8 +112,8 @@ def vanishing_remedy(profile: Profile, lagged: Floats) -> str:
             f"With {profile.layers} layers on top of one another, normalise between them (layer normalisation, Ba et al. 2016), or add "
             "residual connections."
         )
-    if profile.truncated:
-        parts.append(f"Longer segments do not help before the horizon is longer, {_CARRIED}.")
+    if profile.truncated and profile.cut_share is not None and profile.cut_share < NOTHING_LOST:
+        parts.append("Longer segments do not help before the horizon is longer.")
     parts.append("Clipping does not help; a shorter way from cause to effect (attention, skipping steps) does.")
     return " ".join(parts)
 

@@ -16,9 +16,17 @@ from lightning_gradwatch.detect.remedy import LOST_REMEDY, vanishing_remedy
 from lightning_gradwatch.detect.saturation import blocks_learning
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.growth import levels_off, rate_in_words
-from lightning_gradwatch.plain import count_of
+from lightning_gradwatch.plain import count_of, shown_share
 from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
-from lightning_gradwatch.thresholds import CALM_SAMPLES, CALM_SHARE, LOW_LOSS, RISEN_LOSS, SEVERAL, VANISHING_SHARE
+from lightning_gradwatch.thresholds import (
+    CALM_SAMPLES,
+    CALM_SHARE,
+    LOW_LOSS,
+    NOTHING_LOST,
+    RISEN_LOSS,
+    SEVERAL,
+    VANISHING_SHARE,
+)
 
 
 def is_vanishing(horizon: float, timesteps: int) -> bool:
@@ -195,10 +203,7 @@ def _detail(
         *_left_out(profile),
     ]
     if profile.truncated:
-        parts.append(
-            "The state that comes in has no graph. If it is carried over, as in truncated backpropagation, the horizon is the limit here, "
-            f"not their length: segments longer than {profile.timesteps} would teach nothing more."
-        )
+        parts.append(_cut(profile))
     if hungry:
         get = "timestep furthest from the loss gets" if hungry == 1 else "timesteps furthest from the loss get"
         parts.append(
@@ -212,6 +217,23 @@ def _detail(
     if furthest is not None and not lost:
         parts.append(f"Earlier it reached {furthest}; if the loss is low by now, it was enough.")
     return " ".join(filter(None, parts))
+
+
+def _cut(profile: Profile) -> str:
+    """What lies beyond the cut of truncated backpropagation, where that was measured."""
+    if profile.cut_share is None:
+        why = f": {profile.cut_unknown}" if profile.cut_unknown else ""
+        return (
+            "The state that comes in has no graph. If it is carried over, as in truncated backpropagation, how much of the gradient "
+            f"lies beyond the cut is not known here{why}."
+        )
+    said = (
+        "The state is carried over. Had the gradient gone on into the segment before, "
+        f"{shown_share(profile.cut_share)} of it over both would lie there"
+    )
+    if profile.cut_share < NOTHING_LOST:
+        return f"{said}: the horizon is the limit here, and segments longer than {profile.timesteps} would add next to nothing."
+    return f"{said}."
 
 
 def _crossed(profile: Profile) -> list[str]:

@@ -103,6 +103,7 @@ class LoopClipAudit:
             adaptive="" if adaptive is None else adaptive[0].clips_by,
             named=tuple(named),
             surely=tuple(name for name, surely in named.items() if surely),
+            early=() if naming is None else tuple(naming.early),
             hooked=hooked(one.optimizer),
             goes_along=isinstance(one.optimizer, SGD),
             in_loop=True,

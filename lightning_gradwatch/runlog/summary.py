@@ -8,12 +8,13 @@ import math
 from collections.abc import Iterable, Sequence
 
 from lightning_gradwatch.events import EventKind, closes_episode
-from lightning_gradwatch.plain import count_of
+from lightning_gradwatch.plain import count_of, shown_share
 from lightning_gradwatch.runlog.evidence import Evidence
 from lightning_gradwatch.runlog.measures import Record, is_finite, reach
 from lightning_gradwatch.runlog.rules import judge, order_in_doubt
 from lightning_gradwatch.runlog.trouble import earlier, is_unchanged, risen_loss
 from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
+from lightning_gradwatch.thresholds import LONGER_HELPS, NOTHING_LOST
 
 __all__ = ["LayerSummary", "Verdict", "is_finite", "reach", "summarise"]
 
@@ -161,15 +162,6 @@ def _beyond_the_cut(share: float, length: str) -> str:
     if share >= LONGER_HELPS:
         return f"{said} Longer segments would keep more of it."
     return f"{said} Longer segments would add next to nothing to it now." if share < NOTHING_LOST else said
-
-
-def shown_share(share: float) -> str:
-    """In per cent."""
-    return "less than 0.1 %" if share < 0.001 else f"{100 * share:.2g} %"
-
-
-LONGER_HELPS, NOTHING_LOST = 0.1, 0.01
-"""Shares of the gradient over two segments. What lies between them is told as a number alone."""
 
 
 def _doubt(evidence: Evidence) -> str:

@@ -8,12 +8,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.audit import ClipSample
+from lightning_gradwatch.audit import CHANGED, ClipSample
 from lightning_gradwatch.clip.norms import tensor_norms
 from lightning_gradwatch.recurrent.measure.gradient_norm import PendingValues, numbers
 
 _GROWN = 1e-4
 """Share of a parameter's norm. No rounding makes it larger by so much."""
+
+_ALIKE = 1e-2
+"""Share of a factor. By so much a factor in half precision may differ from tensor to tensor."""
 
 Marks = dict[int, tuple[int, int]]
 """Of each parameter's gradient where it lies and how often it was written to."""
@@ -80,7 +83,12 @@ def sample_of(step: int, before: Gradients, after: Gradients, scale: float) -> C
         return None
     touched = differ(before.marks, after.marks)
     grown = any(then[weight] > first[weight] * (1 + _GROWN) for weight in common)
-    return ClipSample(step, norm, got, touched, grown, scale)
+    smaller = [weight for weight in common if then[weight] < first[weight] * (1 - CHANGED)]
+    factors = [then[weight] / first[weight] for weight in smaller]
+    uneven = bool(factors) and max(factors) - min(factors) > _ALIKE * max(factors)
+    rest = any(first[weight] > 0 for weight in common if weight not in set(smaller))
+    part = math.hypot(*(first[weight] for weight in smaller)) if smaller and rest else None
+    return ClipSample(step, norm, got, touched, grown, scale, part, uneven)
 
 
 def same(one: Gradients, other: Gradients) -> bool:

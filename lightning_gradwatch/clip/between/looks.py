@@ -112,6 +112,7 @@ class Looks:
         for one in self.optimizers:
             one.read(wait=wait)
         acted = {one.index for one in self.optimizers if any(sample.touched for sample in one.samples)}
+        meant = {one.index for one in self.optimizers if one.elsewhere}  # it was clipped at the wrong one's turn
         return [
             ClipEvidence(
                 optimizer=one.index,
@@ -123,7 +124,7 @@ class Looks:
                 stale=one.stale,
                 elsewhere=sum(sample.step in one.elsewhere for sample in one.samples),
                 unseen=unseen if one.steps and not self.backwards else NO_GRADIENT * (0 < one.looked == one.bare),
-                for_others=bool(acted - {one.index}),
+                for_others=bool((acted | meant) - {one.index}),
             )
             for one, who in zip(self.optimizers, clippers, strict=True)
         ]

@@ -6,14 +6,20 @@ import ast
 import inspect
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from lightning_gradwatch.clip.between.source import clippings_reached, is_framework, names_clipping
+from lightning_gradwatch.clip.between.plain_names import PlainNames
+from lightning_gradwatch.clip.between.source import (
+    clippings_reached,
+    come_before_backward,
+    is_framework,
+    names_clipping,
+)
 
 _BLOCKS = ("body", "orelse", "finalbody")
 
@@ -24,10 +30,12 @@ class Naming:
 
     Attributes:
         functions: each → whether it surely calls one at every step, for some of the parameters.
+        early: those whose calls beside the step all stand before the backward pass.
     """
 
     def __init__(self) -> None:
         self.functions: dict[str, bool] = {}
+        self.early: set[str] = set()
         self._places: set[tuple[CodeType, int]] = set()
 
     def look(self, parameters: Sequence[Tensor]) -> None:
@@ -44,11 +52,14 @@ class Naming:
         self._places.add((frame.f_code, frame.f_lineno))
         if names_clipping(frame.f_code, frame.f_globals):
             stepped = set(map(id, parameters))
-            self.functions[_shown(frame.f_code)] = any(
-                stepped & set(map(id, _given(call, frame))) for call in _beside(frame)
-            )
+            shown, blocks = _shown(frame.f_code), _blocks(frame)
+            reached = [call for block in blocks for call in clippings_reached(block, frame.f_globals, _names(frame))]
+            self.functions[shown] = any(stepped & set(map(id, _given(call, frame))) for call in reached)
+            if blocks and come_before_backward(reached, blocks[0]):
+                self.early.add(shown)
         if len(self._places) > 1:
             self.functions = dict.fromkeys(self.functions, False)
+            self.early.clear()
 
 
 def _shown(code: CodeType) -> str:
@@ -67,16 +78,14 @@ _BETWEEN = ("contextlib", "functools")
 """What may lie between a loop and the hooks of its optimizer."""
 
 
-def _beside(frame: FrameType) -> Iterator[ast.Call]:
-    """The calls of a clipping function beside the line that runs now."""
+def _blocks(frame: FrameType) -> list[Sequence[ast.stmt]]:
+    """The statements beside the line that runs now, the innermost block first."""
     try:
         lines, first = inspect.getsourcelines(frame)
         tree = ast.parse(textwrap.dedent("".join(lines)))
     except (OSError, SyntaxError, TypeError):  # typed in, or made by exec
-        return
-    line = frame.f_lineno - max(first - 1, 0)
-    for block in _around(tree.body, line):
-        yield from clippings_reached(block, frame.f_globals)
+        return []
+    return _around(tree.body, frame.f_lineno - max(first - 1, 0))
 
 
 def _around(block: Sequence[ast.stmt], line: int) -> list[Sequence[ast.stmt]]:
@@ -100,19 +109,12 @@ def _given(call: ast.Call, frame: FrameType) -> list[Tensor]:
     first: Any = call.args[0] if call.args else next((one.value for one in call.keywords), None)
     if isinstance(first, ast.Call) and isinstance(first.func, ast.Attribute) and first.func.attr == "parameters":
         first = first.func.value
-    given = _looked_up(first, frame)
+    given = _names(frame).value(first) if isinstance(first, ast.expr) else None
     if isinstance(given, nn.Module):
         return list(given.parameters())
     listed = cast("Sequence[Any]", given) if isinstance(given, (list, tuple)) else ()
     return [one for one in listed if isinstance(one, Tensor)]
 
 
-def _looked_up(node: Any, frame: FrameType) -> Any:
-    """The object behind a name, or behind an attribute that is plainly there."""
-    if isinstance(node, ast.Name):
-        return frame.f_locals.get(node.id, frame.f_globals.get(node.id))
-    if isinstance(node, ast.Attribute):
-        owner = _looked_up(node.value, frame)
-        inner: Any = getattr(owner, "__dict__", {})
-        return inner.get(node.attr, inner.get("_modules", {}).get(node.attr))
-    return None
+def _names(frame: FrameType) -> PlainNames:
+    return PlainNames({**frame.f_globals, **frame.f_locals})

@@ -39,6 +39,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         [None if x is None or x.dim() < 2 else loop.rows(x) for x in loop.inputs], sequences, lengths
     )
     totals = [_totals(loop, states, sequences, lengths) for _, states in series]
+    whole = np.hypot.reduce(totals) if len(totals) > 1 and loop.c_is_total else None
     made = partial(
         Profile,
         module=loop.module,
@@ -51,6 +52,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         sequences=tuple(sequences),
         lengths=tuple(lengths),
         direct=None,
+        whole=whole,
         curves=_curves(
             loop, series, [j for j, length in zip(sequences, lengths, strict=True) if length > _anchor(loop)]
         ),

@@ -124,6 +124,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
             if one.total_cell is not None and one.direct_cell is not None:
                 states.append(("c", one.total_cell, one.direct_cell))
             curves = _lag_curves(one, swept.layout, swept.anchors, direction)
+            whole = None if one.total_cell is None else torch.hypot(one.total[:, 0], one.total_cell[:, 0])
             top = layer == len(swept.directions) - 1
             ends = find_ends(
                 *runs,
@@ -162,6 +163,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         with_gradient=swept.with_gradient,
                         batch_first=_order(call),
                         by_timestep=swept.by_timestep,
+                        whole=None if whole is None else by_time(whole, swept.layout, direction),
                     )
                 )
     return made + influence_profiles(swept, [one for one in made if one.state == "h" and one.layer == 0])
@@ -262,6 +264,7 @@ def _of_chain(
             gate_gradient=0.0 if starving else None,
             with_gradient=with_gradient,
             batch_first=_order(first),
+            whole=totals.both(layer).T.contiguous().numpy() if totals.c else None,
         )
         for layer in range(first.shape.num_layers)
         for state, norms in (("h", totals.h), ("c", totals.c))

@@ -6,7 +6,7 @@ from torch.optim import SGD, Optimizer
 
 from lightning_gradwatch.audit import Clippers
 from lightning_gradwatch.clip.between.parameters import hooked
-from lightning_gradwatch.clip.between.source import naming
+from lightning_gradwatch.clip.between.source import naming, too_early
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer
 from lightning_gradwatch.trainer.conflict import clipping_override
 
@@ -16,7 +16,7 @@ def who_clips(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -
     automatic = module.automatic_optimization
     bound = trainer.gradient_clip_val if automatic else None
     algorithm = trainer.gradient_clip_algorithm
-    named = naming(module)
+    named, early = naming(module), too_early(module, automatic=automatic)
     for callback in callbacks_of(trainer):
         named |= naming(callback)
     override = clipping_override(module) if automatic else None
@@ -28,6 +28,7 @@ def who_clips(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -
         adaptive=" and ".join(filter(None, (getattr(one, "clips_by", "") for one in callbacks_of(trainer)))),
         named=tuple(named),
         surely=tuple(name for name, surely in named.items() if surely),
+        early=tuple(name for name in named if name in early),
         hooked=hooked(optimizer),
         goes_along=isinstance(optimizer, SGD),
     )

@@ -102,7 +102,7 @@ def of_episodes(kind: str, share: float):
 
 @pytest.mark.parametrize(("kind", "share"), [("LSTM", 0.15), ("LSTMCell", 0.06), ("GRU", 0.1), ("RNNCell", 0.3)])
 def test_episodes_too_short_to_tell_decide_nothing(kind, share, tmp_path):
-    """Nothing is said to be shortest or to have reached further that an episode's end cut off, and a horizon that was seen is not denied."""
+    """What an episode's end cut off is said neither to be shortest nor to have reached further; a horizon that was seen is not denied."""
     told = fit(tmp_path, *of_episodes(kind, share), steps=36, batch=1)
     (layer,) = told.layers
     records = [r for r in load_run(told.watch.run_dir).profile_records if r["state"] == "h"]

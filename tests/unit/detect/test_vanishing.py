@@ -182,13 +182,33 @@ class TestVanishing:
         assert len([event for event in found if event is not None]) == 1
 
     def test_truncated_backpropagation_is_told_from_a_short_horizon(self) -> None:
-        """With a state that comes in cut off, the event says that the horizon is the limit; its end, that the segments are."""
+        """Where nothing lies beyond the cut, the event says that the horizon is the limit; its end, that the segments are."""
         detector = VanishingDetector()
-        events = [detector(decaying(-1.0, truncated=True), Moment(step)) for step in range(3)]
+        events = [detector(decaying(-1.0, truncated=True, cut_share=1e-4), Moment(step)) for step in range(3)]
         assert "the horizon is the limit here" in events[2].message
         assert "Longer segments do not help" in events[2].remedy
         last = [detector(decaying(0.0, truncated=True), Moment(step)) for step in (3, 4)][-1]
         assert "their length is the limit" in last.message
+
+    @pytest.mark.parametrize(
+        ("share", "why", "said"),
+        [
+            (0.057, None, "5.7 % of it over both"),
+            (0.3, None, "30 % of it over both"),
+            (None, None, "is not known here."),
+            (None, "it is a cell in a loop", "is not known here: it is a cell in a loop."),
+        ],
+    )
+    def test_nothing_is_said_of_longer_segments_that_was_not_measured(
+        self, share: float | None, why: str | None, said: str
+    ) -> None:
+        """The event tells the measured share beyond the cut, or that it is not known, and does not call longer segments useless."""
+        detector = VanishingDetector()
+        made = decaying(-1.0, truncated=True, cut_share=share, cut_unknown=why)
+        (event,) = filter(None, [detector(made, Moment(step)) for step in range(3)])
+        assert said in event.message
+        assert "the limit here" not in event.message
+        assert "Longer segments" not in event.remedy
 
     def test_no_samples_is_refused(self) -> None:
         """`samples` must be at least 1."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_ as renamed
 
-from lightning_gradwatch.clip.between.source import naming
+from lightning_gradwatch.clip.between.source import naming, too_early
 
 
 class Never(pl.LightningModule):
@@ -47,6 +47,37 @@ class Lazy(pl.LightningModule):
     def training_step(self, batch: Any) -> None:
         later = lambda: renamed(self.parameters(), 1.0)  # noqa: E731
         batch and later()
+
+
+class Configured(pl.LightningModule):
+    STRICT = True
+
+    def __init__(self, bound: float | None = 0.5) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.bound, self.automatic_optimization = bound, False
+
+
+class BeforeIfAsked(Configured):
+    def training_step(self, batch: Any) -> None:
+        if self.bound is not None and self.bound > 0:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self.bound)
+        self.manual_backward(batch)
+
+
+class BeforeByHparams(Configured):
+    def training_step(self, batch: Any) -> None:
+        if self.STRICT and self.hparams.bound:
+            self.clip_gradients(batch, 1.0)
+        self.manual_backward(batch)
+
+
+class AfterIfAsked(Configured):
+    def training_step(self, batch: Any) -> None:
+        self.manual_backward(batch)
+        if not self.bound:
+            return
+        renamed(self.parameters(), 1.0)
 
 
 class Elsewhere(pl.LightningModule):
@@ -97,6 +128,21 @@ def test_a_method_that_clips_is_found(kind: type, found: dict[str, bool]) -> Non
     """By the function's own name or one that it was given; sure only where no branch, loop or early return lies before it."""
     owner = kind({0: 1}) if kind is pl.callbacks.GradientAccumulationScheduler else kind()
     assert naming(owner) == found
+
+
+@pytest.mark.parametrize("bound", [0.5, None])
+@pytest.mark.parametrize(("kind", "early"), [(BeforeIfAsked, True), (BeforeByHparams, True), (AfterIfAsked, False)])
+def test_a_branch_counts_where_its_condition_is_plain(kind: type, early: bool, bound: float | None) -> None:
+    """By the module's own settings; and whether the clipping stands before the backward pass is told from its place."""
+    owner, name = kind(bound), f"{kind.__name__}.training_step"
+    assert naming(owner) == {name: bound is not None}
+    assert too_early(owner, automatic=False) == ({name} if early and bound is not None else set())
+
+
+def test_before_lightnings_own_backward_is_the_training_step() -> None:
+    """In automatic optimization its place in the source says nothing."""
+    assert too_early(Always(), automatic=True) == {"Always.training_step"}
+    assert too_early(Renamed(), automatic=True) == set()
 
 
 def test_code_without_a_file_is_no_proof() -> None:

@@ -14,10 +14,23 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 largest, in an exact measurement.
 """
 
-FREE_TOLERANCES = {**TOLERANCES, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""The same of a replay by the fused operator. What was recorded in half precision is not exact
-anyhow, but it must be the same course.
+ROUNDINGS = 8
+"""The same of a replay in float32 of what was recorded in half precision, in unit roundoffs
+(2⁻⁸ of bfloat16, 2⁻¹¹ of float16). It is not exact anyhow, but it must be the same course.
+
+Measured on a CPU over 1,081 calls (RNN, LSTM, GRU, 16 to 256 hidden, 10 to 400 timesteps, under
+autocast and in half precision throughout): with PyTorch's own start, or recurrent weights half as
+large, outputs differed by 4.3 roundoffs at most; with weights twice as large an LSTM's and GRU's by
+3.5, an RNN's by 12; with weights four times as large by anything up to the whole range. In 336 more
+calls, gone through timestep by timestep as well, total norms were off by at most 9 % where outputs
+differed by less than 8 roundoffs, by up to 62 % between 8 and 16, and without bound above.
 """
+
+FREE_TOLERANCES = {
+    **TOLERANCES,
+    **{half: ROUNDINGS * torch.finfo(half).eps / 2 for half in (torch.bfloat16, torch.float16)},
+}
+"""The same of a replay by the fused operator."""
 
 
 def obstacle(call: RecurrentCall) -> str | None:

@@ -14,6 +14,7 @@ from torch import nn
 from benchmarks.cost.launches import KINDS, called, launches_of
 from lightning_gradwatch.recurrent import profiles, sweep
 from lightning_gradwatch.recurrent.measure import at_once as module_under_test
+from lightning_gradwatch.recurrent.measure.exactness import ROUNDINGS
 from tests.cases import Case, cases
 from tests.sweeps import check
 from tests.unit.recurrent.measure import test_influence
@@ -98,6 +99,63 @@ def test_a_chaotic_network_goes_timestep_by_timestep_and_says_so(kind: str) -> N
     assert {p.to_record()["by_timestep"] for p in found} == {swept.by_timestep}
     assert all(p.exact for p in found)
     same(found, expected)
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def in_half(kind: str, dtype: torch.dtype, hidden: int = 32, steps: int = 40) -> Any:
+    """A call that was recorded in half precision throughout."""
+    torch.manual_seed(0)
+    module = KINDS[kind](4, hidden).to(dtype)
+    try:
+        module(torch.zeros(1, 1, 4, dtype=dtype))
+    except RuntimeError:  # before PyTorch 2.2 a CPU has no products in float16
+        pytest.skip(f"{kind} does not run in {dtype} here")
+    h0 = torch.zeros(1, 3, hidden, dtype=dtype)
+    return called(module, given_to(module, steps).to(dtype), (h0, torch.zeros_like(h0)) if kind == "LSTM" else h0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("hidden", "steps"), [(16, 10), (64, 40), (128, 150)])
+def test_half_precision_is_replayed_at_once(kind: str, dtype: torch.dtype, hidden: int, steps: int) -> None:
+    """Rounding of an ordinary network is within the tolerance, and norms are near those found timestep by timestep."""
+    with in_half(kind, dtype, hidden, steps) as call:
+        swept = sweep(call, at_once=True)
+        found, expected = profiles(call, swept), profiles(call, sweep(call, at_once=False))
+    assert swept.by_timestep is None
+    assert not any(p.exact for p in found)
+    for p, q in zip(found, expected, strict=True):
+        assert np.allclose(p.total, q.total, rtol=0.1, atol=0)
+
+
+def outputs(call: Any) -> None:
+    call.output.data[5, 1, 2] += 1.5 * ROUNDINGS * torch.finfo(call.output.dtype).eps / 2
+
+
+def weights(call: Any) -> None:
+    call.weights[1].data.mul_(1.5)
+
+
+def beginning(call: Any) -> None:
+    call.h0.data.add_(0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("disturb", [outputs, weights, beginning])
+def test_another_course_in_half_precision_goes_timestep_by_timestep(
+    kind: str, dtype: torch.dtype, disturb: Any
+) -> None:
+    """A replay that is off the recorded course by more than rounding is not used, and the profile says so."""
+    with in_half(kind, dtype) as call:
+        disturb(call)
+        swept = sweep(call, at_once=True)
+        found = profiles(call, swept)
+        same(found, profiles(call, sweep(call, at_once=False)))
+    assert "differ from the recorded ones" in str(swept.by_timestep)
+    assert {p.to_record()["by_timestep"] for p in found} == {swept.by_timestep}
 
 
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])

@@ -62,6 +62,10 @@ class Episodes:
         """Whether something goes on there."""
         return key in self._open
 
+    def peak(self, key: Hashable) -> float:
+        """The worst value since the begin of the one that is open there."""
+        return self._open[key].peak
+
     def begin(self, key: Hashable, event: Event, value: float) -> Event:
         """Open one, and return the event of its begin."""
         self._open[key] = Episode(event, value, event.step)

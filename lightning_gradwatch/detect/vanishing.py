@@ -127,9 +127,14 @@ class VanishingDetector:
         return [*filter(None, told), *self._episodes.finish(moment)]
 
     def _go_on(self, profile: Profile, reach: int, censored: bool, moment: Moment) -> Event | None:
-        calm = censored or reach >= CALM_SHARE * profile.real_timesteps
-        ended = self._episodes.see(profile.place, float(reach), moment, calm=calm)
-        if ended is None or not (censored and profile.truncated):
+        """A horizon that was cut off is longer than what was seen of it: never the shortest, and no
+        sign of an end where it could not be followed far enough to tell, as in a short sequence.
+        """
+        calm = reach + censored >= CALM_SHARE * profile.real_timesteps
+        if censored and not (calm and reach >= self._episodes.peak(profile.place)):
+            return None
+        ended = self._episodes.see(profile.place, math.inf if censored else float(reach), moment, calm=calm)
+        if ended is None or not (censored and profile.truncated and reach + 1 >= profile.timesteps):
             return ended
         now = (
             f"Now the gradient outlives the {count_of(profile.timesteps, 'timestep')}. If the state that comes in is carried over, "
@@ -142,6 +147,8 @@ class VanishingDetector:
 
     def _begin(self, profile: Profile, track: _Track, moment: Moment) -> Event | None:
         recent, loss, rate = track.horizons, moment.loss, growth_rate(profile.lagged())
+        if track.furthest is not None and is_vanishing(track.furthest + 1, profile.real_timesteps):
+            track.furthest = None  # so far reaches a short horizon too, or a short sequence
         if len(recent) < self.samples or not (rate is None or rate < 0):
             return None
         reach, hungry = recent[-1], track.starved[-1]

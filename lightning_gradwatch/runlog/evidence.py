@@ -130,9 +130,24 @@ class Evidence:
         return max(record["timesteps"] for record in self.last)
 
     @cached_property
+    def typical(self) -> Record:
+        """The profile whose length the horizon is held against: the middle one of those in which
+        the gradient fell under 1 %, where some are; how long the longest one was may be chance.
+        """
+        fell = [record for record in self.last if record.get("horizon") is not None and not record["horizon_censored"]]
+        ordered = sorted(fell, key=real_timesteps)
+        return ordered[(len(ordered) - 1) // 2] if fell and not self.censored else max(self.last, key=real_timesteps)
+
+    @property
     def real_timesteps(self) -> int:
-        """The same without padding that the loss does not ask the gradient to cross."""
-        return max(real_timesteps(record) for record in self.last)
+        """Its timesteps, without padding that the loss does not ask the gradient to cross."""
+        return real_timesteps(self.typical)
+
+    @cached_property
+    def lengths(self) -> tuple[int, int] | None:
+        """The fewest and the most timesteps of the last samples; None where they hardly differ."""
+        fewest = min(record["timesteps"] for record in self.last)
+        return (fewest, self.timesteps) if self.timesteps >= HORIZON_VARIES_FACTOR * fewest else None
 
     @cached_property
     def padded(self) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from statistics import median
 from typing import Any
 
@@ -23,12 +24,12 @@ Record = Mapping[str, Any]
 
 def reach(record: Record | None) -> float:
     """How many timesteps a gradient that is not short reaches back, a little more if it was cut
-    off; 0 of one that is short or explodes.
+    off; 0 of one that is short, or was not followed further, or explodes.
     """
     if record is None or record.get("horizon") is None or not is_finite(record) or growth(record) > EXPLODING_FACTOR:
         return 0.0
     horizon, censored = record["horizon"], bool(record["horizon_censored"])
-    return horizon + 0.5 * censored if censored or horizon >= VANISHING_SHARE * real_timesteps(record) else 0.0
+    return horizon + 0.5 * censored if horizon + censored >= VANISHING_SHARE * real_timesteps(record) else 0.0
 
 
 def real_timesteps(record: Record) -> int:
@@ -84,14 +85,15 @@ def recent_steps(steps: Sequence[int]) -> set[int]:
 
 
 def median_horizon(records: Sequence[Record]) -> tuple[int | None, bool]:
-    """The lower median, where a horizon that the sequence cut off counts as
-    longer than any that was seen.
+    """The lower median, where a horizon that the sequence cut off is known to be longer than what
+    was seen of it, and no more (Kaplan and Meier 1958): a short sequence says nothing of what
+    becomes of the gradient in a long one. The longest one, cut off, where less than half had ended.
     """
-    cut = [record["horizon"] for record in records if record.get("horizon") is not None and record["horizon_censored"]]
-    full = sorted(
-        record["horizon"] for record in records if record.get("horizon") is not None and not record["horizon_censored"]
-    )
-    if not cut and not full:
-        return None, False
-    middle = (len(cut) + len(full) - 1) // 2
-    return (full[middle], False) if middle < len(full) else (max(cut), True)
+    known = [record for record in records if record.get("horizon") is not None]
+    full = [record["horizon"] for record in known if not record["horizon_censored"]]
+    surviving = Fraction(1)
+    for lag in sorted(set(full)):
+        surviving *= 1 - Fraction(full.count(lag), sum(record["horizon"] >= lag for record in known))
+        if surviving <= Fraction(1, 2):
+            return lag, False
+    return (max(record["horizon"] for record in known), True) if known else (None, False)

@@ -184,7 +184,8 @@ def _shortened(evidence: Evidence) -> Said | None:
     """
     reached = max(evidence.before, key=reach, default=None)
     first, last = evidence.losses or (math.nan, math.nan)
-    if reached is None or reach(reached) <= (evidence.horizon or 0) or last > RISEN_LOSS * first > 0:
+    far = max(evidence.horizon or 0, VANISHING_SHARE * evidence.real_timesteps)
+    if reached is None or reach(reached) <= far or last > RISEN_LOSS * first > 0:
         return None
     earlier = f"at step {reached['step']} it reached {reached['horizon']}"
     fell = f" The loss went from {first:.3g} to {last:.3g}." if math.isfinite(first) and math.isfinite(last) else ""
@@ -244,11 +245,8 @@ HANDED_OVER = (
 
 def _fall(evidence: Evidence) -> str:
     real = evidence.real_timesteps
-    rest = (
-        ""
-        if real == evidence.timesteps
-        else f" (at {evidence.timesteps - real} more the inputs are equal, as in padding)"
-    )
+    padding = evidence.typical["timesteps"] - real
+    rest = f" (at {padding} more the inputs are equal, as in padding)" if padding else ""
     of = (
         f" of {count_of(real, 'timestep')}"
         if (evidence.horizon or 0) <= real
@@ -266,8 +264,12 @@ def _low(evidence: Evidence) -> str:
 
 
 def _speed(evidence: Evidence) -> str:
-    """In brackets, how far the horizon moved and how fast the gradient fades or grows."""
+    """In brackets, how far the horizon moved, how fast the gradient fades or grows, and how long
+    the sequences are where that differs much.
+    """
     parts: list[str] = []
+    if evidence.lengths is not None:
+        parts.append("its sequences have {:,} to {:,} timesteps".format(*evidence.lengths))
     if evidence.spread is not None:
         parts.append(f"{evidence.spread} in the last {evidence.spread.samples} samples")
     if evidence.rate is not None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradwatch import EventKind
+from lightning_gradwatch import EventKind, load_run
 from lightning_gradwatch.runlog.summary import Verdict
 from tests.integration.located.remedies.fits import fit
 
@@ -77,3 +77,40 @@ def test_a_module_beside_the_loss_is_told_what_fits_it(tmp_path):
     (event,) = told.begun(EventKind.NOT_OBSERVED)
     assert (event.module, ".forward" in event.remedy) == ("net.1", False)
     assert "let what it returns reach the loss" in event.remedy
+
+
+def of_episodes(kind: str, share: float):
+    """A batch of one sequence whose state is made anew where an episode begins, at ``share`` of the timesteps."""
+    cell = kind.endswith("Cell")
+
+    def loss(net, b):
+        x, begins = b
+        h = c = torch.zeros(1, 8) if cell else torch.zeros(1, 1, 8)
+        parts = []
+        for t in range(24):
+            if begins[0, t]:
+                h, c = torch.zeros_like(h), torch.zeros_like(h)
+            state, step = (h, c) if "LSTM" in kind else h, x[:, t] if cell else x[:, t][None]
+            made = net(step, state) if cell else net(step, state)[1]
+            h, c = made if "LSTM" in kind else (made, c)
+            parts.append((h.flatten()[0] - x[0, t, 0]).square())
+        return torch.stack(parts).mean()
+
+    torch.manual_seed(1)
+    return getattr(nn, kind)(3, 8), loss, (torch.randn(64, 24, 3), torch.rand(64, 24) < share)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("LSTM", 0.15), ("LSTMCell", 0.06), ("GRU", 0.1), ("RNNCell", 0.3)])
+def test_episodes_too_short_to_tell_decide_nothing(kind, share, tmp_path):
+    """What an episode's end cut off is said neither to be shortest nor to have reached further; a horizon that was seen is not denied."""
+    told = fit(tmp_path, *of_episodes(kind, share), steps=36, batch=1)
+    (layer,) = told.layers
+    records = [r for r in load_run(told.watch.run_dir).profile_records if r["state"] == "h"]
+    seen = [r["horizon"] for r in records if not r["horizon_censored"]]
+    assert seen
+    assert layer.verdict != Verdict.SHORTENED
+    assert not layer.horizon_censored
+    assert layer.horizon in seen
+    vanished = [e for e in told.watch.events if e.kind == EventKind.VANISHING_HIDDEN_GRADIENT]
+    assert all(e.value in seen for e in vanished)
+    assert not any("Earlier it reached" in e.message for e in vanished)

@@ -65,6 +65,27 @@ class TestVanishing:
             "Vanishing of rnn, layer 0 from step 2 to step 11; the horizon was shortest, 3 timesteps, at step 3 ("
         )
 
+    @pytest.mark.parametrize("seen", [2, 3, 5])
+    def test_a_horizon_that_was_cut_off_is_never_the_shortest(self, seen: int) -> None:
+        """A short segment, which it outlives, tells neither how short it was nor that it is over, in 40 timesteps or in few."""
+        detector = VanishingDetector()
+        run(detector, [-0.8] * 3)  # 6 timesteps
+        whole = decaying(-0.1, seen)
+        part = dataclasses.replace(decaying(-0.8), curves=whole.curves)
+        assert [detector(one, Moment(step)) for step, one in enumerate([whole, part] * 3, 3)] == [None] * 6
+        (record,) = detector.finish(Moment(9))
+        assert record.action == "ongoing"
+        assert "the horizon was shortest, 6 timesteps, at step 2" in record.message
+
+    @pytest.mark.parametrize("seen", [2, 8, 15])
+    def test_what_was_cut_off_early_is_no_further_reach(self, seen: int) -> None:
+        """A segment too short to tell is not what the gradient reached earlier, and nothing was lost since, though the loss rose."""
+        detector = VanishingDetector()
+        detector(dataclasses.replace(decaying(-0.8), curves=decaying(-0.1, seen).curves), Moment(0, loss=1.0))
+        (event,) = [e for step in (1, 2, 3) if (e := detector(decaying(-0.8), Moment(step, loss=2.0)))]
+        assert "Earlier" not in event.message
+        assert "checkpoint" not in event.remedy
+
     def test_a_new_episode_is_a_new_event(self) -> None:
         """After a recovery it may be reported again."""
         first, second = run(VanishingDetector(), [-1] * 3 + [0, 0] + [-1] * 3)

@@ -95,12 +95,32 @@ def test_the_verdict_is_about_the_end_of_training():
     assert judge(*early, *late, profile(39, rate=-0.5)).verdict == Verdict.HEALTHY
 
 
-def test_a_censored_horizon_counts_as_longer_than_any_seen():
-    """Short sequences cut the horizon off; that must not pull the median down."""
-    cut = [profile(step, rate=-0.1, timesteps=5) for step in range(3)]
+def test_short_sequences_say_nothing_of_a_horizon_that_outlasts_them():
+    """They cut it off: that pulls the median neither down, nor over what long sequences show; the sentence says that lengths differ."""
+    cut = [{**profile(step, rate=-0.1, timesteps=5), "step": 4} for step in range(3)]
     seen = [profile(step, rate=-0.2, timesteps=60) for step in range(3, 5)]
-    assert judge(*seen, cut[0], *cut[:1], {**cut[1], "step": 4}, {**cut[2], "step": 4}).horizon_censored
-    assert judge(*cut[:1], *seen).horizon == 24
+    for records in ([*seen, *cut], [*seen, *cut[:1]], [*cut * 5, *seen]):
+        found = judge(*records)
+        assert (found.horizon, found.horizon_censored) == (24, False)
+        assert "falls under 1 % after 24 of 60 timesteps (its sequences have 5 to 60 timesteps; " in found.sentence
+
+
+@pytest.mark.parametrize("longest", [13, 20, 40])
+def test_the_longest_of_many_sequences_decides_nothing(longest):
+    """A horizon is held against the middle one of the lengths at which the gradient fell, as it is not said of one odd sequence."""
+    usual = [_cut(step, 7, censored=False, timesteps=9) for step in range(6)]
+    found = judge(*usual, _cut(5, 7, censored=False, timesteps=longest), _cut(5, 2, censored=True, timesteps=3))
+    assert found.verdict == Verdict.HEALTHY
+    assert f"after 7 of 9 timesteps (its sequences have 3 to {longest} timesteps; " in found.sentence
+
+
+@pytest.mark.parametrize(("reached", "timesteps"), [(8, 24), (7, 8), (9, 10)])
+def test_a_sequence_too_short_to_tell_shows_no_far_reach(reached, timesteps):
+    """What was cut off after 8 timesteps does not make a horizon of 7 in 24 one that was shortened."""
+    early = _cut(0, reached, censored=True, timesteps=timesteps)
+    found = judge(early, *[_cut(step, 7, censored=False, timesteps=24) for step in range(1, 20)])
+    assert found.verdict == Verdict.VANISHING
+    assert "it reached" not in found.sentence
 
 
 def _spoilt(step):
@@ -279,15 +299,15 @@ def test_a_horizon_that_was_cut_off_in_some_samples_ranges_to_over_that():
     assert judge(*mixed).horizon_range == "10 to over 39"
 
 
-def _cut(step, horizon, *, censored):
-    return {**profile(step, rate=-0.5), "horizon": horizon, "horizon_censored": censored}
+def _cut(step, horizon, *, censored, timesteps=40):
+    return {**profile(step, rate=-0.5, timesteps=timesteps), "horizon": horizon, "horizon_censored": censored}
 
 
 @pytest.mark.parametrize(
     ("samples", "horizon", "said"),
     [
         ([(1, False), (20, False), (10, True)], "20 of 40", "1 to 20 or more"),
-        ([(2, True), (9, False), (30, False)], "30 of 40", "9 to 30 or more"),
+        ([(2, True), (9, False), (30, False)], "9 of 40", "9 to 30 or more"),
         ([(4, False), (4, False), (17, True)], "4 of 40", "4 to over 17"),
     ],
 )

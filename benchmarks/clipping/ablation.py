@@ -5,9 +5,10 @@
 
 Each cell has the value and three figures. How many steps of healthy runs are clipped: of an MLP and an RNN, by Adam and SGD, whose losses
 are weighted (rare classes, heavy tails, tasks by turns, another scale); they are recorded once without clipping, and each setting judges
-the record. The median of the final losses of runs that explode: the adding problem by SGD, with momentum and without, and an RNN with
-orthogonal recurrent weights of gain 1.5. The same by Adam with gain 1, where at each 20th step one target is 1e6 times too large. An
-exclamation mark stands for each run that ends over a loss of 1, that is, is lost. Explosions are chaotic: a single run says little.
+the record, which has no direct norm in it. The median of the final losses of runs that explode: the adding problem by SGD, with momentum
+and without, and an RNN with orthogonal recurrent weights of gain 1.5. The same by Adam with gain 1, where at each 20th step one target is
+1e6 times too large. An exclamation mark stands for each run that ends over a loss of 1, that is, is lost. Explosions are chaotic: a single
+run says little.
 """
 
 from __future__ import annotations

@@ -42,7 +42,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--horizon-tolerance",
         metavar="SHARE",
         type=share,
-        default=HORIZON_TOLERANCE,
         help="with --against: how much of its horizon a layer may lose, from 0 to 1 (default: a third)",
     )
     parser.add_argument(
@@ -58,9 +57,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Say the verdict; 1 where the check fails."""
+    """Say the verdict; 1 where the check fails.
+
+    Raises:
+        ValueError: an option of the comparison is given without the run to compare with.
+    """
     if args.against is not None:
         return _against(load(args.path), load(args.against), args)
+    if args.allow or args.horizon_tolerance is not None:
+        option = "--allow" if args.allow else "--horizon-tolerance"
+        raise ValueError(f"`{option}` belongs to a comparison. Add --against BASE, or leave it out.")
     run_log = load(args.path)
     failing = (Severity.CRITICAL, Severity.WARNING) if args.warnings else (Severity.CRITICAL,)
     each = counted_once(run_log.event_records)
@@ -85,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _against(run_log: Run, base: Run, args: argparse.Namespace) -> int:
     """Say what is worse than in another run; 1 where anything is."""
-    seen = compare(run_log, base, horizon_tolerance=args.horizon_tolerance, allowed=args.allow)
+    tolerance = HORIZON_TOLERANCE if args.horizon_tolerance is None else args.horizon_tolerance
+    seen = compare(run_log, base, horizon_tolerance=tolerance, allowed=args.allow)
     of = f"than in {str(base.path)!r}"
     if not seen.worse:
         say(f"ok: nothing is worse {of}")

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.clipping import ablation, first_steps, temporal_order
 from benchmarks.clipping import compare as clipping
-from benchmarks.clipping import first_steps, temporal_order
 from benchmarks.clipping.methods import methods
 from benchmarks.clipping.problems import problems
+from lightning_gradwatch.clip import Spike
 
 METHODS = {f"{m.family} {m.setting}".strip(): m for m in methods()}
 SPIKE = METHODS["ours: spike default"]
@@ -81,3 +82,32 @@ def test_the_papers_problem_runs(method: str) -> None:
     assert outcome.finite
     assert outcome.solved is None
     assert 0.5 < outcome.error < 1.0
+
+
+def test_the_ablation_knows_every_constant() -> None:
+    """Each number that the default rule rests on is in its list, at the value it is tried beside, and is left as it was."""
+    named = {(constant.where, constant.name): constant for constant in ablation.CONSTANTS}
+    modules = {constant.where for constant in ablation.CONSTANTS if constant.where}
+    own = {
+        (module, name)
+        for module in modules
+        for name, value in vars(module).items()
+        if name.isupper() and type(value) in (int, float)
+    }
+    assert {key for key in named if key[0] is not None} == own
+    assert {name for where, name in named if where is None} == set(Spike._arguments)
+    for (where, name), constant in named.items():
+        value = constant.half or constant.double
+        with constant.at(value) as make:
+            policy = make()
+            tried = getattr(where or policy, name)
+        before = getattr(where or Spike(), name)
+        assert tried == value != before
+
+
+def test_the_ablation_counts_what_each_setting_clips() -> None:
+    """Of a plain run nothing; of one with a rare class what the rule takes for an explosion."""
+    plain, rare = (ablation.record(kind, cell=True, adam=True) for kind in ("plain", "rare"))
+    assert ablation.touched([plain], Spike) == "0"
+    assert 0 < int(ablation.touched([rare], Spike)) < 10
+    assert ablation.touched([plain, rare], Spike) == ablation.touched([rare], Spike)

@@ -90,6 +90,13 @@ def test_a_tolerance_is_a_share(tmp_path, capsys, value: str) -> None:
     assert "must be a share" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--horizon-tolerance=0.5", "--horizon-tolerance=0", "--allow=DIVERGED"])
+def test_what_belongs_to_a_comparison_is_refused_without_one(tmp_path, capsys, option: str) -> None:
+    """It would be passed over in silence."""
+    assert main(["check", str(run(tmp_path / "run", 10)), option]) == 2
+    assert f"`{option.partition('=')[0]}` belongs to a comparison. Add --against BASE" in capsys.readouterr().err
+
+
 def test_the_diagnosis_is_one_document(tmp_path, capsys) -> None:
     """Verdicts, clipping, events and advice, with places, evidence and remedies; strict JSON."""
     second = Event(EventKind.NONFINITE_INPUT, 9, module="rnn", value=float("inf"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -204,7 +205,7 @@ class Profile:
 
     def total_max(self) -> Floats:
         """Maximum over the sequences that reach a timestep ``(time,)``."""
-        return _reduce(np.nanmax, self._finite_or_inf(self.total))
+        return _reduce(partial(np.nanmax, axis=0), self._finite_or_inf(self.total))
 
     def direct_median(self) -> Floats | None:
         """Median of the direct gradient over the sequences that reach a timestep ``(time,)``."""
@@ -307,8 +308,16 @@ def _reduce(function: Any, rows: Floats) -> Floats:
         return np.zeros(rows.shape[-1] if len(rows) else 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a column where every gradient is NaN stays NaN
-        return function(rows, axis=0)
+        return function(rows)
 
 
 def _median(rows: Floats) -> Floats:
-    return _reduce(np.nanmedian, rows)
+    return _reduce(nan_median, rows)
+
+
+def nan_median(rows: Floats) -> Floats:
+    """Over the first axis, what ``numpy.nanmedian`` gives, which takes many times as long."""
+    ordered = np.sort(rows, axis=0)  # what is NaN comes last
+    count = np.count_nonzero(~np.isnan(rows), axis=0, keepdims=True)
+    low, high = (np.take_along_axis(ordered, at, 0)[0] for at in (np.maximum(count - 1, 0) // 2, count // 2))
+    return np.where(count[0] % 2 == 1, low, (low + high) / 2)

@@ -8,14 +8,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from lightning_gradwatch.profile import (
-    gradient_horizon,
-    growth_rate,
-)
+from lightning_gradwatch.profile import gradient_horizon, growth_rate, nan_median
 from lightning_gradwatch.thinning import evenly, logarithmically
 from lightning_gradwatch.thresholds import FLOOR, MAX_POINTS
 from tests.profiles import profile
+
+NORMS = st.sampled_from([0.0, 5e-324, 1e-30, 0.3, 1.0, 7.0, 1e300, 8e307, math.inf, math.nan]) | st.floats(0, 1e9)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # a column of NaN, and a sum of the largest numbers
+@given(arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 7)), elements=NORMS))
+def test_the_median_is_numpys(rows: np.ndarray) -> None:
+    """To the bit, whatever is NaN or infinite."""
+    assert np.array_equal(nan_median(rows), np.nanmedian(rows, axis=0), equal_nan=True)
 
 
 @given(st.floats(-0.5, 0.5), st.integers(2, 200))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch.detect import CallSource, LoopSource, locate_nonfinite
+from lightning_gradwatch.detect.nonfinite import bad_weight
 from lightning_gradwatch.events import EventKind, Moment
 from lightning_gradwatch.recurrent import Capture, Loop, sweep
 from lightning_gradwatch.recurrent.measure.anchors import norm
@@ -90,3 +91,28 @@ def test_a_norm_is_finite_exactly_where_all_entries_are(bad: float) -> None:
     found = norm(rows)
     assert torch.allclose(found[[0, 2, 3]], torch.tensor([5e200, 0.0, 5.0], dtype=torch.float64))
     assert not found[1].isfinite()
+
+
+BAD = {
+    "NaN": (torch.ones(3, 4), (1, 2), math.nan),
+    "inf": (torch.ones(3, 4), (2, 0), math.inf),
+    "beside numbers whose squares overflow": (torch.full((3, 4), 1e30), (0, 1), -math.inf),
+    "float64": (torch.full((5,), 1e200, dtype=torch.float64), (4,), math.nan),
+    "bfloat16": (torch.ones(3, 4, dtype=torch.bfloat16), (1, 1), math.nan),
+    "float16": (torch.ones(3, 4, dtype=torch.float16), (1, 3), math.inf),
+    "a parameter": (nn.Parameter(torch.ones(2, 2)), (0, 0), math.nan),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_entry_of_a_weight_is_found(name: str) -> None:
+    """With its place; the same weight without it is found sound, whatever its squares come to."""
+    weight, place, value = BAD[name]
+    assert bad_weight([("w", weight)]) is None
+    spoilt = weight.detach().clone()
+    spoilt[place] = value
+    found = bad_weight([("sound", weight), ("w", nn.Parameter(spoilt))])
+    assert found is not None
+    assert found[:2] == ("w", ", ".join(map(str, place)))
+    assert math.isnan(found[2]) if math.isnan(value) else found[2] == value
+    assert found[3] == 1

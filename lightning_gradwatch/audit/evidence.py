@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from lightning_gradwatch.plain import count_of
+
 CHANGED = 1e-5
 """Share of a norm. A smaller difference is rounding: two norms of the same numbers, taken once with
 the loss scale in them and once without."""
@@ -109,12 +111,20 @@ class Counted:
         clipped: steps that were clipped, of ``steps``.
         largest: gradient norm; None where it is not known.
         skipped: steps that were not taken, by who clips.
+        each: what one of them is: a step, or a gradient evaluation where an optimizer has its
+            closure make several in a step, each of which is clipped.
     """
 
     clipped: int
     steps: int
     largest: float | None = None
     skipped: int = 0
+    each: str = "step"
+
+    @property
+    def of_all(self) -> str:
+        """How many there were, in words."""
+        return count_of(self.steps, self.each)
 
 
 @dataclass(slots=True)

@@ -79,7 +79,7 @@ def summarise_clipping(evidence: ClipEvidence) -> ClippingSummary:
         share=evidence.share,
         median_coefficient=evidence.median_coefficient,
         norm_percentiles=shown and {**shown, "max": evidence.largest},
-        clipped_steps=evidence.counted.clipped if evidence.counted is not None else None,
+        clipped_steps=None if (counted := evidence.counted) is None or counted.each != "step" else counted.clipped,
     )
 
 

@@ -50,10 +50,10 @@ def _never_acted(evidence: ClipEvidence) -> str:
     if counted is not None and who.alone:
         return (
             f"No gradient reached the bound of {who.bound:g}: the largest norm of all "
-            f"{count_of(counted.steps, 'step')} is {evidence.largest:.3g}."
+            f"{counted.of_all} is {evidence.largest:.3g}."
         )
     if counted is not None:
-        return f"{who.adaptive} clipped none of {count_of(counted.steps, 'step')}.{_largest(evidence)}"
+        return f"{who.adaptive} clipped none of {counted.of_all}.{_largest(evidence)}"
     return f"{_left_alone(evidence)}.{_largest(evidence)}"
 
 
@@ -131,10 +131,10 @@ def _acted(evidence: ClipEvidence) -> str:
     median = evidence.median_coefficient
     share = "" if median is None else f", {to} {median:.2g} of itself in the median"
     seen = f"{len(evidence.clipped)} of {_looked_at(evidence)}"
-    on = seen if counted is None else f"{counted.clipped:,} of {count_of(counted.steps, 'step')}"
+    on = seen if counted is None else f"{counted.clipped:,} of {counted.of_all}"
     skipped = counted.skipped if counted is not None else 0
     if counted is not None and skipped and not counted.clipped:
-        return f"{name} skipped {skipped:,} of {count_of(counted.steps, 'step')}, and clipped none"
+        return f"{name} skipped {skipped:,} of {counted.of_all}, and clipped none"
     what = "the gradients of some of the parameters" if evidence.partial else "the gradient"
     return f"{name} made {what} smaller on {on}{share}{f', and skipped {skipped:,}' if skipped else ''}"
 

@@ -249,7 +249,9 @@ class AdaptiveClip(ClipFacts, Callback):
         self._close(trainer)
 
     def _leave(self, trainer: Trainer) -> None:
-        said = counts("AdaptiveClip", [state.rest for state in self._states.values()], self._recorder.run_dir)
+        said = counts(
+            "AdaptiveClip", [state.rest for state in self._states.values()], trainer.optimizers, self._recorder.run_dir
+        )
         if said is not None:
             rank_zero_info(said)
         self._close(trainer)

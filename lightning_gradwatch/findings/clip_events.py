@@ -5,8 +5,10 @@ episode of clipping, and a habit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from torch.optim import LBFGS, Optimizer
 
 from lightning_gradwatch.clip import Spike
 from lightning_gradwatch.clip.step.groups import PolicyGroup
@@ -83,7 +85,7 @@ class ClipEvents:
             return
         self._habits.add(key)
         message = (
-            f"AdaptiveClip has clipped {state.clipped} of {state.steps} steps: clipping has become the rule, and the run does not "
+            f"AdaptiveClip has clipped {state.clipped} of {state.steps} gradients: clipping has become the rule, and the run does not "
             "come to rest between explosions."
         )
         remedy = (
@@ -94,11 +96,14 @@ class ClipEvents:
         clipped(record, index, outcome, severity=Severity.WARNING, message=message, remedy=remedy)
 
 
-def counts(owner: str, states: Sequence[ClipState], run_dir: Path | None) -> str | None:
+def counts(
+    owner: str, states: Sequence[ClipState], optimizers: Iterable[Optimizer], run_dir: Path | None
+) -> str | None:
     """What was done in a whole training; None if nothing was.
 
     Args:
         owner: who did it.
+        optimizers: those of the training; LBFGS has its closure make several gradients in a step.
         run_dir: the run log's folder.
     """
     clipped, skipped = sum(state.clipped for state in states), sum(state.skipped for state in states)
@@ -106,4 +111,5 @@ def counts(owner: str, states: Sequence[ClipState], run_dir: Path | None) -> str
         return None
     where = f" Run log: {run_dir}" if run_dir else ""
     steps = sum(state.steps for state in states)
-    return f"{owner}: {clipped:,} of {steps:,} steps clipped, {skipped:,} skipped.{where}"
+    several = any(isinstance(one, LBFGS) and not one.param_groups[0].get("line_search_fn") for one in optimizers)
+    return f"{owner}: {clipped:,} of {steps:,} {'gradient evaluations' if several else 'steps'} clipped, {skipped:,} skipped.{where}"

@@ -147,7 +147,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         for one in self._optimizers:
             _clipped.pop(one, None)
         self._loss = None
-        said = counts("clip_adaptively", [state.rest for state in self._states], self.run_dir)
+        said = counts("clip_adaptively", [state.rest for state in self._states], self._optimizers, self.run_dir)
         if said is not None:
             say(said)
         self._record.sink.log = None

@@ -53,7 +53,11 @@ class Tally:
             before = self._before.get(one.index, ClipCounts())
             if steps > before.steps:
                 largest = self._largest if self._one_norm else None
-                return Counted(clipped - before.clipped, steps - before.steps, largest, skipped - before.skipped)
+                seen = steps - before.steps
+                each = (
+                    "gradient evaluation" if seen > one.steps else "step"
+                )  # a closure may make several in a step, as for LBFGS
+                return Counted(clipped - before.clipped, seen, largest, skipped - before.skipped, each)
         return None
 
     def _adaptive(self) -> dict[int, ClipCounts]:

@@ -27,12 +27,14 @@ class Searching(pl.LightningModule):
         losses: of each optimizer step those of its evaluations.
     """
 
-    def __init__(self, *spoilt: int, by_hand: bool = False) -> None:
+    def __init__(
+        self, *spoilt: int, by_hand: bool = False, search: str | None = "strong_wolfe", max_iter: int = 5
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.automatic_optimization = not by_hand
         self.rnn, self.head = nn.GRU(1, 8, batch_first=True), nn.Linear(8, 1)
-        self.spoilt, self.losses = spoilt, list[list[float]]()
+        self.spoilt, self.losses, self.search = spoilt, list[list[float]](), (max_iter, search)
 
     def loss(self, batch: Tensor) -> Tensor:
         now = len(self.losses) - 1, len(self.losses[-1])
@@ -61,7 +63,7 @@ class Searching(pl.LightningModule):
         return None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.LBFGS(self.parameters(), 0.5, max_iter=5, line_search_fn="strong_wolfe")
+        return torch.optim.LBFGS(self.parameters(), 0.5, max_iter=self.search[0], line_search_fn=self.search[1])
 
 
 def trained(folder: Path, module: Searching, *callbacks: pl.Callback) -> Searching:
@@ -102,6 +104,21 @@ def test_a_step_that_begins_with_a_nan_is_skipped(tmp_path, kind, action, by_han
     assert finite(module)
     assert module.losses[-1][-1] < module.losses[0][0]
     assert [e.step for e in callback.events if e.kind == EventKind.STEP_SKIPPED] == [SPOILT]
+
+
+@pytest.mark.parametrize(("max_iter", "bound"), [(1, 1e9), (4, 1e9), (5, 1e-3), (3, 1e-3)])
+def test_without_a_line_search_gradients_are_counted_and_called_so(tmp_path, caplog, max_iter, bound) -> None:
+    """Each evaluation's gradient is judged, and no more steps are told of than there were."""
+    caplog.set_level("INFO")
+    watch, clip = GradWatch(dirpath=tmp_path / "run", every_n_steps=1), AdaptiveClip(Norm(bound))
+    module = trained(tmp_path, Searching(max_iter=max_iter, search=None), watch, clip)
+    made = sum(map(len, module.losses))
+    assert made > BATCHES or max_iter == 1
+    each = "steps" if max_iter == 1 else "gradient evaluations"
+    (said,) = [line for line in caplog.text.splitlines() if "Clipping: " in line]
+    assert f" none of {made} {each}" in said if bound > 1 else f" on {made} of {made} {each}" in said
+    if bound < 1:
+        assert f"AdaptiveClip: {made} of {made} gradient evaluations clipped" in caplog.text
 
 
 def test_a_step_is_clipped_and_written_once(tmp_path) -> None:

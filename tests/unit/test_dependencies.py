@@ -38,7 +38,8 @@ def used() -> dict[Path, set[str]]:
     """File → the distributions that it imports from."""
     named = {file: imported(ast.parse(file.read_text("utf-8"))) for file in sorted(PACKAGE.rglob("*.py"))}
     # Python 3.10 finds only those that list their packages in a file of their own.
-    owners = {"numpy": ["numpy"], "rich": ["rich"], "markdown_it": ["markdown-it-py"], **packages_distributions()}
+    alike = {name: [name] for name in ("numpy", "rich", "matplotlib")}
+    owners = {**alike, "markdown_it": ["markdown-it-py"], **packages_distributions()}
     return {file: {canonicalize_name(owners[name][0]) for name in names - ANNOTATIONS} for file, names in named.items()}
 
 

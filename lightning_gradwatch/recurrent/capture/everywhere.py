@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradwatch.recurrent.capture.compiled import is_compiling
 
 SHOWS_KEYWORDS = "with_kwargs" in inspect.signature(torch_module.register_module_forward_hook).parameters
-"""Whether PyTorch shows such a hook what was passed by keyword; before 2.3 it does not."""
+"""Whether PyTorch shows such a hook what was passed by keyword; before 2.6 it does not."""
 
 
 def after_every_module(hook: Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]) -> RemovableHandle:

@@ -122,7 +122,7 @@ def forward_wrapped(module: nn.Module) -> None:
 
 def every(module: nn.Module, hook: Callable[..., Any]) -> Any:
     """A global hook that does something at the one module only."""
-    needs_torch(2, 3, NO_KEYWORDS)
+    needs_torch(2, 6, NO_KEYWORDS)
     return register_module_forward_hook(lambda m, i, o: hook(m, i, o) if m is module else None)
 
 
@@ -380,7 +380,7 @@ def test_nothing_global_is_left(tmp_path) -> None:
     """While others have global hooks GradWatch has one too, and one more in the first step, which looks for cells; it takes them off with
     everything that PyTorch noted about them.
     """
-    needs_torch(2, 3, NO_KEYWORDS)
+    needs_torch(2, 6, NO_KEYWORDS)
     handle = register_module_forward_hook(lambda m, i, o: None)
     seen: list[int] = []
 

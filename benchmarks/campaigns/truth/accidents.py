@@ -429,7 +429,7 @@ def _clipped(c: Context, m: Words) -> None:
 
 
 @SAID(
-    "AdaptiveClip has clipped <int:clipped> of <int:steps> steps: clipping has become the rule, and the run "
+    "AdaptiveClip has clipped <int:clipped> of <int:steps> gradients: clipping has become the rule, and the run "
     "does not come to rest between "
     "explosions."
 )

@@ -167,12 +167,14 @@ class Facts:
     Args:
         timesteps: of the longest sequence.
         total: the norm of ∂L/∂h ``[sequence][own step]``.
+        joint: that of the gradient of all states together, h and c of an LSTM.
         curves: lagged gradients, one for each anchor and sequence, each beginning at 1.
         gates: Σ|∂L/∂a| over all pre-activations a, over Σ|∂L/∂h| of what arrives directly; None where there are none to see.
     """
 
     timesteps: int
     total: list[list[float]]
+    joint: list[list[float]]
     curves: list[list[float]]
     gates: float | None
 
@@ -189,8 +191,9 @@ class Facts:
 
     @property
     def starving(self) -> tuple[int, int]:
-        """The least and the most, over sequences, of the own first steps whose total gradient is under 1 % of the largest."""
-        found = [next(t for t, norm in enumerate(row) if norm >= RATIO * max(row)) for row in self.fed]
+        """The least and the most, over sequences, of the own first steps at which all states' gradient is under 1 % of the largest."""
+        fed = [row for row in self.joint if any(row)]
+        found = [next(t for t, norm in enumerate(row) if norm >= RATIO * max(row)) for row in fed]
         return (min(found), max(found)) if found else (0, 0)
 
     def bounds(self) -> tuple[list[float], list[float]]:
@@ -243,22 +246,23 @@ def facts_of(path: Path, loss: Tensor) -> Facts:
     """Of one place, from a loss in the graph of its states."""
     batch = path.states[0][0].shape[0]
     lengths = path.lengths or [len(path.states)] * batch
-    h = [states[0] for states in path.states]
-    total = [_rows(g) for g in _grad(loss, h)]
+    each = [[_rows(g) for g in _grad(loss, list(one))] for one in zip(*path.states, strict=True)]
+    total = each[0]
     direct = [_grad(loss, exits) for exits in path.exits]
     curves: list[list[float]] = []
-    anchors = [t for t in range(len(h)) if any(bool(d.any()) for d in direct[t])]
+    anchors = [t for t in range(len(total)) if any(bool(d.any()) for d in direct[t])]
     if all(exits[0] is states[0] for exits, states in zip(path.exits, path.states, strict=True)):
         anchors = anchors[-1:]  # states and exits are one: only at the last is what arrives the loss's alone
     for t in anchors:
         curves += _lagged(path, t, direct[t], batch, lengths)
     rows = [[float(total[t][b]) for t in range(lengths[b])] for b in range(batch)]
+    joint = [[math.hypot(*(float(one[t][b]) for one in each)) for t in range(lengths[b])] for b in range(batch)]
     gates = None
     if path.entries:
         arrives = sum(float(g.abs().sum()) for sent in path.sent for g in _grad(loss, sent))
         reaches = sum(float(g.abs().sum()) for g in _grad(loss, path.entries))
         gates = reaches / arrives if arrives else None
-    return Facts(len(h), rows, curves, gates)
+    return Facts(len(total), rows, joint, curves, gates)
 
 
 def _lagged(path: Path, t: int, sent: list[Tensor], batch: int, lengths: list[int]) -> list[list[float]]:

@@ -149,6 +149,7 @@ def _in_total(c: Context, m: Words) -> None:
 
 
 @SAID("Truncating backpropagation after <int:lag> timesteps would keep the growth under 10 (Williams and Peng 1990).")
+@SAID("Truncating backpropagation after <int:lag> timestep would keep the growth under 10 (Williams and Peng 1990).")
 def _truncate(c: Context, m: Words) -> None:
     if c.case.cause != "explosion through time":
         c.wrong(REMEDY, f"against {c.case.cause or 'nothing'} it does not help")

@@ -6,7 +6,7 @@ import math
 
 from lightning_gradwatch.audit.evidence import ClipEvidence
 
-SEVERAL = 10
+FOR_A_PERCENTILE = 10
 """Samples from which on a percentile is more than one of them."""
 
 _MOST = 90.0
@@ -15,7 +15,7 @@ _MOST = 90.0
 
 def whose(evidence: ClipEvidence) -> str:
     """What the advised bound is, in words."""
-    if len(evidence.samples) >= SEVERAL:
+    if len(evidence.samples) >= FOR_A_PERCENTILE:
         return f"under which {_MOST:.0f} % of the gradient norms lay"
     return "the largest gradient norm that was seen"
 
@@ -24,7 +24,7 @@ def advised_bound(evidence: ClipEvidence) -> str:
     """Rounded up: rounded down it would cut off what it is meant to let through. Not the largest of
     many norms, which is the very one that clipping is for.
     """
-    bound = evidence.percentile(_MOST) if len(evidence.samples) >= SEVERAL else evidence.largest
+    bound = evidence.percentile(_MOST) if len(evidence.samples) >= FOR_A_PERCENTILE else evidence.largest
     return rounded_up(bound or evidence.largest)  # of gradients that are mostly zero
 
 

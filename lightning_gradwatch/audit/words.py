@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_gradwatch.audit.bounds import SEVERAL, advised_bound, rounded_up, whose
+from lightning_gradwatch.audit.bounds import FOR_A_PERCENTILE, advised_bound, rounded_up, whose
 from lightning_gradwatch.audit.evidence import ClipEvidence, percentile_of
 from lightning_gradwatch.audit.rules import ClipVerdict, interval, may_have_acted
 from lightning_gradwatch.plain import count_of
@@ -163,7 +163,7 @@ _LATE_IN_LOOP = (
 
 def _against_limiting(evidence: ClipEvidence) -> str:
     who = evidence.clippers
-    if evidence.explosions and len(evidence.samples) >= SEVERAL:
+    if evidence.explosions and len(evidence.samples) >= FOR_A_PERCENTILE:
         return _for_explosions(evidence)
     if who.adaptive and who.bound is None:
         return (

@@ -39,6 +39,17 @@ _AFTER_A_JUMP = (
 )
 
 
+LEAP = 100.0
+"""Times the one before, to which a loss may go within one step: by one batch, or by a step before
+it that was too long.
+"""
+
+_WITHIN_ONE_STEP = (
+    "That batch may have begun it, or the step before it was too long. Look at the batch first; if it is out of the ordinary, "
+    "begin anew without it, or with AdaptiveClip(). Else begin anew with a learning rate ten times lower, or let it rise slowly (warm-up)."
+)
+
+
 @dataclass(slots=True)
 class _Level:
     """How far the loss must have risen, and how much the weights must have grown with it.
@@ -95,6 +106,7 @@ class DivergenceDetector:
         self._levels = (_Level(far=10.0, near=3.0, growth=5.0), _Level(far=3.0, near=2.0, growth=10.0))
         self._first: tuple[float, float] | None = None  # loss and gradient norm
         self._last = (0.0, 0.0)
+        self._leap: tuple[float, float, Moment] | None = None  # within one step: from where, to where, when
         self._steps = self._back = self._seen_last = 0
         self._told: Event | None = None
 
@@ -108,6 +120,9 @@ class DivergenceDetector:
             self._first = (loss, norm) if loss else None
             return None
         self._steps += 1
+        before = self._last[0] if self._steps > 1 else self._first[0]
+        if self._risen(before) <= self._levels[0].far and self._risen(loss) >= LEAP * max(self._risen(before), 1.0):
+            self._leap = before, loss, moment
         self._last, self._seen_last = (loss, norm), moment.step
         for level in self._levels:
             level.see(self._risen(loss), self._steps, moment.step)
@@ -175,14 +190,24 @@ class DivergenceDetector:
         (first, norm_then), (loss, norm) = self._first, self._last
         steps = self._steps - level.far_since + 1
         jumped = jump is not None and 0 <= level.began - jump.step <= STAYS
+        leap = "" if jumped else self._within_one_step(level)
         return moment.event(
             EventKind.DIVERGED,
             value=loss,
             threshold=first,
             severity=Severity.CRITICAL if self._risen(loss) >= CLEAR else None,
-            remedy=_after(jump) if jump is not None and jumped else "",
+            remedy=_after(jump) if jump is not None and jumped else _WITHIN_ONE_STEP * bool(leap),
             detail=f"It has been more than {level.far:g} times as high for {steps} steps. Half of the weight matrices have grown to "
-            f"{growth:.3g} times their norm or more; the gradient norm went from {norm_then:.3g} to {norm:.3g}.",
+            f"{growth:.3g} times their norm or more; the gradient norm went from {norm_then:.3g} to {norm:.3g}.{leap}",
+        )
+
+    def _within_one_step(self, level: _Level) -> str:
+        """Where and how far the loss leapt as it came to stay high; empty if it did not."""
+        if self._leap is None or not 0 <= level.began - self._leap[2].step <= STAYS:
+            return ""
+        before, after, at = self._leap
+        return (
+            f" The loss went from {before:.4g} to {after:.4g} within one step, at step {at.step}{_batch(at.batch_idx)}."
         )
 
     def _ended(self, loss: float, moment: Moment) -> Event:
@@ -206,8 +231,11 @@ class DivergenceDetector:
 
 
 def _after(jump: Event) -> str:
-    batch = "" if jump.batch_idx is None else f" (batch {jump.batch_idx})"
-    return _AFTER_A_JUMP.format(step=jump.step, batch=batch)
+    return _AFTER_A_JUMP.format(step=jump.step, batch=_batch(jump.batch_idx))
+
+
+def _batch(index: int | None) -> str:
+    return "" if index is None else f" (batch {index})"
 
 
 def _growth(start: Mapping[int, float], now: Mapping[int, float]) -> float:

@@ -37,10 +37,12 @@ def imported(tree: ast.AST) -> set[str]:
 def used() -> dict[Path, set[str]]:
     """File → the distributions that it imports from."""
     named = {file: imported(ast.parse(file.read_text("utf-8"))) for file in sorted(PACKAGE.rglob("*.py"))}
-    # Python 3.10 finds only those that list their packages in a file of their own.
-    alike = {name: [name] for name in ("numpy", "rich", "matplotlib")}
-    owners = {**alike, "markdown_it": ["markdown-it-py"], **packages_distributions()}
-    return {file: {canonicalize_name(owners[name][0]) for name in names - ANNOTATIONS} for file, names in named.items()}
+    # Python 3.10 finds only those that list their packages in a file of their own; others are called as what they hold.
+    owners = {"markdown_it": ["markdown-it-py"], **packages_distributions()}
+    return {
+        file: {canonicalize_name(owners.get(name, [name])[0]) for name in names - ANNOTATIONS}
+        for file, names in named.items()
+    }
 
 
 def test_all_that_is_imported_is_declared(used) -> None:

@@ -173,6 +173,14 @@ def _weights_grew(c: Context, m: Words) -> None:
     c.number(m["growth"], 0.9 * min(grown), max(grown), "their growth", slack=0.02)
 
 
+@SAID("The loss went from <n:before> to <n:after> within one step, at step <int:step> (batch <int:batch>).")
+def _leapt(c: Context, m: Words) -> None:
+    step = int(m["step"].replace(",", ""))
+    before, after = c.truth.losses[step - 1], c.truth.losses[step]
+    c.number(m["before"], before, before, "the loss before", slack=0.001)
+    c.number(m["after"], after, after, "the loss", slack=0.001)
+
+
 @SAID("The training had diverged before, at step <int:step>.")
 def _had_diverged(c: Context, m: Words) -> None:
     c.verdict(_diverged_before(c) == int(m["step"].replace(",", "")), "it had not been told then")

@@ -384,6 +384,12 @@ def _after_the_jump(c: Context, m: Words) -> None:
 
 helps(("divergence", "outlier"), "If the batch is in order, lower the learning rate.")
 helps(
+    ("divergence", "outlier"),
+    "That batch may have begun it, or the step before it was too long.",
+    "Look at the batch first; if it is out of the ordinary, begin anew without it, or with AdaptiveClip().",
+    "Else begin anew with a learning rate ten times lower, or let it rise slowly (warm-up).",
+)
+helps(
     ("divergence",),
     "Lower the learning rate, by ten times at first.",
     "Else clip to a fixed norm: AdaptiveClip(policy=Norm(<n>)) brings every step down to what this one was brought to.",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_gradwatch import EventKind
+from lightning_gradwatch import AdaptiveClip, EventKind
 from tests.integration.located.remedies.fits import fit
 
 
@@ -36,11 +36,12 @@ def jumps(tmp_path, loss, *, net=None, steps=80, **options):
 
 
 def with_outlier(at, size):
-    """One target of one batch is far off."""
+    """One target of one batch, or of several, is far off."""
+    where = at if isinstance(at, tuple) else (at,)
 
     def loss(net, x, step):
         y = 0.2 * x[:, -1, :1]
-        if step == at:
+        if step in where:
             y = y.index_fill(0, torch.tensor([3]), size)
         return (net[1](net[0](x)[0][:, -1]) - y).square().mean()
 
@@ -102,6 +103,32 @@ class TestTheFirstSteps:
         found, told = jumps(tmp_path / "low", lambda n, x, _: regression(n, x), optimizer="SGD", lr=3e-2)
         assert found == []
         assert told.loss() < told.losses[0]
+
+
+class TestADivergence:
+    """It is told with the step at which the loss leapt, where it did."""
+
+    @pytest.mark.parametrize(
+        ("at", "size", "lr"),
+        [((3, 30), -2e4, 0.02), ((2, 22, 42), 1e4, 0.01), ((1, 11, 21, 31), 5e3, 0.02)],
+    )
+    def test_outliers_that_come_back_are_named_and_adaptive_clip_holds_them(self, at, size, lr, tmp_path):
+        """The remedy names the batch beside the learning rate; with AdaptiveClip nothing diverges."""
+        _, told = jumps(tmp_path / "bare", with_outlier(at, size), optimizer="SGD", lr=lr)
+        (event,) = told.begun(EventKind.DIVERGED)
+        assert any(f" within one step, at step {step} (batch {step})" in event.message for step in at)
+        assert "Look at the batch first" in event.remedy
+        _, told = jumps(tmp_path / "held", with_outlier(at, size), optimizer="SGD", lr=lr, beside=[AdaptiveClip()])
+        assert told.begun(EventKind.DIVERGED) == []
+        assert told.losses[-1] < 10 * told.losses[0]
+
+    @pytest.mark.parametrize("lr", [1.0, 3.0])
+    def test_a_rate_that_is_too_high_blames_no_batch(self, lr, tmp_path):
+        """The loss was high before it leapt a hundredfold."""
+        _, told = jumps(tmp_path, lambda n, x, _: regression(n, x), optimizer="SGD", lr=lr, steps=40)
+        (event,) = told.begun(EventKind.DIVERGED)
+        assert "within one step" not in event.message
+        assert event.remedy.startswith("Begin anew with a learning rate ten times lower")
 
 
 LOUD = {

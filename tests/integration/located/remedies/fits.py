@@ -66,13 +66,14 @@ def fit(
     lr=5e-3,
     optimizer="Adam",
     batch=16,
+    beside: Sequence[pl.Callback] = (),
     **options,
 ) -> Told:
-    """Train ``net``; the verdicts are those of the run log."""
+    """Train ``net``, with other callbacks ``beside``; the verdicts are those of the run log."""
     model = Plain(net, loss, optimizer, lr)
     watch = GradWatch(every_n_steps=every, dirpath=folder / "run", summary=False)
     watch.raise_own_errors = True
-    trainer(folder, [watch], max_steps=steps, max_epochs=-1, **options).fit(
+    trainer(folder, [watch, *beside], max_steps=steps, max_epochs=-1, **options).fit(
         model, DataLoader(TensorDataset(*data), batch)
     )
     run = load_run(watch.run_dir)

@@ -30,11 +30,12 @@ def timesteps(c: Context, said: str) -> None:
 
 
 _RATE = (
-    "growth rate <n:rate> nats per timestep« over all lags»«: « on average »<how:words>»"
+    "growth rate <n:rate> nats per timestep« over all lags»«: «on average »<how:words>»"
     "«, but <pace:pace> over the first lags»"
 )
 _SPREAD = "<int:shortest> to« over» <int:longest>« or more» in the last <int:of> samples"
-_SPEED = f"« («{_SPREAD}»«; »«{_RATE}»)»"
+_LENGTHS = "its sequences have <int:fewest> to <int:most> timesteps"
+_SPEED = f"« («{_LENGTHS}»«; »«{_SPREAD}»«; »«{_RATE}»)»"
 _FALL = (
     "The gradient falls under 1 % after <n:h>« of <int:t>» timesteps«, more than the <int:counted> that "
     "count»« (at <int:more> more the inputs are equal, as in padding)»" + _SPEED
@@ -51,6 +52,9 @@ def rate(c: Context, m: Words) -> None:
         _in_words(c, m["words"], math.exp(float(m["rate"])))
     if "longest" in m:
         _spread(c, m)
+    if "fewest" in m:
+        for said in (m["fewest"], m["most"]):
+            timesteps(c, said)
 
 
 def _spread(c: Context, m: Words) -> None:

@@ -117,10 +117,11 @@ class DivergenceDetector:
         if not math.isfinite(loss):
             return None
         if self._first is None:
-            self._first = (loss, norm) if loss else None
+            if loss:
+                self._first = self._last = (loss, norm)
             return None
         self._steps += 1
-        before = self._last[0] if self._steps > 1 else self._first[0]
+        before = self._last[0]
         if self._risen(before) <= self._levels[0].far and self._risen(loss) >= LEAP * max(self._risen(before), 1.0):
             self._leap = before, loss, moment
         self._last, self._seen_last = (loss, norm), moment.step

@@ -54,9 +54,8 @@ class Tally:
             if steps > before.steps:
                 largest = self._largest if self._one_norm else None
                 seen = steps - before.steps
-                each = (
-                    "gradient evaluation" if seen > one.steps else "step"
-                )  # a closure may make several in a step, as for LBFGS
+                # A closure may make several in a step, as for LBFGS.
+                each = "gradient evaluation" if seen > one.steps else "step"
                 return Counted(clipped - before.clipped, seen, largest, skipped - before.skipped, each)
         return None
 

@@ -63,6 +63,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         ends=find_ends(*runs, reverse=False, lengths=tuple(lengths), sent=totals[0], alone=loop.totals_are_lagged),
         handed_over=any(is_handed_over(state) for _, state in loop.steps[0].given),
         with_gradient=int(reached.sum()),
+        unjoined=loop.comes_from_itself(),
     )
     return [
         made(state=name, primary=not i, total=total)

@@ -146,7 +146,8 @@ class Unobserved:
     def note_unreached(self, capture: Capture, names: Iterable[str]) -> None:
         """Note modules that were called, and that no loss of the step reached."""
         for name in names:
-            capture.unseen.setdefault(name, UNUSED)
+            if capture.unseen.get(name, FROZEN) == FROZEN:  # of another of its calls: this one was kept
+                capture.unseen[name] = UNUSED
 
     def end_step(self, capture: Capture, observed: Collection[str]) -> None:
         """Note why calls of this step were not observed, while the gradients are there."""

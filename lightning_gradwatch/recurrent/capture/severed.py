@@ -63,7 +63,7 @@ class How:
 
     words: str
     is_note: bool = False
-    remedy: str | None = None
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

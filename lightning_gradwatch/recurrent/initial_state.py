@@ -6,23 +6,12 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from lightning_gradwatch.recurrent.graph.between import nodes_until
-
 
 def is_handed_over(state: Tensor | None) -> bool:
     """Whether a state is a leaf that asks for a gradient and is no parameter: somebody may
     hand its gradient back by hand.
     """
     return state is not None and state.is_leaf and state.requires_grad and not isinstance(state, nn.Parameter)
-
-
-def comes_from_itself(states: Iterable[Tensor | None], weights: Iterable[Tensor]) -> bool:
-    """Whether states that come in were made with the very weights that they go into, as those that
-    an earlier backward pass went back through. It walks through the graph: for sampled steps.
-    """
-    nodes = nodes_until([state.grad_fn for state in states if state is not None], [])
-    behind = {id(getattr(node, "variable", None)) for node in nodes}
-    return any(id(weight) in behind for weight in weights)
 
 
 def is_truncated(state: Tensor | None) -> bool:

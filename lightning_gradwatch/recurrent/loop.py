@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.gradient_slot import GradientSlot
-from lightning_gradwatch.recurrent.initial_state import comes_from_itself, is_cell_cut, is_truncated
+from lightning_gradwatch.recurrent.initial_state import is_cell_cut, is_truncated
 from lightning_gradwatch.recurrent.weakly_held import WeaklyHeld
 
 
@@ -191,10 +191,6 @@ class Loop(WeaklyHeld):
         and yet comes without a graph.
         """
         return any(is_truncated(state) for _, state in self.steps[0].given)
-
-    def comes_from_itself(self) -> bool:
-        """Whether its first step was given a state of an earlier loop over the cell."""
-        return comes_from_itself((state for _, state in self.steps[0].given), (weight for _, weight in self.weights))
 
     def is_cell_cut(self) -> bool:
         """Whether the cell state of an LSTM comes in without a graph, and h with one."""

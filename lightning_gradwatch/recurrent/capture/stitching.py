@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
+from lightning_gradwatch.recurrent.graph.between import come_from_itself
 from lightning_gradwatch.recurrent.graph.latest import Latest
-from lightning_gradwatch.recurrent.initial_state import comes_from_itself
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.scan import Scan
 
@@ -37,7 +37,7 @@ def stitch(calls: Sequence[RecurrentCall | Loop | Scan]) -> list[RecurrentCall |
         first = of_module[0].index
         for place, chain in enumerate(_chains(of_module)):  # they are counted anew: many calls may have become one
             begin = chain.calls[0]
-            if begin.unjoined is None and comes_from_itself((begin.h0, begin.c0), begin.weights):
+            if begin.unjoined is None and come_from_itself((begin.h0, begin.c0), begin.weights):
                 begin.unjoined = RETAINED
             one = begin if len(chain.calls) == 1 else chain
             one.index = first + place

@@ -23,6 +23,7 @@ _ADDED = "It was added to the model after training had begun."
 _ADDED_REMEDY = (
     "Make it in __init__ or configure_model, or train on in a fit of its own: each fit looks for the modules anew."
 )
+_ADDED_REMEDY_IN_LOOP = "Make it before the watch begins, or enter a watch of its own: each looks for the modules anew."
 
 TOO_SHORT = "it was found in the first step, to be measured from the next on, and training ended before that"
 
@@ -121,7 +122,8 @@ class Unobserved:
         """Tell the recurrent modules that the model did not have when training began, each once."""
         modules = discover(self._model)
         for name in added(modules, self._known, self._patterns):
-            self._collector.add(moment.event(EventKind.NOT_OBSERVED, module=name, detail=_ADDED, remedy=_ADDED_REMEDY))
+            remedy = _ADDED_REMEDY_IN_LOOP if moment.in_loop else _ADDED_REMEDY
+            self._collector.add(moment.event(EventKind.NOT_OBSERVED, module=name, detail=_ADDED, remedy=remedy))
         self._known.update(modules.values())
 
     @contextmanager
@@ -144,7 +146,8 @@ class Unobserved:
     def note_unreached(self, capture: Capture, names: Iterable[str]) -> None:
         """Note modules that were called, and that no loss of the step reached."""
         for name in names:
-            capture.unseen.setdefault(name, UNUSED)
+            if capture.unseen.get(name, FROZEN) == FROZEN:  # of another of its calls: this one was kept
+                capture.unseen[name] = UNUSED
 
     def end_step(self, capture: Capture, observed: Collection[str]) -> None:
         """Note why calls of this step were not observed, while the gradients are there."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from lightning_gradwatch.plain import count_of
+from lightning_gradwatch.tools import Tools, tools_at_hand
 
 CHANGED = 1e-5
 """Share of a norm. A smaller difference is rounding: two norms of the same numbers, taken once with
@@ -72,8 +73,8 @@ class Clippers:
         bound: the Trainer's ``gradient_clip_val``; None without one.
         by_value: it bounds each entry, not the norm.
         override: the module's own ``configure_gradient_clipping``, by name; empty without one.
-        adaptive: AdaptiveClip and its policy; empty without one, or where it leaves the clipping to
-            others.
+        adaptive: AdaptiveClip, or clip_adaptively, and its policy; empty without one, or where it
+            leaves the clipping to others.
         named: methods of the user's in whose code a clipping function is named.
         surely: those of them in which it is called at every step, come what may.
         early: those of them whose calls all stand before the backward pass.
@@ -92,6 +93,11 @@ class Clippers:
     hooked: int = 0
     goes_along: bool = False
     in_loop: bool = False
+
+    @property
+    def tools(self) -> Tools:
+        """What the user has at hand, by name."""
+        return tools_at_hand(in_loop=self.in_loop)
 
     @property
     def alone(self) -> bool:

@@ -156,7 +156,7 @@ def _against_limiting(evidence: ClipEvidence) -> str:
         return _for_explosions(evidence)
     if who.adaptive and who.bound is None:
         return (
-            "Nothing to do if that is meant, as with a percentile or a fixed norm. Else use AdaptiveClip(), whose "
+            f"Nothing to do if that is meant, as with a percentile or a fixed norm. Else use {who.tools.clip()}, whose "
             "default acts on explosions alone, and lower the learning rate if it then acts at most steps too."
         )
     if who.by_value:
@@ -190,9 +190,8 @@ def _for_explosions(evidence: ClipEvidence) -> str:
     if not who.adaptive or who.bound is not None:
         return f"{said} Leave the bound where it is, and lower the learning rate if the loss jumps."
     use = f"policy=Norm(max_norm={percentile_of([one.after for one in evidence.samples], _FEW):.2g})"
-    use = f"clip_adaptively(optimizer, {use})" if who.in_loop else f"AdaptiveClip({use})"
     return (
-        f"{said} The alternative is {use}: that is the {_FEW:.0f}th percentile of the norms which the optimizer got on "
+        f"{said} The alternative is {who.tools.clip(use)}: that is the {_FEW:.0f}th percentile of the norms which the optimizer got on "
         f"the {len(evidence.samples)} steps looked at. Lower the learning rate if the loss jumps."
     )
 

@@ -85,12 +85,13 @@ class ClipEvents:
             return
         self._habits.add(key)
         message = (
-            f"AdaptiveClip has clipped {state.clipped} of {state.steps} gradients: clipping has become the rule, and the run does not "
-            "come to rest between explosions."
+            f"{record.tools.clipper} has clipped {state.clipped} of {state.steps} gradients: clipping has become the rule, and the "
+            "run does not come to rest between explosions."
         )
+        fixed = record.tools.clip(f"policy=Norm({outcome.clipped_norm:.2g})")
         remedy = (
             "Lower the learning rate, by ten times at first. Else clip to a fixed norm: "
-            f"AdaptiveClip(policy=Norm({outcome.clipped_norm:.2g})) brings every step down to what this one was brought to."
+            f"{fixed} brings every step down to what this one was brought to."
         )
         record.say(f"{message} {remedy}")
         clipped(record, index, outcome, severity=Severity.WARNING, message=message, remedy=remedy)

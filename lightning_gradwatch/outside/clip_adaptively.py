@@ -130,7 +130,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
     @property
     def clips_by(self) -> str:
         """In words."""
-        return self._groups.in_words
+        return f"clip_adaptively ({self._groups.rule})"
 
     def clip_counts(self, optimizer: Optimizer) -> ClipCounts:
         """How many steps of one of its optimizers were clipped and skipped, of how many."""

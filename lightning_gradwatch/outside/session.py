@@ -22,7 +22,6 @@ from lightning_gradwatch.outside.loop_findings import LoopFindings
 from lightning_gradwatch.outside.loop_passes import LoopPasses
 from lightning_gradwatch.outside.model import inner_model, out_of_reach, steps_are_heard
 from lightning_gradwatch.outside.terminal import say
-from lightning_gradwatch.outside.words import in_words
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import describe
@@ -296,4 +295,4 @@ class Session:
         self._begin_batch(watch)
         advice = self._watching.advice_on_nothing(watch)
         if advice is not None:
-            warn(f"{_NOTHING} {in_words(advice) or _PERHAPS}", stacklevel=4)
+            warn(f"{_NOTHING} {advice or _PERHAPS}", stacklevel=4)

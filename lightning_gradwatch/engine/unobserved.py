@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from lightning_gradwatch.engine.observation import Collector
+from lightning_gradwatch.engine.unmarked_recurrences import SCAN_REMEDY
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent import Capture
@@ -50,11 +51,6 @@ _UNUSED_REMEDY = "If it should be trained, let what it returns reach the loss; i
 _DETACHED_REMEDY = (
     "Mark the states themselves, before detach() and outside of no_grad(). "
     "If they are not to be trained, there is nothing to do."
-)
-
-_HINT_REMEDY = (
-    "Mark its states where they are computed: h = tap_scan(h, decay=a), or y = tap_scan(y, decay=a, readout=C) where a kernel hides them. "
-    "If it is no scan, there is nothing to do."
 )
 
 _OWN_REMEDY = (
@@ -193,7 +189,7 @@ class Unobserved:
         more = f" and {len(left) - 1} more like it" if len(left) > 1 else ""
         looks = f"{left[0]} ({self.like_scans[left[0]]}){more} {'look' if more else 'looks'} like a scan by the name of the class"
         message = f"{looks}, and no states were marked: how far the gradient reaches there was not observed."
-        note = moment.event(EventKind.NOT_OBSERVED, module=left[0], severity=Severity.INFO, remedy=_HINT_REMEDY)
+        note = moment.event(EventKind.NOT_OBSERVED, module=left[0], severity=Severity.INFO, remedy=SCAN_REMEDY)
         return [replace(note, message=message)]
 
     def _event(self, moment: Moment, name: str, reason: str) -> Event:

@@ -99,7 +99,8 @@ class Watch:
         if loss.requires_grad and self._search.is_everywhere:
             with self._unobserved.isolated("recurrences in tensor operations"):
                 known = (*self.capture.modules, *self._unobserved.reasons)
-                self._unmarked.look(loss, self.capture, self._search.states(), known, step.moment)
+                scans = self._unobserved.like_scans
+                self._unmarked.look(loss, self.capture, self._search.states(), known, scans, step.moment)
         if step.sampled and loss.requires_grad:
             self._severed.look(self.capture.read_calls(), step.moment)
             self.capture.loops.split_taps()

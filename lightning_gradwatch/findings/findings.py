@@ -135,11 +135,12 @@ class Findings:
         told = not (common and event.rank and event.kind in _COMMON)
         if told:
             self._announcer.hear(event)
+        self._first_word.hear_event(event)
         self.sink.take(event, write=told)
 
     def say_first_words(self, say: Say) -> None:
         """A line for each module that has been measured for the first time since."""
-        for line in self._first_word.lines([event.to_record() for event in self.events]):
+        for line in self._first_word.lines(self.events):
             say(line)
 
     def take_clipping(self, summaries: list[ClippingSummary]) -> None:
@@ -162,16 +163,16 @@ class Findings:
         return f"{cut}{self._shortest['horizon']}/{self._shortest['timesteps']}"
 
     def is_critical(self) -> bool:
-        """Whether anything critical happened."""
-        return any(event.severity == Severity.CRITICAL for event in self.events)
+        """Whether anything critical happened, or the training diverged."""
+        return any(event.severity == Severity.CRITICAL or event.kind == EventKind.DIVERGED for event in self.events)
 
     def summary(self, others: Sequence[Event] = ()) -> list[str]:
         """What was found, in a few lines: per module and layer the verdict; how many
         events, and the first of the gravest.
 
         Args:
-            others: events that other callbacks wrote into the same run
-                log, on which a verdict rests too.
+            others: events that other callbacks wrote into the same run log: a verdict rests on them
+                too, and they are counted with the others.
         """
         self._others = list(others)
         lines = ["GradWatch: how far the gradient reaches back through time"]
@@ -179,8 +180,7 @@ class Findings:
         lines += [f"  {plain(layer.line)}" for layer in verdicts] or [_NOTHING]
         lines += _more_samples(verdicts, max((one.steps for one in self.clipping), default=0))
         lines += [f"  {plain(one.line(several=len(self.clipping) > 1))}" for one in self.clipping if one.steps]
-        events = [event.to_record() for event in self.events]
-        return [*lines, f"  {plain(_told([event for event in events if not closes_episode(event)]))}"]
+        return [*lines, f"  {plain(_told([event for event in self._all_events() if not closes_episode(event)]))}"]
 
     def verdicts(self) -> list[LayerSummary]:
         """On each module, layer and direction."""
@@ -190,8 +190,12 @@ class Findings:
             *(record for recent in self._recent.values() for record in recent),
         ]
         records = list({id(record): record for record in kept}.values())
+        return summarise(records, self._all_events())
+
+    def _all_events(self) -> list[dict[str, Any]]:
+        """Records of all that the run log holds, in the order of their steps."""
         events = [event.to_record() for event in (*self.events, *self._others)]
-        return summarise(records, sorted(events, key=lambda event: event["step"]))
+        return sorted(events, key=lambda event: event["step"])
 
     def _remember(self, profile: Profile, record: Record) -> None:
         key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)
@@ -235,7 +239,7 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
     gravest = next(iter(counts))
     if gravest == Severity.INFO:
         return f"{counts[gravest]}."
-    first = min(of[gravest], key=lambda event: event["step"])
+    first = min(of[gravest], key=_first_to_name)
     said = first["message"] if gravest == Severity.CRITICAL else first["message"].partition(". ")[0]
     said = said.rstrip(".")
     besides = " and ".join(count for severity, count in counts.items() if severity != gravest)
@@ -243,6 +247,11 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
         f"{counts[gravest]}, the first at step {first['step']}: {first['kind']}, {said[:1].lower()}{said[1:]}."
         f"{f' Besides {besides}.' if besides else ''}"
     )
+
+
+def _first_to_name(event: Mapping[str, Any]) -> tuple[int, bool]:
+    """The earliest; of several of one step a divergence, of which the others are parts."""
+    return event["step"], event["kind"] != EventKind.DIVERGED
 
 
 def _shortest(records: Sequence[Record]) -> Record | None:

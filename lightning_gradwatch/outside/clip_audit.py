@@ -120,10 +120,9 @@ class LoopClipAudit:
         if adaptive is None or who.named:
             return None
         clipper, before = adaptive
-        now = clipper.clip_counts(one.optimizer)
-        steps = now.steps - before.steps
-        known = Counted(now.clipped - before.clipped, steps, skipped=now.skipped - before.skipped)
-        return known if steps and steps == one.steps else None
+        seen = clipper.clip_counts(one.optimizer).since(before)
+        known = Counted(seen.clipped, seen.steps, skipped=seen.skipped)
+        return known if seen.steps and seen.steps == one.steps else None
 
     def _is_scaled(self, optimizer: Optimizer) -> bool:
         """Whether the optimizer takes the scaler's factor out in its own step."""

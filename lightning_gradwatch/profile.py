@@ -17,6 +17,7 @@ import numpy.typing as npt
 from lightning_gradwatch.channels import Channels, Mismatch, record_of
 from lightning_gradwatch.forward import Saturation
 from lightning_gradwatch.padding import Ends
+from lightning_gradwatch.profile_record import ProfileFields
 from lightning_gradwatch.thinning import evenly, logarithmically
 from lightning_gradwatch.thresholds import FLOOR, HORIZON_RATIO, STARVING_SHARE
 
@@ -257,7 +258,7 @@ class Profile:
         reasons = {"left out": self.unjoined, "handed over": self.handed_over, "cut off": self.truncated}
         return next((reason for reason, holds in reasons.items() if holds), None)
 
-    def to_record(self, *, keep_sequences: bool = False) -> dict[str, Any]:
+    def to_record(self, *, keep_sequences: bool = False) -> ProfileFields:
         """The profile as a record of the run log, without the fields
         that place it in the training.
         """
@@ -265,7 +266,7 @@ class Profile:
         horizon = gradient_horizon(lagged)
         due, of = self.due()
         at, lag_at = evenly(self.timesteps), logarithmically(len(lagged))
-        record: dict[str, Any] = {
+        record: ProfileFields = {
             "call": self.call,
             "module": self.module,
             "kind": self.kind,

@@ -230,7 +230,7 @@ class Judge:
         if _multiplied(read, before) is not None:
             grown = "The gradients grew as the loss did: it seems to be the loss itself that is larger."
         else:
-            grown = self._locator.grown_most(read, before[-1] if before else None, recurrent=recurrent)
+            grown = self._locator.grown_most(read, before, recurrent=recurrent)
         share = any(local(weight) is not weight for weight in read.parameters)
         return f"It is that of {whose}{', of this process alone' if share else ''}. {grown}".rstrip()
 

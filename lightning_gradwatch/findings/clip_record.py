@@ -47,6 +47,11 @@ class ClipRecord(Protocol):
         ...
 
     @property
+    def number(self) -> int:
+        """Optimizer steps done before it."""
+        ...
+
+    @property
     def tools(self) -> Tools:
         """What the user has at hand, by name."""
         ...

@@ -60,6 +60,7 @@ class ClipStep:
         Raises:
             NonFiniteGradientError: the gradients are not finite, and that was asked for.
         """
+        state.begin(record.number)
         measured, value = measure(
             groups, deferring=self.deferring, loss=loss, direct=self.direct, scale=self.loss_scale
         )

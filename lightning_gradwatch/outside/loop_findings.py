@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.announcer import Announcer
 from lightning_gradwatch.findings.findings import Findings
 from lightning_gradwatch.plain import warn
+from lightning_gradwatch.runlog.measures import Record
 
 Scalars = Callable[[Mapping[str, float], int], None]
 """Takes values by a logger's keys, and the step."""
@@ -41,7 +41,7 @@ class LoopFindings(Findings):
         """Whether every rank sees the same gradients of the parameters."""
         return self._averaged
 
-    def hand_on(self, records: list[dict[str, Any]], scalars: dict[str, float], step: Step) -> None:
+    def hand_on(self, records: list[Record], scalars: dict[str, float], step: Step) -> None:
         """A sampled step, for the user's callable."""
         self._log_scalars(scalars, step.moment.step)
 

@@ -81,6 +81,11 @@ class LoopStep:
         return f"optimizer step {self.steps}"
 
     @property
+    def number(self) -> int:
+        """Optimizer steps done before it."""
+        return self.steps
+
+    @property
     def tools(self) -> Tools:
         """The functions."""
         return tools_at_hand(in_loop=True)

@@ -258,7 +258,7 @@ HANDED_OVER = (
 def _fall(evidence: Evidence) -> str:
     real = evidence.real_timesteps
     padding = evidence.typical["timesteps"] - real
-    rest = f" (at {padding} more the inputs are equal, as in padding)" if padding else ""
+    rest = f", beside {padding} more whose inputs are equal, as in padding" if padding else ""
     of = (
         f" of {count_of(real, 'timestep')}"
         if (evidence.horizon or 0) <= real

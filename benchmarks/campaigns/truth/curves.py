@@ -39,7 +39,7 @@ _BEHIND = "no loss reaches its last« <int:behind>»« one»"
 _SPEED = f"« («{_LENGTHS}»«; »«{_BEHIND}»«; »«{_SPREAD}»«; »«{_RATE}»)»"
 _FALL = (
     "The gradient falls under 1 % after <n:h>« of <int:t>» timesteps«, more than the <int:counted> that "
-    "count»« (at <int:more> more the inputs are equal, as in padding)»" + _SPEED
+    "count»«, beside <int:more> more whose inputs are equal, as in padding»" + _SPEED
 )
 _LOW = "«, with the loss down to <n:loss> from <n:first>»"
 

@@ -59,6 +59,11 @@ class TrainerStep:
         return f"optimizer step {trainer.global_step} (epoch {trainer.current_epoch}, batch {batch})"
 
     @property
+    def number(self) -> int:
+        """Optimizer steps done before it."""
+        return self.trainer.global_step
+
+    @property
     def tools(self) -> Tools:
         """The callbacks."""
         return tools_at_hand(in_loop=False)

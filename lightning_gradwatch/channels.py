@@ -5,10 +5,11 @@ recurrence has.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from lightning_gradwatch.profile_record import ChannelFields
 
 QUANTILES = 256
 """Of a record's channels, sorted; a page shows no more."""
@@ -47,12 +48,12 @@ class Mismatch:
     tolerance: float
 
 
-def record_of(channels: Channels | None) -> dict[str, Any]:
+def record_of(channels: Channels | None) -> ChannelFields:
     """The fields of a profile's record, null but for a scan; more than 256 horizons are thinned
     evenly.
     """
     if channels is None:
-        return dict.fromkeys(("channels", "channel_horizons", "channels_censored"))
+        return {"channels": None, "channel_horizons": None, "channels_censored": None}
     count = len(channels.horizons)
     at = np.linspace(0, count - 1, min(count, QUANTILES)).round().astype(np.int64)
     horizons = channels.horizons[at].tolist()

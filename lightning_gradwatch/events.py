@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from lightning_gradwatch.tools import Tools, tools_at_hand
+
 
 class StrEnum(str, Enum):  # Python 3.10 has none of its own
     """Texts, which print as such."""
@@ -31,6 +33,8 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class _Text:
+    """The remedy may hold the fields of :class:`Tools`."""
+
     severity: Severity
     message: str
     remedy: str
@@ -85,8 +89,12 @@ class EventKind(StrEnum):
 
     @property
     def remedy(self) -> str:
-        """What to do about it, in a sentence or two."""
-        return _TEXTS[self].remedy
+        """What to do about it, in a sentence or two, with a Trainer."""
+        return self.remedy_with(tools_at_hand(in_loop=False))
+
+    def remedy_with(self, tools: Tools) -> str:
+        """What to do about it, with what is at hand."""
+        return tools.fill(_TEXTS[self].remedy)
 
 
 _TEXTS: dict[EventKind, _Text] = {
@@ -94,13 +102,13 @@ _TEXTS: dict[EventKind, _Text] = {
         Severity.CRITICAL,
         "The loss is {value} although every recurrent input and state is finite.{detail}",
         "Look at what stands between the recurrent output and the loss: a log or a division of 0, an overflowing exp, "
-        "a target out of range. AdaptiveClip skips such a step.",
+        "a target out of range. {clipper} skips such a step.",
     ),
     EventKind.NONFINITE_INPUT: _Text(
         Severity.CRITICAL,
         "The input of {place} holds {value}.{detail}",
         "Look at this sequence of this batch in the data, and at the layers in front of the recurrent one. "
-        "AdaptiveClip skips such a step, so that the weights stay finite.",
+        "{clipper} skips such a step, so that the weights stay finite.",
     ),
     EventKind.NONFINITE_STATE: _Text(
         Severity.CRITICAL,
@@ -112,24 +120,24 @@ _TEXTS: dict[EventKind, _Text] = {
         Severity.CRITICAL,
         "On its way back from the loss, the gradient of {place} became {value}.{detail}",
         "Where it arrives so from outside, or begins in the cell's own arithmetic, look for an operation with an infinite slope: a root, a "
-        "logarithm or a division at 0. Where it grew until it overflowed, use AdaptiveClip(), lower the learning rate, or shorten the "
+        "logarithm or a division at 0. Where it grew until it overflowed, use {clip}, lower the learning rate, or shorten the "
         "sequences (Pascanu et al. 2013). The event says which.",
     ),
     EventKind.NONFINITE_GRADIENT: _Text(
         Severity.CRITICAL,
         "The gradient of {place} is {value} although the recurrent states and their gradients are finite.{detail}",
-        "Look at the operation that this parameter enters. AdaptiveClip skips such a step, so that the weights stay finite.",
+        "Look at the operation that this parameter enters. {clipper} skips such a step, so that the weights stay finite.",
     ),
     EventKind.EXPLODING_HIDDEN_GRADIENT: _Text(
         Severity.WARNING,
         "The gradient of {place} grows {value:.3g}-fold on its way back through time (bound {threshold:.3g}).{detail}",
-        "Use AdaptiveClip(), which brings such steps back to their ordinary size (Pascanu et al. 2013); lower the learning rate, "
+        "Use {clip}, which brings such steps back to their ordinary size (Pascanu et al. 2013); lower the learning rate, "
         "shorten the sequences, or initialise the recurrent weight orthogonally.",
     ),
     EventKind.EXPLODING_GRADIENT: _Text(
         Severity.WARNING,
         "The gradient norm of {place} jumped to {value:.3g}; an ordinary step stays under {threshold:.3g}.{detail}",
-        "Use AdaptiveClip(), which brings such a step back to its ordinary size; lower the learning rate if it happens often.",
+        "Use {clip}, which brings such a step back to its ordinary size; lower the learning rate if it happens often.",
     ),
     EventKind.DIVERGED: _Text(
         Severity.WARNING,
@@ -191,7 +199,7 @@ _TEXTS: dict[EventKind, _Text] = {
     EventKind.AMP_OVERFLOW: _Text(
         Severity.INFO,
         "Gradients overflowed under the loss scale {value}; the gradient scaler skips the step and lowers its scale.{detail}",
-        "Nothing to do unless it does not end: then use bf16-mixed, or a smaller initial scale.",
+        "Nothing to do unless it does not end: then use {bfloat16}, or a smaller initial scale.",
     ),
     EventKind.GRADIENT_CLIPPED: _Text(
         Severity.INFO,
@@ -244,6 +252,7 @@ class Moment:
         loss: of that step, as the training step returned it; None where it is not known.
         follow_up: whether it is a sample soon after an anomaly, one of
             several that lie side by side.
+        in_loop: whether it is in a loop of the user's own, and not in a Trainer's.
     """
 
     step: int
@@ -252,10 +261,22 @@ class Moment:
     rank: int = 0
     loss: float | None = None
     follow_up: bool = False
+    in_loop: bool = False
 
-    def event(self, kind: EventKind, **fields: Any) -> Event:
-        """An event of this moment."""
-        return Event(kind, self.step, self.epoch, self.batch_idx, self.rank, **fields)
+    @property
+    def tools(self) -> Tools:
+        """What the user has at hand, by name."""
+        return tools_at_hand(in_loop=self.in_loop)
+
+    def event(self, kind: EventKind, *, remedy: str = "", **fields: Any) -> Event:
+        """An event of this moment.
+
+        Args:
+            remedy: from the kind unless given. Where it holds ``{clipper}``, ``{clip}`` or
+                ``{bfloat16}``, that becomes what the user has at hand.
+        """
+        mend = self.tools.fill(remedy) or kind.remedy_with(self.tools)
+        return Event(kind, self.step, self.epoch, self.batch_idx, self.rank, remedy=mend, **fields)
 
 
 @dataclass(frozen=True)

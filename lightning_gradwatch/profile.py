@@ -17,6 +17,7 @@ import numpy.typing as npt
 from lightning_gradwatch.channels import Channels, Mismatch, record_of
 from lightning_gradwatch.forward import Saturation
 from lightning_gradwatch.padding import Ends
+from lightning_gradwatch.profile_record import ProfileFields
 from lightning_gradwatch.thinning import evenly, logarithmically
 from lightning_gradwatch.thresholds import FLOOR, HORIZON_RATIO, STARVING_SHARE
 
@@ -107,6 +108,7 @@ class Profile:
         channels: of a scan, how far back each channel holds a gradient.
         whole: ``total`` of all states of the recurrence together, as of h and c of an LSTM; None
             where there is but one.
+        unread: whether the loss reaches the other direction of the module, and this one nowhere.
         mismatch: of a scan, where its states are known not to be what its recurrence makes.
     """
 
@@ -142,6 +144,7 @@ class Profile:
     cut_unknown: str | None = None
     channels: Channels | None = None
     mismatch: Mismatch | None = None
+    unread: bool = False
     whole: Floats | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
 
@@ -156,6 +159,14 @@ class Profile:
         not ask the gradient to cross.
         """
         return self.ends.timesteps(self.lengths, self.timesteps)
+
+    @property
+    def due_timesteps(self) -> int:
+        """Those of them at or before the last one that the loss reaches: behind it none is due a
+        gradient.
+        """
+        reached, of = self.due()
+        return max(self.real_timesteps - (of - reached), 1)
 
     def starved(self) -> int:
         """How many timesteps, from the sequence's far end on, get under 1 % of the largest total
@@ -247,7 +258,7 @@ class Profile:
         reasons = {"left out": self.unjoined, "handed over": self.handed_over, "cut off": self.truncated}
         return next((reason for reason, holds in reasons.items() if holds), None)
 
-    def to_record(self, *, keep_sequences: bool = False) -> dict[str, Any]:
+    def to_record(self, *, keep_sequences: bool = False) -> ProfileFields:
         """The profile as a record of the run log, without the fields
         that place it in the training.
         """
@@ -255,7 +266,7 @@ class Profile:
         horizon = gradient_horizon(lagged)
         due, of = self.due()
         at, lag_at = evenly(self.timesteps), logarithmically(len(lagged))
-        record: dict[str, Any] = {
+        record: ProfileFields = {
             "call": self.call,
             "module": self.module,
             "kind": self.kind,

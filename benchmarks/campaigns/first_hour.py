@@ -180,9 +180,20 @@ CASES = (
     Case(
         name="sequence to sequence with attention, Adam at 0.5",
         make=lambda: (models.translation(64, optimizer="Adam", lr=0.5), models.words()),
-        says=("The training has diverged: the loss is", "diverged"),
+        says=("GradWatch, step 10: DIVERGED. The training has diverged: the loss is", "layer 0 (GRU): diverged"),
         never=_FALSE_GREEN,
         commands={"check run": ("failed", "exit code 1"), "events run": ("learning rate ten times lower",)},
+    ),
+    Case(
+        name="the same with RMSprop, and Lightning's logger at WARNING",
+        make=lambda: (models.translation(64, optimizer="RMSprop", lr=0.5), models.words()),
+        level=logging.WARNING,
+        says=(
+            "GradWatch, step 10: DIVERGED. ",
+            "layer 0 (GRU): diverged",
+            "3 warnings, the first at step 10: DIVERGED",
+        ),
+        never=_FALSE_GREEN,
     ),
     Case(
         name="plain recurrent network, SGD at 300",
@@ -208,7 +219,7 @@ CASES = (
     Case(
         name="state detached: a cell of one's own",
         make=_detached(models.OwnCell, models.detached_own_cell),
-        says=_NOTHING_FLOWS,
+        says=("GradWatch, step 0: net.cell. No gradient flows through time", *_NOTHING_FLOWS),
     ),
     Case(
         name="state detached: tapped before",
@@ -219,7 +230,7 @@ CASES = (
     Case(
         name="state detached: tapped afterwards",
         make=_detached(models.OwnCell, models.detached_before_tapped),
-        says=("mine", *_NOTHING_FLOWS),
+        says=("GradWatch, step 0: mine. No gradient flows through time", *_NOTHING_FLOWS),
         never=("found no recurrent module",),
     ),
     Case(
@@ -229,6 +240,18 @@ CASES = (
             models.detached_fused,
         ),
         says=_NOTHING_FLOWS,
+    ),
+    Case(
+        name="batch_first forgotten",
+        make=lambda: (models.regression(batch_first=False), models.series()),
+        every=50,
+        says=(
+            "GradWatch, step 0: net.rnn, layer 0 (LSTM). Hardly any of its states gets a gradient.",
+            "if 20 is the number of timesteps, batch_first=True was forgotten",
+            "barely reached",
+        ),
+        never=_FALSE_GREEN,
+        commands={"events run": ("ONE_SEQUENCE_REACHED", "batch_first=True was forgotten: make the module with it")},
     ),
     Case(
         name="weight of the head infinite from step 12 on, 18 steps skipped",

@@ -60,14 +60,14 @@ def words(timesteps: int = 16, count: int = 8) -> DataLoader:
     return batches(lambda generator: torch.randint(1, WORDS, (BATCH, timesteps), generator=generator), count)
 
 
-def regression(cell: str = "LSTM", **options: Any) -> Model:
+def regression(cell: str = "LSTM", *, batch_first: bool = True, **options: Any) -> Model:
     """A network that reads its last output."""
 
     def step(model: Model, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
         return mse_loss(model.net["head"](model.net["rnn"](x)[0][:, -1]), y)
 
-    rnn = getattr(nn, cell)(WIDTH, HIDDEN, batch_first=True)
+    rnn = getattr(nn, cell)(WIDTH, HIDDEN, batch_first=batch_first)
     return Model({"rnn": rnn, "head": nn.Linear(HIDDEN, 1)}, step, **options)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from lightning_gradwatch.plain import count_of
+from lightning_gradwatch.tools import Tools, tools_at_hand
 
 CHANGED = 1e-5
 """Share of a norm. A smaller difference is rounding: two norms of the same numbers, taken once with
@@ -34,6 +35,8 @@ class ClipSample:
             of those; None where it was all of them, or none.
         uneven: those that were made smaller were so by several factors, as by a bound on each
             tensor or entry: no bound on one norm does that.
+        traceless: what writes to it and changes no number leaves no trace, as with sharded
+            gradients: ``touched`` may be False then all the same.
     """
 
     step: int
@@ -44,6 +47,7 @@ class ClipSample:
     scale: float = 1.0
     part: float | None = None
     uneven: bool = False
+    traceless: bool = False
 
     @property
     def coefficient(self) -> float:
@@ -69,8 +73,8 @@ class Clippers:
         bound: the Trainer's ``gradient_clip_val``; None without one.
         by_value: it bounds each entry, not the norm.
         override: the module's own ``configure_gradient_clipping``, by name; empty without one.
-        adaptive: AdaptiveClip and its policy; empty without one, or where it leaves the clipping to
-            others.
+        adaptive: AdaptiveClip, or clip_adaptively, and its policy; empty without one, or where it
+            leaves the clipping to others.
         named: methods of the user's in whose code a clipping function is named.
         surely: those of them in which it is called at every step, come what may.
         early: those of them whose calls all stand before the backward pass.
@@ -89,6 +93,11 @@ class Clippers:
     hooked: int = 0
     goes_along: bool = False
     in_loop: bool = False
+
+    @property
+    def tools(self) -> Tools:
+        """What the user has at hand, by name."""
+        return tools_at_hand(in_loop=self.in_loop)
 
     @property
     def alone(self) -> bool:
@@ -144,6 +153,8 @@ class ClipEvidence:
             were not used, and its own had not.
         unseen: why there is no sample.
         for_others: a gradient of another optimizer was written to, as its clipping does.
+        probes: gradients that were not looked at though their step was, since a closure made
+            several in it, as for LBFGS.
         explosions: steps at which the gradient was told to explode through time, where it still
             does so towards the end, and the training is not lost.
     """
@@ -158,6 +169,7 @@ class ClipEvidence:
     elsewhere: int = 0
     unseen: str = ""
     for_others: bool = False
+    probes: int = 0
     explosions: tuple[int, ...] = ()
 
     @property
@@ -191,6 +203,11 @@ class ClipEvidence:
     def uneven(self) -> bool:
         """Whether several factors were at work, at any sample."""
         return any(sample.uneven for sample in self.clipped)
+
+    @property
+    def traceless(self) -> bool:
+        """Whether something may have written to the gradient of which nothing is known."""
+        return any(sample.traceless for sample in self.samples)
 
     @property
     def clipped_norms(self) -> list[float]:

@@ -24,7 +24,7 @@ from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.nonfinite_step import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.events import Event
-from lightning_gradwatch.findings.clip_events import ClipEvents, counts
+from lightning_gradwatch.findings.clip_events import ClipEvents, closing_line
 from lightning_gradwatch.findings.clip_nonfinite import Action, NonFinite
 from lightning_gradwatch.findings.clip_step import ClipStep
 from lightning_gradwatch.findings.harmless import unclipped_at_worst
@@ -266,9 +266,7 @@ class AdaptiveClip(ClipFacts, Callback):
         self._close(trainer)
 
     def _leave(self, trainer: Trainer) -> None:
-        said = counts(
-            "AdaptiveClip", [state.rest for state in self._states.values()], trainer.optimizers, self._recorder.run_dir
-        )
+        said = closing_line("AdaptiveClip", self.clip_counts().values(), self._recorder.run_dir)
         if said is not None:
             rank_zero_info(said)
         self._close(trainer)

@@ -18,7 +18,7 @@ class ClipFacts:
     @property
     def clips_by(self) -> str:
         """In words; empty while it clips nothing."""
-        return self._groups.in_words if self._acting and not self._deferring else ""
+        return f"AdaptiveClip ({self._groups.rule})" if self._acting and not self._deferring else ""
 
     def clip_counts(self) -> dict[int, ClipCounts]:
         """Of each optimizer, by its index, how many steps were clipped and skipped, of how many."""

@@ -63,9 +63,10 @@ class GradWatch(WatchArguments, WatchResults, Callback):
         dirpath: the run log's folder; None is the one that another callback of this package names,
             else ``gradwatch`` in the Trainer's log folder.
         on_event: called with each event; an error in it is a warning.
-        summary: say what was found: in a line at once, at the first critical event of each kind and
-            when training goes back to an earlier state; in a few lines when fit ends, however it
-            ends. They are warnings of Lightning's logger where something critical happened.
+        summary: say what was found: in a line at once, at the first critical event of each kind,
+            when training has diverged and when it goes back to an earlier state; in a few lines
+            when fit ends, however it ends. They are warnings of Lightning's logger where something
+            critical happened, or training diverged.
         first_word: say, once a module has first been measured, how far the gradient reaches in it
             beside the sequence length: a line, which ``summary=False`` silences too.
         progress_bar: show the shortest horizon of the last sampled step, beside the

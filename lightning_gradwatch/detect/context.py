@@ -22,7 +22,7 @@ from lightning_gradwatch.recurrent.graph.between import nodes_between, nodes_unt
 
 _FILL = (
     "Look at this entry of the data: fill it in, leave it out, or mask it before the arithmetic of the loss, since NaN times 0 is NaN. "
-    "AdaptiveClip skips such a step."
+    "{clipper} skips such a step."
 )
 _PERHAPS = (
     "If that entry of the batch enters the loss, it is the cause: leave it out, or mask it before the arithmetic."
@@ -111,7 +111,7 @@ def bad_loss(value: float, moment: Moment, context: Context, sizes: Collection[i
         return _loss_event(value, moment, f"{lead}, and the batch holds a NaN: {entries[0].told}.", _FILL)
     named = suspects(nodes_until([None if context.loss is None else context.loss.grad_fn], states), of_loss=True)
     parts = [f"{lead}.", _of_batch(entries), _came_from(context), told(named)]
-    return _loss_event(value, moment, " ".join(filter(None, parts)), _mend(named, entries))
+    return _loss_event(value, moment, " ".join(filter(None, parts)), _mend(named, entries, moment))
 
 
 def _of_batch(entries: Sequence[BadEntry] | None) -> str:
@@ -127,8 +127,8 @@ def _came_from(context: Context) -> str:
     return "" if made is None else f"The first such number came out of {made.module}, from a finite input."
 
 
-def _mend(named: list[Suspect], entries: Sequence[BadEntry] | None) -> str:
-    parts = [_PERHAPS if entries else "", remedies(named) or EventKind.NONFINITE_LOSS.remedy]
+def _mend(named: list[Suspect], entries: Sequence[BadEntry] | None, moment: Moment) -> str:
+    parts = [_PERHAPS if entries else "", remedies(named) or EventKind.NONFINITE_LOSS.remedy_with(moment.tools)]
     return " ".join(filter(None, parts))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from lightning_gradwatch.events import ENDED, Event, EventKind, Moment, Severity
+from lightning_gradwatch.tools import tools_at_hand
 
 CLEAR = 1000.0
 """Times its first value, from which on a loss leaves nothing to doubt."""
@@ -34,7 +35,7 @@ _OF_DIVERGENCE = (EventKind.NONFINITE_LOSS, EventKind.NONFINITE_STATE)
 """What a divergence ends in."""
 
 _AFTER_A_JUMP = (
-    "It began after the gradient's jump at step {step}{batch}: look at that batch first, and begin anew with AdaptiveClip(), "
+    "It began after the gradient's jump at step {step}{batch}: look at that batch first, and begin anew with {{clip}}, "
     "which holds such a step. If the batch is in order, lower the learning rate."
 )
 
@@ -46,7 +47,7 @@ it that was too long.
 
 _WITHIN_ONE_STEP = (
     "That batch may have begun it, or the step before it was too long. Look at the batch first; if it is out of the ordinary, "
-    "begin anew without it, or with AdaptiveClip(). Else begin anew with a learning rate ten times lower, or let it rise slowly (warm-up)."
+    "begin anew without it, or with {clip}. Else begin anew with a learning rate ten times lower, or let it rise slowly (warm-up)."
 )
 
 
@@ -160,7 +161,7 @@ class DivergenceDetector:
         Args:
             weights: their norms now, by the keys of the start.
         """
-        if event.kind not in _OF_DIVERGENCE or event.remedy != event.kind.remedy or event.parameter:
+        if event.kind not in _OF_DIVERGENCE or not _is_of_kind(event) or event.parameter:
             return event
         if event.kind == EventKind.NONFINITE_STATE:
             return self._with_grown_weights(event, weights())
@@ -229,6 +230,11 @@ class DivergenceDetector:
         assert self._first is not None
         first = self._first[0]
         return loss / first if first > 0 else (loss - first) / -first
+
+
+def _is_of_kind(event: Event) -> bool:
+    """Whether no remedy of its own is known, with whatever tools at hand."""
+    return event.remedy in [event.kind.remedy_with(tools_at_hand(in_loop=there)) for there in (False, True)]
 
 
 def _after(jump: Event) -> str:

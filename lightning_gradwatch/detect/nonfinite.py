@@ -68,7 +68,9 @@ def locate_nonfinite(
     if event is None or event.parameter is not None or any(source.changed() for source in sources):
         return event
     cause = bad_parameter((name, local(parameter)) for name, parameter in named)
-    return dataclasses.replace(event, message="", **cause) if cause else event
+    if not cause:
+        return event
+    return dataclasses.replace(event, message="", **{**cause, "remedy": moment.tools.fill(cause["remedy"])})
 
 
 def _first(

@@ -23,7 +23,7 @@ from lightning_gradwatch.recurrent.scan import Scan
 
 GROWTH_REMEDY = (
     "Decays over 1 multiply the gradient at every timestep: keep |a| under 1 (a sigmoid, exp(-softplus(…))), lower the learning rate, "
-    "or use AdaptiveClip()."
+    "or use {clip}."
 )
 STATE_REMEDY = (
     "If a parameter is named, it is not finite: go back to a checkpoint from before it was spoilt. Otherwise an infinite state outgrew its "

@@ -70,7 +70,7 @@ class OneSequenceDetector:
             value=1.0,
             threshold=float(profile.batch_size),
             detail=_detail(profile, track),
-            remedy=_remedy(profile),
+            remedy=_remedy(profile, track.index),
         )
 
 
@@ -99,14 +99,32 @@ def _took(profile: Profile) -> str:
     )
 
 
-def _remedy(profile: Profile) -> str:
+def _remedy(profile: Profile, index: int) -> str:
     """By how the module was told that its axes lie."""
     if profile.batch_first is None:
         return EventKind.ONE_SEQUENCE_REACHED.remedy
-    number = f"If {profile.batch_size:,} is the number of timesteps, "
+    swapped = f"If {profile.batch_size:,} is the number of timesteps, "
+    if profile.batch_size == profile.timesteps:
+        swapped = f"If the input has {'time' if profile.batch_first else 'the batch'} first, "
+    mended = (
+        f"{'' if profile.batch_size == profile.timesteps else 'the input has time first: '}transpose it, x.transpose(0, 1), "
+        "or leave out batch_first=True."
+        if profile.batch_first
+        else "batch_first=True was forgotten: make the module with it, or transpose its input, x.transpose(0, 1)."
+    )
     meant = "If one sequence alone is meant to be learned from, there is nothing to do."
-    if profile.batch_first:
-        return (
-            f"{number}the input has time first: transpose it, x.transpose(0, 1), or leave out batch_first=True. {meant}"
-        )
-    return f"{number}batch_first=True was forgotten: make the module with it, or transpose its input, x.transpose(0, 1). {meant}"
+    return " ".join((f"{swapped}{mended}", *_misread(profile, index), meant))
+
+
+def _misread(profile: Profile, index: int) -> list[str]:
+    """What it is where the axes lie as the module takes them: an output that is read along the
+    wrong one.
+    """
+    at = {0: "0", profile.batch_size - 1: "-1"}.get(index)
+    if at is None:
+        return []
+    sequence, timestep = f"output[{at}]", f"output[:, {at}]"
+    if not profile.batch_first:
+        sequence, timestep = timestep, sequence
+    which = "first" if index == 0 else "last"
+    return [f"If not, {sequence} reads the {which} sequence; the {which} timestep is {timestep}."]

@@ -47,7 +47,7 @@ _SCAN = (
 
 SPOILT_WEIGHT = (
     "The weight was spoilt before this step, by an optimizer step with a gradient, a learning rate or a state that was not finite, "
-    "or by a bad checkpoint: go back to a checkpoint from before it. AdaptiveClip skips steps whose gradients are not finite."
+    "or by a bad checkpoint: go back to a checkpoint from before it. {clipper} skips steps whose gradients are not finite."
 )
 """Where a weight is the cause, whatever it spoilt first."""
 
@@ -65,7 +65,7 @@ _CARRIED = "if the state that comes in is carried over, as in truncated backprop
 
 RISEN_REMEDY = (
     "Begin anew with a learning rate ten times lower, or let it rise slowly (warm-up): within a few steps the run has left "
-    "where it began. AdaptiveClip() clips single steps, and does not shorten those of Adam and its like."
+    "where it began. {clip} clips single steps, and does not shorten those of Adam and its like."
 )
 """Where norm and loss rise within the first steps."""
 
@@ -76,7 +76,7 @@ def leap_remedy(largest: float, moment: Moment) -> str:
     """
     return (
         f"{_batch(moment)}Leave it out, or take a loss that an outlier moves less (huber_loss instead of mse_loss). A fixed "
-        f"clipping level bounds what such a step does to the weights: AdaptiveClip(policy=Norm({largest:.2g}))."
+        f"clipping level bounds what such a step does to the weights: {moment.tools.clip(f'policy=Norm({largest:.2g})')}."
     )
 
 
@@ -93,7 +93,7 @@ def jump_remedy(ordinary: float | None, moment: Moment) -> str:
     """
     level = f", here about {ordinary:.2g}" if ordinary else ""
     return (
-        f"{_batch(moment)}Use AdaptiveClip(), which brings such a step back to its ordinary size{level}; a fixed clipping "
+        f"{_batch(moment)}Use {moment.tools.clip()}, which brings such a step back to its ordinary size{level}; a fixed clipping "
         "level between half and ten times the average norm does too (Pascanu et al. 2013). Lower the learning rate, "
         "or let it rise more slowly, if it happens again."
     )
@@ -176,13 +176,13 @@ def exploding_remedy(profile: Profile, lagged: Floats, *, in_total: bool) -> str
         near = float(total[-1] if profile.direction == "forward" else total[0])
         sizes = f" (at its largest {float(total.max()):.2g}, nearest to the loss {near:.2g})"
         parts.append(
-            f"The gradient as a whole has outgrown its ordinary size{sizes}: AdaptiveClip() brings such steps back to it (Pascanu et al. "
+            f"The gradient as a whole has outgrown its ordinary size{sizes}: {{clip}} brings such steps back to it (Pascanu et al. "
             "2013). Lower the learning rate if it stays so."
         )
     else:
         parts.append(
             "Only what single timesteps send back grows so; in the sum over all of them it does not show yet. Lower the learning rate, and "
-            "let AdaptiveClip() stand by (Pascanu et al. 2013)."
+            "let {clip} stand by (Pascanu et al. 2013)."
         )
     if profile.kind == SCAN:
         parts.append(

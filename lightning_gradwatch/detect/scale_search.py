@@ -67,6 +67,6 @@ class ScaleSearch:
             severity=Severity.WARNING,
             message=f"The search for a loss scale does not end: gradients overflow under {scale:g} as well, and no step is taken. "
             f"{row} It begins at {located.place}.",
-            remedy="The gradients themselves overflow or are NaN, whatever the scale: train in bf16-mixed, whose range is that of float32, "
+            remedy="The gradients themselves overflow or are NaN, whatever the scale: train in {bfloat16}, whose range is that of float32, "
             "and look at the place that is named (Micikevicius et al. 2018).",
         )

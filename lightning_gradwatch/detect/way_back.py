@@ -21,19 +21,17 @@ from lightning_gradwatch.recurrent.graph.between import is_reached, nodes_betwee
 OUTSIDE_REMEDY = (
     "Look at what stands between this state and the loss for an operation whose slope is infinite or undefined at what it was given "
     "(a root, a logarithm or a division at 0, a softmax over nothing but -inf, what where() hides), and for a hook on the tensor. "
-    "Clipping cannot mend it; AdaptiveClip() only skips such a step."
+    "Clipping cannot mend it; {clip} only skips such a step."
 )
 ARITHMETIC_REMEDY = (
     "Look at the cell's forward for an operation whose value or slope is infinite or undefined at what it was given: a root, a logarithm, "
-    "a norm in a divisor, a surrogate's formula. Clipping cannot mend it; AdaptiveClip() only skips such a step."
+    "a norm in a divisor, a surrogate's formula. Clipping cannot mend it; {clip} only skips such a step."
 )
 GROWTH_REMEDY = (
-    "The backward recurrence overflowed: use AdaptiveClip(), lower the learning rate, shorten the sequences "
+    "The backward recurrence overflowed: use {clip}, lower the learning rate, shorten the sequences "
     "(truncated BPTT), or initialise the recurrent weight orthogonally (Pascanu et al. 2013)."
 )
-HUGE_REMEDY = (
-    "The gradient was huge where it came in: scale the loss or its targets down. AdaptiveClip() skips such a step."
-)
+HUGE_REMEDY = "The gradient was huge where it came in: scale the loss or its targets down. {clip} skips such a step."
 
 GREW = 100.0
 """A gradient that grew by less than this on its way was huge where it came in."""
@@ -188,4 +186,4 @@ def largest_number(tensor: Tensor) -> float:
 
 def mend(named: list[Suspect], otherwise: str) -> str:
     advice = remedies(named)
-    return f"{advice} Clipping cannot mend it; AdaptiveClip() only skips such a step." if advice else otherwise
+    return f"{advice} Clipping cannot mend it; {{clip}} only skips such a step." if advice else otherwise

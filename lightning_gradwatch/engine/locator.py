@@ -72,23 +72,28 @@ class Locator:
         ]
         return watched + [(plain_name(name), parameter) for name, parameter in self._model.named_parameters()]
 
-    def grown_most(self, step: Read, before: Read | None, *, recurrent: bool) -> str:
-        """In words, the parameter whose gradient grew most since the step before,
-        among those that make up the norm.
+    def grown_most(self, step: Read, before: Sequence[Read], *, recurrent: bool) -> str:
+        """In words, the parameter whose gradient grew most since the last step with a smaller norm,
+        among those that make up the norm; empty where there was no such step, or none of them grew.
+
+        Args:
+            before: the steps before, the last one at the end.
         """
-        if before is None:
+        size = _norm(step, recurrent)
+        back = next((n for n, one in enumerate(reversed(before), 1) if _norm(one, recurrent) < size), None)
+        if back is None:
             return ""
-        then = dict(zip(map(id, before.parameters), before.norms.by_parameter, strict=True))
-        norms = step.norms
-        count = norms.recurrent if recurrent else len(norms.by_parameter)
-        least = 0.1 * (norms.of_recurrent if recurrent else norms.whole)
-        now = zip(step.parameters[:count], norms.by_parameter[:count], strict=True)
+        then = dict(zip(map(id, before[-back].parameters), before[-back].norms.by_parameter, strict=True))
+        count = step.norms.recurrent if recurrent else len(step.norms.by_parameter)
+        now = zip(step.parameters[:count], step.norms.by_parameter[:count], strict=True)
+        least = 0.1 * size
         grown = [(norm / max(then[id(p)], 1e-30), norm, p) for p, norm in now if norm >= least and id(p) in then]
-        if not grown:
+        times, norm, parameter = max(grown, key=lambda one: one[0], default=(0.0, 0.0, None))
+        if parameter is None or times <= 1:
             return ""
-        _, norm, parameter = max(grown, key=lambda one: one[0])
         name = next((name for name, weight in self.named() if weight is parameter), "one")
-        return f"That of {name} grew most: to {norm:.3g} from {then[id(parameter)]:.3g} at the step before."
+        when = "at the step before" if back == 1 else f"{back} steps before"
+        return f"That of {name} grew most: to {norm:.3g} from {then[id(parameter)]:.3g} {when}."
 
     def _source(self, call: Call, start: int) -> NonfiniteSource:
         if isinstance(call, Loop):
@@ -98,6 +103,10 @@ class Locator:
         module = self._capture.modules[call.module]
         names = [f"{call.module}.{weight_name}" for layer in module._all_weights for weight_name in layer]  # pyright: ignore
         return CallSource(call, sweep(call, anchors=0, max_sequences=None, gates=True), names, start)
+
+
+def _norm(read: Read, recurrent: bool) -> float:
+    return read.norms.of_recurrent if recurrent else read.norms.whole
 
 
 def _with_starts(calls: Sequence[Call]) -> list[tuple[Call, int]]:

@@ -1,4 +1,4 @@
-"""Recurrences in tensor operations, which only tap() makes measurable."""
+"""Recurrences in tensor operations, which only tap() and tap_scan() make measurable."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_gradwatch.engine.observation import Collector
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.recurrent import Capture
+from lightning_gradwatch.recurrent.capture.cumulative import cumulative
 from lightning_gradwatch.recurrent.capture.modules import plain_name
 from lightning_gradwatch.recurrent.capture.severed import How
 from lightning_gradwatch.recurrent.capture.unmarked import states_in, unmarked
@@ -25,6 +26,14 @@ REMEDY = (
     'Once in each timestep of the loop: h = tap(h, name="…"), with tap from lightning_gradwatch. '
     "If it is a layer that is repeated in depth, or the like, there is nothing to do."
 )
+
+SCAN_REMEDY = (
+    "Mark its states where they are computed: h = tap_scan(h, decay=a), or y = tap_scan(y, decay=a, readout=C) where a kernel hides them. "
+    "If it is no scan, there is nothing to do."
+)
+
+_AS_IN_A_SCAN = "In one step {taken} is taken of what is made with this parameter, as in a scan over time."
+_IF_SCAN = "If it is one, tap_scan() has it measured."
 
 _TOO_LARGE = (
     f"The graph of the loss has more than {MOST_NODES:,} operations. It was not searched for recurrences that are written in "
@@ -61,7 +70,13 @@ class UnmarkedRecurrences:
         self.told: dict[str, Event] = {}
 
     def look(
-        self, loss: Tensor, capture: Capture, numbers: Collection[int], known: Collection[str], moment: Moment
+        self,
+        loss: Tensor,
+        capture: Capture,
+        numbers: Collection[int],
+        known: Collection[str],
+        like_scans: Collection[str],
+        moment: Moment,
     ) -> None:
         """Tell those behind a loss, before its backward pass.
 
@@ -70,6 +85,7 @@ class UnmarkedRecurrences:
             numbers: of the places in the graph where cells that are not watched yet made their
                 states.
             known: names of modules that are measured, or told, as what they are.
+            like_scans: names of modules that are told as scans by their names.
         """
         if self._left <= 0:
             return
@@ -85,9 +101,26 @@ class UnmarkedRecurrences:
         for one in recurrences or ():
             if id(one.leaf) not in others:
                 self._tell(one.name, moment, module=one.name, detail=f"{one.what} {_IF}", remedy=REMEDY)
+        if graph is not None and not capture.marked:
+            self._tell_scans(graph, names, others, like_scans, moment)
         for uses in () if graph is None else severed_uses(graph, states):
             if id(uses.leaf) in names.keys() - others:
                 self._severed.setdefault(names[id(uses.leaf)], How(DETACHED.format(count=uses.count)))
+
+    def _tell_scans(
+        self,
+        graph: Topology,
+        names: Mapping[int, str],
+        others: Collection[int],
+        like_scans: Collection[str],
+        moment: Moment,
+    ) -> None:
+        for taken, leaf in cumulative(graph):
+            name = names.get(id(leaf))
+            if name is None or id(leaf) in others or any(name.startswith(f"{one}.") for one in like_scans):
+                continue
+            detail = f"{_AS_IN_A_SCAN.format(taken=taken)} {_IF_SCAN}"
+            self._tell(name, moment, module=name, detail=detail, remedy=SCAN_REMEDY)
 
     def end_severed(self, told: Collection[str]) -> Mapping[str, How]:
         """The parameters of recurrences whose state is severed, once the first step is over.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from lightning_gradwatch.engine.observation import Collector
+from lightning_gradwatch.engine.unmarked_recurrences import SCAN_REMEDY
 from lightning_gradwatch.events import Event, EventKind, Moment, Severity
 from lightning_gradwatch.plain import warn
 from lightning_gradwatch.recurrent import Capture
@@ -23,6 +24,7 @@ _ADDED = "It was added to the model after training had begun."
 _ADDED_REMEDY = (
     "Make it in __init__ or configure_model, or train on in a fit of its own: each fit looks for the modules anew."
 )
+_ADDED_REMEDY_IN_LOOP = "Make it before the watch begins, or enter a watch of its own: each looks for the modules anew."
 
 TOO_SHORT = "it was found in the first step, to be measured from the next on, and training ended before that"
 
@@ -49,11 +51,6 @@ _UNUSED_REMEDY = "If it should be trained, let what it returns reach the loss; i
 _DETACHED_REMEDY = (
     "Mark the states themselves, before detach() and outside of no_grad(). "
     "If they are not to be trained, there is nothing to do."
-)
-
-_HINT_REMEDY = (
-    "Mark its states where they are computed: h = tap_scan(h, decay=a), or y = tap_scan(y, decay=a, readout=C) where a kernel hides them. "
-    "If it is no scan, there is nothing to do."
 )
 
 _OWN_REMEDY = (
@@ -121,7 +118,8 @@ class Unobserved:
         """Tell the recurrent modules that the model did not have when training began, each once."""
         modules = discover(self._model)
         for name in added(modules, self._known, self._patterns):
-            self._collector.add(moment.event(EventKind.NOT_OBSERVED, module=name, detail=_ADDED, remedy=_ADDED_REMEDY))
+            remedy = _ADDED_REMEDY_IN_LOOP if moment.in_loop else _ADDED_REMEDY
+            self._collector.add(moment.event(EventKind.NOT_OBSERVED, module=name, detail=_ADDED, remedy=remedy))
         self._known.update(modules.values())
 
     @contextmanager
@@ -144,7 +142,8 @@ class Unobserved:
     def note_unreached(self, capture: Capture, names: Iterable[str]) -> None:
         """Note modules that were called, and that no loss of the step reached."""
         for name in names:
-            capture.unseen.setdefault(name, UNUSED)
+            if capture.unseen.get(name, FROZEN) == FROZEN:  # of another of its calls: this one was kept
+                capture.unseen[name] = UNUSED
 
     def end_step(self, capture: Capture, observed: Collection[str]) -> None:
         """Note why calls of this step were not observed, while the gradients are there."""
@@ -190,7 +189,7 @@ class Unobserved:
         more = f" and {len(left) - 1} more like it" if len(left) > 1 else ""
         looks = f"{left[0]} ({self.like_scans[left[0]]}){more} {'look' if more else 'looks'} like a scan by the name of the class"
         message = f"{looks}, and no states were marked: how far the gradient reaches there was not observed."
-        note = moment.event(EventKind.NOT_OBSERVED, module=left[0], severity=Severity.INFO, remedy=_HINT_REMEDY)
+        note = moment.event(EventKind.NOT_OBSERVED, module=left[0], severity=Severity.INFO, remedy=SCAN_REMEDY)
         return [replace(note, message=message)]
 
     def _event(self, moment: Moment, name: str, reason: str) -> Event:

@@ -99,7 +99,8 @@ class Watch:
         if loss.requires_grad and self._search.is_everywhere:
             with self._unobserved.isolated("recurrences in tensor operations"):
                 known = (*self.capture.modules, *self._unobserved.reasons)
-                self._unmarked.look(loss, self.capture, self._search.states(), known, step.moment)
+                scans = self._unobserved.like_scans
+                self._unmarked.look(loss, self.capture, self._search.states(), known, scans, step.moment)
         if step.sampled and loss.requires_grad:
             self._severed.look(self.capture.read_calls(), step.moment)
             self.capture.loops.split_taps()
@@ -206,6 +207,7 @@ class Watch:
                 self._measuring.sample(taken.calls, step)
             taken.release()
         self._measuring.keep_windows(calls, step)
+        self._severed.keep(calls)
 
     def _read(self, *, wait: bool) -> None:
         while self._pending and (wait or self._pending[0].norms.ready()):
@@ -226,7 +228,9 @@ class Watch:
         begins = self._judge(norms, pending, self._measuring.confirmed)
         self._collector.suspicious |= begins
         if step.sampled or begins:
-            self._measuring.sample(pending.taken.calls, step, everything=begins)
+            measured = self._measuring.sample(pending.taken.calls, step, everything=begins)
+            if finite:
+                self._judge.look_at_states(pending, finite=measured)
         if finite:
             if step.sampled:
                 self._judge.look_at_weights(self._parameters.watched, step.moment)

@@ -27,8 +27,8 @@ class Say(Protocol):
 
 
 class Announcer:
-    """Says the first critical event of each kind, and each way back to an
-    earlier state, when it happens.
+    """Says the first critical event of each kind, that the training has diverged, and each way back
+    to an earlier state, when it happens.
 
     Args:
         say: how; None says nothing.
@@ -49,7 +49,8 @@ class Announcer:
     def _is_news(self, event: Event) -> bool:
         if event.kind == EventKind.STEP_SKIPPED and event.action == ROLLED_BACK:
             return True
-        if event.severity != Severity.CRITICAL or event.kind in self._said:
+        urgent = event.severity == Severity.CRITICAL or event.kind == EventKind.DIVERGED
+        if not urgent or event.kind in self._said:
             return False
         self._said.add(event.kind)
         return True

@@ -8,12 +8,10 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from torch.optim import LBFGS, Optimizer
-
 from lightning_gradwatch.clip import Spike
 from lightning_gradwatch.clip.step.groups import PolicyGroup
 from lightning_gradwatch.clip.step.measure_and_clip import UNTOUCHED, Outcome, headline_of
-from lightning_gradwatch.clip.step.state import ClipState, OptimizerState
+from lightning_gradwatch.clip.step.state import ClipCounts, OptimizerState
 from lightning_gradwatch.events import EventKind, Severity
 from lightning_gradwatch.findings.clip_record import ClipRecord, clipped
 
@@ -85,31 +83,29 @@ class ClipEvents:
             return
         self._habits.add(key)
         message = (
-            f"AdaptiveClip has clipped {state.clipped} of {state.steps} gradients: clipping has become the rule, and the run does not "
-            "come to rest between explosions."
+            f"{record.tools.clipper} has clipped {state.clipped} of {state.steps} gradients: clipping has become the rule, and the "
+            "run does not come to rest between explosions."
         )
+        fixed = record.tools.clip(f"policy=Norm({outcome.clipped_norm:.2g})")
         remedy = (
             "Lower the learning rate, by ten times at first. Else clip to a fixed norm: "
-            f"AdaptiveClip(policy=Norm({outcome.clipped_norm:.2g})) brings every step down to what this one was brought to."
+            f"{fixed} brings every step down to what this one was brought to."
         )
         record.say(f"{message} {remedy}")
         clipped(record, index, outcome, severity=Severity.WARNING, message=message, remedy=remedy)
 
 
-def counts(
-    owner: str, states: Sequence[ClipState], optimizers: Iterable[Optimizer], run_dir: Path | None
-) -> str | None:
+def closing_line(owner: str, counts: Iterable[ClipCounts], run_dir: Path | None) -> str | None:
     """What was done in a whole training; None if nothing was.
 
     Args:
-        owner: who did it.
-        optimizers: those of the training; LBFGS has its closure make several gradients in a step.
+        owner: who did it; ``counts``: of each optimizer.
         run_dir: the run log's folder.
     """
-    clipped, skipped = sum(state.clipped for state in states), sum(state.skipped for state in states)
+    each = list(counts)
+    clipped, skipped, steps = (sum(one[field] for one in each) for field in range(3))
     if not (clipped or skipped):
         return None
     where = f" Run log: {run_dir}" if run_dir else ""
-    steps = sum(state.steps for state in states)
-    several = any(isinstance(one, LBFGS) and not one.param_groups[0].get("line_search_fn") for one in optimizers)
-    return f"{owner}: {clipped:,} of {steps:,} {'gradient evaluations' if several else 'steps'} clipped, {skipped:,} skipped.{where}"
+    what = "gradient evaluations" if any(one.evaluations for one in each) else "steps"
+    return f"{owner}: {clipped:,} of {steps:,} {what} clipped, {skipped:,} skipped.{where}"

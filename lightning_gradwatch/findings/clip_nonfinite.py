@@ -92,10 +92,9 @@ class NonFinite:
         """
         rest = state.rest
         if self.action == "raise":
-            remedy = (
-                'Use AdaptiveClip(on_nonfinite="skip") to pass over such steps, or GradWatch() to see where it begins.'
-            )
-            raise NonFiniteGradientError(f"The gradient norm is {norm} at {record.where()}. {record.in_words(remedy)}")
+            skip, watch = record.tools.clip('on_nonfinite="skip"'), record.tools.watch()
+            remedy = f"Use {skip} to pass over such steps, or {watch} to see where it begins."
+            raise NonFiniteGradientError(f"The gradient norm is {norm} at {record.where()}. {remedy}")
         if self.action == "ignore":
             rest.count(UNTOUCHED)
             record.step(index, Outcome(norm, UNTOUCHED, norm), rest)
@@ -112,7 +111,7 @@ class NonFinite:
             self._tell(record, index, norm, rest.successive_skips)
             record.step(index, Outcome(norm, UNTOUCHED, norm), rest, skipped=True)
         if self._stops(rest.successive_skips):
-            record.stop(record.in_words(self._reason(record, rest.successive_skips, replaced=after is not None)))
+            record.stop(self._reason(record, rest.successive_skips, replaced=after is not None))
 
     def _alarms(self, successive: int) -> bool:
         return successive == self.max_successive
@@ -124,7 +123,7 @@ class NonFinite:
         """Why the training is stopped; said where it comes of several steps."""
         did = "replaced the gradients of" if replaced else "skipped"
         reason = (
-            f"AdaptiveClip {did} {successive} steps in succession, since their gradients were not finite; training "
+            f"{record.tools.clipper} {did} {successive} steps in succession, since their gradients were not finite; training "
             "is stopped. Look at the events for where it began. A hidden state that the module carries from batch to batch "
             "keeps a NaN: begin it anew where it is not finite. Or raise `max_successive_skips`."
         )

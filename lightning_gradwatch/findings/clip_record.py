@@ -12,6 +12,7 @@ from lightning_gradwatch.clip.step.measure_and_clip import Outcome
 from lightning_gradwatch.clip.step.state import ClipState
 from lightning_gradwatch.events import EventKind
 from lightning_gradwatch.runlog.schema import StepRecord
+from lightning_gradwatch.tools import Tools
 
 
 class ClipRecord(Protocol):
@@ -45,8 +46,14 @@ class ClipRecord(Protocol):
         """When it is, in words."""
         ...
 
-    def in_words(self, text: str) -> str:
-        """A text that names what is at hand: the callback, or a function."""
+    @property
+    def number(self) -> int:
+        """Optimizer steps done before it."""
+        ...
+
+    @property
+    def tools(self) -> Tools:
+        """What the user has at hand, by name."""
         ...
 
     def skip(self, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:

@@ -62,6 +62,7 @@ class ClipStep:
         Raises:
             NonFiniteGradientError: the gradients are not finite, and that was asked for.
         """
+        state.begin(record.number)
         wanted = any(getattr(group.state.policy, "wants_loss", False) for group in groups)
         measured, last, mean = measure(
             groups,

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -21,7 +21,8 @@ from lightning_gradwatch.metrics import LaggedGradient, TotalGradient
 from lightning_gradwatch.plain import count_of, plain
 from lightning_gradwatch.profile import Profile
 from lightning_gradwatch.runlog.folding import counted_once
-from lightning_gradwatch.runlog.schema import is_primary
+from lightning_gradwatch.runlog.measures import Record
+from lightning_gradwatch.runlog.schema import ProfileRecord, is_primary
 from lightning_gradwatch.runlog.summary import is_finite, reach, summarise
 from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 from lightning_gradwatch.runlog.writer import RunLogWriter
@@ -69,11 +70,11 @@ class Findings:
         self.clipping: list[ClippingSummary] = []
         self._first_word = FirstWord()
         self._keep_sequences = keep_sequences
-        self._recent: dict[tuple[Any, ...], deque[dict[str, Any]]] = {}
+        self._recent: dict[tuple[Any, ...], deque[Record]] = {}
         self._others: list[Event] = []
-        self._first: dict[tuple[Any, ...], dict[str, Any]] = {}  # its loss is what later ones are held against
-        self._furthest: dict[tuple[Any, ...], dict[str, Any]] = {}  # of the samples before the recent ones
-        self._shortest: dict[str, Any] | None = None  # horizon of the last sampled step
+        self._first: dict[tuple[Any, ...], Record] = {}  # its loss is what later ones are held against
+        self._furthest: dict[tuple[Any, ...], Record] = {}  # of the samples before the recent ones
+        self._shortest: Record | None = None  # horizon of the last sampled step
 
     @property
     def events(self) -> list[Event]:
@@ -96,10 +97,10 @@ class Findings:
 
     def _take_sample(self, profiles: list[Profile], step: Step) -> None:
         scalars: dict[str, float] = {}
-        records: list[dict[str, Any]] = []
+        records: list[Record] = []
         loss = step.loss_value()
         for profile in profiles:
-            record = {
+            record: ProfileRecord = {
                 "step": step.moment.step if profile.step is None else profile.step,
                 "epoch": step.moment.epoch,
                 "batch_idx": step.moment.batch_idx,
@@ -108,7 +109,7 @@ class Findings:
                 **profile.to_record(keep_sequences=self._keep_sequences),
             }
             if self.log is not None:
-                self.log.profile(cast("Any", record))
+                self.log.profile(record)
             self._remember(profile, record)
             records.append(record)
             if profile.primary:
@@ -118,8 +119,13 @@ class Findings:
         self._first_word.hear(records)
         self.hand_on(records, scalars, step)
 
-    def hand_on(self, records: list[dict[str, Any]], scalars: dict[str, float], step: Step) -> None:
+    def hand_on(self, records: list[Record], scalars: dict[str, float], step: Step) -> None:
         """A sampled step, for whoever else takes its records, or its scalars by a logger's keys."""
+
+    @property
+    def run_id(self) -> str | None:
+        """Of the run log, the same on every process; None without one."""
+        return None if self.log is None else self.log.run_id
 
     def gradients_are_common(self) -> bool:
         """Whether every rank sees the same gradients of the parameters."""
@@ -134,11 +140,12 @@ class Findings:
         told = not (common and event.rank and event.kind in _COMMON)
         if told:
             self._announcer.hear(event)
+        self._first_word.hear_event(event)
         self.sink.take(event, write=told)
 
     def say_first_words(self, say: Say) -> None:
         """A line for each module that has been measured for the first time since."""
-        for line in self._first_word.lines([event.to_record() for event in self.events]):
+        for line in self._first_word.lines(self.events):
             say(line)
 
     def take_clipping(self, summaries: list[ClippingSummary]) -> None:
@@ -161,16 +168,16 @@ class Findings:
         return f"{cut}{self._shortest['horizon']}/{self._shortest['timesteps']}"
 
     def is_critical(self) -> bool:
-        """Whether anything critical happened."""
-        return any(event.severity == Severity.CRITICAL for event in self.events)
+        """Whether anything critical happened, or the training diverged."""
+        return any(event.severity == Severity.CRITICAL or event.kind == EventKind.DIVERGED for event in self.events)
 
     def summary(self, others: Sequence[Event] = ()) -> list[str]:
         """What was found, in a few lines: per module and layer the verdict; how many
         events, and the first of the gravest.
 
         Args:
-            others: events that other callbacks wrote into the same run
-                log, on which a verdict rests too.
+            others: events that other callbacks wrote into the same run log: a verdict rests on them
+                too, and they are counted with the others.
         """
         self._others = list(others)
         lines = ["GradWatch: how far the gradient reaches back through time"]
@@ -178,8 +185,7 @@ class Findings:
         lines += [f"  {plain(layer.line)}" for layer in verdicts] or [_NOTHING]
         lines += _more_samples(verdicts, max((one.steps for one in self.clipping), default=0))
         lines += [f"  {plain(one.line(several=len(self.clipping) > 1))}" for one in self.clipping if one.steps]
-        events = [event.to_record() for event in self.events]
-        return [*lines, f"  {plain(_told([event for event in events if not closes_episode(event)]))}"]
+        return [*lines, f"  {plain(_told([event for event in self._all_events() if not closes_episode(event)]))}"]
 
     def verdicts(self) -> list[LayerSummary]:
         """On each module, layer and direction."""
@@ -189,10 +195,14 @@ class Findings:
             *(record for recent in self._recent.values() for record in recent),
         ]
         records = list({id(record): record for record in kept}.values())
-        events = [event.to_record() for event in (*self.events, *self._others)]
-        return summarise(records, sorted(events, key=lambda event: event["step"]))
+        return summarise(records, self._all_events())
 
-    def _remember(self, profile: Profile, record: dict[str, Any]) -> None:
+    def _all_events(self) -> list[dict[str, Any]]:
+        """Records of all that the run log holds, in the order of their steps."""
+        events = [event.to_record() for event in (*self.events, *self._others)]
+        return sorted(events, key=lambda event: event["step"])
+
+    def _remember(self, profile: Profile, record: Record) -> None:
         key = (profile.module, profile.layer, profile.direction, profile.state, profile.call)
         self._first.setdefault(key, record)
         recent = self._recent.setdefault(key, deque())
@@ -234,7 +244,7 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
     gravest = next(iter(counts))
     if gravest == Severity.INFO:
         return f"{counts[gravest]}."
-    first = min(of[gravest], key=lambda event: event["step"])
+    first = min(of[gravest], key=_first_to_name)
     said = first["message"] if gravest == Severity.CRITICAL else first["message"].partition(". ")[0]
     said = said.rstrip(".")
     besides = " and ".join(count for severity, count in counts.items() if severity != gravest)
@@ -244,7 +254,12 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _shortest(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _first_to_name(event: Mapping[str, Any]) -> tuple[int, bool]:
+    """The earliest; of several of one step a divergence, of which the others are parts."""
+    return event["step"], event["kind"] != EventKind.DIVERGED
+
+
+def _shortest(records: Sequence[Record]) -> Record | None:
     """The record of the shortest horizon; one that the sequence cut off is longer than any, and
     nothing is known where it did so at once.
     """

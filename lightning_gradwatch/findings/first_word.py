@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from lightning_gradwatch.events import Severity
+from lightning_gradwatch.events import Event, EventKind, Severity
 from lightning_gradwatch.plain import plain
 from lightning_gradwatch.runlog.measures import Record
 from lightning_gradwatch.runlog.summary import LayerSummary, summarise
@@ -14,10 +14,13 @@ _RANKS = {Severity.CRITICAL: 0, Severity.WARNING: 1, Severity.INFO: 2}
 
 
 class FirstWord:
-    """Of one training: each module once, when it has first been sampled."""
+    """Of one training: each module once, when it has first been sampled, or was found to be one
+    that no gradient flows back through.
+    """
 
     def __init__(self) -> None:
         self._fresh: list[Record] = []
+        self._severed: list[Event] = []
         self._heard: set[str] = set()
         self._said: set[str] = set()
 
@@ -28,21 +31,31 @@ class FirstWord:
                 self._heard.add(record["module"])
                 self._fresh.append(record)
 
-    def lines(self, events: Iterable[Record]) -> list[str]:
-        """A line for each module that was sampled for the first time; nothing where none was.
+    def hear_event(self, event: Event) -> None:
+        """An event: of some modules there is nothing else, as their states cannot be followed."""
+        if event.kind == EventKind.NO_GRADIENT_THROUGH_TIME:
+            self._severed.append(event)
+
+    def lines(self, events: Iterable[Event]) -> list[str]:
+        """A line for each module of which something is known for the first time; nothing where
+        there is none.
 
         Args:
             events: so far.
         """
-        if not self._fresh:
-            return []
-        fresh, self._fresh = self._fresh, []
+        lines = self._of_samples(events) if self._fresh else []
         self._said |= self._heard
-        verdicts = summarise(fresh, events)
+        new = {str(event.module): event for event in self._severed if event.module not in self._said}
+        self._severed, self._said = [], self._said | set(new)
+        lines += [f"GradWatch, step {event.step}: {module}. {event.message}" for module, event in new.items()]
+        return [plain(line) for line in lines]
+
+    def _of_samples(self, events: Iterable[Event]) -> list[str]:
+        fresh, self._fresh = self._fresh, []
+        verdicts = summarise(fresh, [event.to_record() for event in events])
         measured = (layer for layer in verdicts if layer.layer is not None)
         step = min(record["step"] for record in fresh)
-        by_module = [list(layers) for _, layers in groupby(measured, key=lambda layer: layer.module)]
-        return [plain(f"GradWatch, step {step}: {_line(layers)}") for layers in by_module]
+        return [f"GradWatch, step {step}: {_line(list(of))}" for _, of in groupby(measured, key=lambda one: one.module)]
 
 
 def _line(layers: Sequence[LayerSummary]) -> str:

@@ -17,7 +17,7 @@ from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.state import ClipCounts, clip_counts
 from lightning_gradwatch.events import Event
-from lightning_gradwatch.findings.clip_events import ClipEvents, counts
+from lightning_gradwatch.findings.clip_events import ClipEvents, closing_line
 from lightning_gradwatch.findings.clip_nonfinite import NonFinite
 from lightning_gradwatch.findings.clip_step import ClipStep
 from lightning_gradwatch.findings.harmless import unclipped_at_worst
@@ -133,7 +133,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
     @property
     def clips_by(self) -> str:
         """In words."""
-        return self._groups.in_words
+        return f"clip_adaptively ({self._groups.rule})"
 
     def clip_counts(self, optimizer: Optimizer) -> ClipCounts:
         """How many steps of one of its optimizers were clipped and skipped, of how many."""
@@ -150,7 +150,8 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         for one in self._optimizers:
             _clipped.pop(one, None)
         self._losses.clear()
-        said = counts("clip_adaptively", [state.rest for state in self._states], self._optimizers, self.run_dir)
+        counts = clip_counts(dict(enumerate(self._states))).values()
+        said = closing_line("clip_adaptively", counts, self.run_dir)
         if said is not None:
             say(said)
         self._record.sink.log = None

@@ -1,18 +1,15 @@
-"""What a watch in a loop found, in words that hold there."""
+"""What a watch in a loop found."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
 
-from lightning_gradwatch.audit import ClippingSummary
 from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.announcer import Announcer
 from lightning_gradwatch.findings.findings import Findings
-from lightning_gradwatch.outside.words import in_words, outside
 from lightning_gradwatch.plain import warn
+from lightning_gradwatch.runlog.measures import Record
 
 Scalars = Callable[[Mapping[str, float], int], None]
 """Takes values by a logger's keys, and the step."""
@@ -40,29 +37,11 @@ class LoopFindings(Findings):
         super().__init__(keep_sequences, on_event, announcer)
         self._log_scalars, self._averaged = GuardedLog(scalars), averaged
 
-    def take_event(self, event: Event) -> None:
-        """An event, wherever it comes from."""
-        super().take_event(outside(event))
-
-    def take_clipping(self, summaries: list[ClippingSummary]) -> None:
-        """What became of the gradients between backward pass and step."""
-        super().take_clipping(
-            [
-                replace(
-                    one,
-                    sentence=in_words(one.sentence),
-                    remedy=in_words(one.remedy),
-                    by=[in_words(name) for name in one.by],
-                )
-                for one in summaries
-            ]
-        )
-
     def gradients_are_common(self) -> bool:
         """Whether every rank sees the same gradients of the parameters."""
         return self._averaged
 
-    def hand_on(self, records: list[dict[str, Any]], scalars: dict[str, float], step: Step) -> None:
+    def hand_on(self, records: list[Record], scalars: dict[str, float], step: Step) -> None:
         """A sampled step, for the user's callable."""
         self._log_scalars(scalars, step.moment.step)
 

@@ -35,7 +35,7 @@ class LoopPasses:
         self.steps = self.nth = self.batches = 0
         self._epoch: int | None = None
         self._batch_of_epoch = 0
-        self.moment = Moment(0, rank=rank)
+        self.moment = Moment(0, rank=rank, in_loop=True)
 
     @property
     def epoch(self) -> int | None:
@@ -101,7 +101,7 @@ class LoopPasses:
 
     def _place(self) -> None:
         in_epoch = None if self._epoch is None else self._batch_of_epoch - 1
-        self.moment = Moment(self.steps, self._epoch, in_epoch, self._rank)
+        self.moment = Moment(self.steps, self._epoch, in_epoch, self._rank, in_loop=True)
 
     def _now(self) -> Now:
         return self.steps, self.batches

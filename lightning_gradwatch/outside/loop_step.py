@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 from lightning_gradwatch.clip.step.measure_and_clip import Outcome
 from lightning_gradwatch.clip.step.nonfinite_step import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import ClipState
-from lightning_gradwatch.events import Event, EventKind
+from lightning_gradwatch.events import Event, EventKind, Moment
 from lightning_gradwatch.findings.clip_record import step_record, values_of
 from lightning_gradwatch.findings.event_sink import EventSink
 from lightning_gradwatch.outside.loop_findings import GuardedLog, Scalars
 from lightning_gradwatch.outside.processes import rank
 from lightning_gradwatch.outside.terminal import say
-from lightning_gradwatch.outside.words import in_words, outside
 from lightning_gradwatch.plain import warn
+from lightning_gradwatch.tools import Tools, tools_at_hand
 
 
 class LoopStep:
@@ -62,26 +62,33 @@ class LoopStep:
     def event(self, kind: EventKind, index: int, *, detail: str = "", **fields: Any) -> None:
         """Make an event, and hand it to whoever wants it."""
         which = f"Optimizer {index}." if self._several else ""
-        event = Event(kind, self.steps, rank=rank(), detail=" ".join(filter(None, (detail, which))), **fields)
-        self.sink.take(outside(event), write=rank() == 0)  # the decision is that of all ranks: one record of it
+        moment = Moment(self.steps, rank=rank(), in_loop=True)
+        event = moment.event(kind, detail=" ".join(filter(None, (detail, which))), **fields)
+        self.sink.take(event, write=rank() == 0)  # the decision is that of all ranks: one record of it
 
     def warn_once(self, key: str, message: str) -> None:
         """Warn, once for each key."""
         if key not in self._warned:
             self._warned.add(key)
-            warn(in_words(message), stacklevel=2)
+            warn(message, stacklevel=2)
 
     def say(self, text: str) -> None:
         """Say at once what must not wait."""
-        say(in_words(text), urgent=True)
+        say(text, urgent=True)
 
     def where(self) -> str:
         """When it is, in words."""
         return f"optimizer step {self.steps}"
 
-    def in_words(self, text: str) -> str:
-        """A text that names the functions."""
-        return in_words(text)
+    @property
+    def number(self) -> int:
+        """Optimizer steps done before it."""
+        return self.steps
+
+    @property
+    def tools(self) -> Tools:
+        """The functions."""
+        return tools_at_hand(in_loop=True)
 
     def skip(self, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
         """Have the step change nothing."""

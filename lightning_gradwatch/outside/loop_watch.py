@@ -63,8 +63,9 @@ class watch(WatchArguments, WatchResults):  # noqa: N801  # it is entered, as ``
         on_event: called with each event; an error in it is a warning.
         log: called with the values of a sampled step, by the keys of :class:`GradWatch`, and the
             step, as ``fabric.log_dict`` is; an error in it is a warning.
-        summary: say at once the first critical event of each kind, and at the end in a few lines
-            what was found, through the logger ``lightning_gradwatch``.
+        summary: say at once the first critical event of each kind and that training has diverged,
+            and at the end in a few lines what was found, through the logger
+            ``lightning_gradwatch``.
         first_word: say in a line a module, after the step that first measures it, how far the
             gradient reaches back in it; with ``summary`` alone.
         detectors: your own, which judge the profiles of sampled steps; each time it is entered

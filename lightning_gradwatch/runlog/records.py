@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, cast, get_args, get_type_hints
 
+from lightning_gradwatch.profile_record import Count
 from lightning_gradwatch.runlog.schema import (
     ClippingRecord,
-    Count,
     EventRecord,
     ProfileRecord,
     Repeated,

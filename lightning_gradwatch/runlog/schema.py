@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
+from lightning_gradwatch.profile_record import Count, ProfileFields
+
 FORMAT_VERSION = "1.0"
 """Readers accept every minor of their own major and refuse a newer major."""
 
@@ -27,64 +29,27 @@ def events_file(rank: int) -> str:
     return EVENTS_FILE if rank == 0 else f"events.rank{rank}.jsonl"
 
 
-Count = Annotated[int, "≥ 0"]
-"""A whole number that is not negative, as the format has it."""
-
 Repeated = Annotated[str, "many records share it"]
 """A text that a reader keeps once, however long it is."""
 
 
-class _ProfileRequired(TypedDict):
+class _Taken(TypedDict):
     step: Count
-    module: str
-    layer: Count
-    direction: str
-    timesteps: Count
-    total: list[float]
 
 
-class ProfileRecord(_ProfileRequired, total=False):
-    """One recurrent call, layer, direction and state. Norms are L2 over the hidden dimension.
-
-    Here as below, what the base holds must be there in any record; the rest may be missing or null.
-    """
-
-    epoch: int
-    batch_idx: int
+class _Sampled(_Taken, total=False):
+    epoch: int | None
+    batch_idx: int | None
     micro_batch: int
     loss: float | None
-    call: int
-    kind: str
-    state: str
-    primary: bool
-    sequences: Count
-    batch_size: Count
-    exact: bool
-    inexact_reason: str | None
-    by_timestep: str | None
-    total_max: list[float]
-    direct: list[float] | None
-    lagged: list[float]
-    at: list[Count] | None
-    lag_at: list[Count] | None
-    horizon: Count | None
-    horizon_censored: bool
-    growth_rate: float | None
-    real_timesteps: Count
-    padded: Count
-    starved: Count
-    gate_gradient: float | None
-    reached: Count
-    reachable: Count
-    with_gradient: Count | None
-    batch_first: bool | None
-    past: str | None
-    cut_share: float | None
-    cut_unknown: str | None
-    channels: Count | None
-    channel_horizons: list[Count] | None
-    channels_censored: Count | None
-    total_by_sequence: list[list[float]]
+
+
+class ProfileRecord(_Sampled, ProfileFields):
+    """A profile, with when it was.
+
+    Here as below, what the base of all holds must be there in any record; the rest may be missing
+    or null.
+    """
 
 
 class _EventRequired(TypedDict):

@@ -130,7 +130,9 @@ def _sequences(evidence: Evidence) -> str:
 def _order(evidence: Evidence, batch: int) -> str:
     """What it may be if one sequence alone gets a gradient."""
     shape = f"{count_of(evidence.timesteps, 'timestep')} of {count_of(batch, 'sequence')}"
-    took = f"took its input for {shape}: if {batch:,} is the number of timesteps"
+    same = batch == evidence.timesteps
+    swapped = "it is the other way round" if same else f"{batch:,} is the number of timesteps"
+    took = f"took its input for {shape}: if {swapped}"
     if evidence.time_first:
         return f" The module has batch_first=False and {took}, batch_first=True was forgotten."
     return f" The module has batch_first=True and {took}, its input has time first."

@@ -34,6 +34,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="leave the environments; one of an old torch has 6 GB")
     parser.add_argument("--again", action="store_true", help="use the environments that an earlier run has left")
     parser.add_argument("--write", action="store_true", help="put the results into the documentation")
+    parser.add_argument("--slow", action="store_true", help="run the tests that are marked slow instead of the others")
     parser.add_argument("-k", dest="only", help="as pytest's")
     given = parser.parse_args()
     unknown = set(given.names) - set(names)
@@ -67,7 +68,7 @@ def _run(combination: Combination, given: argparse.Namespace) -> outcome.Outcome
 def _run_in(python: Path, combination: Combination, given: argparse.Namespace) -> outcome.Outcome:
     """Each folder's result is written when it is there, so that a run that is stopped has written the others."""
     done = outcome.Outcome(combination.name, outcome.installed(combination, python), {})
-    for tests, piece in outcome.run(combination, python, given.processes, given.only):
+    for tests, piece in outcome.run(combination, python, given.processes, given.only, slow=given.slow):
         done = dataclasses.replace(done, pieces={**done.pieces, tests: piece})
         if given.write:
             table.put(done)

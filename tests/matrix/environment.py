@@ -23,6 +23,7 @@ FOR_THE_TESTS = (
         "rich",
         "markdown-it-py",
     ),
+    *("nbclient", "nbformat", "ipykernel"),
     *("hatchling>=1.27", "hatch-fancy-pypi-readme", "editables"),  # to install the project itself
 )
 COMPARED_WITH = ("zclip==1.0.0", "autoclip==0.2.1", "smartclip==0.1.1")

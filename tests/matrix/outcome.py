@@ -67,8 +67,17 @@ class Outcome:
         return dict(sorted(sum((Counter(piece.skips) for piece in self.pieces.values()), Counter[str]()).items()))
 
 
-def run(combination: Combination, python: Path, processes: int, only: str | None = None) -> Iterator[tuple[str, Piece]]:
+SLOW = " (slow)"
+"""Behind the folder whose tests that are marked so were run."""
+
+
+def run(
+    combination: Combination, python: Path, processes: int, only: str | None = None, *, slow: bool = False
+) -> Iterator[tuple[str, Piece]]:
     """Run the combination's tests, one folder after the other, each in a pytest of its own.
+
+    Args:
+        slow: those that are marked so, instead of the others.
 
     Raises:
         RuntimeError: pytest could not run them.
@@ -77,12 +86,22 @@ def run(combination: Combination, python: Path, processes: int, only: str | None
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.xml"
             chosen = ["-k", only] if only else []
-            options = ["-q", "-n", str(processes), "-m", "not slow", "-p", "no:cacheprovider", "-W", "ignore"]
+            options = [
+                "-q",
+                "-n",
+                str(processes),
+                "-m",
+                "slow" if slow else "not slow",
+                "-p",
+                "no:cacheprovider",
+                "-W",
+                "ignore",
+            ]
             command = [str(python), "-m", "pytest", *options, f"--junitxml={report}", *chosen, tests]
             done = subprocess.run(command, cwd=ROOT, check=False)
             if done.returncode not in (0, 1, 5):
                 raise RuntimeError(f"pytest ended with {done.returncode}")
-            yield tests, Piece(revision(), *read(report))
+            yield f"{tests}{SLOW if slow else ''}", Piece(revision(), *read(report))
 
 
 def revision() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from tests.matrix.combinations import COMBINATIONS
 from tests.matrix.environment import ROOT
 from tests.matrix.known import explanation
-from tests.matrix.outcome import Outcome, Piece
+from tests.matrix.outcome import SLOW, Outcome, Piece
 
 RESULTS = ROOT / "tests" / "matrix" / "results.json"
 PAGE = ROOT / "docs" / "reference" / "versions.md"
@@ -82,7 +82,15 @@ def _outcome_row(one: Outcome) -> str:
 
 
 def _tests(pieces: Iterable[str]) -> str:
-    """The folders that were run, or those that were not where these are few."""
+    """The folders that were run, and those whose slow tests were."""
+    pieces = set(pieces)
+    slow = {piece for piece in pieces if piece.endswith(SLOW)}
+    names = ", ".join(sorted(piece.removesuffix(SLOW).rpartition("/")[2] for piece in slow))
+    return "; ".join([*filter(None, [_folders(pieces - slow)]), *([f"slow: {names}"] if slow else [])])
+
+
+def _folders(pieces: Iterable[str]) -> str:
+    """Those that were run, or those that were not where these are few."""
     there = {folder.relative_to(ROOT).as_posix() for folder in (ROOT / "tests" / "integration").iterdir()}
     every = {"tests/unit", *(folder for folder in there if list((ROOT / folder).glob("**/test_*.py")))}
     run, left = (sorted(path.rpartition("/")[2] for path in paths) for paths in (pieces, every - set(pieces)))

@@ -113,6 +113,18 @@ def test_a_row_of_nearly_all_folders_names_what_is_left_out() -> None:
     assert "| 1.26.0 | all but shown, unit | " in table.markdown([replace(ONE, pieces=pieces)])
 
 
+def test_slow_tests_stand_apart(monkeypatch, tmp_path: Path) -> None:
+    """They are those that are marked so, and no folder is taken for run because they were."""
+    tests = tmp_path / "test_it.py"
+    tests.write_text(f"import pytest\n{PROGRAM}\n@pytest.mark.slow\ndef test_at_length():\n    pass\n")
+    combination = replace(COMBINATIONS[0], tests=(str(tests),))
+    monkeypatch.setattr(outcome, "ROOT", tmp_path)
+    found = dict(outcome.run(combination, Path(sys.executable), processes=0, slow=True))
+    assert {name: piece.passed for name, piece in found.items()} == {f"{tests}{outcome.SLOW}": 1}
+    both = {**ONE.pieces, f"tests/integration/clean{outcome.SLOW}": outcome.Piece("abc", 1, [], {})}
+    assert "| exact, unit; slow: clean | 6 | " in table.markdown([replace(ONE, pieces=both)])
+
+
 def test_each_folder_is_run_by_itself(monkeypatch, tmp_path: Path) -> None:
     """With its own counts, and the commit that was checked out."""
     tests = tmp_path / "test_it.py"

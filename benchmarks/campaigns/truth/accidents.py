@@ -303,9 +303,13 @@ def _multiplied(c: Context, m: Words) -> None:
     c.verdict(losses[-1] > 5 * losses[-2], "the loss is as it was")
 
 
-@SAID("That of <name:parameter> grew most: to <n:norm> from <n:before> at the step before.")
+@SAID(
+    "That of <name:parameter> grew most: to <n:norm> from <n:before> at the step before.",
+    "That of <name:parameter> grew most: to <n:norm> from <n:before> <int:back> steps before.",
+)
 def _grew_most(c: Context, m: Words) -> None:
-    now, then = c.truth.norms[_step(c)], c.truth.norms[_step(c) - 1]
+    now, then = c.truth.norms[_step(c)], c.truth.norms[_step(c) - int(m.get("back", 1))]
+    c.verdict(float(m["norm"]) > float(m["before"]), "it has not grown")
     name = m["parameter"]
     c.verdict(name in now, "there is no such parameter")
     if name in now:

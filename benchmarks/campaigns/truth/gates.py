@@ -92,10 +92,14 @@ def _took(c: Context, m: Words) -> None:
     "<int:perhaps> is the number of timesteps, batch_first=True was forgotten.",
     "The module has batch_first=True and took its input for <int:t> timesteps of <int:batch> sequences: if "
     "<int:perhaps> is the number of timesteps, its input has time first.",
+    "The module has batch_first=False and took its input for <int:t> timesteps of <int:batch> sequences: if it is the "
+    "other way round, batch_first=True was forgotten.",
+    "The module has batch_first=True and took its input for <int:t> timesteps of <int:batch> sequences: if it is the "
+    "other way round, its input has time first.",
 )
 def _batch_first(c: Context, m: Words) -> None:
     timesteps(c, m["t"])
-    c.number(m["perhaps"], *(2 * [int(m["batch"])]), "what it took for sequences")
+    c.number(m.get("perhaps", m["batch"]), *(2 * [int(m["batch"])]), "what it took for sequences")
 
 
 # ------------------------------------------------------------------ saturation

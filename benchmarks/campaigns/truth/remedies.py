@@ -166,6 +166,11 @@ helps(
     "its input, x.transpose(0, 1).",
     "If <int:t> is the number of timesteps, the input has time first: transpose it, x.transpose(0, 1), or leave out "
     "batch_first=True.",
+    "If the input has the batch first, batch_first=True was forgotten: make the module with it, or transpose its input, "
+    "x.transpose(0, 1).",
+    "If the input has time first, transpose it, x.transpose(0, 1), or leave out batch_first=True.",
+    "If not, <any> reads the first sequence; the first timestep is <any>.",
+    "If not, <any> reads the last sequence; the last timestep is <any>.",
     "See which axis of the input is time, and which one the loss reads.",
     "If one sequence alone is meant to be learned from, there is nothing to do.",
 )

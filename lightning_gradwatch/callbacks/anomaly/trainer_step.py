@@ -14,6 +14,7 @@ from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.clip.step.measure_and_clip import Outcome
 from lightning_gradwatch.clip.step.state import ClipState
 from lightning_gradwatch.events import EventKind
+from lightning_gradwatch.tools import Tools, tools_at_hand
 from lightning_gradwatch.trainer.compat import Trainer, say
 
 
@@ -57,9 +58,15 @@ class TrainerStep:
         trainer, batch = self.trainer, self.recorder.batch_idx
         return f"optimizer step {trainer.global_step} (epoch {trainer.current_epoch}, batch {batch})"
 
-    def in_words(self, text: str) -> str:
-        """A text that names the callbacks."""
-        return text
+    @property
+    def number(self) -> int:
+        """Optimizer steps done before it."""
+        return self.trainer.global_step
+
+    @property
+    def tools(self) -> Tools:
+        """The callbacks."""
+        return tools_at_hand(in_loop=False)
 
     def skip(self, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
         """Have the step change nothing."""

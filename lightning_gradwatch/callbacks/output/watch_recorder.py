@@ -11,6 +11,7 @@ from lightning_gradwatch.engine.backward_pass import Step
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.announcer import Announcer
 from lightning_gradwatch.findings.findings import Findings
+from lightning_gradwatch.runlog.measures import Record
 from lightning_gradwatch.runlog.writer import RunLogWriter
 from lightning_gradwatch.trainer.compat import Trainer, logged_step
 from lightning_gradwatch.trainer.sharding import gradients_are_common
@@ -49,7 +50,7 @@ class WatchRecorder(Findings):
         """The watching ends. Calling it again does nothing."""
         self.trainer = self.sink.log = None
 
-    def hand_on(self, records: list[dict[str, Any]], scalars: dict[str, float], step: Step) -> None:
+    def hand_on(self, records: list[Record], scalars: dict[str, float], step: Step) -> None:
         """A sampled step, for the loggers and the figures."""
         if self._figures is not None:
             self._figures.take(records)

@@ -72,9 +72,9 @@ class PolicyGroups:
         return state
 
     @property
-    def in_words(self) -> str:
-        """The policy of what no pattern names."""
-        return f"AdaptiveClip ({type(self.policy).__name__})"
+    def rule(self) -> str:
+        """The policy of what no pattern names, by name."""
+        return type(self.policy).__name__
 
     def describe(self) -> dict[str, Any]:
         """Arguments that tell two callbacks apart; those that say nothing are left out."""

@@ -82,12 +82,23 @@ class OptimizerState:
     Args:
         policy: copied for the parameters that no pattern names; its counts are the optimizer's.
         policies: copied, each for those that its pattern names.
+
+    Attributes:
+        evaluates: whether one of its steps made several gradients, each of which was judged, as
+            LBFGS has its closure do.
     """
 
     def __init__(self, policy: Policy, policies: Mapping[str, Policy]) -> None:
         self.rest = ClipState(copy_of(policy))
         self.patterns = {pattern: ClipState(copy_of(policy)) for pattern, policy in policies.items()}
         self.excluded = ClipState(None)
+        self.evaluates = False
+        self._step: int | None = None
+
+    def begin(self, step: int) -> None:
+        """Gradients are about to be judged, in a step with so many before it."""
+        self.evaluates |= step == self._step
+        self._step = step
 
     def policies(self) -> list[Policy]:
         """The policies, in an order that stays."""
@@ -107,16 +118,32 @@ class OptimizerState:
 
 
 class ClipCounts(NamedTuple):
-    """How many steps were clipped and how many were skipped, of all."""
+    """How many steps were clipped and how many were skipped, of all; or gradient evaluations, where
+    a step made several.
+    """
 
     clipped: int = 0
     skipped: int = 0
     steps: int = 0
+    evaluations: bool = False
+
+    @property
+    def each(self) -> str:
+        """What is counted."""
+        return "gradient evaluation" if self.evaluations else "step"
+
+    def since(self, before: ClipCounts) -> ClipCounts:
+        """What has been added since then."""
+        clipped, skipped, steps, _ = before
+        return ClipCounts(self.clipped - clipped, self.skipped - skipped, self.steps - steps, self.evaluations)
 
 
 def clip_counts(states: Mapping[int, OptimizerState]) -> dict[int, ClipCounts]:
     """The counts of each optimizer, by its index."""
-    return {index: ClipCounts(one.rest.clipped, one.rest.skipped, one.rest.steps) for index, one in states.items()}
+    return {
+        index: ClipCounts(one.rest.clipped, one.rest.skipped, one.rest.steps, one.evaluates)
+        for index, one in states.items()
+    }
 
 
 _COUNTS = ("steps", "clipped", "skipped", "successive_skips", "in_episode", "episodes")

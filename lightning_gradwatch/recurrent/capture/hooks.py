@@ -25,7 +25,7 @@ from lightning_gradwatch.recurrent.capture.own_recurrence import OwnRecurrences
 from lightning_gradwatch.recurrent.capture.read_call import in_order, read_call
 from lightning_gradwatch.recurrent.capture.scan_taps import listen_to_scans
 from lightning_gradwatch.recurrent.capture.scans import Scans
-from lightning_gradwatch.recurrent.capture.slots import Slots
+from lightning_gradwatch.recurrent.capture.slots import Slots, results
 from lightning_gradwatch.recurrent.capture.taken import Taken
 from lightning_gradwatch.recurrent.capture.taps import listen
 from lightning_gradwatch.recurrent.capture.unread import Heard, Unread
@@ -314,6 +314,8 @@ class Capture:
             if call is not None and self._announced and call.begins is not None and self._is_over():
                 self.loops.forget()  # so that the next one begins a sequence, too
                 return
+            if call is None and not any(made.requires_grad for made in results(outputs).values()):
+                self.unseen[self._names[id(module)]] = FROZEN
             self._keep_state(call)
         except Exception as error:  # as in :meth:`_guarded`
             self.failure, self._active = error, False

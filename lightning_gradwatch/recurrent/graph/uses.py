@@ -56,7 +56,7 @@ def uses_of_slices(graph: Topology) -> list[Uses]:
                 slices.setdefault((same[below], output), {})[at] = (*part_of(graph.nodes[edge[0]]), edge[1])
     uses: list[Uses] = []
     for taken, parts in slices.items():
-        leaf = _leaf_behind(graph, taken[0])
+        leaf = leaf_behind(graph, taken[0])
         if leaf is not None:
             uses.append(Uses(("slices", *taken), leaf, _ranked(graph, parts), is_slices=True))
     return uses
@@ -86,7 +86,7 @@ def _ranked(graph: Topology, parts: Mapping[int, object]) -> dict[int, int]:
     return {at: order.setdefault(parts[at], len(order) + 1) for at in ordered}
 
 
-def _leaf_behind(graph: Topology, at: int) -> Tensor | None:
+def leaf_behind(graph: Topology, at: int) -> Tensor | None:
     """The nearest of the parameters that a place was made with."""
     frontier, seen = [at], {at}
     for place in frontier:  # it grows as we go

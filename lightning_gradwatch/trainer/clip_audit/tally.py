@@ -49,14 +49,11 @@ class Tally:
                 None if _contradict(one.samples, who.bound or 0.0) else Counted(self._over, self._steps, self._largest)
             )
         if who.adaptive and who.bound is None and not (who.override or who.named):
-            clipped, skipped, steps = self._adaptive().get(one.index, ClipCounts())
-            before = self._before.get(one.index, ClipCounts())
-            if steps > before.steps:
+            nothing = ClipCounts()
+            seen = self._adaptive().get(one.index, nothing).since(self._before.get(one.index, nothing))
+            if seen.steps:
                 largest = self._largest if self._one_norm else None
-                seen = steps - before.steps
-                # A closure may make several in a step, as for LBFGS.
-                each = "gradient evaluation" if seen > one.steps else "step"
-                return Counted(clipped - before.clipped, seen, largest, skipped - before.skipped, each)
+                return Counted(seen.clipped, seen.steps, largest, seen.skipped, seen.each)
         return None
 
     def _adaptive(self) -> dict[int, ClipCounts]:

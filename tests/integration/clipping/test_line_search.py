@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch
+from lightning_gradwatch import AdaptiveClip, EventKind, GradWatch, clip_adaptively
 from lightning_gradwatch.clip import Norm
 from tests.integration.clipping.clip_models import data, finite, trainer_for
 from tests.integration.clipping.clip_steps import steps_of
@@ -119,6 +119,70 @@ def test_without_a_line_search_gradients_are_counted_and_called_so(tmp_path, cap
     assert f" none of {made} {each}" in said if bound > 1 else f" on {made} of {made} {each}" in said
     if bound < 1:
         assert f"AdaptiveClip: {made} of {made} gradient evaluations clipped" in caplog.text
+
+
+def test_a_search_s_steps_are_called_steps(tmp_path, caplog) -> None:
+    """Its probes are not judged, and an LBFGS that evaluates once makes no more than a step."""
+    caplog.set_level("INFO")
+    for number, module in enumerate((Searching(), Searching(max_iter=1, search=None))):
+        trained(tmp_path / str(number), module, AdaptiveClip(Norm(1e-3)))
+    assert caplog.text.count(f"AdaptiveClip: {BATCHES} of {BATCHES} steps clipped") == 2
+
+
+class Ascending(torch.optim.SGD):
+    """Evaluates its closure twice in each step, as sharpness-aware minimisation does."""
+
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            closure()
+            loss = closure()
+        super().step()
+        return loss
+
+
+class Sharp(Searching):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return Ascending(self.parameters(), 0.01)
+
+
+def test_an_optimizer_that_evaluates_twice_is_counted_so(tmp_path, caplog) -> None:
+    """By what it does, whatever its type: the closing line and the verdict name evaluations."""
+    caplog.set_level("INFO")
+    watch, clip = GradWatch(dirpath=tmp_path / "run", every_n_steps=1), AdaptiveClip(Norm(1e-3))
+    made = sum(map(len, trained(tmp_path, Sharp(), watch, clip).losses))
+    assert made == 2 * BATCHES
+    assert f"AdaptiveClip: {made} of {made} gradient evaluations clipped" in caplog.text
+    assert f" on {made} of {made} gradient evaluations" in watch.clipping[0].sentence
+
+
+@pytest.mark.parametrize(
+    ("make", "each"),
+    [
+        (lambda weights: Ascending(weights, 0.01), "gradient evaluations"),
+        (lambda weights: torch.optim.LBFGS(weights, max_iter=3), "gradient evaluations"),
+        (lambda weights: torch.optim.LBFGS(weights, max_iter=3, line_search_fn="strong_wolfe"), "steps"),
+        (lambda weights: torch.optim.SGD(weights, 0.01), "steps"),
+    ],
+)
+def test_a_loop_s_closing_line_counts_the_same(make, each, caplog) -> None:
+    """With a closure, whoever evaluates it how often."""
+    caplog.set_level("INFO")
+    module = Searching()
+    optimizer = make(module.parameters())
+    with clip_adaptively(optimizer, Norm(1e-3)) as clip:
+        for batch in torch.randn(BATCHES, 4, 9):
+            module.losses.append([])
+
+            def closure(batch: Tensor = batch) -> Tensor:
+                optimizer.zero_grad()
+                loss = module.loss(batch)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    made = clip.clip_counts(optimizer).steps
+    assert made == (BATCHES if each == "steps" else sum(map(len, module.losses)))
+    assert f"clip_adaptively: {made} of {made} {each} clipped, 0 skipped." in caplog.text
 
 
 def test_a_step_is_clipped_and_written_once(tmp_path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -33,6 +35,22 @@ def jumps(tmp_path, loss, *, net=None, steps=80, **options):
     data = (torch.randn(16 * steps, 12, 3),)
     told = fit(tmp_path, net, lambda n, b: loss(n, b[0], next(count)), data, steps=steps, every=10, **options)
     return told.begun(EventKind.EXPLODING_GRADIENT), told
+
+
+_GREW = (
+    r"That of (?P<name>\S+) grew most: to (?P<norm>\S+) from (?P<was>\S+) (?:at the step|(?P<back>\d+) steps) before"
+)
+
+
+class _Norms(pl.Callback):
+    """The norm of each parameter's gradient, by its name, of every step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        named = pl_module.named_parameters()
+        self.steps.append({name: float(p.grad.double().norm()) for name, p in named if p.grad is not None})
 
 
 def with_outlier(at, size):
@@ -87,6 +105,24 @@ class TestTheFirstSteps:
         assert max(told.losses) > 30 * told.losses[0]
         assert found
         assert found[0].step < 16
+
+    @pytest.mark.parametrize(
+        ("cell", "lr"), [(nn.RNN, 1.0), (nn.RNN, 3.0), (nn.GRU, 1.0), (nn.GRU, 3.0), (nn.LSTM, 3.0)]
+    )
+    def test_the_parameter_that_is_said_to_have_grown_most_has_grown(self, cell, lr, tmp_path):
+        """Since the step that is named, as its gradients show; also where the step just before was larger."""
+        norms = _Norms()
+        found, _ = jumps(
+            tmp_path, lambda n, x, _: regression(n, x), net=network(cell), optimizer="SGD", lr=lr, beside=[norms]
+        )
+        said = [re.search(_GREW, event.message) for event in found]
+        assert any(said)
+        for event, one in zip(found, said, strict=True):
+            if one is not None:
+                now, then = norms.steps[event.step], norms.steps[event.step - int(one["back"] or 1)]
+                assert float(one["norm"]) == pytest.approx(now[one["name"]], rel=0.01)
+                assert float(one["was"]) == pytest.approx(then[one["name"]], rel=0.01)
+                assert now[one["name"]] > then[one["name"]]
 
     @pytest.mark.parametrize("cell", [nn.RNN, nn.LSTM, nn.GRU])
     def test_an_ordinary_start_is_no_jump(self, cell, tmp_path):

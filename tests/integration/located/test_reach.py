@@ -463,6 +463,30 @@ class TestOneSequence:
         assert event.remedy.startswith("If 20 is the number of timesteps, the input has time first")
         assert "if 20 is the number of timesteps, its input has time first" in found[0, "forward"].sentence
 
+    @pytest.mark.parametrize(
+        ("first", "reads", "swapped", "misread"),
+        [
+            (
+                True,
+                lambda n, x: n(x)[0][-1],
+                "If the input has time first, transpose it",
+                ("output[-1]", "output[:, -1]"),
+            ),
+            (True, lambda n, x: n(x)[0][0], "If the input has time first, transpose it", ("output[0]", "output[:, 0]")),
+            (False, lambda n, x: n(x)[0][:, -1], "batch_first=True was forgotten", ("output[:, -1]", "output[-1]")),
+        ],
+    )
+    def test_as_many_sequences_as_timesteps_may_be_either(self, first, reads, swapped, misread, tmp_path):
+        """No number tells the axes apart: the remedy names the input, and the output read along the wrong axis."""
+        rnn = nn.LSTM(3, 8, batch_first=first)
+        (event,), found = self.told(tmp_path, rnn, lambda n, x: reads(n, x).square().mean(), batch=20)
+        assert swapped in event.remedy
+        assert "is the number of timesteps" not in event.remedy + found[0, "forward"].sentence
+        assert "20 timesteps of 20 sequences: if it is the other way round" in found[0, "forward"].sentence
+        sequence, timestep = misread
+        assert f"If not, {sequence} reads the " in event.remedy
+        assert f"timestep is {timestep}." in event.remedy
+
     def test_a_loop_along_the_wrong_axis_is_told(self, tmp_path):
         """A cell of one's own steps over the batch; nothing is said of batch_first."""
 

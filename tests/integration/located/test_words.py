@@ -64,6 +64,40 @@ def test_a_frozen_module_is_told_what_fits_it(kind, tmp_path):
     assert told.layers[0].line == "net.0: not observed. Nothing in it needs a gradient."
 
 
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_a_frozen_cell_is_told_what_fits_it(kind, tmp_path):
+    """A reservoir of fixed weights under a trained readout."""
+    torch.manual_seed(0)
+    net = nn.ModuleList([kind(3, 8), nn.Linear(8, 1)])
+    net[0].requires_grad_(False)
+
+    def loss(n, b):
+        state = None
+        for x in b[0].unbind(1):
+            state = n[0](x, state)
+        return n[1](state[0] if isinstance(state, tuple) else state).square().mean()
+
+    told = fit(tmp_path, net, loss, (torch.randn(64, 9, 3),), steps=4)
+    (event,) = told.begun(EventKind.NOT_OBSERVED)
+    assert "nothing to do" in event.remedy
+    assert told.layers[0].line == "net.0: not observed. Nothing in it needs a gradient."
+
+
+def test_a_cell_that_no_loss_reached_is_not_called_frozen(tmp_path):
+    """Though it was called upon what needs no gradient, too: its last call could train."""
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.GRUCell(3, 8), nn.Linear(3, 3), nn.LSTM(3, 8, batch_first=True)])
+    net[0].requires_grad_(False)
+
+    def loss(n, b):
+        n[0](b[0][:, 1], n[0](n[1](b[0][:, 0]), n[0](b[0][:, 0])))
+        return last(n[2], b)
+
+    told = fit(tmp_path, net, loss, (torch.randn(64, 9, 3),), steps=4)
+    (event,) = told.begun(EventKind.NOT_OBSERVED)
+    assert "No loss reached its output" in event.message
+
+
 def test_a_module_beside_the_loss_is_told_what_fits_it(tmp_path):
     """No hook is missing: it is just not used."""
     torch.manual_seed(0)

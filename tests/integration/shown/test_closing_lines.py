@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 
 import lightning.pytorch as pl
 import pytest
@@ -101,7 +102,10 @@ def test_terminal_events_report_and_check_give_one_verdict(tmp_path, caplog, cap
     page = write_report(load_run(watch.run_dir), tmp_path / "page.html").read_text("utf-8")
     assert "Not finite since step 12" in page
     assert main(["check", str(watch.run_dir)]) == 1
-    assert cause in capsys.readouterr().out
+    checked = capsys.readouterr().out
+    assert cause in checked
+    warnings = int(re.match(r"failed: 1 critical event, (\d) warning event", checked)[1])
+    assert re.search(r"  1 critical event, the first at step 12: .* Besides (\d) warning", closing)[1] == str(warnings)
 
 
 def test_a_bad_batch_that_was_skipped_is_no_verdict(tmp_path, caplog):

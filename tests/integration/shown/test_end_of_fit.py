@@ -31,7 +31,8 @@ def test_the_end_of_fit_names_the_gravest_event_and_what_can_be_typed(tmp_path, 
 
     folder = tmp_path / "a run"
     bad, good = said(folder, spoil), said(tmp_path / "run", None)
-    event = "\n  1 critical event, the first at step 1: NONFINITE_INPUT, the input of rnn, timestep 5, sequence 3 holds nan.\n"
+    event = "\n  1 critical event, the first at step 1: NONFINITE_INPUT, the input of rnn, timestep 5, sequence 3 holds nan. "
+    event += "Besides 1 warning.\n"  # the step that AdaptiveClip skipped, which `gradwatch check` counts too
     assert event + f"  gradwatch report '{folder}'\n  gradwatch events '{folder}'\n" in bad
     assert f"AdaptiveClip: 0 of 3 steps clipped, 1 skipped. Run log: {folder}" in bad
     assert f"\n  No events.\n  gradwatch report {tmp_path / 'run'}\n" in good

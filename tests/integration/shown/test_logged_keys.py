@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import re
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def test_logged_keys_are_those_of_the_docstring(tmp_path) -> None:
     fit(tmp_path, TinyLanguageModel("GRU", bidirectional=True), [watch], logger=logger)
     with (Path(logger.log_dir) / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("gradwatch/rnn/l0/horizon")]
-    documented = re.findall(r"^    ``(\w+)`` ", GradWatch.__doc__, re.M)
+    documented = re.findall(r"^``(\w+)`` ", inspect.getdoc(GradWatch) or "", re.M)
+    assert documented
     expected = {f"gradwatch/rnn/{layer}/{key}" for layer in ("l0", "l0r") for key in documented}
     assert {key for key in rows[0] if key.startswith("gradwatch/")} == expected
     assert watch.run_dir == Path(logger.log_dir) / "gradwatch"

@@ -166,6 +166,67 @@ RECURRENCES: dict[str, Callable[[], Net]] = {
 """By what they are; each has one recurrence and taps its state as ``mine``."""
 
 
+def in_log_space(net: Any, x: Tensor, tap: Tap) -> Tensor:
+    """minGRU's: the logarithms of decays are summed, those of inputs joined by logcumsumexp."""
+    k, z = net.W(x), net.V(x)
+    keep = -functional.softplus(k)
+    h = (keep.cumsum(1) + (functional.logsigmoid(k) + z - keep.cumsum(1)).logcumsumexp(1)).exp()
+    return tap(h, decay=keep.exp(), name="mine")
+
+
+def as_a_matrix(net: Any, x: Tensor, tap: Tap) -> Tensor:
+    """Mamba-2's: the decay from each timestep to each later one, as the exponential of a sum."""
+    keep = functional.logsigmoid(net.W(x))
+    total = keep.cumsum(1)
+    future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)[None, :, :, None]
+    between = (total[:, :, None] - total[:, None]).masked_fill(future, -torch.inf).exp()
+    return tap(torch.einsum("btsh,bsh->bth", between, net.V(x)), decay=keep.exp(), name="mine")
+
+
+def by_products(net: Any, x: Tensor, tap: Tap) -> Tensor:
+    keep = 0.5 + 0.5 * torch.sigmoid(net.W(x))
+    products = keep.cumprod(1)
+    return tap(products * (net.V(x) / products).cumsum(1), decay=keep, name="mine")
+
+
+class PairScan(torch.autograd.Function):
+    """As the kernels of packages: one function over all timesteps."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        states = [b[:, 0]]
+        for t in range(1, b.shape[1]):
+            states.append(a[:, t] * states[-1] + b[:, t])
+        h = torch.stack(states, 1)
+        ctx.save_for_backward(a, h)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        a, h = ctx.saved_tensors
+        flows = [grad[:, -1]]
+        for t in range(grad.shape[1] - 2, -1, -1):
+            flows.insert(0, grad[:, t] + a[:, t + 1] * flows[0])
+        flow = torch.stack(flows, 1)
+        return flow * torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1), flow
+
+
+def by_a_kernel(net: Any, x: Tensor, tap: Tap) -> Tensor:
+    keep = torch.sigmoid(net.W(x))
+    return tap(PairScan.apply(keep, net.V(x)), decay=keep, name="mine")
+
+
+SCANS: dict[str, Callable[[], Net]] = {
+    "logcumsumexp": lambda: Net(in_log_space, W=linear(), V=linear()),
+    "the exponential of a cumulative sum": lambda: Net(as_a_matrix, W=linear(), V=linear()),
+    "cumprod": lambda: Net(by_products, W=linear(), V=linear()),
+    "PairScan": lambda: Net(by_a_kernel, W=linear(), V=linear()),
+}
+"""Diagonal recurrences over all timesteps at once, by the operation; each has one, and gives its
+states to ``tap`` as ``mine``.
+"""
+
+
 def transformer(net: Any, x: Tensor, tap: Tap) -> Tensor:
     return net.body(x)
 
@@ -196,6 +257,16 @@ def summed_losses(net: Any, x: Tensor, tap: Tap) -> Tensor:
     for t in range(x.shape[1]):
         total = total + net.body(x[:, t]).square().mean()
     return total
+
+
+def sums_over_time(net: Any, x: Tensor, tap: Tap) -> Tensor:
+    return net.first(x).cumsum(1).softmax(-1) + net.first(x).exp()
+
+
+def fixed_kernel(net: Any, x: Tensor, tap: Tap) -> Tensor:
+    """A decay that no data changes is a convolution's kernel."""
+    kernel = torch.nn.functional.logsigmoid(net.a).expand(x.shape[1], -1).cumsum(0).exp()
+    return torch.fft.irfft(torch.fft.rfft(x, 2 * x.shape[1], 1) * torch.fft.rfft(kernel, 2 * x.shape[1], 0), dim=1)
 
 
 def growing_list(net: Any, x: Tensor, tap: Tap) -> Tensor:
@@ -289,6 +360,8 @@ NONE: dict[str, Callable[[], Net]] = {
     "outputs listed over time": lambda: Net(growing_list, body=perceptron()),
     "outputs in a buffer": lambda: Net(buffer, body=perceptron(), first=linear()),
     "outputs averaged over time": lambda: Net(pooled, body=perceptron()),
+    "sums over time": lambda: Net(sums_over_time, first=linear()),
+    "a convolution with a kernel that decays": lambda: Net(fixed_kernel, a=weight(WIDTH)),
     "layers that share a scale": lambda: Net(shared_scale, layers=layers(), scale=weight(1)),
     "the weights of all layers in one": lambda: Net(stacked_weights, W=weight(8, WIDTH, WIDTH)),
     "a dense network": lambda: Net(dense, first=linear(), layers=layers(width=lambda i: WIDTH * (i + 1))),

@@ -13,7 +13,17 @@ from lightning_gradwatch import Event, EventKind, GradWatch, load_run, tap, tap_
 from lightning_gradwatch.report import write_report
 from lightning_gradwatch.runlog.summary import summarise
 from tests.integration.recurrences import ByHand, Run, series
-from tests.integration.unobserved.tensor_operations import NONE, RECURRENCES, WIDTH, Net, linear, plain, weight, zeros
+from tests.integration.unobserved.tensor_operations import (
+    NONE,
+    RECURRENCES,
+    SCANS,
+    WIDTH,
+    Net,
+    linear,
+    plain,
+    weight,
+    zeros,
+)
 from tests.models import trainer
 
 TIMESTEPS = 9
@@ -64,6 +74,40 @@ def test_tapped_it_is_measured_and_not_told(name: str, tmp_path: Path) -> None:
     watch = fit(net, lambda net, x: net[1](net[0](x)[0], tap).square().mean(), tmp_path)
     assert not notes(watch)
     assert {record["module"] for record in load_run(tmp_path / "run").profile_records} == {"net.0", "mine"}
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_a_scan_is_told_beside_an_lstm(name: str, tmp_path: Path) -> None:
+    """All timesteps at once, by one operation: told under a parameter that it is taken of, as a note that asks."""
+    net = with_lstm(SCANS[name]())
+    watch = fit(net, lambda net, x: net[1](net[0](x)[0], lambda h, **_: h).square().mean(), tmp_path)
+    assert watch.events
+    for event in watch.events:
+        assert event.kind == EventKind.NOT_OBSERVED
+        assert event.severity == "info"
+        assert event.module in {f"net.{own}" for own, _ in net.named_parameters()}
+        assert f"{name} is taken of" in event.message
+        assert "If it is one, tap_scan()" in event.message
+        assert "tap_scan(h, decay=a)" in event.remedy
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_a_scan_that_is_marked_is_measured_and_not_told(name: str, tmp_path: Path) -> None:
+    """The remedy that is given: nothing more is said of it."""
+    net = with_lstm(SCANS[name]())
+    watch = fit(net, lambda net, x: net[1](net[0](x)[0], tap_scan).square().mean(), tmp_path)
+    assert not notes(watch)
+    assert {record["module"] for record in load_run(tmp_path / "run").profile_records} == {"net.0", "mine"}
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_a_scan_by_itself_is_told_at_once(name: str, tmp_path: Path) -> None:
+    """Nobody is advised to take GradWatch out."""
+    with pytest.warns(UserWarning, match="found no recurrent module") as said:
+        fit(SCANS[name](), lambda net, x: net(x, lambda h, **_: h).square().mean(), tmp_path)
+    (line,) = [str(warning.message) for warning in said if "found no recurrent module" in str(warning.message)]
+    assert "tap_scan(h, decay=a)" in line
+    assert "Take it out" not in line
 
 
 @pytest.mark.parametrize("name", ["products", "linear layers", "fast weights"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lightning_gradwatch import Norm, Spike
 from lightning_gradwatch.clip import Decision, StepReading
-from lightning_gradwatch.clip.step.state import ClipState, OptimizerState
+from lightning_gradwatch.clip.step.state import ClipCounts, ClipState, OptimizerState, clip_counts
 
 TAKEN, CLIPPED = Decision(None, 1.0), Decision(1.0, 0.5)
 
@@ -46,6 +48,32 @@ def test_a_state_that_is_put_back_decides_the_same() -> None:
     for old, new in zip(state.policies(), again.policies(), strict=True):
         assert old.decide(StepReading(1e6)) == new.decide(StepReading(1e6))
         assert old.decide(StepReading(1e6)).clipped
+
+
+@pytest.mark.parametrize(
+    ("steps", "several"),
+    [((), False), ((0, 1, 2), False), ((5, 5), True), ((0, 1, 1, 1, 2), True), ((0, 1, 1, 2, 3, 4), True)],
+)
+def test_gradients_of_one_step_are_counted_as_evaluations(steps: tuple[int, ...], several: bool) -> None:
+    """One step that makes several is enough, and steps that follow change nothing about it."""
+    state = OptimizerState(Norm(1.0), {})
+    for step in steps:
+        state.begin(step)
+        state.rest.count(TAKEN)
+    counts = clip_counts({0: state})[0]
+    assert counts == ClipCounts(0, 0, len(steps), several)
+    assert counts.each == ("gradient evaluation" if several else "step")
+
+
+def test_what_has_been_added_since_is_counted_alone() -> None:
+    """As of a fit that goes on from another one's counts."""
+    state = OptimizerState(Norm(1.0), {})
+    for decision in (TAKEN, CLIPPED):
+        state.rest.count(decision)
+    before = clip_counts({0: state})[0]
+    state.rest.count_skip()
+    state.rest.count(CLIPPED)
+    assert clip_counts({0: state})[0].since(before) == ClipCounts(1, 1, 2)
 
 
 def test_policies_are_copied() -> None:

@@ -131,7 +131,7 @@ def frozen_up_to_the_head() -> Net:
     [
         (lambda: Net(weight_norm(nn.LSTM(4, 6, batch_first=True), "weight_hh_l0")), "holds its weights itself, whole"),
         (lambda: Net(orthogonal(nn.RNN(4, 6, batch_first=True), "weight_hh_l0")), "holds its weights itself, whole"),
-        (frozen_up_to_the_head, "none that was measured in rnn. Are its weights frozen"),
+        (frozen_up_to_the_head, "none that was measured in rnn'. Are its weights frozen"),
     ],
     ids=["weight_norm", "orthogonal", "frozen"],
 )

@@ -125,6 +125,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                 states.append(("c", one.total_cell, one.direct_cell))
             curves = _lag_curves(one, swept.layout, swept.anchors, direction)
             whole = None if one.total_cell is None else torch.hypot(one.total[:, 0], one.total_cell[:, 0])
+            unread = not _is_reached(one) and any(map(_is_reached, pair))
             top = layer == len(swept.directions) - 1
             ends = find_ends(
                 *runs,
@@ -163,10 +164,16 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
                         with_gradient=swept.with_gradient,
                         batch_first=_order(call),
                         by_timestep=swept.by_timestep,
+                        unread=unread,
                         whole=None if whole is None else by_time(whole, swept.layout, direction),
                     )
                 )
     return made + influence_profiles(swept, [one for one in made if one.state == "h" and one.layer == 0])
+
+
+def _is_reached(one: DirectionSweep) -> bool:
+    """Whether any state of a layer and direction gets a gradient."""
+    return bool(one.total[:, 0].any()) or (one.total_cell is not None and bool(one.total_cell[:, 0].any()))
 
 
 def _sent(one: DirectionSweep) -> axes.Float[Tensor, "time sequence"]:

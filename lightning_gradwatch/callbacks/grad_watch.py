@@ -68,7 +68,8 @@ class GradWatch(WatchArguments, WatchResults, Callback):
             when fit ends, however it ends. They are warnings of Lightning's logger where something
             critical happened, or training diverged.
         first_word: say, once a module has first been measured, how far the gradient reaches in it
-            beside the sequence length: a line, which ``summary=False`` silences too.
+            beside the sequence length, and whether it seems to have taken the batch for time: a
+            line, which ``summary=False`` silences too.
         progress_bar: show the shortest horizon of the last sampled step, beside the
             sequence length, in the progress bar.
         figures: at the end of each epoch, hand figures to the loggers that take

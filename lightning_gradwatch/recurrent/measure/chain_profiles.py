@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.padding import find_ends
+from lightning_gradwatch.padding import Ends, find_ends
 from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent.chain import Chain
 from lightning_gradwatch.recurrent.initial_state import is_cell_cut, is_truncated
@@ -90,44 +90,54 @@ def _of_chain(
     with_gradient: int,
 ) -> list[Profile]:
     first, timesteps = chain.calls[0], sum(chain.lengths())
-    lengths, trail = (timesteps,) * len(sequences), chain.calls[-1].trail
-    sent = totals.h[-1].T.contiguous().numpy()
+    sent = _plain(totals.h[-1])
+    of_chain = partial(
+        Profile,
+        module=first.module,
+        call=first.index,
+        kind=first.shape.kind,
+        direction=DIRECTIONS[0],
+        timesteps=timesteps,
+        batch_size=first.batch_size(),
+        sequences=tuple(sequences),
+        lengths=(timesteps,) * len(sequences),
+        direct=None,
+        inexact_reason=reason,
+        layers=first.shape.num_layers,
+        truncated=is_truncated(first.h0) or is_truncated(first.c0),
+        cell_cut=is_cell_cut((call.h0, call.c0) for call in chain.calls[1:]),
+        handed_over=takes_state_over(first),
+        ends=_ends(chain, sequences, sent),
+        fused=False,
+        gate_gradient=0.0 if sent.any() and get_nothing(first.weights, float(np.nanmax(sent))) else None,
+        with_gradient=with_gradient,
+        batch_first=order_of(first),
+    )
+    made: list[Profile] = []
+    for layer in range(first.shape.num_layers):
+        whole = _plain(totals.both(layer)) if totals.c else None
+        of_layer = partial(of_chain, layer=layer, curves=curves[layer], whole=whole)
+        made.append(of_layer(state="h", primary=True, total=_plain(totals.h[layer])))
+        if totals.c:
+            made.append(of_layer(state="c", primary=False, total=_plain(totals.c[layer])))
+    return made
+
+
+def _ends(chain: Chain, sequences: list[int], sent: Floats) -> Ends:
+    """The equal ends of the sequences.
+
+    Args:
+        sent: what arrives at the top layer ``(sequence, time)``.
+    """
+    lengths, trail = (sum(chain.lengths()),) * len(sequences), chain.calls[-1].trail
     runs = equal_ends.of_steps(_steps(chain), sequences, lengths)
     alone = trail is not None and trail.totals_are_lagged
-    ends = find_ends(*runs, reverse=False, lengths=lengths, sent=sent, alone=alone)
-    starving = bool(sent.any()) and get_nothing(first.weights, float(np.nanmax(sent)))
-    return [
-        Profile(
-            module=first.module,
-            call=first.index,
-            kind=first.shape.kind,
-            layer=layer,
-            direction=DIRECTIONS[0],
-            state=state,
-            primary=state == "h",
-            timesteps=timesteps,
-            batch_size=first.batch_size(),
-            sequences=tuple(sequences),
-            lengths=lengths,
-            total=norms[layer].T.contiguous().numpy(),
-            direct=None,
-            curves=curves[layer],
-            inexact_reason=reason,
-            layers=first.shape.num_layers,
-            truncated=is_truncated(first.h0) or is_truncated(first.c0),
-            cell_cut=is_cell_cut((call.h0, call.c0) for call in chain.calls[1:]),
-            handed_over=takes_state_over(first),
-            ends=ends,
-            fused=False,
-            gate_gradient=0.0 if starving else None,
-            with_gradient=with_gradient,
-            batch_first=order_of(first),
-            whole=totals.both(layer).T.contiguous().numpy() if totals.c else None,
-        )
-        for layer in range(first.shape.num_layers)
-        for state, norms in (("h", totals.h), ("c", totals.c))
-        if norms
-    ]
+    return find_ends(*runs, reverse=False, lengths=lengths, sent=sent, alone=alone)
+
+
+def _plain(norms: Tensor) -> Floats:
+    """``(time, sequence)`` as a profile has it."""
+    return norms.T.contiguous().numpy()
 
 
 def _steps(chain: Chain) -> list[Tensor | None]:

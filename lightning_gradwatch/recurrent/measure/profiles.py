@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from typing import TypedDict
+
 import torch
 from torch import Tensor
 
 from lightning_gradwatch.forward import Saturation
-from lightning_gradwatch.padding import find_ends
+from lightning_gradwatch.padding import Ends, find_ends
 from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.call import RecurrentCall
@@ -51,59 +55,81 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
     """The profiles of a swept call, lowest layer first; for an LSTM one of h and one of c,
     which share the lagged curves.
     """
+    layout = swept.layout
+    of_call = partial(
+        Profile,
+        module=call.module,
+        call=call.index,
+        kind=call.shape.kind,
+        timesteps=layout.timesteps,
+        batch_size=layout.batch_size,
+        sequences=tuple(layout.sequences),
+        lengths=tuple(layout.lengths.tolist()),
+        inexact_reason=swept.inexact_reason or _nothing_known(call, layout.timesteps),
+        layers=call.shape.num_layers,
+        truncated=is_truncated(call.h0) or is_truncated(call.c0),
+        fused=not call.parts,
+        handed_over=takes_state_over(call),
+        unjoined=call.unjoined is not None,
+        with_gradient=swept.with_gradient,
+        batch_first=order_of(call),
+        by_timestep=swept.by_timestep,
+    )
     made: list[Profile] = []
-    truncated = is_truncated(call.h0) or is_truncated(call.c0)
-    runs = equal_ends.of_call(call, swept.layout, CHUNK)
-    from_loss = [by_time(_sent(one), swept.layout, d) for d, one in enumerate(swept.directions[-1])]
-    for layer, pair in enumerate(swept.directions):
-        for direction, one in enumerate(pair):
-            states = [("h", one.total, one.direct)]
-            if one.total_cell is not None and one.direct_cell is not None:
-                states.append(("c", one.total_cell, one.direct_cell))
-            curves = whole_curves(one, swept.layout, swept.anchors, direction)
-            whole = None if one.total_cell is None else torch.hypot(one.total[:, 0], one.total_cell[:, 0])
-            top = layer == len(swept.directions) - 1
-            ends = find_ends(
-                *runs,
-                reverse=direction == REVERSE,
-                lengths=tuple(swept.layout.lengths.tolist()),
-                # To what lies below the top of a bidirectional stack, the
-                # loss comes by both directions.
-                sent=from_loss[direction] if top else sum(from_loss[1:], start=from_loss[0]),
-            )
-            for state, total, direct in states:
-                made.append(
-                    Profile(
-                        module=call.module,
-                        call=call.index,
-                        kind=call.shape.kind,
-                        layer=layer,
-                        direction=DIRECTIONS[direction],
-                        state=state,
-                        primary=state == "h",
-                        timesteps=swept.layout.timesteps,
-                        batch_size=swept.layout.batch_size,
-                        sequences=tuple(swept.layout.sequences),
-                        lengths=tuple(swept.layout.lengths.tolist()),
-                        total=by_time(total[:, 0], swept.layout, direction),
-                        direct=by_time(direct, swept.layout, direction),
-                        curves=curves,
-                        inexact_reason=swept.inexact_reason or _nothing_known(call, swept.layout.timesteps),
-                        layers=call.shape.num_layers,
-                        truncated=truncated,
-                        ends=ends,
-                        gate_gradient=one.gate_share() if learns(call) else None,
-                        saturation=None if saturation is None else saturation[layer][direction],
-                        fused=not call.parts,
-                        handed_over=takes_state_over(call),
-                        unjoined=call.unjoined is not None,
-                        with_gradient=swept.with_gradient,
-                        batch_first=order_of(call),
-                        by_timestep=swept.by_timestep,
-                        whole=None if whole is None else by_time(whole, swept.layout, direction),
-                    )
-                )
+    for layer, direction, ends in _ends(call, swept):
+        one = swept.directions[layer][direction]
+        of_layer = partial(
+            of_call,
+            layer=layer,
+            direction=DIRECTIONS[direction],
+            curves=whole_curves(one, layout, swept.anchors, direction),
+            ends=ends,
+            gate_gradient=one.gate_share() if learns(call) else None,
+            saturation=None if saturation is None else saturation[layer][direction],
+            whole=_whole(one, layout, direction),
+        )
+        made += [of_layer(**of_state) for of_state in _states(one, layout, direction)]
     return made + influence_profiles(swept, [one for one in made if one.state == "h" and one.layer == 0])
+
+
+def _ends(call: RecurrentCall, swept: Sweep) -> Iterator[tuple[int, int, Ends]]:
+    """The equal ends of the sequences, as each layer and direction meets them."""
+    layout, layers = swept.layout, swept.directions
+    runs = equal_ends.of_call(call, layout, CHUNK)
+    lengths = tuple(layout.lengths.tolist())
+    from_loss = [by_time(_sent(one), layout, direction) for direction, one in enumerate(layers[-1])]
+    # To what lies below the top of a bidirectional stack, the loss comes by both directions.
+    from_both = sum(from_loss[1:], start=from_loss[0])
+    for layer, pair in enumerate(layers):
+        for direction in range(len(pair)):
+            sent = from_loss[direction] if layer == len(layers) - 1 else from_both
+            yield layer, direction, find_ends(*runs, reverse=direction == REVERSE, lengths=lengths, sent=sent)
+
+
+class _OfState(TypedDict):
+    state: str
+    primary: bool
+    total: Floats
+    direct: Floats
+
+
+def _states(one: DirectionSweep, layout: Layout, direction: int) -> Iterator[_OfState]:
+    """What is known of h, and of an LSTM's c."""
+    for state, total, direct in (("h", one.total, one.direct), ("c", one.total_cell, one.direct_cell)):
+        if total is not None and direct is not None:
+            yield {
+                "state": state,
+                "primary": state == "h",
+                "total": by_time(total[:, 0], layout, direction),
+                "direct": by_time(direct, layout, direction),
+            }
+
+
+def _whole(one: DirectionSweep, layout: Layout, direction: int) -> Floats | None:
+    """The total gradient of an LSTM's h and c together; None of others."""
+    if one.total_cell is None:
+        return None
+    return by_time(torch.hypot(one.total[:, 0], one.total_cell[:, 0]), layout, direction)
 
 
 def _sent(one: DirectionSweep) -> axes.Float[Tensor, "time sequence"]:

@@ -108,6 +108,7 @@ class Profile:
         channels: of a scan, how far back each channel holds a gradient.
         whole: ``total`` of all states of the recurrence together, as of h and c of an LSTM; None
             where there is but one.
+        unread: whether the loss reaches the other direction of the module, and this one nowhere.
         mismatch: of a scan, where its states are known not to be what its recurrence makes.
     """
 
@@ -143,6 +144,7 @@ class Profile:
     cut_unknown: str | None = None
     channels: Channels | None = None
     mismatch: Mismatch | None = None
+    unread: bool = False
     whole: Floats | None = None
     _lagged: list[Floats] = field(default_factory=list[Floats], init=False, repr=False, compare=False)
 
@@ -157,6 +159,14 @@ class Profile:
         not ask the gradient to cross.
         """
         return self.ends.timesteps(self.lengths, self.timesteps)
+
+    @property
+    def due_timesteps(self) -> int:
+        """Those of them at or before the last one that the loss reaches: behind it none is due a
+        gradient.
+        """
+        reached, of = self.due()
+        return max(self.real_timesteps - (of - reached), 1)
 
     def starved(self) -> int:
         """How many timesteps, from the sequence's far end on, get under 1 % of the largest total

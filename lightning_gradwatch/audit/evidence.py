@@ -35,6 +35,8 @@ class ClipSample:
             of those; None where it was all of them, or none.
         uneven: those that were made smaller were so by several factors, as by a bound on each
             tensor or entry: no bound on one norm does that.
+        traceless: what writes to it and changes no number leaves no trace, as with sharded
+            gradients: ``touched`` may be False then all the same.
     """
 
     step: int
@@ -45,6 +47,7 @@ class ClipSample:
     scale: float = 1.0
     part: float | None = None
     uneven: bool = False
+    traceless: bool = False
 
     @property
     def coefficient(self) -> float:
@@ -150,6 +153,8 @@ class ClipEvidence:
             were not used, and its own had not.
         unseen: why there is no sample.
         for_others: a gradient of another optimizer was written to, as its clipping does.
+        probes: gradients that were not looked at though their step was, since a closure made
+            several in it, as for LBFGS.
         explosions: steps at which the gradient was told to explode through time, where it still
             does so towards the end, and the training is not lost.
     """
@@ -164,6 +169,7 @@ class ClipEvidence:
     elsewhere: int = 0
     unseen: str = ""
     for_others: bool = False
+    probes: int = 0
     explosions: tuple[int, ...] = ()
 
     @property
@@ -197,6 +203,11 @@ class ClipEvidence:
     def uneven(self) -> bool:
         """Whether several factors were at work, at any sample."""
         return any(sample.uneven for sample in self.clipped)
+
+    @property
+    def traceless(self) -> bool:
+        """Whether something may have written to the gradient of which nothing is known."""
+        return any(sample.traceless for sample in self.samples)
 
     @property
     def clipped_norms(self) -> list[float]:

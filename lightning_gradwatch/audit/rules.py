@@ -76,7 +76,8 @@ def _has_no_effect(evidence: ClipEvidence) -> ClipVerdict | None:
     who = evidence.clippers
     if any(sample.touched for sample in evidence.samples):
         return None
-    if evidence.elsewhere or (evidence.stale and who.named) or (who.surely and not evidence.for_others):
+    surely = who.surely and not evidence.for_others and not may_be_unnoticed(evidence)
+    if evidence.elsewhere or (evidence.stale and who.named) or surely:
         return ClipVerdict.NO_EFFECT
     unused = who.bound is not None and who.override and not who.by_value
     return ClipVerdict.NO_EFFECT if unused and evidence.largest > (who.bound or 0.0) else None
@@ -85,7 +86,25 @@ def _has_no_effect(evidence: ClipEvidence) -> ClipVerdict | None:
 def _never_acted(evidence: ClipEvidence) -> ClipVerdict | None:
     if not (_is_known(evidence) or any(sample.touched for sample in evidence.samples)):
         return None
-    return ClipVerdict.UNDECIDED if may_have_acted(evidence) else ClipVerdict.NEVER_ACTED
+    open_ = may_have_acted(evidence) or may_have_acted_on_probes(evidence)
+    return ClipVerdict.UNDECIDED if open_ else ClipVerdict.NEVER_ACTED
+
+
+def _unnoticed(evidence: ClipEvidence) -> ClipVerdict | None:
+    return ClipVerdict.UNDECIDED if may_be_unnoticed(evidence) else None
+
+
+def may_be_unnoticed(evidence: ClipEvidence) -> bool:
+    """Whether what the user's code names may act on a gradient that keeps no trace of it, with a
+    bound that is not reached: only what comes before the backward pass surely does not.
+    """
+    who = evidence.clippers
+    return evidence.traceless and not evidence.for_others and not set(who.named) <= set(who.early)
+
+
+def may_have_acted_on_probes(evidence: ClipEvidence) -> bool:
+    """Whether it left alone the first gradient of each step, and others are not known."""
+    return bool(evidence.probes) and evidence.counted is None and not evidence.clipped
 
 
 def may_have_acted(evidence: ClipEvidence) -> float | None:
@@ -102,7 +121,15 @@ def _nothing_clips(evidence: ClipEvidence) -> ClipVerdict:
     return ClipVerdict.NONE
 
 
-_RULES: tuple[Rule, ...] = (_unseen, _other_change, _acts, _has_no_effect, _never_acted, _nothing_clips)
+_RULES: tuple[Rule, ...] = (
+    _unseen,
+    _other_change,
+    _acts,
+    _has_no_effect,
+    _never_acted,
+    _unnoticed,
+    _nothing_clips,
+)
 """The last one applies to whatever is left."""
 
 

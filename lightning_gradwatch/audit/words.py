@@ -6,12 +6,21 @@ from collections.abc import Callable
 
 from lightning_gradwatch.audit.bounds import FOR_A_PERCENTILE, advised_bound, rounded_up, whose
 from lightning_gradwatch.audit.evidence import ClipEvidence, percentile_of
-from lightning_gradwatch.audit.rules import ClipVerdict, interval, may_have_acted
-from lightning_gradwatch.plain import count_of
+from lightning_gradwatch.audit.phrases import acted, largest, late, left_alone, listed, looked_at, on
+from lightning_gradwatch.audit.rules import (
+    ClipVerdict,
+    interval,
+    may_be_unnoticed,
+    may_have_acted,
+    may_have_acted_on_probes,
+)
 
 NO_BACKWARD = "its backward passes went past Lightning (use self.manual_backward(loss))"
 NO_STEP = "no step was taken with a finite gradient"
 NO_GRADIENT = "none of the parameters that it was given had a gradient"
+NOT_ALL = "not every process that holds a part of its gradients watched"
+ELSEWHERE = "its gradients are sharded, and the first process that holds a part of them tells what all saw"
+SCATTERED = "its gradients are spread over the processes in several ways, or not summed yet"
 
 
 def sentence_of(evidence: ClipEvidence, verdict: ClipVerdict) -> str:
@@ -32,17 +41,17 @@ def _none(evidence: ClipEvidence) -> str:
     changed = [sample for sample in evidence.samples if sample.changed]
     if evidence.constant is not None:
         said = (
-            f"{_on(evidence, 'each of ')} the gradient was multiplied by {evidence.constant:.3g} between the "
+            f"{on(evidence, 'each of ')} the gradient was multiplied by {evidence.constant:.3g} between the "
             "backward pass and the step, whatever its norm: that is a fixed factor, not clipping."
         )
     elif changed:
         said = (
-            f"On {len(changed)} of {_looked_at(evidence)} the gradient was changed between the backward pass "
+            f"On {len(changed)} of {looked_at(evidence)} the gradient was changed between the backward pass "
             "and the step, but not as clipping does: some norms grew."
         )
     else:
-        said = f"{_on(evidence)} the optimizer got the gradient as the backward pass had left it."
-    return f"{said}{_largest(evidence)}{_named(evidence)}{_hooked(evidence)}"
+        said = f"{on(evidence)} the optimizer got the gradient as the backward pass had left it."
+    return f"{said}{largest(evidence)}{_named(evidence)}{_hooked(evidence)}"
 
 
 def _never_acted(evidence: ClipEvidence) -> str:
@@ -53,63 +62,70 @@ def _never_acted(evidence: ClipEvidence) -> str:
             f"{counted.of_all} is {evidence.largest:.3g}."
         )
     if counted is not None:
-        return f"{who.adaptive} clipped none of {counted.of_all}.{_largest(evidence)}"
-    return f"{_left_alone(evidence)}.{_largest(evidence)}"
-
-
-def _left_alone(evidence: ClipEvidence) -> str:
-    """That who clips has done nothing on the steps looked at."""
-    who = evidence.clippers
-    if who.bound is not None or who.adaptive:
-        return f"{_on(evidence)} {' and '.join(who.names[:2])} left the gradient as it was"
-    return (
-        f"{_on(evidence)} something wrote to the gradient between the backward pass and the step and left it "
-        "as it was, as clipping does whose bound is not reached"
-    )
+        return f"{who.adaptive} clipped none of {counted.of_all}.{largest(evidence)}"
+    return f"{left_alone(evidence)}.{largest(evidence)}"
 
 
 def _safety_net(evidence: ClipEvidence) -> str:
-    return f"{_acted(evidence)}.{_late(evidence)}{_largest(evidence)}"
+    return f"{acted(evidence)}.{late(evidence)}{largest(evidence)}"
 
 
 def _step_limiter(evidence: ClipEvidence) -> str:
     said = "it, not the gradient, sets the length of the steps"
     rule = said if evidence.clippers.goes_along else "clipping is the rule, not the exception"
-    return f"{_acted(evidence)}: {rule}.{_late(evidence)}{_largest(evidence)}"
+    return f"{acted(evidence)}: {rule}.{late(evidence)}{largest(evidence)}"
 
 
 def _no_effect(evidence: ClipEvidence) -> str:
     who, untouched = evidence.clippers, "the optimizer got the gradient as the backward pass had left it"
     if evidence.elsewhere:
         what = "the gradients of another optimizer had been written to, and its own had not"
-        return f"On {evidence.elsewhere} of {_looked_at(evidence)}, between the backward pass and the step, {what}."
-    if who.surely or who.named:
-        names = " and ".join(who.surely or who.named)
-        is_early = set(who.surely or who.named) <= set(who.early) or (evidence.stale and not who.in_loop)
+        return f"On {evidence.elsewhere} of {looked_at(evidence)}, between the backward pass and the step, {what}."
+    code = _without_effect(evidence)
+    if code:
+        is_early = set(code) <= set(who.early) or (evidence.stale and not who.in_loop)
         other = ", or after the step" if who.in_loop else ", or for other parameters"
         before = f"before the backward pass{'' if is_early else other}"
-        return f"{names} clips {before}: {_on(evidence)[0].lower()}{_on(evidence)[1:]} {untouched}.{_largest(evidence)}"
+        return f"{listed(code, 'clips', 'clip')} {before}: {on(evidence)[0].lower()}{on(evidence)[1:]} {untouched}.{largest(evidence)}"
     return (
         f"gradient_clip_val={who.bound:g} is set, but {who.override}, which takes the place of Lightning's own "
-        f"clipping, does not clip with it: {_on(evidence)[0].lower()}{_on(evidence)[1:]} {untouched}.{_largest(evidence)}"
+        f"clipping, does not clip with it: {on(evidence)[0].lower()}{on(evidence)[1:]} {untouched}.{largest(evidence)}"
     )
+
+
+def _without_effect(evidence: ClipEvidence) -> tuple[str, ...]:
+    """The user's functions that clip, and not what the optimizer gets."""
+    who = evidence.clippers
+    return who.surely or (who.named if evidence.stale else ())
 
 
 def _undecided(evidence: ClipEvidence) -> str:
     if not evidence.samples:
         return f"No optimizer step could be looked at: {evidence.unseen or NO_STEP}."
     if evidence.counted is not None:
-        return f"{_acted(evidence)}: too few steps to tell a safety net from what limits every step.{_late(evidence)}"
+        return f"{acted(evidence)}: too few steps to tell a safety net from what limits every step.{late(evidence)}"
     share = may_have_acted(evidence)
+    if may_have_acted_on_probes(evidence):
+        return (
+            f"{left_alone(evidence)}. Of each of them only the first of several gradients was looked at: it may have "
+            f"acted on the others.{largest(evidence)}"
+        )
+    if not evidence.clipped and may_be_unnoticed(evidence):
+        names = listed(evidence.clippers.named)
+        return (
+            f"{on(evidence)} the optimizer got the gradient as the backward pass had left it. {names} a clipping "
+            "function: of sharded gradients it cannot be told whether that acts on them and its bound is not reached, "
+            f"or whether it does not act on them.{largest(evidence)}"
+        )
     if share is not None:
         return (
-            f"{_left_alone(evidence)}. That is too few to tell whether it ever acts: it may do so on up to {share:.0%} "
-            f"of all steps.{_largest(evidence)}"
+            f"{left_alone(evidence)}. That is too few to tell whether it ever acts: it may do so on up to {share:.0%} "
+            f"of all steps.{largest(evidence)}"
         )
     low, high = interval(len(evidence.clipped), len(evidence.samples))
     return (
-        f"{_acted(evidence)}, which is too few to tell a safety net from what limits every step: the share of all "
-        f"steps may be {low:.0%} or {high:.0%}.{_late(evidence)}"
+        f"{acted(evidence)}, which is too few to tell a safety net from what limits every step: the share of all "
+        f"steps may be {low:.0%} or {high:.0%}.{late(evidence)}"
     )
 
 
@@ -121,33 +137,6 @@ _SENTENCES: dict[ClipVerdict, Callable[[ClipEvidence], str]] = {
     ClipVerdict.NO_EFFECT: _no_effect,
     ClipVerdict.UNDECIDED: _undecided,
 }
-
-
-def _acted(evidence: ClipEvidence) -> str:
-    """On how many steps the gradient was made smaller, and by how much."""
-    who, counted = evidence.clippers, evidence.counted
-    name = who.adaptive if counted is not None and not who.alone else "It"
-    to = "the whole to" if evidence.partial else "to"
-    median = evidence.median_coefficient
-    share = "" if median is None else f", {to} {median:.2g} of itself in the median"
-    seen = f"{len(evidence.clipped)} of {_looked_at(evidence)}"
-    on = seen if counted is None else f"{counted.clipped:,} of {counted.of_all}"
-    skipped = counted.skipped if counted is not None else 0
-    if counted is not None and skipped and not counted.clipped:
-        return f"{name} skipped {skipped:,} of {counted.of_all}, and clipped none"
-    what = "the gradients of some of the parameters" if evidence.partial else "the gradient"
-    return f"{name} made {what} smaller on {on}{share}{f', and skipped {skipped:,}' if skipped else ''}"
-
-
-def _late(evidence: ClipEvidence) -> str:
-    late = [sample for sample in evidence.clipped if sample.scale != 1.0]
-    if not late:
-        return ""
-    scale = late[-1].scale
-    return (
-        f" It did so before the gradient scaler had taken its factor of {scale:,.6g} out of the gradient: a "
-        f"bound of 1 acts there as one of {1 / scale:.2g}."
-    )
 
 
 _LATE = (
@@ -223,7 +212,7 @@ def _against_no_effect(evidence: ClipEvidence) -> str:
         return "Clip the parameters of the optimizer that is about to step, after its backward pass."
     if evidence.clippers.in_loop:
         return "Clip between the backward pass and optimizer.step()."
-    if evidence.clippers.surely or evidence.clippers.named:
+    if _without_effect(evidence):
         return (
             "Clip after the backward pass and before the step. In automatic optimization that is "
             "Trainer(gradient_clip_val=…), or the module's on_before_optimizer_step; in manual optimization "
@@ -235,31 +224,6 @@ def _against_no_effect(evidence: ClipEvidence) -> str:
     )
 
 
-def _on(evidence: ClipEvidence, each: str = "") -> str:
-    """``On the 10 steps looked at, of 480,``."""
-    return f"On {each}{_looked_at(evidence)}{',' if evidence.steps > len(evidence.samples) else ''}"
-
-
-def _looked_at(evidence: ClipEvidence) -> str:
-    number = len(evidence.samples)
-    of = f", of {evidence.steps:,}" if evidence.steps > number else ""
-    return f"the one step looked at{of}" if number == 1 else f"the {number} steps looked at{of}"
-
-
-def _largest(evidence: ClipEvidence) -> str:
-    if not evidence.samples:
-        return ""
-    if len(evidence.samples) == 1:
-        return f" The gradient norm was {evidence.samples[0].before:.3g}."
-    of_all = evidence.counted is not None and evidence.counted.largest is not None
-    seen = (
-        ""
-        if of_all or evidence.steps <= len(evidence.samples)
-        else f" of the {count_of(len(evidence.samples), 'step')} looked at"
-    )
-    return f" The gradient norm{seen}: median {evidence.percentile(50):.3g}, largest {evidence.largest:.3g}."
-
-
 def _named(evidence: ClipEvidence) -> str:
     who = evidence.clippers
     if not who.named or evidence.for_others:
@@ -267,7 +231,7 @@ def _named(evidence: ClipEvidence) -> str:
     said = "it is not called, or before the backward pass, or for other parameters"
     if who.in_loop:
         said = "it is not called between the backward pass and the step, or for other parameters"
-    return f" {' and '.join(who.named)} names a clipping function: {said}."
+    return f" {listed(who.named)} a clipping function: {said}."
 
 
 def _hooked(evidence: ClipEvidence) -> str:

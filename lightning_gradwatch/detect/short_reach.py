@@ -34,8 +34,9 @@ class ShortReachDetector:
 
     A recurrence hands a gradient on to *earlier* steps of its own order alone: what a direction
     visits after the last state that the loss reads gets exactly none. So it is with a bidirectional
-    module's output at the last timestep, where the reverse direction has seen one step. Timesteps
-    that vanishing alone keeps from a gradient are no part of this, since the loss lies beyond them.
+    module's output at the last timestep, where the reverse direction has seen one step. A direction
+    that is not read at all, though the other one is, gets none anywhere. Timesteps that vanishing
+    alone keeps from a gradient are no part of this, since the loss lies beyond them.
     """
 
     def __init__(self) -> None:
@@ -47,10 +48,10 @@ class ShortReachDetector:
         out, as they lie side by side.
         """
         reached, timesteps = profile.due()
-        if moment.follow_up or not profile.primary or not reached:
+        if moment.follow_up or not profile.primary or not (reached or profile.unread):
             return None
         track = self._tracks.setdefault((*profile.place, profile.call), _Track())
-        if not is_few(reached, timesteps):
+        if reached and not is_few(reached, timesteps):
             track.samples, track.last, track.was_reached = 0, None, True
             return None
         track.samples, track.last = track.samples + 1, profile
@@ -78,24 +79,37 @@ class ShortReachDetector:
             direction=profile.direction,
             state=profile.state,
             value=float(reached),
-            threshold=max(1.0, FEW_SHARE * timesteps),
+            threshold=max(1.0, FEW_SHARE * (timesteps or profile.timesteps)),
             detail=_detail(profile, reached, timesteps, samples),
             remedy=_remedy(profile, reached),
         )
 
 
 def _detail(profile: Profile, reached: int, timesteps: int, samples: int) -> str:
+    if profile.unread:
+        return (
+            f"The other direction alone is read{_in_a_row(samples)}: none of the weights of this one learns anything."
+        )
     far = timesteps - reached
     rest = f"the other {far:,} of {timesteps:,} get" if far > 1 else f"the other one of {timesteps:,} gets"
     first_steps = "its own first step" if reached == 1 else f"its own first {reached:,} steps"
-    when = f" in {samples} samples in a row" if samples > 1 else ""
-    parts = [f"It does so at {first_steps}; {rest} no gradient at all{when}."]
+    parts = [f"It does so at {first_steps}; {rest} no gradient at all{_in_a_row(samples)}."]
     if profile.direction == "reverse":
         parts.append("This direction begins at the sequence's end, and the loss reads it where it has just begun.")
     return " ".join(parts)
 
 
+def _in_a_row(samples: int) -> str:
+    return f" in {samples} samples in a row" if samples > 1 else ""
+
+
 def _remedy(profile: Profile, reached: int) -> str:
+    if profile.unread:
+        return (
+            "Read both directions: torch.cat([h_n[-2], h_n[-1]], -1) joins the top layer's final states, the forward one first (h_n[-1] "
+            "alone is the reverse direction's), and the output has the forward direction in the first half of its last axis. Where one "
+            "direction is enough, make the module without bidirectional=True."
+        )
     if profile.kind == SCAN and profile.direction == "reverse":
         return (
             "This scan runs from the last timestep to the first, and has seen the whole sequence at timestep 0. Read its states there, or "

@@ -7,6 +7,7 @@ they are named as suspects only.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -95,6 +96,9 @@ _POSSIBLE = {
 }
 """Those that are everywhere, and mostly innocent."""
 
+_SPREADS = {"Std", "Var"}
+"""Of equal values they are 0, and so is their slope in PyTorch; of a single one they are NaN."""
+
 _HIDING = {"where", "nan_to_num", "masked_fill"}
 
 _EMPTY = Suspect(
@@ -136,6 +140,8 @@ def suspects(nodes: Iterable[Node], *, of_loss: bool = False) -> list[Suspect]:
             sure.setdefault(_SURE[name].name, _SURE[name])
         elif name == "Div" and of_loss and place and _divides_by_constant(node):  # Lightning's own stands first
             last = [_POSSIBLE[name]]
+        elif name in _SPREADS and _is_of_several(node):
+            continue
         elif name in _POSSIBLE and (name != "Div" or not _divides_by_constant(node) or _HIDING & possible.keys()):
             possible.setdefault(_POSSIBLE[name].name, _POSSIBLE[name])
     if makers or sure:  # what hides a NaN needs another that made it, and then belongs to the story
@@ -172,6 +178,15 @@ def _is_empty(node: Node) -> bool:
     """Whether what the operation made has no entries."""
     made: Any = getattr(node, "_input_metadata", ())  # some releases of PyTorch do not tell
     return any(0 in one.shape for one in made)
+
+
+def _is_of_several(spread: Node) -> bool:
+    """Whether each standard deviation or variance is known to be that of several values."""
+    below, place = spread.next_functions[0]
+    made, given = (getattr(node, "_input_metadata", ()) for node in (spread, below))
+    if len(made) != 1 or place >= len(given):
+        return False
+    return math.prod(given[place].shape) > max(math.prod(made[0].shape), 1)
 
 
 def _divides_by_constant(node: Node) -> bool:

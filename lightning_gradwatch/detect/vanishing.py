@@ -93,7 +93,7 @@ class VanishingDetector:
         track = self._tracks.setdefault((*place, profile.call), self._new_track(moment.loss))
         horizon = gradient_horizon(lagged)
         reach = horizon.lag or 0
-        short = not horizon.censored and is_vanishing(reach, profile.real_timesteps)
+        short = not horizon.censored and is_vanishing(reach, profile.due_timesteps)
         if not short:
             track.last = None
             track.horizons.clear()
@@ -111,7 +111,7 @@ class VanishingDetector:
         track.horizons.append(reach)
         track.starved.append(profile.starved())
         track.last = profile, moment
-        if is_vanishing(reach**2 / max(track.horizons[0], 1), profile.real_timesteps):  # by the same factor again
+        if is_vanishing(reach**2 / max(track.horizons[0], 1), profile.due_timesteps):  # by the same factor again
             return self._begin(profile, track, moment)
         return None
 
@@ -130,7 +130,7 @@ class VanishingDetector:
         """A horizon that was cut off is longer than what was seen of it: never the shortest, and no
         sign of an end where it could not be followed far enough to tell, as in a short sequence.
         """
-        calm = reach + censored >= CALM_SHARE * profile.real_timesteps
+        calm = reach + censored >= CALM_SHARE * profile.due_timesteps
         if censored and not (calm and reach >= self._episodes.peak(profile.place)):
             return None
         ended = self._episodes.see(profile.place, math.inf if censored else float(reach), moment, calm=calm)
@@ -147,7 +147,7 @@ class VanishingDetector:
 
     def _begin(self, profile: Profile, track: _Track, moment: Moment) -> Event | None:
         recent, loss, rate = track.horizons, moment.loss, growth_rate(profile.lagged())
-        if track.furthest is not None and is_vanishing(track.furthest + 1, profile.real_timesteps):
+        if track.furthest is not None and is_vanishing(track.furthest + 1, profile.due_timesteps):
             track.furthest = None  # so far reaches a short horizon too, or a short sequence
         if len(recent) < self.samples or not (rate is None or rate < 0):
             return None
@@ -162,7 +162,7 @@ class VanishingDetector:
             direction=profile.direction,
             state=profile.state,
             value=float(reach),
-            threshold=VANISHING_SHARE * profile.real_timesteps,
+            threshold=VANISHING_SHARE * profile.due_timesteps,
             severity=Severity.INFO if low or not starves or (track.furthest and not lost) else Severity.WARNING,
             detail=_detail(profile, list(recent), rate, hungry, track.furthest, low, lost),
             remedy=LOST_REMEDY if lost else _remedy(profile, low),
@@ -201,6 +201,7 @@ def _detail(
     parts += [
         f"The sequences have {profile.timesteps}. Seen in {len(recent)} samples in a row{before}{speed}.",
         *_left_out(profile),
+        *_behind(profile),
     ]
     if profile.truncated:
         parts.append(_cut(profile))
@@ -254,3 +255,11 @@ def _left_out(profile: Profile) -> list[str]:
             f"Only {profile.real_timesteps} of them count here: at the others the inputs are equal, as in padding, and nothing is lost."
         ]
     return []
+
+
+def _behind(profile: Profile) -> list[str]:
+    behind = profile.real_timesteps - profile.due_timesteps
+    if not behind:
+        return []
+    lie = "lies" if behind == 1 else "lie"
+    return [f"{count_of(behind, 'timestep')} {lie} behind the last one that the loss reads, where no gradient is due."]

@@ -80,6 +80,7 @@ class Judge:
         self._last_jump: Event | None = None
         self._bad_loss = False
         self._nonfinite = False  # an episode goes on
+        self._bad_states = False  # so too, of gradients that reach no weight
 
     def __call__(self, norms: Norms, pending: Pending, confirmed: Callable[[], Iterable[Event]]) -> bool:
         """Take in a pass's norms. Returns whether an anomaly begins with them.
@@ -129,15 +130,7 @@ class Judge:
         """
         if self._nonfinite:
             return False
-        step = pending.step
-        event = self._locator(
-            pending.taken.calls,
-            step.moment,
-            loss=pending.loss,
-            batch=step.batch,
-            first=self._search.first,
-            cells=self._search.cells(),
-        )
+        step, event = pending.step, self._locate(pending)
         if event is not None and step.scaled and event.kind in _SCALER_MAY_CAUSE:
             self._tell(self._scale_search.overflowed(event, float(step.scale), step.moment, complete=step.complete))
             return False
@@ -150,6 +143,27 @@ class Judge:
                     self._tell(before)
         self._tell(event)
         return event is not None
+
+    def _locate(self, pending: Pending) -> Event | None:
+        return self._locator(
+            pending.taken.calls,
+            pending.step.moment,
+            loss=pending.loss,
+            batch=pending.step.batch,
+            first=self._search.first,
+            cells=self._search.cells(),
+        )
+
+    def look_at_states(self, pending: Pending, *, finite: bool) -> None:
+        """Tell hidden-state gradients that are not finite though those of all weights are, as where
+        a relu that is off lets nothing through; once, until a sample is finite again.
+        """
+        known = finite or self._bad_states or pending.step.scaled  # a scaler looks for its scale
+        event = None if known else self._locate(pending)
+        if event is not None and event.kind == EventKind.NONFINITE_HIDDEN_GRADIENT:
+            message = f"{event.message} The gradients of the weights are finite all the same, so it spoils none."
+            self._tell(replace(event, message=message))
+        self._bad_states = not finite
 
     def look_at_loss(self, norms: Norms, pending: Pending) -> None:
         """Tell a loss that is not finite though its gradient is, once, until it is finite

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 from torch import Tensor, nn
 
 from lightning_gradwatch.detect import RecurrentWeights
@@ -67,9 +68,9 @@ class Measuring:
                 with self._unobserved.isolated(call.module):
                     follow(call.calls, loss)
 
-    def sample(self, calls: Sequence[Call], step: Step, *, everything: bool = False) -> None:
+    def sample(self, calls: Sequence[Call], step: Step, *, everything: bool = False) -> bool:
         """Measure the calls, in ``everything`` all sequences; so too where the growth
-        through time turns out suspicious.
+        through time turns out suspicious. Returns whether every hidden-state gradient is finite.
         """
         unscale, stitched = step.unscale(), stitch(without_duplicates(calls))
         for chain in stitched if step.sampled else ():
@@ -83,6 +84,7 @@ class Measuring:
         self._collector.add_sample(profiles, step)
         self._look_at_recurrent_weights(calls, step.moment)
         self._judge(profiles, replace(step.moment, loss=step.loss_value()))
+        return not any(np.isinf(profile.total_max()).any() for profile in profiles)
 
     def keep_windows(self, calls: Sequence[Call], step: Step) -> None:
         """Keep what the next sampled step can look back into, where this step is the one before it;

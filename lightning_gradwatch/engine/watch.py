@@ -207,6 +207,7 @@ class Watch:
                 self._measuring.sample(taken.calls, step)
             taken.release()
         self._measuring.keep_windows(calls, step)
+        self._severed.keep(calls)
 
     def _read(self, *, wait: bool) -> None:
         while self._pending and (wait or self._pending[0].norms.ready()):
@@ -227,7 +228,9 @@ class Watch:
         begins = self._judge(norms, pending, self._measuring.confirmed)
         self._collector.suspicious |= begins
         if step.sampled or begins:
-            self._measuring.sample(pending.taken.calls, step, everything=begins)
+            measured = self._measuring.sample(pending.taken.calls, step, everything=begins)
+            if finite:
+                self._judge.look_at_states(pending, finite=measured)
         if finite:
             if step.sampled:
                 self._judge.look_at_weights(self._parameters.watched, step.moment)

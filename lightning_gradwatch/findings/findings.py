@@ -122,6 +122,11 @@ class Findings:
     def hand_on(self, records: list[Record], scalars: dict[str, float], step: Step) -> None:
         """A sampled step, for whoever else takes its records, or its scalars by a logger's keys."""
 
+    @property
+    def run_id(self) -> str | None:
+        """Of the run log, the same on every process; None without one."""
+        return None if self.log is None else self.log.run_id
+
     def gradients_are_common(self) -> bool:
         """Whether every rank sees the same gradients of the parameters."""
         return False

@@ -30,10 +30,15 @@ class LoopClipAudit:
         optimizers: that are known when the watch begins; others are found when they step.
         every: optimizer steps from one that is looked at to the next.
         guard: in which an error of ours does no harm.
+        run: that of the run log; None without one.
     """
 
     def __init__(
-        self, optimizers: Sequence[Optimizer], every: int, guard: Callable[[], AbstractContextManager[None]]
+        self,
+        optimizers: Sequence[Optimizer],
+        every: int,
+        guard: Callable[[], AbstractContextManager[None]],
+        run: str | None,
     ) -> None:
         self._every = every
         self._scaler: Any | None = None
@@ -41,7 +46,7 @@ class LoopClipAudit:
         self._looks = Looks(audited, guard, self._is_scaled)
         self._named: dict[int, Naming] = {}
         self._adaptive: dict[int, tuple[clip_adaptively, ClipCounts]] = {}
-        self._looks.listen()
+        self._looks.listen(run)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """A step is about to be made. One of an optimizer that was not known is looked at when it

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from lightning_gradwatch.store import common_store, is_distributed
 
 _WAIT = timedelta(seconds=60)
 """How long a rank waits to be told the folder; rank 0 may have no watch of its own."""
@@ -15,37 +16,28 @@ _WAIT = timedelta(seconds=60)
 
 def rank() -> int:
     """Of this process; 0 where there is but one."""
-    return torch.distributed.get_rank() if _is_distributed() else 0
+    return torch.distributed.get_rank() if is_distributed() else 0
 
 
 def is_alone() -> bool:
     """Whether there is but one process."""
-    return not _is_distributed() or torch.distributed.get_world_size() == 1
+    return not is_distributed() or torch.distributed.get_world_size() == 1
 
 
 def tell(key: str, text: str) -> None:
     """Rank 0 tells the others; it does not wait for them."""
-    _store().set(f"lightning_gradwatch/{key}", text)
+    common_store().set(f"lightning_gradwatch/{key}", text)
 
 
 def hear(key: str) -> str | None:
     """What rank 0 tells; None if it says nothing."""
     try:
-        _store().wait([f"lightning_gradwatch/{key}"], _WAIT)
+        common_store().wait([f"lightning_gradwatch/{key}"], _WAIT)
     except RuntimeError:
         return None
-    return _store().get(f"lightning_gradwatch/{key}").decode()
+    return common_store().get(f"lightning_gradwatch/{key}").decode()
 
 
 def gradients_are_averaged(model: nn.Module) -> bool:
     """Whether every rank sees the same gradients of the parameters."""
     return any(isinstance(module, DistributedDataParallel) for module in model.modules())
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _store() -> Any:
-    # Not a collective: one would hang where only some ranks watch.
-    return cast("Any", torch.distributed.distributed_c10d)._get_default_store()

@@ -108,9 +108,7 @@ class Session:
             unreachable = self._watching.unreachable(modules)
             self._watching.report_unreachable(unreachable, self.passes.moment)
             reachable = {name: module for name, module in modules.items() if name not in unreachable}
-            options = self._options.watch
-            if unreachable:
-                options = replace(options, find_cells=False)
+            options = replace(self._options.watch, find_cells=False) if unreachable else self._options.watch
             is_over = FitIsOver(self._on_call)
             watch = self._watching.watch = Watch(
                 self._root, reachable, options, lambda: self.passes.steps, is_over, lambda: self._optimizers
@@ -118,7 +116,8 @@ class Session:
             self._describe(modules)
             self._handles = hear_steps(self._optimizers, self._root, self._before_step, self._after_step)
             if steps_are_heard(self._model):
-                self._audit = LoopClipAudit(self._optimizers, self._options.every_n_steps, self.harmless)
+                every, run = self._options.every_n_steps, self._findings.run_id
+                self._audit = LoopClipAudit(self._optimizers, every, self.harmless, run)
             hook = ForwardHook(self._before_forward)
             self._handles.append(self._model.register_forward_pre_hook(hook, with_kwargs=True))
             self._endings.append(listen(self))

@@ -14,6 +14,7 @@ from lightning_gradwatch.events import ENDED, EventKind
 from lightning_gradwatch.runlog.measures import (
     Record,
     due,
+    due_timesteps,
     is_finite,
     median_horizon,
     middle,
@@ -142,6 +143,11 @@ class Evidence:
     def real_timesteps(self) -> int:
         """Its timesteps, without padding that the loss does not ask the gradient to cross."""
         return real_timesteps(self.typical)
+
+    @property
+    def due_timesteps(self) -> int:
+        """Those at or before the last one that the loss reaches."""
+        return due_timesteps(self.typical)
 
     @cached_property
     def lengths(self) -> tuple[int, int] | None:

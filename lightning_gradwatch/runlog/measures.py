@@ -29,13 +29,19 @@ def reach(record: Record | None) -> float:
     if record is None or record.get("horizon") is None or not is_finite(record) or growth(record) > EXPLODING_FACTOR:
         return 0.0
     horizon, censored = record["horizon"], bool(record["horizon_censored"])
-    return horizon + 0.5 * censored if horizon + censored >= VANISHING_SHARE * real_timesteps(record) else 0.0
+    return horizon + 0.5 * censored if horizon + censored >= VANISHING_SHARE * due_timesteps(record) else 0.0
 
 
 def real_timesteps(record: Record) -> int:
     """Of the longest sequence, without padding that the loss does not ask the gradient to cross."""
     real = record.get("real_timesteps")
     return record["timesteps"] if real is None else real
+
+
+def due_timesteps(record: Record) -> int:
+    """Those of them at or before the last one that the loss reaches."""
+    reached, of = due(record)
+    return max(real_timesteps(record) - (of - reached), 1) if reached else real_timesteps(record)
 
 
 def is_finite(record: Record) -> bool:

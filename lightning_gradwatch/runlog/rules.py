@@ -58,6 +58,11 @@ def _without_gradient(evidence: Evidence) -> Said | None:
     norms = [norm for record in evidence.last for norm in record["total"]]
     if any(norm > 0 for norm in norms):  # NaN stands where no sequence reached
         return None
+    if evidence.message(EventKind.FEW_TIMESTEPS_REACHED):
+        return (
+            Verdict.BARELY_REACHED,
+            "The loss reads the other direction alone: none of its own timesteps gets a gradient.",
+        )
     return Verdict.NOT_OBSERVED, evidence.message(EventKind.NOT_OBSERVED) or "No gradient reached its hidden states."
 
 
@@ -72,7 +77,12 @@ def _without_time(evidence: Evidence) -> Said | None:
     if evidence.left_out:
         return Verdict.UNDECIDED, LEFT_OUT
     said = evidence.message(EventKind.NOT_OBSERVED).partition(" was not observed.")[2].strip()
-    return Verdict.NOT_OBSERVED, said or "Its sequences have one timestep: nothing flows through time."
+    if evidence.truncated:
+        return Verdict.NOT_OBSERVED, said or WITHOUT_GRAPH
+    return (
+        Verdict.NOT_OBSERVED,
+        said or "Each backward pass was measured over one timestep of it: there is no way back through time to follow.",
+    )
 
 
 def _mismatched(evidence: Evidence) -> Said | None:
@@ -164,7 +174,7 @@ def _long(evidence: Evidence) -> Said | None:
     assert evidence.horizon is not None
     return (
         (Verdict.HEALTHY, f"{_fall(evidence)}.")
-        if evidence.horizon >= VANISHING_SHARE * evidence.real_timesteps
+        if evidence.horizon >= VANISHING_SHARE * evidence.due_timesteps
         else None
     )
 
@@ -184,7 +194,7 @@ def _shortened(evidence: Evidence) -> Said | None:
     """
     reached = max(evidence.before, key=reach, default=None)
     first, last = evidence.losses or (math.nan, math.nan)
-    far = max(evidence.horizon or 0, VANISHING_SHARE * evidence.real_timesteps)
+    far = max(evidence.horizon or 0, VANISHING_SHARE * evidence.due_timesteps)
     if reached is None or reach(reached) <= far or last > RISEN_LOSS * first > 0:
         return None
     earlier = f"at step {reached['step']} it reached {reached['horizon']}"
@@ -237,6 +247,8 @@ _PADDED = (
 
 LEFT_OUT = "Each of its calls has one timestep, and how far the gradient reaches from call to call was not measured."
 
+WITHOUT_GRAPH = "Each call has one timestep and is given a state without a graph: if it is carried over, nothing flows through time."
+
 HANDED_OVER = (
     "Each of its calls has one timestep, and the state that comes in is a leaf of its own: a gradient that is handed back by hand is in "
     "the totals, but how far it reaches was not measured."
@@ -270,6 +282,9 @@ def _speed(evidence: Evidence) -> str:
     parts: list[str] = []
     if evidence.lengths is not None:
         parts.append("its sequences have {:,} to {:,} timesteps".format(*evidence.lengths))
+    behind = evidence.real_timesteps - evidence.due_timesteps
+    if behind and not evidence.censored:
+        parts.append(f"no loss reaches its last {behind:,}" if behind > 1 else "no loss reaches its last one")
     if evidence.spread is not None:
         parts.append(f"{evidence.spread} in the last {evidence.spread.samples} samples")
     if evidence.rate is not None:

@@ -60,6 +60,11 @@ class RunLogWriter:
         except OSError as error:
             self._fail(error)
 
+    @property
+    def run_id(self) -> str | None:
+        """Of the run, the same on every rank; None where the header names none."""
+        return self._header.get("run_id")
+
     def profile(self, record: ProfileRecord) -> None:
         """Append one profile (rank 0; elsewhere nothing happens)."""
         if self._rank == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import importlib.util
 import logging
 import os
@@ -21,6 +23,7 @@ from lightning_gradwatch.callbacks import factory
 from lightning_gradwatch.cli import _SUBCOMMANDS, _parser
 from lightning_gradwatch.clip import AGC
 from lightning_gradwatch.report import explain
+from lightning_gradwatch.runlog.summary import Verdict
 from tests.models import TinyLanguageModel, sentences, trainer
 from tests.runlogs import write_run
 from tests.versions import cpu_scaler
@@ -86,6 +89,33 @@ def test_the_snippets_of_a_page_run(page, prepared):
         if needs_a_package_that_is_not_here(snippet):
             continue
         exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), prepared)
+
+
+def made_by(tree: ast.AST) -> set[str]:
+    """The names that a snippet imports, defines or assigns, arguments among them."""
+    nodes = list(ast.walk(tree))
+    imported = [one for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for one in node.names]
+    return {
+        *((one.asname or one.name).partition(".")[0] for one in imported),
+        *(node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)),
+        *(node.arg for node in nodes if isinstance(node, ast.arg)),
+        *(node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)),
+    }
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.stem)
+def test_a_page_says_where_each_name_comes_from(page):
+    """Pasted one after the other into an empty file, its snippets lack no import and no data."""
+    known = set(dir(builtins))
+    for snippet in map(ast.parse, blocks(page, "python")):
+        known |= made_by(snippet)
+        assert {node.id for node in ast.walk(snippet) if isinstance(node, ast.Name)} <= known
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_verdict_stands_in_the_table_of_verdicts(verdict):
+    """With a sign, on the page about the report."""
+    assert re.search(rf"^\| \S {verdict} \| ", text("how-to/read-the-report.md"), re.MULTILINE)
 
 
 def test_no_snippet_hides():

@@ -35,7 +35,8 @@ _RATE = (
 )
 _SPREAD = "<int:shortest> to« over» <int:longest>« or more» in the last <int:of> samples"
 _LENGTHS = "its sequences have <int:fewest> to <int:most> timesteps"
-_SPEED = f"« («{_LENGTHS}»«; »«{_SPREAD}»«; »«{_RATE}»)»"
+_BEHIND = "no loss reaches its last« <int:behind>»« one»"
+_SPEED = f"« («{_LENGTHS}»«; »«{_BEHIND}»«; »«{_SPREAD}»«; »«{_RATE}»)»"
 _FALL = (
     "The gradient falls under 1 % after <n:h>« of <int:t>» timesteps«, more than the <int:counted> that "
     "count»«, beside <int:more> more whose inputs are equal, as in padding»" + _SPEED
@@ -52,9 +53,18 @@ def rate(c: Context, m: Words) -> None:
         _in_words(c, m["words"], math.exp(float(m["rate"])))
     if "longest" in m:
         _spread(c, m)
+    if "behind" in m:
+        behind(c, m["behind"])
     if "fewest" in m:
         for said in (m["fewest"], m["most"]):
             timesteps(c, said)
+
+
+def behind(c: Context, said: str) -> None:
+    """How many timesteps lie behind the last one that the loss reaches."""
+    found = c.between(lambda one: (one.timesteps - one.reached[1], one.timesteps - one.reached[0]))
+    if found is not None:
+        c.number(said, *found, "the number of timesteps behind the loss")
 
 
 def _spread(c: Context, m: Words) -> None:
@@ -237,7 +247,22 @@ def growth(c: Context, said: str) -> None:
         c.number(said, *found, "the growth", slack=0.02)
 
 
-@SAID("Its sequences have one timestep: nothing flows through time.")
+@SAID(
+    "<int:behind> timestep«s» lie«s» behind the last one that the loss reads, where no gradient is due.",
+)
+def _behind(c: Context, m: Words) -> None:
+    behind(c, m["behind"])
+
+
+@SAID("The loss reads the other direction alone: none of its own timesteps gets a gradient.")
+@SAID(
+    "The other direction alone is read« in <int:samples> samples in a row»: none of the weights of this one learns anything."
+)
+def _unread(c: Context, m: Words) -> None:
+    _nothing_reached(c, m)
+
+
+@SAID("Each backward pass was measured over one timestep of it: there is no way back through time to follow.")
 def _one_timestep(c: Context, m: Words) -> None:
     c.verdict(all(one.timesteps == 1 for one in c.facts()), "they have more")
 

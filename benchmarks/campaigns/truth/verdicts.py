@@ -62,7 +62,7 @@ def _due(one: Facts) -> int:
 
 def _vanishing(c: Context, m: Words) -> None:
     late = of_late(c)
-    c.verdict(not late or any(one.horizon[0] < 0.5 * one.timesteps for one in late), "the horizon is long")
+    c.verdict(not late or any(one.horizon[0] < 0.5 * _due(one) for one in late), "the horizon is long")
     c.verdict(c.case.cause not in ("severed", "short reach"), f"it is {c.case.cause}")
 
 

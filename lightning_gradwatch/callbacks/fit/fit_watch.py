@@ -101,7 +101,7 @@ class FitWatch:
             unreachable = self._watching.unreachable(modules)
             self._report_unreachable(unreachable)
             self._steps.listen(self.trainer)
-            self.audit.listen()
+            self.audit.listen(self._recorder.run_id)
             reachable = {name: module for name, module in modules.items() if name not in unreachable}
             options = self._options.watch
             options = replace(options, find_cells=options.find_cells and not unreachable)

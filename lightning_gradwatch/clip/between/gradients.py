@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from lightning_gradwatch.audit import CHANGED, ClipSample
+from lightning_gradwatch.clip.between.parts import Norms, counts_here, is_sharded
 from lightning_gradwatch.clip.norms import tensor_norms
-from lightning_gradwatch.recurrent.measure.gradient_norm import PendingValues, numbers
+from lightning_gradwatch.recurrent.measure.gradient_norm import PendingValues, local, numbers
 
 _GROWN = 1e-4
 """Share of a parameter's norm. No rounding makes it larger by so much."""
@@ -35,22 +36,28 @@ def differ(before: Marks, after: Marks) -> bool:
 
 
 class Gradients:
-    """Their norms, on their way from the device, and their marks. Of sharded ones it is a
-    collective.
+    """Their norms, on their way from the device, and their marks; of sharded ones, of this
+    process's part.
 
     Args:
         parameters: those without a gradient are left out.
         scale: the gradient scaler's factor that is in them.
+
+    Attributes:
+        sharded: whether other processes hold parts of any.
+        counts: for each, whether this process's part counts in the whole.
     """
 
     def __init__(self, parameters: Iterable[Tensor], scale: Tensor | float = 1.0) -> None:
         gradients = {id(weight): weight.grad for weight in parameters if weight.grad is not None and weight.numel()}
         self.marks: Marks = {weight: _mark(gradient) for weight, gradient in gradients.items()}
+        self.sharded = any(map(is_sharded, gradients.values()))
+        self.counts = {weight: counts_here(gradient) for weight, gradient in gradients.items()} if self.sharded else {}
         self._pending: PendingValues | None = None
         if gradients:
             with torch.no_grad():
                 scaled = isinstance(scale, Tensor) or scale != 1.0  # which may leave no room for squares
-                norms = tensor_norms(list(gradients.values()), wide=scaled)
+                norms = tensor_norms([local(gradient) for gradient in gradients.values()], wide=scaled)
                 self._pending = PendingValues(
                     norms / scale if not isinstance(scale, Tensor) else norms / scale.to(norms.device)
                 )
@@ -63,8 +70,21 @@ class Gradients:
         """L2 norm by the identity of the parameter."""
         return {} if self._pending is None else dict(zip(self.marks, self._pending.values(), strict=True))
 
+    def part(self, places: Mapping[int, int]) -> Norms | None:
+        """What this process adds to the norms of sharded ones; None where they cannot be put
+        together.
 
-def sample_of(step: int, before: Gradients, after: Gradients, scale: float) -> ClipSample | None:
+        Args:
+            places: of each parameter, by its identity, in the optimizer.
+        """
+        if None in self.counts.values():
+            return None
+        return {places[weight]: norm if self.counts[weight] else 0.0 for weight, norm in self.norms().items()}
+
+
+def sample_of(
+    step: int, before: Gradients, after: Gradients, scale: float, whole: tuple[Norms, Norms] | None = None
+) -> ClipSample | None:
     """What became of the gradients; None where there were none, or one is not finite.
 
     A gradient that was taken away, or set to 0, is out of the comparison: that freezes a parameter,
@@ -72,8 +92,9 @@ def sample_of(step: int, before: Gradients, after: Gradients, scale: float) -> C
 
     Args:
         scale: as for :class:`ClipSample`.
+        whole: the norms before and after of sharded gradients, by the identity of the parameter.
     """
-    first, then = before.norms(), after.norms()
+    first, then = whole or (before.norms(), after.norms())
     both = [weight for weight in then if weight in first]
     if not all(math.isfinite(norms[weight]) for weight in both for norms in (first, then)):
         return None
@@ -88,7 +109,7 @@ def sample_of(step: int, before: Gradients, after: Gradients, scale: float) -> C
     uneven = bool(factors) and max(factors) - min(factors) > _ALIKE * max(factors)
     rest = any(first[weight] > 0 for weight in common if weight not in set(smaller))
     part = math.hypot(*(first[weight] for weight in smaller)) if smaller and rest else None
-    return ClipSample(step, norm, got, touched, grown, scale, part, uneven)
+    return ClipSample(step, norm, got, touched, grown, scale, part, uneven, before.sharded or after.sharded)
 
 
 def same(one: Gradients, other: Gradients) -> bool:
@@ -99,4 +120,5 @@ def same(one: Gradients, other: Gradients) -> bool:
 
 def _mark(gradient: Tensor) -> tuple[int, int]:
     values = numbers(gradient)
-    return values.data_ptr(), values._version  # pyright: ignore[reportPrivateUsage]
+    # Of a DTensor operations on one are counted, those on a list (clip_grad_norm_) are not.
+    return values.data_ptr(), values._version + gradient._version  # pyright: ignore[reportPrivateUsage]

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.audit import ClipEvidence, Clippers, Counted
-from lightning_gradwatch.audit.words import NO_GRADIENT
+from lightning_gradwatch.audit.words import ELSEWHERE, NO_GRADIENT, NOT_ALL, SCATTERED
 from lightning_gradwatch.clip.between.gradients import Gradients
 from lightning_gradwatch.clip.between.one_optimizer import AuditedOptimizer, touched
+from lightning_gradwatch.clip.between.parts import audit_name
 
 Guard = Callable[[], AbstractContextManager[None]]
 
@@ -44,12 +45,18 @@ class Looks:
         self.optimizers = list(optimizers)
         self._guard, self._inside, self._is_over = guard, inside, is_over
         self.backwards = 0
+        self._name = ""
         self._handles: dict[int, RemovableHandle] = {}
         self._after: list[RemovableHandle] = []
         self._suspicions: list[tuple[AuditedOptimizer, AuditedOptimizer, int, Gradients]] = []
 
-    def listen(self) -> None:
-        """Hear of the optimizers' steps."""
+    def listen(self, run: str | None) -> None:
+        """Hear of the optimizers' steps.
+
+        Args:
+            run: that of the run log, which is the same on every process; None without one.
+        """
+        self._name = audit_name(run)
         for one in self.optimizers:
             self._hear(one)
 
@@ -59,7 +66,7 @@ class Looks:
         self._hear(one)
 
     def _hear(self, one: AuditedOptimizer) -> None:
-        optimizer = one.optimizer
+        optimizer, one.name = one.optimizer, f"{self._name}/{one.index}"
         self._handles[id(one)] = optimizer.register_step_pre_hook(partial(self._before_step, one))
         self._after.append(optimizer.register_step_post_hook(partial(self._after_step, one)))
 
@@ -111,7 +118,7 @@ class Looks:
         """
         for one in self.optimizers:
             one.read(wait=wait)
-        acted = {one.index for one in self.optimizers if any(sample.touched for sample in one.samples)}
+        acted = {one.index for one in self.optimizers if any(s.touched or s.clipped for s in one.samples)}
         meant = {one.index for one in self.optimizers if one.elsewhere}  # it was clipped at the wrong one's turn
         return [
             ClipEvidence(
@@ -123,8 +130,9 @@ class Looks:
                 counted=counted(one, who),
                 stale=one.stale,
                 elsewhere=sum(sample.step in one.elsewhere for sample in one.samples),
-                unseen=unseen if one.steps and not self.backwards else NO_GRADIENT * (0 < one.looked == one.bare),
+                unseen=unseen if one.steps and not self.backwards else _why_unseen(one),
                 for_others=bool((acted | meant) - {one.index}),
+                probes=one.probes,
             )
             for one, who in zip(self.optimizers, clippers, strict=True)
         ]
@@ -136,6 +144,9 @@ class Looks:
         self._handles.clear()
         self._after.clear()
         self._suspicions.clear()
+        for one in self.optimizers:
+            if one.parts is not None:
+                one.parts.leave()
 
     def _before_step(self, one: AuditedOptimizer, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Without a closure the gradients are at hand; with one, when it has run."""
@@ -155,6 +166,7 @@ class Looks:
     def _after_closure(self, one: AuditedOptimizer, closure: Callable[[], Any]) -> Any:
         """Of a line search only the first evaluation is looked at: the others are probes."""
         result = closure()
+        one.probes += one.is_looked_at
         self._gets(one)
         return result
 
@@ -170,3 +182,10 @@ class Looks:
     def _after_step(self, one: AuditedOptimizer, *_: Any) -> None:
         one.steps += 1
         one.at_backward = self.backwards
+
+
+def _why_unseen(one: AuditedOptimizer) -> str:
+    """Why there is no sample of it, should there be none."""
+    if one.parts is not None and (one.parts.missing or not one.parts.collects):
+        return NOT_ALL if one.parts.collects else ELSEWHERE
+    return SCATTERED if one.scattered else NO_GRADIENT * (0 < one.looked == one.bare)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from lightning_gradwatch.audit import ClipSample
 from lightning_gradwatch.clip.between.gradients import Gradients, Marks, differ, marks, same, sample_of
 from lightning_gradwatch.clip.between.parameters import parameters_of
+from lightning_gradwatch.clip.between.parts import Norms, Parts, holders
 
 
 @dataclass(slots=True)
@@ -34,10 +35,14 @@ class Look:
         """Whether :meth:`sample` need not wait for the device."""
         return self.before.ready() and self.after.ready()
 
-    def sample(self) -> ClipSample | None:
-        """What it showed."""
+    def sample(self, whole: tuple[Norms, Norms] | None = None) -> ClipSample | None:
+        """What it showed.
+
+        Args:
+            whole: as for :func:`sample_of`.
+        """
         late = self.inside or (self.between is not None and not same(self.before, self.between))
-        return sample_of(self.step, self.before, self.after, float(self.scale) if late else 1.0)
+        return sample_of(self.step, self.before, self.after, float(self.scale) if late else 1.0, whole)
 
 
 @dataclass(slots=True)
@@ -48,6 +53,7 @@ class AuditedOptimizer:
         index: which of the Trainer's it is.
         every: steps from one that is looked at to the next.
         since: the first step that can be looked at.
+        name: of the optimizer, the same on every process, where its gradients are sharded.
 
     Attributes:
         steps: that it took in this fit.
@@ -55,12 +61,16 @@ class AuditedOptimizer:
         at_backward: how many backward passes there had been at its last step.
         elsewhere: steps at which others' gradients had been written to in its stead, for nothing.
         looked: how many steps were looked at; ``bare``: on how many no parameter had a gradient.
+        probes: further gradients of these steps, which were not looked at.
+        parts: of sharded gradients; None where they are whole.
+        scattered: whether they are sharded so that no one process can put them together.
     """
 
     index: int
     optimizer: Optimizer
     every: int
     since: int = 0
+    name: str = ""
     steps: int = 0
     backward: Gradients | None = None
     scale: Tensor | float = 1.0
@@ -71,6 +81,10 @@ class AuditedOptimizer:
     elsewhere: set[int] = field(default_factory=set[int])
     looked: int = 0
     bare: int = 0
+    probes: int = 0
+    parts: Parts | None = None
+    scattered: bool = False
+    _given: dict[int, Look] = field(default_factory=dict[int, Look])
     _looks: list[Look] = field(default_factory=list[Look])
     _left: Marks = field(default_factory=dict[int, tuple[int, int]])
     _looked_at: int = -1
@@ -78,7 +92,12 @@ class AuditedOptimizer:
     @property
     def due(self) -> bool:
         """Whether the next step is to be looked at."""
-        return (self.steps - self.since) % self.every == 0 and self._looked_at != self.steps
+        return (self.steps - self.since) % self.every == 0 and not self.is_looked_at
+
+    @property
+    def is_looked_at(self) -> bool:
+        """Whether the next step has been, as where its closure makes another gradient."""
+        return self._looked_at == self.steps
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -133,9 +152,38 @@ class AuditedOptimizer:
     def read(self, *, wait: bool) -> None:
         """Take what has arrived from the device; with ``wait``, everything."""
         while self._looks and (wait or self._looks[0].ready()):
-            sample = self._looks.pop(0).sample()
-            if sample is not None:
-                self.samples.append(sample)
+            look = self._looks.pop(0)
+            if look.before.sharded or look.after.sharded:
+                self._give(look)
+            else:
+                self._keep(look.sample())
+        if self.parts is not None:
+            self._take(self.parts, wait=wait)
+
+    def _keep(self, sample: ClipSample | None) -> None:
+        if sample is not None:
+            self.samples.append(sample)
+
+    def _give(self, look: Look) -> None:
+        """Tell the other processes what this one holds of sharded gradients."""
+        places = {id(weight): place for place, weight in enumerate(self.parameters)}
+        before, after = look.before.part(places), look.after.part(places)
+        ranks = holders(self.parameters) if self.parts is None else []
+        if before is None or after is None or ranks is None:
+            self.scattered = True
+            return
+        self.parts = self.parts or Parts(self.name, ranks)
+        self.parts.give(look.step, before, after)
+        self._given[look.step] = look
+
+    def _take(self, parts: Parts, *, wait: bool) -> None:
+        """Keep what has arrived from all processes."""
+        ids = [id(weight) for weight in self.parameters]
+        for step, before, after in parts.take(wait=wait):
+            whole = tuple({ids[place]: norm for place, norm in norms.items()} for norms in (before, after))
+            self._keep(self._given.pop(step).sample((whole[0], whole[1])))
+        if parts.missing or not parts.collects:
+            self._given.clear()
 
 
 def touched(others: Iterable[AuditedOptimizer], backward: int) -> list[AuditedOptimizer]:

@@ -54,12 +54,16 @@ scaled, or with some units dropped.
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """In a sentence, how the state of a module or tap is severed. ``is_note``: it may well be
-    meant so.
+    """In a sentence, how the state of a module or tap is severed.
+
+    Args:
+        is_note: it may well be meant so.
+        remedy: where it is not that of all others.
     """
 
     words: str
     is_note: bool = False
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ def severed(calls: Sequence[RecurrentCall | Loop | Scan]) -> dict[str, How]:
 
 
 def _how(calls: Sequence[RecurrentCall | Loop]) -> How | None:
-    uses = [use for call in calls for use in _uses(call)]
+    uses = [use for call in calls for use in uses_of(call)]
     if len(uses) < FEW or any(use.timesteps > 1 for use in uses):
         return None
     latest = Latest([use.edges for use in uses])
@@ -122,7 +126,8 @@ def _how(calls: Sequence[RecurrentCall | Loop]) -> How | None:
     return None
 
 
-def _uses(call: RecurrentCall | Loop) -> list[Use]:
+def uses_of(call: RecurrentCall | Loop) -> list[Use]:
+    """Its calls, or its states where they are tapped."""
     if isinstance(call, RecurrentCall):
         given = tuple(state for state in (call.h0, call.c0) if state is not None)
         made = tuple(state for state in (call.h_n, call.c_n) if state is not None)

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
 from lightning_gradwatch.recurrent.chain import Chain
+from lightning_gradwatch.recurrent.graph.between import come_from_itself
 from lightning_gradwatch.recurrent.graph.latest import Latest
 from lightning_gradwatch.recurrent.loop import Loop
 from lightning_gradwatch.recurrent.scan import Scan
 
 BIDIRECTIONAL = "its state goes on from call to call, and calls of a bidirectional module are measured each by itself"
 PACKED = "its state goes on from call to call, and calls with packed sequences are measured each by itself"
+RETAINED = (
+    "its state comes from a call that an earlier backward pass went back through, and each call is measured by itself"
+)
 RESIZED = "its state goes on from call to call in batches of different sizes, and each call is measured by itself"
 
 
@@ -32,7 +36,10 @@ def stitch(calls: Sequence[RecurrentCall | Loop | Scan]) -> list[RecurrentCall |
     for of_module in by_module.values():
         first = of_module[0].index
         for place, chain in enumerate(_chains(of_module)):  # they are counted anew: many calls may have become one
-            one = chain.calls[0] if len(chain.calls) == 1 else chain
+            begin = chain.calls[0]
+            if begin.unjoined is None and come_from_itself((begin.h0, begin.c0), begin.weights):
+                begin.unjoined = RETAINED
+            one = begin if len(chain.calls) == 1 else chain
             one.index = first + place
             stitched.append(one)
     return [*stitched, *(call for call in calls if not isinstance(call, RecurrentCall))]

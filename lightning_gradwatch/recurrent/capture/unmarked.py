@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_gradwatch.recurrent.call import RecurrentCall
+from lightning_gradwatch.recurrent.graph.between import nodes_until
+from lightning_gradwatch.recurrent.graph.edges import edge_of
 from lightning_gradwatch.recurrent.graph.rounds import (
     Rounds,
     are_alike,
@@ -132,11 +134,19 @@ def _states(calls: Iterable[RecurrentCall | Loop | Scan]) -> set[Node]:
     for call in calls:
         if isinstance(call, RecurrentCall):
             nodes.update(edge[0] for edge in call.edges.made if edge is not None)
+            nodes.update(_within(call) if call.by_operator else ())
         elif isinstance(call, Scan):
             nodes.update(_behind(call.node))
         else:
             nodes.update(state.edge.node for state in call.states)
     return nodes
+
+
+def _within(call: RecurrentCall) -> list[Node]:
+    """The operations of a call itself, which on a CPU goes through its timesteps one by one."""
+    given = (call.edges.input, *call.edges.given, *map(edge_of, call.weights))
+    made = [edge[0] for edge in call.edges.made if edge is not None]
+    return nodes_until(made, {edge[0] for edge in given if edge is not None})
 
 
 def _behind(node: Node | None) -> set[Node]:

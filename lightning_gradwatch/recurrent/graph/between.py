@@ -48,6 +48,15 @@ def leads_to_weights(tensor: Tensor) -> bool:
     return len(nodes) >= MOST_NODES or any(isinstance(leaf, nn.Parameter) for leaf in leaves)
 
 
+def come_from_itself(states: Iterable[Tensor | None], weights: Iterable[Tensor]) -> bool:
+    """Whether states that come in were made with the very weights that they go into, as those that
+    an earlier backward pass went back through. It walks through the graph: for sampled steps.
+    """
+    nodes = nodes_until([state.grad_fn for state in states if state is not None], [])
+    behind = {id(getattr(node, "variable", None)) for node in nodes}
+    return any(id(weight) in behind for weight in weights)
+
+
 def is_reached(roots: Iterable[Node | None], target: Node, past: Collection[Node] = ()) -> bool:
     """Whether a gradient can flow from a root to the target without passing through ``past``."""
     return target in _reachable([root for root in roots if root is not None], [target], past)[1]

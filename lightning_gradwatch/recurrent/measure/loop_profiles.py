@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_gradwatch.padding import find_ends
 from lightning_gradwatch.profile import Floats, Profile
 from lightning_gradwatch.recurrent import axes
+from lightning_gradwatch.recurrent.graph.between import come_from_itself
 from lightning_gradwatch.recurrent.initial_state import is_handed_over
 from lightning_gradwatch.recurrent.layout import pick_sequences
 from lightning_gradwatch.recurrent.loop import Loop, LoopState
@@ -63,6 +64,7 @@ def loop_profiles(loop: Loop, max_sequences: int | None) -> list[Profile]:
         ends=find_ends(*runs, reverse=False, lengths=tuple(lengths), sent=totals[0], alone=loop.totals_are_lagged),
         handed_over=any(is_handed_over(state) for _, state in loop.steps[0].given),
         with_gradient=int(reached.sum()),
+        unjoined=come_from_itself((state for _, state in loop.steps[0].given), (weight for _, weight in loop.weights)),
     )
     return [
         made(state=name, primary=not i, total=total)

@@ -77,7 +77,8 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
     )
     made: list[Profile] = []
     for layer, direction, ends in _ends(call, swept):
-        one = swept.directions[layer][direction]
+        pair = swept.directions[layer]
+        one = pair[direction]
         of_layer = partial(
             of_call,
             layer=layer,
@@ -86,6 +87,7 @@ def profiles(call: RecurrentCall, swept: Sweep, saturation: Saturations | None =
             ends=ends,
             gate_gradient=one.gate_share() if learns(call) else None,
             saturation=None if saturation is None else saturation[layer][direction],
+            unread=not _is_reached(one) and any(map(_is_reached, pair)),
             whole=_whole(one, layout, direction),
         )
         made += [of_layer(**of_state) for of_state in _states(one, layout, direction)]
@@ -130,6 +132,11 @@ def _whole(one: DirectionSweep, layout: Layout, direction: int) -> Floats | None
     if one.total_cell is None:
         return None
     return by_time(torch.hypot(one.total[:, 0], one.total_cell[:, 0]), layout, direction)
+
+
+def _is_reached(one: DirectionSweep) -> bool:
+    """Whether any state of a layer and direction gets a gradient."""
+    return bool(one.total[:, 0].any()) or (one.total_cell is not None and bool(one.total_cell[:, 0].any()))
 
 
 def _sent(one: DirectionSweep) -> axes.Float[Tensor, "time sequence"]:

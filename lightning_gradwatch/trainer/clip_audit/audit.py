@@ -26,8 +26,7 @@ from lightning_gradwatch.trainer.mixed_precision import active_scaler, is_unscal
 
 class ClipAudit:
     """Of one fit. Ordinary steps cost no operation on a tensor: of each optimizer the first step is
-    looked at, and then every ``every``-th. Sharded gradients are reduced by collectives, which all
-    ranks reach, since all count the same steps.
+    looked at, and then every ``every``-th.
 
     Args:
         trainer, module: whose fit it is.
@@ -47,10 +46,14 @@ class ClipAudit:
         self._tally = Tally(trainer, module)
         self._clippers: list[Clippers] | None = None
 
-    def listen(self) -> None:
-        """Hear of the optimizers' steps."""
+    def listen(self, run: str | None) -> None:
+        """Hear of the optimizers' steps.
+
+        Args:
+            run: that of the run log; None without one.
+        """
         keep_step_hooks(one.optimizer for one in self._looks.optimizers)
-        self._looks.listen()
+        self._looks.listen(run)
 
     def begin_batch(self) -> None:
         """Another batch begins."""

@@ -1,5 +1,6 @@
 """From a recurrent call to its profiles: one for each layer, direction and state."""
 
+# Over 300 lines: one way from a sweep to profiles, that of a call and that of calls which continue one another.
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -92,7 +92,7 @@ class GradWatch(WatchArguments, WatchResults, Callback):
             :class:`Detector`. Each fit begins with a copy of them. An error in one is a warning.
         influence: measure on sampled steps also what reaches the *inputs* of each fused module,
             ∂L/∂x_t and ∂L_τ/∂x_t by lag: profiles of the ``state`` ``x``. A sample costs a tenth
-            more.
+            more. Of cells in a loop, modules fed piece by piece, taps and scans it is not measured.
         enabled: False switches everything off.
 
     Attributes:

@@ -1,6 +1,6 @@
 """From a recurrent call to its profiles: one for each layer, direction and state."""
 
-# Over 300 lines: one way from a sweep to profiles, that of a call and that of calls which continue one another.
+# Over 300 lines: one way from a sweep to profiles, of a call and of calls that go on from others.
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -28,17 +28,23 @@ class FirstWord:
         self._fresh: list[Record] = []
         self._axes: set[Axes] = set()
         self._severed: list[Event] = []
-        self._heard: set[str] = set()
+        self._heard: dict[str, int] = {}  # when
         self._said: set[str] = set()
         self.doubts: list[str] = []
 
     def hear(self, records: Iterable[Record], batch: Any = None) -> None:
         """The records of a sampled step, and what the training step was given."""
-        fresh = [record for record in records if record["module"] not in self._said]
+        fresh = [record for record in records if self._is_first(record)]
         if fresh:
-            self._heard |= {record["module"] for record in fresh}
             self._fresh += fresh
             self._axes |= axes_of(batch)
+
+    def _is_first(self, record: Record) -> bool:
+        """Whether it is of the first step that its module was sampled in: later ones are not kept,
+        though nobody may ask for a word.
+        """
+        module = record["module"]
+        return module not in self._said and self._heard.setdefault(module, record["step"]) == record["step"]
 
     def hear_event(self, event: Event) -> None:
         """An event: of some modules there is nothing else, as their states cannot be followed."""
@@ -54,7 +60,7 @@ class FirstWord:
             loaded: how many examples the loader puts into a batch, if that is known.
         """
         lines = self._of_samples(events, loaded()) if self._fresh else []
-        self._said |= self._heard
+        self._said |= set(self._heard)
         new = {str(event.module): event for event in self._severed if event.module not in self._said}
         self._severed, self._said = [], self._said | set(new)
         lines += [f"GradWatch, step {event.step}: {module}. {event.message}" for module, event in new.items()]

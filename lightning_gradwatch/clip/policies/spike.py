@@ -19,8 +19,7 @@ from lightning_gradwatch.clip.policies.reasons import (
 from lightning_gradwatch.clip.policies.step_length import StepLength
 from lightning_gradwatch.clip.policy import ArgumentsMixin, Decision, StepReading, describe, ratio, usable
 
-FACTOR, MEMORY, WINDOW, LONGEST_STEP = 10.0, 1000, 20, 0.3  # the arguments' defaults
-_FIRST_NAME = "Spike(least_factor=30.0, peak_factor=8.0, most_factor=100.0, window=20, longest_step=0.2)"
+_first_name = "Spike(least_factor=30.0, peak_factor=8.0, most_factor=100.0, window=20, longest_step=0.2)"
 
 RANK = 3  # norms: so many that are as large make it a part of the run; explosions: so many in a row have to be left
 MOST_EXPLAINED = 30.0  # times: by so much more norm a step may have because its loss is larger; a corrupted target is
@@ -85,13 +84,7 @@ class Spike(ArgumentsMixin):
     wants_growth = True
     wants_loss = True
 
-    def __init__(
-        self,
-        factor: float = FACTOR,
-        memory: int = MEMORY,
-        window: int = WINDOW,
-        longest_step: float = LONGEST_STEP,
-    ) -> None:
+    def __init__(self, factor: float = 10.0, memory: int = 1000, window: int = 20, longest_step: float = 0.3) -> None:
         number = functools.partial(arguments.number, owner=self)
         rule, remedy = "finite and > 1", "Leave it at 10; lower clips sooner."
         self.factor = number("factor", factor, lambda f: 1 < f < math.inf, rule, remedy)
@@ -112,8 +105,8 @@ class Spike(ArgumentsMixin):
         """What a checkpoint calls it. With its defaults, it is as 0.1.0 called it with its own: a
         run is gone on from, whatever its arguments are called today.
         """
-        defaults = (FACTOR, MEMORY, WINDOW, LONGEST_STEP)
-        return _FIRST_NAME if tuple(self.arguments().values()) == defaults else describe(self)
+        own = describe(self)
+        return _first_name if own == describe(Spike()) else own
 
     @property
     def wants_parameter_norm(self) -> bool:

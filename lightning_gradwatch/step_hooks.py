@@ -1,9 +1,10 @@
-"""Hooks on the steps of optimizers, where PyTorch has let go of them."""
+"""Hooks on the steps of optimizers: called once a step, and where PyTorch has let go of them."""
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,26 @@ _UNHEARD = (
     "the hooks from optimizers at the first torch.compile, and its scheduler holds on to that. Begin before the "
     "scheduler is made, or use PyTorch 2.4 or later."
 )
+
+
+def once_a_step(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, which does nothing where a class's step has called that of a class which it is
+    derived from: PyTorch calls all hooks in each of the two.
+    """
+
+    def heard(optimizer: Optimizer, *more: Any) -> Any:
+        return None if _steps_within_a_step(optimizer) else hook(optimizer, *more)
+
+    return heard
+
+
+def _steps_within_a_step(optimizer: Optimizer) -> bool:
+    # By the calls that are going on, and not by what was counted: a step may end in an error.
+    frame, steps = sys._getframe(2), 0  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and steps < 2:
+        steps += frame.f_code is _CALLS_HOOKS and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return steps == 2
 
 
 def keep_step_hooks(optimizers: Iterable[Optimizer] = ()) -> None:
@@ -44,10 +65,13 @@ def _kinds(kind: type[Optimizer]) -> Iterator[type[Optimizer]]:
 
 
 def _calls_hooks(step: Any) -> bool:
-    calls = cast("Any", Optimizer.profile_hook_step(_nothing)).__code__
-    while step is not None and getattr(step, "__code__", None) is not calls:
+    while step is not None and getattr(step, "__code__", None) is not _CALLS_HOOKS:
         step = getattr(step, "__wrapped__", None)
     return step is not None
 
 
 def _nothing() -> None: ...
+
+
+_CALLS_HOOKS = cast("Any", Optimizer.profile_hook_step(_nothing)).__code__
+"""What PyTorch wraps around the step of each class."""

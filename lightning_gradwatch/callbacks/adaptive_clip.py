@@ -5,7 +5,6 @@ whose gradients are not finite.
 # Over 300 lines: the docstring of what users add says every argument and logged key.
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from lightning_gradwatch.callbacks.output.clip_recorder import ClipRecorder
 from lightning_gradwatch.callbacks.output.run_folder import identity
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
+from lightning_gradwatch.clip.step.losses import PassLosses
 from lightning_gradwatch.clip.step.nonfinite_step import NonFiniteGradientError
 from lightning_gradwatch.clip.step.state import OptimizerState
 from lightning_gradwatch.events import Event
@@ -46,11 +46,6 @@ from lightning_gradwatch.trainer.optimizer_steps import index_of
 from lightning_gradwatch.trainer.through_time import HeldThroughTime
 
 __all__ = ["AdaptiveClip", "NonFiniteGradientError"]
-
-_MOST_PASSES = 64
-"""Backward passes whose losses are kept for one step: where none is taken, they are not to pile up
-without end.
-"""
 
 
 class AdaptiveClip(ClipFacts, Callback):
@@ -158,8 +153,7 @@ class AdaptiveClip(ClipFacts, Callback):
         self._through_time, self._growth = HeldThroughTime(clip_through_time, omega), GrowthReading()
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
-        self._losses: deque[Tensor] = deque(maxlen=_MOST_PASSES)  # of the passes since the last step
-        self._stepped = False  # since the last pass
+        self._losses = PassLosses()
         self._search = LineSearch()
         self._acting = True
         self._deferring = False
@@ -219,17 +213,8 @@ class AdaptiveClip(ClipFacts, Callback):
         """
         self._through_time.before_backward(trainer, pl_module)
         self._growth.before_backward(trainer)
-        self._begin_pass()
-        if self._acting and loss.numel() == 1:
-            self._losses.append(as_returned(loss, trainer, pl_module))
-
-    def _begin_pass(self) -> None:
-        """Forget the losses of what was stepped with: all optimizers that step before the next
-        backward pass have them in common.
-        """
-        if self._stepped:
-            self._losses.clear()
-            self._stepped = False
+        known = self._acting and loss.numel() == 1
+        self._losses.begin_pass(as_returned(loss, trainer, pl_module) if known else None)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, decide, act."""
@@ -292,7 +277,7 @@ class AdaptiveClip(ClipFacts, Callback):
         self._recorder.resume(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**without_module(self), "_losses": deque[Tensor](maxlen=_MOST_PASSES)}
+        return without_module(self)
 
     @property
     def _nonfinite(self) -> NonFinite:
@@ -314,7 +299,6 @@ class AdaptiveClip(ClipFacts, Callback):
         groups = self._groups.of(module, optimizer, state)
         if not groups:
             return
-        self._stepped = True
         step = ClipStep(
             self._clip_events,
             self._nonfinite,
@@ -324,4 +308,4 @@ class AdaptiveClip(ClipFacts, Callback):
             direct=self._growth.norms,
             loss_scale=self._growth.scale,
         )
-        step.take(record, optimizer, index, groups, state, list(self._losses))
+        step.take(record, optimizer, index, groups, state, self._losses.of_step())

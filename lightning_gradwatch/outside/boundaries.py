@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.recurrent.capture.compiled import is_compiling
 from lightning_gradwatch.recurrent.pause import is_paused
-from lightning_gradwatch.step_hooks import keep_step_hooks
+from lightning_gradwatch.step_hooks import keep_step_hooks, once_a_step
 
 MOST_FORWARDS = 32
 """Passes of the whole model with no backward pass after them: so many are kept. More are no
@@ -80,10 +80,12 @@ def hear_steps(
     model's parameters.
     """
 
+    @once_a_step
     def pre(optimizer: Optimizer, *_: Any) -> None:
         if optimizers or _holds(optimizer, model):
             before(optimizer)
 
+    @once_a_step
     def post(optimizer: Optimizer, *_: Any) -> None:
         if optimizers or _holds(optimizer, model):
             after(optimizer)

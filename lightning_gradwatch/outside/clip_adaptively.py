@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
+from lightning_gradwatch.clip.step.losses import PassLosses
 from lightning_gradwatch.clip.step.state import ClipCounts, clip_counts
 from lightning_gradwatch.events import Event
 from lightning_gradwatch.findings.clip_events import ClipEvents, closing_line
@@ -31,9 +31,8 @@ from lightning_gradwatch.outside.run_log import close_run_log, open_run_log
 from lightning_gradwatch.outside.terminal import say
 from lightning_gradwatch.recurrent.capture.direct_norm import DirectNorms
 from lightning_gradwatch.scaler import scale_of
-from lightning_gradwatch.step_hooks import keep_step_hooks
+from lightning_gradwatch.step_hooks import keep_step_hooks, once_a_step
 
-_MOST_PASSES = 64  # whose losses are kept: where no step is taken, they are not to pile up
 _clipped: WeakKeyDictionary[Optimizer, clip_adaptively] = WeakKeyDictionary()
 
 
@@ -111,8 +110,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
                 )
         self._states = [self._groups.new_state() for _ in self._optimizers]
         self._record, self._events = LoopStep(on_event, log, len(self._optimizers) > 1), ClipEvents()
-        self._losses: deque[Tensor] = deque(maxlen=_MOST_PASSES)  # of the passes since the last step
-        self._stepped = False  # since the last pass
+        self._losses = PassLosses()
         self._acting = True
         self._loss_scale: Tensor | float = 1.0
         writer = self._record.sink.log = None if dirpath is None else open_run_log(dirpath, self)
@@ -122,8 +120,8 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         keep_step_hooks(self._optimizers)
         for one in self._optimizers:
             _clipped[one] = self
-            self._endings.append(one.register_step_pre_hook(self._before_step).remove)
-            self._endings.append(one.register_step_post_hook(self._after_step).remove)
+            self._endings.append(one.register_step_pre_hook(once_a_step(self._before_step)).remove)
+            self._endings.append(one.register_step_post_hook(once_a_step(self._after_step)).remove)
 
     @property
     def events(self) -> list[Event]:
@@ -183,13 +181,9 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         """Keep the loss, to be read together with the norm. Of several processes each has its own:
         then none is kept.
         """
-        if self._stepped:  # all optimizers that step before the next pass have its losses in common
-            self._losses.clear()
-            self._stepped = False
         self._loss_scale = 1.0 if scaler is None else scale_of(scaler)
-        if loss is not None and loss.numel() == 1 and is_alone():
-            value = loss.detach()
-            self._losses.append(value if scaler is None else value / scale_of(scaler))
+        known = loss.detach() if loss is not None and loss.numel() == 1 and is_alone() else None
+        self._losses.begin_pass(known if known is None or scaler is None else known / self._loss_scale)
 
     def _listens_for_growth(self) -> DirectNorms:
         direct, policies = DirectNorms(), [policy for state in self._states for policy in state.policies()]
@@ -244,7 +238,6 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         if not groups:
             return
         scale = unscale(optimizer, [gradient for group in groups for gradient in group.gradients])
-        self._stepped = True
         step = ClipStep(
             self._events,
             self._nonfinite,
@@ -252,4 +245,4 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
             direct=self._direct,
             loss_scale=self._loss_scale,
         )
-        step.take(self._record, optimizer, index, groups, state, list(self._losses))
+        step.take(self._record, optimizer, index, groups, state, self._losses.of_step())

@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradwatch.step_hooks import keep_step_hooks
+from lightning_gradwatch.step_hooks import keep_step_hooks, once_a_step
 from lightning_gradwatch.trainer.compat import Trainer
 
 
@@ -31,7 +31,7 @@ class OptimizerSteps:
         """Count the bare steps too. Only where the model optimizes by hand are there any."""
         if not trainer.lightning_module.automatic_optimization:
             keep_step_hooks()
-            self._handles = [one.register_step_post_hook(self._stepped) for one in trainer.optimizers]
+            self._handles = [one.register_step_post_hook(once_a_step(self._stepped)) for one in trainer.optimizers]
 
     def announce(self, optimizer: Optimizer) -> None:
         """Lightning is about to make a step of it, and will count it."""

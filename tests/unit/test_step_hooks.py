@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch import Norm, clip_adaptively, load_run, watch
-from lightning_gradwatch.step_hooks import keep_step_hooks
+from lightning_gradwatch.step_hooks import keep_step_hooks, once_a_step
 from tests.versions import TORCH
 
 KINDS = [torch.optim.SGD, torch.optim.AdamW, torch.optim.SparseAdam]
@@ -33,6 +33,67 @@ def test_each_hook_is_called_once_a_step(kind: Callable[..., torch.optim.Optimiz
         keep_step_hooks()
     optimizer.step()
     assert calls == ["before", "after"]
+
+
+class Derived(torch.optim.SGD):
+    """Its step calls that of its class, which PyTorch has call all hooks as well."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.fixture
+def derived() -> Derived:
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)  # from the first one on the class calls hooks
+    return Derived([nn.Parameter(torch.ones(2))], 0.1)
+
+
+def test_a_step_within_a_step_is_not_heard(derived: Derived) -> None:
+    """Nor is anything lost after a step that ended in an error, or of another optimizer within it."""
+    other, calls = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), []
+    bare: list[int] = []
+    handles = [derived.register_step_pre_hook(lambda *_: bare.append(1))]
+    for one in (derived, other):
+        handles.append(one.register_step_pre_hook(once_a_step(lambda one, *_: calls.append(("before", one)))))
+        handles.append(one.register_step_post_hook(once_a_step(lambda one, *_: calls.append(("after", one)))))
+
+    def fails() -> float:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        derived.step(fails)
+    assert calls == [("before", derived)]
+    calls.clear()
+    derived.step(lambda: other.step() or 0.0)
+    assert calls == [("before", derived), ("before", other), ("after", other), ("after", derived)]
+    assert len(bare) == 4  # PyTorch itself calls a hook twice
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("closure", [True, False])
+def test_such_an_optimizer_is_clipped_and_counted_once_a_step(derived: Derived, closure: bool, tmp_path) -> None:
+    """With a closure too; and the steps of a loop are those that were taken."""
+    model = nn.RNN(2, 3, batch_first=True)
+    derived.add_param_group({"params": list(model.parameters())})
+
+    def loss() -> torch.Tensor:
+        derived.zero_grad()
+        value = model(torch.ones(2, 4, 2))[0].pow(2).sum()
+        value.backward()
+        return value
+
+    clipping = clip_adaptively(derived, Norm(max_norm=1e-3))
+    with watch(model, derived, every_n_steps=1, dirpath=tmp_path / "run") as looking, clipping:
+        for _ in range(3):
+            if closure:
+                derived.step(loss)
+            else:
+                loss()
+                derived.step()
+    assert clipping.clip_counts(derived).steps == 3
+    assert [record["step"] for record in load_run(tmp_path / "run").profile_records] == [0, 1, 2]
+    assert looking.clipping[0].steps == 3
 
 
 def test_no_step_function_is_replaced_where_pytorch_keeps_hooks() -> None:

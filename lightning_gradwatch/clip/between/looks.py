@@ -18,6 +18,7 @@ from lightning_gradwatch.audit.words import ELSEWHERE, NO_GRADIENT, NOT_ALL, SCA
 from lightning_gradwatch.clip.between.gradients import Gradients
 from lightning_gradwatch.clip.between.one_optimizer import AuditedOptimizer, touched
 from lightning_gradwatch.clip.between.parts import audit_name
+from lightning_gradwatch.step_hooks import once_a_step
 
 Guard = Callable[[], AbstractContextManager[None]]
 
@@ -67,8 +68,8 @@ class Looks:
 
     def _hear(self, one: AuditedOptimizer) -> None:
         optimizer, one.name = one.optimizer, f"{self._name}/{one.index}"
-        self._handles[id(one)] = optimizer.register_step_pre_hook(partial(self._before_step, one))
-        self._after.append(optimizer.register_step_post_hook(partial(self._after_step, one)))
+        self._handles[id(one)] = optimizer.register_step_pre_hook(once_a_step(partial(self._before_step, one)))
+        self._after.append(optimizer.register_step_post_hook(once_a_step(partial(self._after_step, one))))
 
     def listen_last(self) -> None:
         """See to it that hooks which clip, and came after ours, are called before it."""

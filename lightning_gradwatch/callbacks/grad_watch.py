@@ -68,7 +68,8 @@ class GradWatch(WatchArguments, WatchResults, Callback):
             when fit ends, however it ends. They are warnings of Lightning's logger where something
             critical happened, or training diverged.
         first_word: say, once a module has first been measured, how far the gradient reaches in it
-            beside the sequence length: a line, which ``summary=False`` silences too.
+            beside the sequence length, and whether it seems to have taken the batch for time: a
+            line, which ``summary=False`` silences too.
         progress_bar: show the shortest horizon of the last sampled step, beside the
             sequence length, in the progress bar.
         figures: at the end of each epoch, hand figures to the loggers that take
@@ -91,7 +92,7 @@ class GradWatch(WatchArguments, WatchResults, Callback):
             :class:`Detector`. Each fit begins with a copy of them. An error in one is a warning.
         influence: measure on sampled steps also what reaches the *inputs* of each fused module,
             ∂L/∂x_t and ∂L_τ/∂x_t by lag: profiles of the ``state`` ``x``. A sample costs a tenth
-            more.
+            more. Of cells in a loop, modules fed piece by piece, taps and scans it is not measured.
         enabled: False switches everything off.
 
     Attributes:

@@ -12,8 +12,9 @@ from lightning_gradwatch import arguments
 from lightning_gradwatch.detect import Detector, checked_detectors
 from lightning_gradwatch.events import Event
 
-SEEN_BY = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules")
-"""The arguments that decide what is seen: they are written down, and a replay uses the same."""
+SEEN_BY = ("every_n_steps", "max_sequences", "anchors", "keep_sequences", "modules", "influence")
+"""The arguments that decide what is seen: they are written down, and a replay uses the same, but
+for the influence, for which it has no use."""
 
 UNANNOUNCED = "its backward pass went past Lightning (use self.manual_backward(loss)); no lags were measured"
 

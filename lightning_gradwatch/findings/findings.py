@@ -118,7 +118,7 @@ class Findings:
                 self._accumulate(profile)
                 scalars |= _scalars(profile, record)
         self._shortest = _shortest(records)
-        self._first_word.hear(records)
+        self._first_word.hear(records, step.batch)
         self.hand_on(records, scalars, step)
 
     def hand_on(self, records: list[Record], scalars: dict[str, float], step: Step) -> None:
@@ -145,9 +145,13 @@ class Findings:
         self._first_word.hear_event(event)
         self.sink.take(event, write=told)
 
-    def say_first_words(self, say: Say) -> None:
-        """A line for each module that has been measured for the first time since."""
-        for line in self._first_word.lines(self.events):
+    def say_first_words(self, say: Say, loaded: Callable[[], int | None] = lambda: None) -> None:
+        """A line for each module that has been measured for the first time since.
+
+        Args:
+            loaded: how many examples the loader puts into a batch, if that is known.
+        """
+        for line in self._first_word.lines(self.events, loaded):
             say(line)
 
     def take_clipping(self, summaries: list[ClippingSummary]) -> None:
@@ -185,6 +189,7 @@ class Findings:
         lines = ["GradWatch: how far the gradient reaches back through time"]
         verdicts = self.verdicts()
         lines += [f"  {plain(layer.line)}" for layer in verdicts] or [_NOTHING]
+        lines += [f"  {said}" for said in self._first_word.doubts]
         lines += _more_samples(verdicts, self.steps)
         lines += [f"  {plain(one.line(several=len(self.clipping) > 1))}" for one in self.clipping if one.steps]
         return [*lines, f"  {plain(_told([event for event in self._all_events() if not closes_episode(event)]))}"]

@@ -70,7 +70,8 @@ class watch(WatchArguments, WatchResults):  # noqa: N801  # it is entered, as ``
             gradient reaches back in it; with ``summary`` alone.
         detectors: your own, which judge the profiles of sampled steps; each time it is entered
             begins with a copy of them.
-        influence: measure also what reaches the inputs of each fused module, as ``GradWatch`` does.
+        influence: measure also what reaches the inputs of each fused module, as ``GradWatch`` does;
+            not of cells in a loop.
 
     Attributes:
         run_dir: where the run log lies; None before, and where none could be written.

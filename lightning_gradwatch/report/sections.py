@@ -12,6 +12,7 @@ from lightning_gradwatch.code_spans import to_html
 from lightning_gradwatch.events import closes_episode
 from lightning_gradwatch.report.explain import body, kind_named, without_links
 from lightning_gradwatch.report.extra import require
+from lightning_gradwatch.report.inputs import ONLY_OF, asked_for, without_influence
 from lightning_gradwatch.report.payload import key_of
 from lightning_gradwatch.report.remedies import RANKS, remedies, some
 from lightning_gradwatch.report.series import Key
@@ -101,6 +102,10 @@ def notes(runs: Sequence[Run], names: Sequence[str]) -> str:
         for run, name in zip(runs, names, strict=True)
         if run.skipped_lines
     ]
+    for run, name in zip(runs, names, strict=True):
+        missing = without_influence(run.profile_records) if asked_for(run) else []
+        if missing:
+            parts.append(f"<p class=note>{escape(name)}: no influence of {escape(some(missing))}. {ONLY_OF}</p>")
     return "".join(parts)
 
 

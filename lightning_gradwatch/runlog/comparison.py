@@ -48,10 +48,7 @@ def compare(
     before = {layer.place: layer for layer in then}
     common = [layer for layer in now if layer.place in before]
     if before and not common:
-        raise ValueError(
-            f"The runs must have a module in common; found {', '.join(layer.place for layer in now) or 'none'} in "
-            f"{str(run.path)!r} and {', '.join(before)} in {str(base.path)!r}. Compare runs of one model."
-        )
+        raise ValueError(_nothing_in_common(run, now, base, then))
     worse: list[str] = []
     unknown = [f"{place} is not in this run." for place in before if place not in {layer.place for layer in common}]
     unknown += [f"{layer.place} is not in the other run." for layer in now if layer.place not in before]
@@ -59,10 +56,23 @@ def compare(
         said, open_ = _reach(layer, before[layer.place], horizon_tolerance)
         worse += said
         unknown += open_
-    worse += [*_limits(run, base), *_criticals(run, base, allowed), *_verdicts(common, before)]
+    limits, open_ = _limits(run, base)
+    unknown += open_
+    worse += [*limits, *_criticals(run, base, allowed), *_verdicts(common, before)]
     if run.clipping and not base.clipping:
         unknown.append("The other run says nothing of clipping.")
     return Comparison(worse, unknown)
+
+
+def _nothing_in_common(run: Run, now: list[LayerSummary], base: Run, then: list[LayerSummary]) -> str:
+    """Whether they are of two models, or one of them measured nothing."""
+    in_run, in_base = (", ".join(layer.place for layer in layers) or "none" for layers in (now, then))
+    found = f"found {in_run} in {str(run.path)!r} and {in_base} in {str(base.path)!r}."
+    if {layer.module for layer in now} & {layer.module for layer in then}:
+        return (
+            f"The runs must have a measured layer in common; {found} A module without a layer was not measured there."
+        )
+    return f"The runs must have a module in common; {found} Compare runs of one model."
 
 
 def _reach(now: LayerSummary, then: LayerSummary, tolerance: float) -> tuple[list[str], list[str]]:
@@ -85,12 +95,19 @@ def _reach(now: LayerSummary, then: LayerSummary, tolerance: float) -> tuple[lis
     return [f"{now.place}: the horizon is {now.horizon} of {count_of(now.timesteps, 'timestep')}; it was {was}."], []
 
 
-def _limits(run: Run, base: Run) -> Iterator[str]:
+def _limits(run: Run, base: Run) -> tuple[list[str], list[str]]:
+    """Where clipping has come to limit the steps, and where it is not known whether it did so
+    before.
+    """
     before = {entry["optimizer"]: entry["verdict"] for entry in base.clipping}
+    limits: list[str] = []
+    unknown: list[str] = []
     for entry in run.clipping:
         was = before.get(entry["optimizer"])
         if entry["verdict"] == ClipVerdict.STEP_LIMITER and was not in (None, ClipVerdict.STEP_LIMITER):
-            yield f"The clipping of optimizer {entry['optimizer']} limits the steps; it was: {was}. {entry['sentence'] or ''}"
+            said = f"The clipping of optimizer {entry['optimizer']} limits the steps; it was: {was}. {entry['sentence'] or ''}"
+            (unknown if was == ClipVerdict.UNDECIDED else limits).append(said.rstrip())
+    return limits, unknown
 
 
 def _criticals(run: Run, base: Run, allowed: Collection[str]) -> Iterator[str]:

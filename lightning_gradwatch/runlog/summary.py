@@ -16,7 +16,7 @@ from lightning_gradwatch.runlog.trouble import earlier, is_unchanged, risen_loss
 from lightning_gradwatch.runlog.verdict import LayerSummary, Verdict
 from lightning_gradwatch.thresholds import LONGER_HELPS, NOTHING_LOST
 
-__all__ = ["LayerSummary", "Verdict", "is_finite", "reach", "summarise"]
+__all__ = ["LayerSummary", "Verdict", "is_finite", "order_of_axes", "reach", "summarise"]
 
 _Group = tuple[str, int, str]
 
@@ -129,13 +129,17 @@ def _sequences(evidence: Evidence) -> str:
 
 def _order(evidence: Evidence, batch: int) -> str:
     """What it may be if one sequence alone gets a gradient."""
-    shape = f"{count_of(evidence.timesteps, 'timestep')} of {count_of(batch, 'sequence')}"
-    same = batch == evidence.timesteps
-    swapped = "it is the other way round" if same else f"{batch:,} is the number of timesteps"
-    took = f"took its input for {shape}: if {swapped}"
-    if evidence.time_first:
-        return f" The module has batch_first=False and {took}, batch_first=True was forgotten."
-    return f" The module has batch_first=True and {took}, its input has time first."
+    return f" The module{order_of_axes(not evidence.time_first, evidence.timesteps, batch)}"
+
+
+def order_of_axes(batch_first: bool, timesteps: int, batch: int) -> str:
+    """How a module took the axes of its input, and what is wrong if they are swapped: the end of a
+    sentence about it.
+    """
+    shape = f"{count_of(timesteps, 'timestep')} of {count_of(batch, 'sequence')}"
+    swapped = "it is the other way round" if batch == timesteps else f"{batch:,} is the number of timesteps"
+    wrong = "its input has time first" if batch_first else "batch_first=True was forgotten"
+    return f" has batch_first={batch_first} and took its input for {shape}: if {swapped}, {wrong}."
 
 
 def _segments(evidence: Evidence) -> str:

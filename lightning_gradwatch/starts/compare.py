@@ -45,12 +45,14 @@ def compare_starts(
         a row for each start, module, layer and direction; ``print`` it for a table.
 
     Raises:
-        ValueError: an argument breaks its rule, or the model cannot be copied.
+        ValueError: an argument breaks its rule, the model cannot be copied, or no gradient was
+            measured in it.
     """
     _check_arguments(model, starts, loss, timesteps, max_sequences)
     run = loss or training_loss
     with same_randomness(model):
         rows = _measured(AS_IT_IS, model, batch, run, max_sequences, None)
+        _check_measured(rows, model)
         lengths = {row.module: timesteps or row.timesteps for row in rows}
         for start in starts if starts is not None else fitting(model):
             rows += _measured(start, model, batch, run, max_sequences, lengths)
@@ -84,6 +86,15 @@ def _measured(
     with same_randomness(model):  # so that dropout draws the same for each
         rows = measure(start, made, copied("batch", batch, "Give tensors, or containers of them."), loss, max_sequences)
     return [row for row in rows if names is None or row.module in names]
+
+
+def _check_measured(rows: Sequence[StartRow], model: nn.Module) -> None:
+    remedy = (
+        "Are its weights frozen, is its output not used in the loss, is it called under no_grad(), or one step at a time with "
+        "a detached state?"
+    )
+    rule = "one in whose recurrent modules a gradient flows back through time"
+    check(bool(rows), "model", rule, f"none that was measured in {', '.join(discover(model))}", remedy)
 
 
 def _check_arguments(

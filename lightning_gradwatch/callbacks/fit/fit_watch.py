@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lightning_gradwatch.recurrent.capture.fit_over import FitIsOver
 from lightning_gradwatch.recurrent.capture.modules import describe
 from lightning_gradwatch.trainer.clip_audit import ClipAudit
 from lightning_gradwatch.trainer.compat import LightningModule, Trainer, rank_zero_warn, say, show_in_progress_bar
+from lightning_gradwatch.trainer.loader import batch_size_of
 from lightning_gradwatch.trainer.optimizer_steps import OptimizerSteps
 from lightning_gradwatch.trainer.sharding import out_of_reach
 
@@ -249,7 +251,7 @@ class FitWatch:
         self.audit.end_batch()
         self._watching.keep_clipping(self.audit.samples, lambda: self.audit.findings(wait=False))
         if self._options.first_word:
-            self._recorder.say_first_words(say)
+            self._recorder.say_first_words(say, partial(batch_size_of, self.trainer))
         if seen.cells:
             self._report_unreachable(self._watching.adopt(watch, seen.cells))
         horizon = self._recorder.horizon_text()

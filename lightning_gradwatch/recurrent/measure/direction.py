@@ -5,7 +5,6 @@ the norms found on the way back.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,22 +13,9 @@ from lightning_gradwatch.recurrent import axes
 from lightning_gradwatch.recurrent.adjoint import Carry, Ends
 from lightning_gradwatch.recurrent.layout import Layout
 from lightning_gradwatch.recurrent.measure.anchors import Anchors, last_timestep, norm
+from lightning_gradwatch.recurrent.measure.boundary import Boundary, share_of_ends, shared
 from lightning_gradwatch.recurrent.measure.gates import GateCount
 from lightning_gradwatch.recurrent.measure.replay import Arriving, Chunk, Climbed, Replay
-
-
-@dataclass(frozen=True, slots=True)
-class Boundary:
-    """The chosen sequences' states at both ends, ``(sequence, width)``; None where absent. ``h_n``
-    and ``c_n`` are those recorded.
-    """
-
-    h0: axes.Float[Tensor, "sequence state"] | None
-    c0: axes.Float[Tensor, "sequence hidden"] | None
-    h_n_gradient: axes.Float[Tensor, "sequence state"] | None
-    c_n_gradient: axes.Float[Tensor, "sequence hidden"] | None
-    h_n: axes.Float[Tensor, "sequence state"] | None = None
-    c_n: axes.Float[Tensor, "sequence hidden"] | None = None
 
 
 class DirectionSweep:
@@ -75,24 +61,14 @@ class DirectionSweep:
         self._keep, self._gates = keep, gates
         self._climbed: dict[int, Climbed] = {}
         self._carry: Carry = adjoint.new_carry(streams, sequences)
-        ends = last_timestep(layout, direction)
-        # Which streams a final state belongs to: all of the loss, and the anchors
-        # that stand at its own timestep.
-        injected = torch.where(anchors.timestep == ends, anchors.scale, 0.0)
         self._lift = anchors.lift
-        share = torch.cat([torch.full((1, sequences), anchors.lift, dtype=torch.float64), injected]).to(like)[..., None]
-        self._h_n = _shared(boundary.h_n_gradient, share)
-        self._c_n = _shared(boundary.c_n_gradient, share)
-
-        def norms(*size: int) -> Tensor:
-            return torch.zeros(size, dtype=torch.float64, device="cpu")
-
-        self.total = norms(layout.timesteps, streams, sequences)
-        self.total_cell = norms(layout.timesteps, streams, sequences) if lstm else None
-        self.direct = norms(layout.timesteps, sequences)
-        self.direct_cell = norms(layout.timesteps, sequences) if lstm else None
-        if self.direct_cell is not None and boundary.c_n_gradient is not None:
-            self.direct_cell[layout.lengths - 1, torch.arange(sequences)] = norm(boundary.c_n_gradient).cpu().double()
+        share = share_of_ends(anchors, last_timestep(layout, direction)).to(like)[..., None]
+        self._h_n = shared(boundary.h_n_gradient, share)
+        self._c_n = shared(boundary.c_n_gradient, share)
+        self.total = _norms(layout.timesteps, streams, sequences)
+        self.total_cell = _norms(layout.timesteps, streams, sequences) if lstm else None
+        self.direct = _norms(layout.timesteps, sequences)
+        self.direct_cell = _sent_to_ends(boundary.c_n_gradient, layout) if lstm else None
         self.first_bad_state = layout.lengths.clone()
         self.first_bad_value = 0.0
         self.first_bad_gate: tuple[int, int, int, float] | None = None
@@ -282,11 +258,15 @@ def _larger(error: float, other: float) -> float:
     return error if other <= error else other  # a NaN counts as larger than anything
 
 
-def _shared(
-    gradient: axes.Float[Tensor, "sequence width"] | None, share: axes.Float[Tensor, "stream sequence 1"]
-) -> axes.Float[Tensor, "stream sequence width"] | None:
-    """``(stream, sequence, width)``: what each stream gets of a final state's gradient."""
-    if gradient is None:
-        return None
-    # A share of 0 is no gradient at all, also where the gradient itself is not finite.
-    return torch.where(share != 0, gradient[None] * share, 0.0)
+def _norms(*size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.float64, device="cpu")
+
+
+def _sent_to_ends(
+    gradient: axes.Float[Tensor, "sequence hidden"] | None, layout: Layout
+) -> axes.Float[Tensor, "time sequence"]:
+    """The norm of what the loss sends to the last cell states, at each sequence's last step."""
+    sent = _norms(layout.timesteps, len(layout.sequences))
+    if gradient is not None:
+        sent[layout.lengths - 1, torch.arange(len(layout.sequences))] = norm(gradient).cpu().double()
+    return sent

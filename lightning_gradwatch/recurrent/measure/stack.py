@@ -15,7 +15,8 @@ from lightning_gradwatch.recurrent.dropout import redraw_masks
 from lightning_gradwatch.recurrent.layout import FORWARD, Layout
 from lightning_gradwatch.recurrent.measure.anchors import Anchors, norm
 from lightning_gradwatch.recurrent.measure.at_once import AtOnce
-from lightning_gradwatch.recurrent.measure.direction import Boundary, DirectionSweep
+from lightning_gradwatch.recurrent.measure.boundary import Boundary
+from lightning_gradwatch.recurrent.measure.direction import DirectionSweep
 from lightning_gradwatch.recurrent.measure.replay import ByTimestep
 from lightning_gradwatch.recurrent.measure.undisturbed import undisturbed
 

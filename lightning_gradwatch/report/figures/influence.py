@@ -13,6 +13,7 @@ from lightning_gradwatch.report import series
 from lightning_gradwatch.report.extra import require
 from lightning_gradwatch.report.figures._common import axes_or_new, profiles_of
 from lightning_gradwatch.report.figures.curves import LAG, plot_lag
+from lightning_gradwatch.report.inputs import ONLY_OF, asked_for, without_influence
 from lightning_gradwatch.runlog.reader import Run
 from lightning_gradwatch.thresholds import HORIZON_RATIO
 
@@ -32,7 +33,8 @@ def plot_influence(
     curves: int = 5,
 ) -> Axes:
     """How strongly the loss at a timestep depends on each earlier input: ‖∂L_τ/∂x_{τ−k}‖ over that
-    at lag 0, of a few samples over training. Needs ``GradWatch(influence=True)``.
+    at lag 0, of a few samples over training. Needs ``GradWatch(influence=True)``, and an
+    ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU``: of cells in a loop it is not measured.
 
     Args:
         module: qualified name; the first one by default.
@@ -41,11 +43,16 @@ def plot_influence(
         curves: how many samples at most, the first and the last among them.
 
     Raises:
-        ValueError: the run log holds no influence.
+        ValueError: the run log holds no influence, or none of ``module``.
     """
-    records = [record for record in profiles_of(run) if record.get("state") == INPUT]
+    every = profiles_of(run)
+    records = [record for record in every if record.get("state") == INPUT]
+    if not records and isinstance(run, Run) and asked_for(run):
+        raise ValueError(f"`run` must hold influences; found none, though it was to measure them. {ONLY_OF}")
     if not records:
-        raise ValueError("`run` must hold influences; found none. Train with GradWatch(influence=True).")
+        raise ValueError(f"`run` must hold influences; found none. Train with GradWatch(influence=True). {ONLY_OF}")
+    if module in without_influence(every):
+        raise ValueError(f"`module` must be one whose influence was measured; found {module!r}. {ONLY_OF}")
     ax = plot_lag(records, module=module, direction=direction, ax=ax, curves=curves)
     later = direction == "reverse"
     ax.set_xlabel(ax.get_xlabel().replace(LAG, "inputs after the loss" if later else "inputs before the loss"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gradwatch import EventKind, GradWatch, load_run
-from lightning_gradwatch.recurrent.measure import profiles as measure
+from lightning_gradwatch.recurrent.measure import by_kind as measure
 from tests.models import TinyLanguageModel, sentences, trainer
 
 

@@ -27,7 +27,7 @@ def test_a_failing_on_event_harms_nothing(tmp_path) -> None:
 def test_an_error_of_our_own_ends_the_watching_only(tmp_path, monkeypatch) -> None:
     """If the measurement itself fails, there is one warning, the hooks come off and the training ends as it would."""
     monkeypatch.setattr(GradWatch, "raise_own_errors", False)
-    monkeypatch.setattr("lightning_gradwatch.recurrent.measure.profiles.sweep", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("lightning_gradwatch.recurrent.measure.by_kind.sweep", lambda *args, **kwargs: 1 / 0)
     model = TinyLanguageModel()
     with pytest.warns(UserWarning, match="GradWatch failed .*ZeroDivisionError"):
         _, _, run = fit(tmp_path, model)

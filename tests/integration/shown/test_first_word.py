@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradwatch import GradWatch
 from tests.models import TinyLanguageModel, sentences, trainer
@@ -101,3 +102,78 @@ def test_a_number_that_is_not_finite_is_said(tmp_path, caplog) -> None:
 
     fit(tmp_path, TinyLanguageModel(before_rnn=spoilt), max_steps=2)
     assert not any("falls under" in line or "stays above" in line for line in words(caplog))
+
+
+class Reads(pl.LightningModule):
+    """A recurrent layer over ``(examples, timesteps, 3)``, or over what ``turn`` makes of it."""
+
+    def __init__(self, rnn: nn.Module, read: Any, turn: Any = lambda x: x) -> None:
+        super().__init__()
+        self.rnn, self.head, self.read, self.turn = rnn, nn.Linear(8, 1), read, turn
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.head(self.read(self.rnn(self.turn(batch[0]))[0])).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def mean_over_time(states: Tensor) -> Tensor:
+    return states.mean(1)
+
+
+def every_timestep(states: Tensor) -> Tensor:
+    return states
+
+
+def train_reads(folder: Any, model: Reads, timesteps: int, batch: int = 16, **options: Any) -> None:
+    data = TensorDataset(torch.randn(3 * batch, timesteps, 3))
+    trainer(folder, [GradWatch(dirpath=folder / "run")]).fit(model, DataLoader(data, batch, **options))
+
+
+def time_first(rows: list[tuple[Tensor]]) -> list[Tensor]:
+    return [torch.stack([row for (row,) in rows], 1)]
+
+
+@pytest.mark.parametrize("read", [mean_over_time, every_timestep])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("timesteps", [20, 48])
+def test_a_forgotten_batch_first_is_named_though_all_sequences_are_reached(
+    tmp_path: Any, caplog: Any, kind: Any, read: Any, timesteps: int
+) -> None:
+    """By the loader's examples, which are counted as timesteps; at once, and when the training ends."""
+    train_reads(tmp_path, Reads(kind(3, 8), read), timesteps)
+    took = f"rnn has batch_first=False and took its input for 16 timesteps of {timesteps} sequences: "
+    said = f"{took}if {timesteps} is the number of timesteps, batch_first=True was forgotten."
+    at_once, at_end = (line for line in caplog.text.splitlines() if said in line)
+    assert "GradWatch, step 0: The loader puts 16 examples into a batch. " in at_once
+    assert at_end.startswith("  The loader puts 16 examples into a batch. ")
+
+
+def test_batches_with_time_first_in_a_module_with_batch_first(tmp_path: Any, caplog: Any) -> None:
+    """The mirror image."""
+    train_reads(tmp_path, Reads(nn.GRU(3, 8, batch_first=True), every_timestep), 20, collate_fn=time_first)
+    assert "took its input for 16 timesteps of 20 sequences: if 20 is the number of timesteps, its input" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rnn", "turn", "timesteps", "options"),
+    [
+        (nn.GRU(3, 8, batch_first=True), lambda x: x, 20, {}),
+        (nn.GRU(3, 8, batch_first=True), lambda x: x, 16, {}),
+        (nn.GRU(3, 8), lambda x: x.transpose(0, 1), 20, {}),
+        (nn.GRU(3, 8), lambda x: x.transpose(0, 1), 16, {}),
+        (nn.GRU(3, 8), lambda x: x, 20, {"collate_fn": time_first}),
+        (nn.GRU(3, 8), lambda x: x, 16, {"collate_fn": time_first}),
+        (nn.GRU(3, 8, batch_first=True), lambda x: x.repeat(3, 1, 1), 16, {}),
+        (nn.GRU(3, 8, batch_first=True), lambda x: x[:7], 16, {}),
+    ],
+)
+def test_where_the_axes_lie_as_they_should_nothing_is_said_of_them(
+    tmp_path: Any, caplog: Any, rnn: nn.Module, turn: Any, timesteps: int, options: dict[str, Any]
+) -> None:
+    """Whichever comes first, also with as many timesteps as examples, and with more or fewer sequences than these."""
+    train_reads(tmp_path, Reads(rnn, every_timestep, turn), timesteps, **options)
+    assert "GradWatch, step 0: rnn" in caplog.text
+    assert "batch_first" not in caplog.text
+    assert "examples" not in caplog.text

@@ -2,6 +2,7 @@
 inputs ``(batch, time, WIDTH)``, with ``tap`` or something that stands in for it.
 """
 
+# Over 300 lines: a gallery of small networks, alike in form, of which the tests choose.
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -17,6 +17,7 @@ from tests.runlogs import profile
 
 LIMITS = {"optimizer": 0, "verdict": "step limiter", "sentence": "It acted on 9 of 9 steps."}
 NET = {"optimizer": 0, "verdict": "safety net", "sentence": "It acted on 1 of 9 steps."}
+OPEN = {"optimizer": 0, "verdict": "undecided", "sentence": "It acted on 2 of 2 steps."}
 INPUT = Event(EventKind.NONFINITE_INPUT, 3, module="rnn", value=float("nan"))
 
 
@@ -47,6 +48,8 @@ def run(folder: Path, horizon: int, *, timesteps: int = 60, events: tuple[Event,
         ({"horizon": 300, "timesteps": 20}, {"horizon": 50}, [], 0, "not compared: rnn, layer 0: the horizon was 50"),
         ({"horizon": 30, "clipping": [LIMITS]}, {"horizon": 30, "clipping": [NET]}, [], 1, "it was: safety net"),
         ({"horizon": 30, "clipping": [LIMITS]}, {"horizon": 30, "clipping": [LIMITS]}, [], 0, "ok"),
+        ({"horizon": 30, "clipping": [LIMITS]}, {"horizon": 30, "clipping": [OPEN]}, [], 0, "ok: nothing is worse"),
+        ({"horizon": 30, "clipping": [LIMITS]}, {"horizon": 30, "clipping": [OPEN]}, [], 0, "it was: undecided"),
         ({"horizon": 30, "clipping": [LIMITS]}, {"horizon": 30}, [], 0, "not compared: The other run says nothing of"),
         ({"horizon": 30, "events": (INPUT,)}, {"horizon": 30}, [], 1, "NONFINITE_INPUT at step 3 is new."),
         ({"horizon": 30, "events": (INPUT,)}, {"horizon": 30, "events": (INPUT,)}, [], 0, "ok"),
@@ -58,6 +61,22 @@ def test_only_what_is_worse_fails(tmp_path, capsys, now, then, options, code, sa
     paths = str(run(tmp_path / "now", **now)), str(run(tmp_path / "then", **then))
     assert main(["check", paths[0], "--against", paths[1], *options]) == code
     assert says in capsys.readouterr().out
+
+
+def test_a_run_that_measured_nothing_is_told_as_such(tmp_path, capsys) -> None:
+    """Not as one of another model; and it does not pass."""
+    base = run(tmp_path / "base", 30)
+    empty = tmp_path / "empty"
+    writer = RunLogWriter(empty, header={})
+    writer.meta({"run_id": "empty"})
+    writer.event(Event(EventKind.NOT_OBSERVED, 0, module="rnn"))
+    writer.close()
+    for one, other in ((empty, base), (base, empty)):
+        assert main(["check", str(one), "--against", str(other)]) == 2
+        said = capsys.readouterr().err
+        assert "The runs must have a measured layer in common" in said
+        assert "A module without a layer was not measured there." in said
+        assert "one model" not in said
 
 
 def test_a_module_that_is_gone_is_said(tmp_path, capsys) -> None:

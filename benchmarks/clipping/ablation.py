@@ -28,7 +28,7 @@ from torch import nn
 from benchmarks.clipping.problems import adding
 from lightning_gradwatch import clip_adaptively
 from lightning_gradwatch.clip import Spike, StepReading
-from lightning_gradwatch.clip.policies import ordinary_growth, spike, step_length
+from lightning_gradwatch.clip.policies import spike, step_length
 
 STEPS, LENGTH, BATCH = 200, 30, 16
 
@@ -58,34 +58,16 @@ class Constant:
 
 
 CONSTANTS = [
-    Constant("least_factor", 15.0, 60.0, 1.01),
-    Constant("peak_factor", 4.0, 16.0, 1.0),
-    Constant("most_factor", 50.0, 200.0, 1e30),
+    Constant("factor", 5.0, 20.0, 1e30),
+    Constant("memory", 500, 2000, 20),
     Constant("window", None, 40, 1000),
-    Constant("longest_step", 0.1, 0.4, math.inf),
-    Constant("_SETTLING", 5, 20, 1, spike),
-    Constant("_FIRST_FACTOR", 15.0, 60.0, 1e30, spike),
-    Constant("_FIRST_FLOOR", 0.05, 0.2, 0.0, spike),
-    Constant("_FIRST_LENGTH", 0.5, 2.0, 1e30, spike),
-    Constant("_FIRST_NORM", 50.0, 200.0, 1e30, spike),
-    Constant("_FIRST_ELASTICITY", 50.0, 200.0, 0.0, spike),
-    Constant("_FIRST_LEVEL", 0.05, 0.2, 1.0, spike),
-    Constant("_LARGE", 1.5, 6.0, 1.0, spike),
-    Constant("_EXPLAINED", 5.0, 20.0, 1.0, spike),
-    Constant("_GROWN_BOUND", 5.0, 20.0, 1e30, spike),
-    Constant("_STEPS_BETWEEN", 5, 20, 1, spike),
-    Constant("_LEFT_OVER", 0.05, 0.2, 1.0, spike),
-    Constant("_MEMORY", 500, 2000, 1, spike),
-    Constant("_RANK", 1, 6, 10**9, spike),
-    Constant("_WARY", 500, 2000, 0, spike),
-    Constant("_PATIENCE", 10, None, None, spike),
-    Constant("_STEADY", 5.0, 20.0, 0.0, spike),
-    Constant("_RISE", None, 2.5, 1e30, spike),
-    Constant("_SHIFT", 2.0, 8.0, 1e30, spike),
-    Constant("_GROWN", 15.0, 60.0, 1e30, ordinary_growth),
-    Constant("_STEPS", 10, 40, None, ordinary_growth),
-    Constant("_SHORTEST", 1 / 128, 1 / 32, 1.0, step_length),
-    Constant("_CALM", 10, 40, 1, step_length),
+    Constant("longest_step", 0.15, 0.6, math.inf),
+    Constant("RANK", 1, 6, 10**9, spike),
+    Constant("MOST_EXPLAINED", 15.0, 60.0, 1.0, spike),
+    Constant("LARGE", 1.5, 6.0, 1.0, spike),
+    Constant("LEFT_OVER", 0.05, 0.2, 1.0, spike),
+    Constant("STEEPEST", 50.0, 200.0, math.inf, spike),
+    Constant("SHORTEST", 1 / 256, 1 / 64, 1.0, step_length),
 ]
 
 

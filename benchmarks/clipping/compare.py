@@ -83,7 +83,7 @@ def _train(problem: Problem, network: Network, optimizer: torch.optim.Optimizer,
         if problem.regime == "spikes":
             plant(network, chaos)
         before = norm_of(network)
-        act()
+        act(loss)
         clipped += norm_of(network) < before * (1 - 1e-5)
         optimizer.step()
         if not all(bool(p.isfinite().all()) for p in network.parameters()):

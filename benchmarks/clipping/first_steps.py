@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.clipping.compare import norm_of
-from benchmarks.clipping.methods import adaptive_clip, close
+from benchmarks.clipping.methods import adaptive_clip, close, nothing
 
 SYMBOLS, WIDTH = 40, 16
 OUTPUTS = {"classify": 5, "binary": 2, "regress": 1, "zero mean": 1, "predict": SYMBOLS, "sum so far": 1}
@@ -74,7 +74,7 @@ class Run:
     def train(self, steps: int, policy: str | None) -> tuple[list[float], list[str]]:
         """Returns the losses, and what was clipped."""
         optimizer = getattr(torch.optim, self.optimizer)(self.network.parameters(), self.rate)
-        act = adaptive_clip(policy)(self.network, optimizer) if policy else lambda: None
+        act = adaptive_clip(policy)(self.network, optimizer) if policy else nothing(self.network, optimizer)
         losses: list[float] = []
         found: list[str] = []
         for step in range(steps):
@@ -85,7 +85,7 @@ class Run:
             loss.backward()
             losses.append(loss.item())
             before = norm_of(self.network)
-            act()
+            act(loss)
             after = norm_of(self.network)
             if after < before * (1 - 1e-5):
                 found.append(f"{step}: {before:.3g} × {after / before:.2g}")

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gradwatch.clip import ClipPolicy, TensorPolicy
 from lightning_gradwatch.clip.step.groups import PolicyGroups
 from lightning_gradwatch.clip.step.measure_and_clip import clip, measure, whole_norm
 from lightning_gradwatch.recurrent.capture.direct_norm import DirectNorms
 
-Act = Callable[[], object]
-"""What is done between the backward pass and the optimizer's step; it knows the model."""
+Act = Callable[[Tensor], object]
+"""What is done between the backward pass and the optimizer's step; it knows the model, and is told the loss."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ def adaptive_clip(policy: str | ClipPolicy | TensorPolicy) -> Callable[[nn.Modul
         state, direct = groups.new_state(), DirectNorms()
         direct.attach(module)
 
-        def act() -> None:
+        def act(loss: Tensor) -> None:
             own = groups.of(module, optimizer, state)
-            measured, _ = measure(own, deferring=False, direct=direct)
+            measured, _, mean = measure(own, deferring=False, losses=[loss.detach()], direct=direct)
             if not math.isfinite(whole_norm(measured)):
                 for parameter in module.parameters():
                     parameter.grad = None
                 return
             for group, norms in zip(own, measured, strict=True):
-                clip(group, norms, deferring=False)
+                clip(group, norms, deferring=False, loss=mean)
 
         act.close = direct.detach  # type: ignore[attr-defined]
         return act
@@ -63,12 +63,12 @@ def close(act: Act) -> None:
 
 def nothing(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:
     """No clipping."""
-    return lambda: None
+    return lambda loss: None
 
 
 def fixed_norm(bound: float) -> Callable[[nn.Module, torch.optim.Optimizer], Act]:
     """PyTorch's ``clip_grad_norm_``."""
-    return lambda module, optimizer: lambda: nn.utils.clip_grad_norm_(module.parameters(), bound)
+    return lambda module, optimizer: lambda loss: nn.utils.clip_grad_norm_(module.parameters(), bound)
 
 
 def zclip(**options: Any) -> Callable[[nn.Module, torch.optim.Optimizer], Act]:
@@ -78,7 +78,7 @@ def zclip(**options: Any) -> Callable[[nn.Module, torch.optim.Optimizer], Act]:
         from zclip import ZClip
 
         published = ZClip(**options)
-        return lambda: published.step(module)
+        return lambda loss: published.step(module)
 
     return make
 
@@ -89,7 +89,8 @@ def autoclip(kind: str, **options: Any) -> Callable[[nn.Module, torch.optim.Opti
     def make(module: nn.Module, optimizer: torch.optim.Optimizer) -> Act:
         import autoclip.torch
 
-        return getattr(autoclip.torch, kind)(module.parameters(), **options).step
+        step = getattr(autoclip.torch, kind)(module.parameters(), **options).step
+        return lambda loss: step()
 
     return make
 
@@ -102,7 +103,7 @@ def smartclip(kind: str, **options: Any) -> Callable[[nn.Module, torch.optim.Opt
 
         with contextlib.redirect_stdout(io.StringIO()):
             clipper = getattr(smartclip, kind)(**options)
-        return lambda: smartclip.apply(module, clipper)
+        return lambda loss: smartclip.apply(module, clipper)
 
     return make
 

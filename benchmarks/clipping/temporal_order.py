@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from benchmarks.clipping.methods import adaptive_clip, close
+from benchmarks.clipping.methods import adaptive_clip, close, nothing
 from benchmarks.clipping.problems import temporal_order
 from lightning_gradwatch.clip import Norm
 from lightning_gradwatch.recurrent.control.bounded_backward import Rule
@@ -86,7 +85,7 @@ def train(method: str, length: int, seed: int, updates: int) -> Outcome:
     policy, omega = METHODS[method]
     network = Network()
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], RATE)
-    act: Callable[[], object] = adaptive_clip(policy)(network, optimizer) if policy else lambda: None
+    act = (adaptive_clip(policy) if policy else nothing)(network, optimizer)
     hooks = ThroughTime(Rule(omega=Omega(omega, Limit(1.0)))) if omega else None
     if hooks:
         hooks.attach(network)
@@ -95,8 +94,9 @@ def train(method: str, length: int, seed: int, updates: int) -> Outcome:
         for update in range(1, updates + 1):
             x, y = temporal_order(BATCH, length)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(x), y).backward()
-            act()
+            loss = nn.functional.cross_entropy(network(x), y)
+            loss.backward()
+            act(loss)
             optimizer.step()
             if update % CHECK and update != updates:
                 continue

@@ -16,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -49,8 +50,8 @@ def step_of(policy: str | ClipPolicy | TensorPolicy, module: nn.Module, **patter
 
     def step() -> None:
         own = groups.of(module, optimizer, state)
-        for group, measured in zip(own, measure(own, deferring=False, loss=loss)[0], strict=True):
-            clip(group, measured, deferring=False)
+        for group, measured in zip(own, measure(own, deferring=False, losses=[loss])[0], strict=True):
+            clip(group, measured, deferring=False, loss=1.0)
 
     return step
 
@@ -67,13 +68,17 @@ def main() -> None:
     parameters = list(module.parameters())
     fresh = [p.grad.clone() for p in parameters if p.grad is not None]
     optimizer = torch.optim.SGD(parameters, 0.1)
+    loss = torch.ones((), device=arguments.device)
+    packages = {
+        "zclip 1.0.0": zclip(max_grad_norm=BOUND)(module, optimizer),
+        "smartclip 0.1.1": smartclip("AutoClip")(module, optimizer),
+        "autoclip 0.2.1": autoclip("QuantileClip", global_threshold=True)(module, optimizer),
+    }
     steps: dict[str, Callable[[], object]] = {
         "clip_grad_norm_": lambda: torch.nn.utils.clip_grad_norm_(parameters, BOUND),
         **{name: step_of(UNBOUND.get(name, name), module) for name in POLICIES},
         "norm, with exclude": step_of(Norm(BOUND), module, exclude=["w1*"]),
-        "zclip 1.0.0": zclip(max_grad_norm=BOUND)(module, optimizer),
-        "smartclip 0.1.1": smartclip("AutoClip")(module, optimizer),
-        "autoclip 0.2.1": autoclip("QuantileClip", global_threshold=True)(module, optimizer),
+        **{name: partial(act, loss) for name, act in packages.items()},
     }
     times: dict[str, list[float]] = {name: [] for name in steps}
     with torch.no_grad():

@@ -5,6 +5,7 @@ whose gradients are not finite.
 # Over 300 lines: the docstring of what users add says every argument and logged key.
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,11 @@ from lightning_gradwatch.trainer.optimizer_steps import index_of
 from lightning_gradwatch.trainer.through_time import HeldThroughTime
 
 __all__ = ["AdaptiveClip", "NonFiniteGradientError"]
+
+_MOST_PASSES = 64
+"""Backward passes whose losses are kept for one step: where none is taken, they are not to pile up
+without end.
+"""
 
 
 class AdaptiveClip(ClipFacts, Callback):
@@ -152,7 +158,8 @@ class AdaptiveClip(ClipFacts, Callback):
         self._through_time, self._growth = HeldThroughTime(clip_through_time, omega), GrowthReading()
         self._states: dict[int, OptimizerState] = {}
         self._restored: list[dict[str, Any]] | None = None
-        self._loss: Tensor | None = None
+        self._losses: deque[Tensor] = deque(maxlen=_MOST_PASSES)  # of the passes since the last step
+        self._stepped = False  # since the last pass
         self._search = LineSearch()
         self._acting = True
         self._deferring = False
@@ -212,7 +219,17 @@ class AdaptiveClip(ClipFacts, Callback):
         """
         self._through_time.before_backward(trainer, pl_module)
         self._growth.before_backward(trainer)
-        self._loss = as_returned(loss, trainer, pl_module) if self._acting and loss.numel() == 1 else None
+        self._begin_pass()
+        if self._acting and loss.numel() == 1:
+            self._losses.append(as_returned(loss, trainer, pl_module))
+
+    def _begin_pass(self) -> None:
+        """Forget the losses of what was stepped with: all optimizers that step before the next
+        backward pass have them in common.
+        """
+        if self._stepped:
+            self._losses.clear()
+            self._stepped = False
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, decide, act."""
@@ -275,7 +292,7 @@ class AdaptiveClip(ClipFacts, Callback):
         self._recorder.resume(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**without_module(self), "_loss": None}
+        return {**without_module(self), "_losses": deque[Tensor](maxlen=_MOST_PASSES)}
 
     @property
     def _nonfinite(self) -> NonFinite:
@@ -297,14 +314,14 @@ class AdaptiveClip(ClipFacts, Callback):
         groups = self._groups.of(module, optimizer, state)
         if not groups:
             return
-        loss, self._loss = self._loss, None
+        self._stepped = True
         step = ClipStep(
             self._clip_events,
             self._nonfinite,
             skipped_by_scaler=lambda: scale_if_skipping(scaler, optimizer),
             deferring=self._deferring,
-            agreed=lambda loss: common_loss(trainer, loss),
+            agreed=lambda losses: common_loss(trainer, losses),
             direct=self._growth.norms,
             loss_scale=self._growth.scale,
         )
-        step.take(record, optimizer, index, groups, state, loss)
+        step.take(record, optimizer, index, groups, state, list(self._losses))

@@ -29,7 +29,8 @@ class ClipStep:
         deferring: another clips; the norms are judged and told alone.
         skipped_by_scaler: asked where they are not finite: the scale, where the gradient scaler
             skips this step by itself; else None.
-        agreed: makes of this process's loss one that all processes have in common.
+        agreed: makes of this process's losses one that all processes have in common, on the device;
+            None where there is no other.
         direct: what has arrived at the recurrent modules, with ``loss_scale`` in it.
     """
 
@@ -37,7 +38,7 @@ class ClipStep:
     nonfinite: NonFinite
     skipped_by_scaler: Callable[[], float | None]
     deferring: bool = False
-    agreed: Callable[[float | None], float | None] = lambda loss: loss
+    agreed: Callable[[Sequence[Tensor]], Tensor | None] = lambda losses: None
     direct: DirectNorms | None = None
     loss_scale: Tensor | float = 1.0
 
@@ -48,23 +49,30 @@ class ClipStep:
         index: int,
         groups: Sequence[PolicyGroup],
         state: OptimizerState,
-        loss: Tensor | None,
+        losses: Sequence[Tensor],
     ) -> None:
         """Measure, decide, act.
 
         Args:
             index: which of the optimizers it is; ``state`` is its own.
             groups: those with gradients.
-            loss: of this process, a scalar, where it is known.
+            losses: of this process, of the backward passes since the last step, scalars, where they
+                are known.
 
         Raises:
             NonFiniteGradientError: the gradients are not finite, and that was asked for.
         """
         state.begin(record.number)
-        measured, value = measure(
-            groups, deferring=self.deferring, loss=loss, direct=self.direct, scale=self.loss_scale
+        wanted = any(getattr(group.state.policy, "wants_loss", False) for group in groups)
+        measured, last, mean = measure(
+            groups,
+            deferring=self.deferring,
+            losses=losses,
+            common=self.agreed(losses) if wanted else None,
+            direct=self.direct,
+            scale=self.loss_scale,
         )
-        record.take_loss(value)
+        record.take_loss(last)
         norm = whole_norm(measured)
         if self.nonfinite.concerns(norm):
             scale = self.skipped_by_scaler()
@@ -73,8 +81,7 @@ class ClipStep:
             else:
                 self.events.overflow(record, index, norm, scale, state)
             return
-        wanted = any(getattr(group.state.policy, "wants_loss", False) for group in groups)
-        common = self.agreed(value) if wanted else None
+        loss = mean if wanted else None
         pairs = zip(groups, measured, strict=True)
-        outcomes = [clip(group, one, deferring=self.deferring, loss=common) for group, one in pairs]
+        outcomes = [clip(group, one, deferring=self.deferring, loss=loss) for group, one in pairs]
         self.events.taken(record, index, groups, outcomes, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ from lightning_gradwatch.recurrent.capture.direct_norm import DirectNorms
 from lightning_gradwatch.scaler import scale_of
 from lightning_gradwatch.step_hooks import keep_step_hooks
 
+_MOST_PASSES = 64  # whose losses are kept: where no step is taken, they are not to pile up
 _clipped: WeakKeyDictionary[Optimizer, clip_adaptively] = WeakKeyDictionary()
 
 
@@ -109,7 +111,8 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
                 )
         self._states = [self._groups.new_state() for _ in self._optimizers]
         self._record, self._events = LoopStep(on_event, log, len(self._optimizers) > 1), ClipEvents()
-        self._loss: Tensor | None = None
+        self._losses: deque[Tensor] = deque(maxlen=_MOST_PASSES)  # of the passes since the last step
+        self._stepped = False  # since the last pass
         self._acting = True
         self._loss_scale: Tensor | float = 1.0
         writer = self._record.sink.log = None if dirpath is None else open_run_log(dirpath, self)
@@ -146,7 +149,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         self._endings.clear()
         for one in self._optimizers:
             _clipped.pop(one, None)
-        self._loss = None
+        self._losses.clear()
         counts = clip_counts(dict(enumerate(self._states))).values()
         said = closing_line("clip_adaptively", counts, self.run_dir)
         if said is not None:
@@ -180,10 +183,13 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         """Keep the loss, to be read together with the norm. Of several processes each has its own:
         then none is kept.
         """
-        self._loss, self._loss_scale = None, 1.0 if scaler is None else scale_of(scaler)
+        if self._stepped:  # all optimizers that step before the next pass have its losses in common
+            self._losses.clear()
+            self._stepped = False
+        self._loss_scale = 1.0 if scaler is None else scale_of(scaler)
         if loss is not None and loss.numel() == 1 and is_alone():
             value = loss.detach()
-            self._loss = value if scaler is None else value / scale_of(scaler)
+            self._losses.append(value if scaler is None else value / scale_of(scaler))
 
     def _listens_for_growth(self) -> DirectNorms:
         direct, policies = DirectNorms(), [policy for state in self._states for policy in state.policies()]
@@ -238,7 +244,7 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
         if not groups:
             return
         scale = unscale(optimizer, [gradient for group in groups for gradient in group.gradients])
-        loss, self._loss = self._loss, None
+        self._stepped = True
         step = ClipStep(
             self._events,
             self._nonfinite,
@@ -246,4 +252,4 @@ class clip_adaptively:  # noqa: N801  # it is called, and may be entered
             direct=self._direct,
             loss_scale=self._loss_scale,
         )
-        step.take(self._record, optimizer, index, groups, state, loss)
+        step.take(self._record, optimizer, index, groups, state, list(self._losses))

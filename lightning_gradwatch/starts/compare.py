@@ -42,7 +42,8 @@ def compare_starts(
         max_sequences: of the batch that are measured; None takes all.
 
     Returns:
-        a row for each start, module, layer and direction; ``print`` it for a table.
+        a row for each start, module, layer and direction; ``print`` it for a table, which names
+        the modules that were not measured, too.
 
     Raises:
         ValueError: an argument breaks its rule, the model cannot be copied, or no gradient was
@@ -56,7 +57,8 @@ def compare_starts(
         lengths = {row.module: timesteps or row.timesteps for row in rows}
         for start in starts if starts is not None else fitting(model):
             rows += _measured(start, model, batch, run, max_sequences, lengths)
-    return Comparison(sorted(rows, key=lambda row: (row.module, row.layer, row.direction)))
+    missing = [name for name in discover(model) if name not in lengths]
+    return Comparison(sorted(rows, key=lambda row: (row.module, row.layer, row.direction)), missing)
 
 
 def training_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 
 
 class Comparison(Sequence[StartRow]):
-    """The rows of all starts; printed, a table by layer."""
+    """The rows of all starts; printed, a table by layer.
 
-    def __init__(self, rows: Sequence[StartRow]) -> None:
+    Args:
+        missing: names of the recurrent modules of which nothing was measured.
+    """
+
+    def __init__(self, rows: Sequence[StartRow], missing: Sequence[str] = ()) -> None:
         self._rows = tuple(rows)
+        self.missing = tuple(missing)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -29,7 +34,7 @@ class Comparison(Sequence[StartRow]):
         return iter(self._rows)
 
     def __str__(self) -> str:
-        return "\n".join(table_lines(self._rows))
+        return "\n".join(table_lines(self._rows, self.missing))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self.starts)} starts, {len(self._rows)} rows>"

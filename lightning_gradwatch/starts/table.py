@@ -16,8 +16,14 @@ CAUTION = (
 )
 
 
-def table_lines(rows: Sequence[StartRow]) -> Iterator[str]:
-    """A table for each layer and direction, and how to read it."""
+_MISSING = (
+    "Nothing was measured in {names}: frozen, not used in the loss, called under no_grad(), or one step at a time with "
+    "a detached state?"
+)
+
+
+def table_lines(rows: Sequence[StartRow], missing: Sequence[str] = ()) -> Iterator[str]:
+    """A table for each layer and direction, what is missing, and how to read it."""
     if not rows:
         yield "No recurrent layer was measured."
         return
@@ -25,6 +31,8 @@ def table_lines(rows: Sequence[StartRow]) -> Iterator[str]:
         yield place
         yield from _table([row for row in rows if row.place == place])
         yield ""
+    if missing:
+        yield _MISSING.format(names=", ".join(missing))
     yield from CAUTION
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,15 +25,17 @@ def as_returned(loss: Tensor, trainer: Trainer, module: LightningModule) -> Tens
     return loss.detach() if isinstance(factor, float) and factor == 1.0 else loss.detach() * factor
 
 
-def common_loss(trainer: Trainer, loss: float | None) -> float | None:
-    """The mean of all processes' losses, for decisions that all must take alike; None where one of
-    them does not know its own. A collective where there are several.
+def common_loss(trainer: Trainer, losses: Sequence[Tensor]) -> Tensor | None:
+    """The mean of all processes' losses, for decisions that all must take alike: a scalar on the
+    device, NaN where one of them does not know its own. A collective; None where there is one
+    process alone.
 
     Args:
-        loss: of this process.
+        losses: of this process, scalars.
     """
     if trainer.world_size == 1:
-        return loss
-    of_rank = torch.tensor(math.nan if loss is None else loss, device=trainer.strategy.root_device)
-    mean = float(trainer.strategy.reduce(of_rank, reduce_op="mean"))
-    return None if math.isnan(mean) else mean
+        return None
+    device = trainer.strategy.root_device
+    own = [loss.to(device, torch.float32) for loss in losses] or [torch.tensor(math.nan, device=device)]
+    mean = trainer.strategy.reduce(torch.stack(own).mean(), reduce_op="mean")
+    return mean if isinstance(mean, Tensor) else None

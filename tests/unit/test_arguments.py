@@ -39,7 +39,7 @@ NUMBERS = [
     (AdaGC, "beta"),
     (AGGC, "high"),
     (AGGC, "max_up"),
-    (Spike, "least_factor"),
+    (Spike, "factor"),
     (AutoClip, "percentile"),
     (ZClip, "alpha"),
     (AdaptiveClip, "clip_through_time"),

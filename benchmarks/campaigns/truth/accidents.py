@@ -482,10 +482,17 @@ def _too_long(c: Context, m: Words) -> None:
 
 @SAID("Its norm is out of the ordinary.")
 @SAID("Steps before it exploded, and large ones are shortened for a while.")
-@SAID("It grew through time: over 30 times as much as it ordinarily does.")
+@SAID("It grew through time: many times as much as it ordinarily does.")
 def _why_clipped(c: Context, m: Words) -> None:
     usual = sorted(c.truth.norm(step) for step in range(_step(c)))
     c.verdict(not usual or c.truth.norm(_step(c)) > usual[len(usual) // 2], "its norm is an ordinary one")
+
+
+@SAID("Its norm is out of the ordinary, and so is its loss.")
+def _why_clipped_with_its_loss(c: Context, m: Words) -> None:
+    _why_clipped(c, m)
+    usual = sorted(abs(loss) for loss in c.truth.losses[: _step(c)])
+    c.verdict(bool(usual) and abs(c.truth.losses[_step(c)]) > usual[len(usual) // 2], "its loss is an ordinary one")
 
 
 @SAID("The optimizer step was skipped: the gradient norm is <n:norm>.")

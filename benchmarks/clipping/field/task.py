@@ -74,11 +74,12 @@ def _train(task: Task, network: nn.Module, optimizer: torch.optim.Optimizer, act
     solved = None
     for step in range(1, task.steps + 1):
         optimizer.zero_grad()
-        task.loss(network).backward()
+        loss = task.loss(network)
+        loss.backward()
         if task.spikes:
             plant(network, chaos)
         before = norm_of(network)
-        act()
+        act(loss)
         clipped += norm_of(network) < before * (1 - 1e-5)
         optimizer.step()
         taken = step

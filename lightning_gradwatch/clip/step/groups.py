@@ -78,9 +78,9 @@ class PolicyGroups:
 
     def describe(self) -> dict[str, Any]:
         """Arguments that tell two callbacks apart; those that say nothing are left out."""
-        policies = {pattern: describe(policy) for pattern, policy in self.policies.items()}
+        policies = {pattern: _name_in_state(policy) for pattern, policy in self.policies.items()}
         patterns = {"exclude": self.exclude, "policies": policies}
-        return {"policy": describe(self.policy), **{name: value for name, value in patterns.items() if value}}
+        return {"policy": _name_in_state(self.policy), **{name: value for name, value in patterns.items() if value}}
 
     def begin(self, module: nn.Module, optimizers: Iterable[Optimizer]) -> None:
         """Learn the parameters' names.
@@ -144,6 +144,13 @@ class PolicyGroups:
         self._names, self._places = {}, {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
             self._names.setdefault(id(parameter), []).append(plain_name(name))
+
+
+def _name_in_state(policy: Policy) -> str:
+    """What it is called in a checkpoint: where it says so itself, that stays from version to
+    version.
+    """
+    return getattr(policy, "name_in_state", None) or describe(policy)
 
 
 def _group_names(index: int, param_group: Mapping[str, Any]) -> list[str]:

@@ -57,17 +57,19 @@ def measure(
     groups: Sequence[PolicyGroup],
     *,
     deferring: bool,
-    loss: Tensor | None = None,
+    losses: Sequence[Tensor] = (),
+    common: Tensor | None = None,
     direct: DirectNorms | None = None,
     scale: Tensor | float = 1.0,
-) -> tuple[list[Measured], float | None]:
-    """Norms of all groups, and the loss, which is read beside them; where a policy works on
-    tensors, it clips them on the way.
+) -> tuple[list[Measured], float | None, float | None]:
+    """Norms of all groups, this process's last loss, and the mean of all losses, which are read
+    beside them; where a policy works on tensors, it clips them on the way.
 
     Args:
         groups: of one optimizer.
         deferring: another is to clip.
-        loss: a scalar.
+        losses: of this process's backward passes since the last step, scalars.
+        common: the mean over all processes, where there are several; NaN is not known.
         direct: what has arrived at the recurrent modules, by ``scale`` too large.
     """
     readings = [_launch(group, deferring=deferring) for group in groups]
@@ -75,12 +77,14 @@ def measure(
         for group, reading in zip(groups, readings, strict=True):
             reading.update(_launch_growth(group, direct, scale))
     scalars = [scalar for reading in readings for scalar in reading.values()]
-    values = iter(read(scalars if loss is None else [*scalars, loss]))
+    values = iter(read([*scalars, *losses, *([] if common is None else [common])]))
     measured = [Measured(**{name: next(values) for name in reading}) for reading in readings]
     if any(math.isinf(m.norm) for m in measured):
         both = zip(groups, measured, strict=True)
         measured = [_settle(p, m, deferring=deferring) if math.isinf(m.norm) else m for p, m in both]
-    return measured, next(values, None)
+    of_passes = [next(values) for _ in losses]
+    mean = next(values, sum(of_passes) / len(of_passes) if of_passes else math.nan)
+    return measured, of_passes[-1] if of_passes else None, None if math.isnan(mean) else mean
 
 
 def clip(group: PolicyGroup, measured: Measured, *, deferring: bool, loss: float | None = None) -> Outcome:

@@ -412,6 +412,18 @@ def test_it_can_be_copied_and_pickled_in_mid_fit(tmp_path: Path) -> None:
     assert len(pickled) < 5_000
 
 
+@pytest.mark.parametrize("arguments", [{}, {"exclude": ["net.0.*"]}, {"policies": {"net.0.*": "spike"}}])
+def test_the_default_is_called_in_a_checkpoint_as_0_1_0_called_it(arguments: dict[str, Any]) -> None:
+    """So that its state is found, whatever its arguments are called today; others have names of their own."""
+    first = "Spike(least_factor=30.0, peak_factor=8.0, most_factor=100.0, window=20, longest_step=0.2)"
+    key = AdaptiveClip(**arguments).state_key
+    assert f"'policy': '{first}'" in key
+    assert key == AdaptiveClip(Spike(), **arguments).state_key
+    assert key.count(first) == 1 + ("policies" in arguments)
+    others = [Spike(factor=5.0), Spike(memory=500), Spike(window=40), Spike(longest_step=0.2)]
+    assert len({key, *(AdaptiveClip(policy, **arguments).state_key for policy in others)}) == 5
+
+
 def test_different_arguments_are_different_states(tmp_path: Path) -> None:
     """Two instances with different policies can stand in one Trainer and one checkpoint."""
     a, b, c = AdaptiveClip(Norm(1.0)), AdaptiveClip(Norm(2.0)), AdaptiveClip("spike")

@@ -70,7 +70,8 @@ def test_it_is_read_in_the_norm_s_own_sync(monkeypatch):
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
     groups = PolicyGroups("norm", None, None)
     groups.begin(module, [optimizer])
-    found, loss = measure(
-        groups.of(module, optimizer, groups.new_state()), deferring=False, loss=torch.tensor(0.25, dtype=torch.half)
+    losses = [torch.tensor(0.75), torch.tensor(0.25, dtype=torch.half)]
+    found, last, mean = measure(
+        groups.of(module, optimizer, groups.new_state()), deferring=False, losses=losses, common=torch.tensor(0.375)
     )
-    assert (len(found), loss, reads) == (1, 0.25, [2])
+    assert (len(found), last, mean, reads) == (1, 0.25, 0.375, [4])

@@ -117,6 +117,26 @@ def test_each_layer_and_direction_has_its_rows() -> None:
     assert "rnn, layer 1, reverse (GRU, 24 timesteps)" in text
 
 
+@pytest.mark.parametrize("why", ["frozen", "unused", "no_grad"])
+def test_a_module_that_was_not_measured_is_named(why: str) -> None:
+    """Beside one that was, under the table; where all were, no such line stands there."""
+    nets = nn.ModuleDict({"a": Net(), "b": Net()})
+    nets["b"].rnn.requires_grad_(why != "frozen")
+
+    def loss(nets: nn.Module, batch: Tensor) -> Tensor:
+        if why == "unused":
+            return squared(nets["a"], batch)
+        with torch.set_grad_enabled(why != "no_grad"):
+            aside = nets["b"].rnn(batch.clone())[0].mean()
+        return squared(nets["a"], batch) + aside
+
+    compared = compare_starts(nets, torch.randn(4, T, 3), ["gate_bias"], loss=loss)
+    assert compared.missing == ("b.rnn",)
+    assert {row.module for row in compared} == {"a.rnn"}
+    assert "Nothing was measured in b.rnn: frozen, not used" in str(compared)
+    assert "Nothing was measured" not in str(compare_starts(nets["a"], torch.randn(4, T, 3), [], loss=squared))
+
+
 def test_a_longer_memory_is_seen() -> None:
     """The gate of a GRU that is opened to the length reaches further than PyTorch's own start."""
     rows = {row.start: row for row in compare_starts(Net("GRU"), torch.randn(4, 60, 3), loss=squared)}

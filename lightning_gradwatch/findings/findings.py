@@ -256,9 +256,15 @@ def _told(events: Sequence[Mapping[str, Any]]) -> str:
     said = said.rstrip(".")
     besides = " and ".join(count for severity, count in counts.items() if severity != gravest)
     return (
-        f"{counts[gravest]}, the first at step {first['step']}: {first['kind']}, {said[:1].lower()}{said[1:]}."
+        f"{counts[gravest]}, the first at step {first['step']}: {first['kind']}, {_within(said)}."
         f"{f' Besides {besides}.' if besides else ''}"
     )
+
+
+def _within(sentence: str) -> str:
+    """A sentence as a part of another: it begins small, unless with a name as ``AdaptiveClip``."""
+    first = sentence.partition(" ")[0]
+    return sentence if first[1:].lower() != first[1:] else sentence[:1].lower() + sentence[1:]
 
 
 def _first_to_name(event: Mapping[str, Any]) -> tuple[int, bool]:

@@ -194,6 +194,15 @@ def _at_once(c: Context, m: Words) -> None:
     c.verdict(c.event is not None, "there is no such event")
 
 
+@SAID("GradWatch, step <int:step>: <name:module>.")
+def _severed_at_once(c: Context, m: Words) -> None:
+    """What follows is the message of an event that says all there is of that module."""
+    step = int(m["step"].replace(",", ""))
+    own = [e for e in c.told.events if e.module == m["module"] and e.step == step]
+    c.event = next((e for e in own if e.kind == EventKind.NO_GRADIENT_THROUGH_TIME), None)
+    c.verdict(c.event is not None, "there is no such event")
+
+
 def _of_event(c: Context, m: Words) -> None:
     """What follows is said of an event."""
     step = int(m["step"].replace(",", ""))
@@ -213,8 +222,12 @@ def _no_events(c: Context, m: Words) -> None:
 
 
 def _counted(c: Context) -> list[str]:
-    own = [e for e in c.told.events if e.kind not in ("STEP_SKIPPED", "GRADIENT_CLIPPED")]
-    return [str(e.severity) for e in own if not closes_episode(e.to_record())]
+    """The severity of each event; steps in a row that were clipped or skipped alike are one."""
+    own = [e for e in c.told.events if not closes_episode(e.to_record())]
+    acts = {(e.kind, e.severity, e.action, e.step) for e in own if e.kind in ("STEP_SKIPPED", "GRADIENT_CLIPPED")}
+    begun = [act for act in acts if (*act[:-1], act[-1] - 1) not in acts]
+    others = [e for e in own if e.kind not in ("STEP_SKIPPED", "GRADIENT_CLIPPED")]
+    return [str(e.severity) for e in others] + [str(severity) for _, severity, *_ in begun]
 
 
 _NOUNS = {"critical event": "critical", "warning": "warning", "note": "info"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -21,6 +21,7 @@ from lightning_gradwatch.profile import Profile, gradient_horizon, growth_rate
 from lightning_gradwatch.thresholds import (
     CALM_SAMPLES,
     CALM_SHARE,
+    LAST_SAMPLES,
     LOW_LOSS,
     NOTHING_LOST,
     RISEN_LOSS,
@@ -38,15 +39,21 @@ def is_vanishing(horizon: float, timesteps: int) -> bool:
 
 @dataclass(slots=True)
 class _Track:
-    """The last horizons of one call of one place, in a row, all of them short;
-    and the furthest that was not.
+    """The last horizons of one call of one place, in a row, all of them short, and how long the
+    sequences were; and the furthest that was not.
     """
 
     horizons: deque[int]
     starved: deque[int]
+    lengths: deque[int]
     furthest: int | None = None
     first_loss: float | None = None
     last: tuple[Profile, Moment] | None = None  # of them
+
+    def clear(self) -> None:
+        """None is short any more."""
+        for kept in (self.horizons, self.starved, self.lengths):
+            kept.clear()
 
 
 class VanishingDetector:
@@ -73,6 +80,7 @@ class VanishingDetector:
     def __init__(self, samples: int = SEVERAL) -> None:
         self.samples = arguments.whole("samples", samples, f"The default is {SEVERAL}.")
         self._tracks: dict[Hashable, _Track] = {}
+        self._lengths: dict[Hashable, deque[int]] = {}
         self._episodes = Episodes(CALM_SAMPLES, falling=True)
         self._begun_by: dict[Hashable, int] = {}
 
@@ -93,25 +101,25 @@ class VanishingDetector:
         track = self._tracks.setdefault((*place, profile.call), self._new_track(moment.loss))
         horizon = gradient_horizon(lagged)
         reach = horizon.lag or 0
-        short = not horizon.censored and is_vanishing(reach, profile.due_timesteps)
+        due = self._due(profile, fell=not horizon.censored)
+        short = not horizon.censored and is_vanishing(reach, due)
         if not short:
             track.last = None
-            track.horizons.clear()
-            track.starved.clear()
+            track.clear()
             track.furthest = max(track.furthest or 0, reach)
         if self._episodes.is_open(place):
-            return self._go_on(profile, reach, horizon.censored, moment)
+            return self._go_on(profile, due, reach, horizon.censored, moment)
         if not short:
             return None
         if blocks_learning(profile):  # no sample of a gradient that vanishes, and none of those in a row
             track.last = None
-            track.horizons.clear()
-            track.starved.clear()
+            track.clear()
             return None
         track.horizons.append(reach)
         track.starved.append(profile.starved())
+        track.lengths.append(profile.timesteps)
         track.last = profile, moment
-        if is_vanishing(reach**2 / max(track.horizons[0], 1), profile.due_timesteps):  # by the same factor again
+        if is_vanishing(reach**2 / max(track.horizons[0], 1), due):  # by the same factor again
             return self._begin(profile, track, moment)
         return None
 
@@ -126,11 +134,22 @@ class VanishingDetector:
         self._tracks.clear()
         return [*filter(None, told), *self._episodes.finish(moment)]
 
-    def _go_on(self, profile: Profile, reach: int, censored: bool, moment: Moment) -> Event | None:
+    def _due(self, profile: Profile, *, fell: bool) -> int:
+        """The timesteps that a horizon is held against: where sequences differ in length, no more
+        than the middle one of those lately has in which the gradient fell under 1 %. How long a
+        single one was may be chance, as where a state is reset at random.
+        """
+        lately = self._lengths.setdefault(profile.place, deque(maxlen=LAST_SAMPLES))
+        if fell:
+            lately.append(profile.due_timesteps)
+        ordered = sorted(lately)
+        return min([profile.due_timesteps, *ordered[(len(ordered) - 1) // 2 :][:1]])
+
+    def _go_on(self, profile: Profile, due: int, reach: int, censored: bool, moment: Moment) -> Event | None:
         """A horizon that was cut off is longer than what was seen of it: never the shortest, and no
         sign of an end where it could not be followed far enough to tell, as in a short sequence.
         """
-        calm = reach + censored >= CALM_SHARE * profile.due_timesteps
+        calm = reach + censored >= CALM_SHARE * due
         if censored and not (calm and reach >= self._episodes.peak(profile.place)):
             return None
         ended = self._episodes.see(profile.place, math.inf if censored else float(reach), moment, calm=calm)
@@ -143,7 +162,8 @@ class VanishingDetector:
         return replace(ended, message=f"{ended.message} {now}", detail="")
 
     def _new_track(self, loss: float | None) -> _Track:
-        return _Track(deque(maxlen=self.samples), deque(maxlen=self.samples), first_loss=loss)
+        horizons, starved, lengths = (deque[int](maxlen=self.samples) for _ in range(3))
+        return _Track(horizons, starved, lengths, first_loss=loss)
 
     def _begin(self, profile: Profile, track: _Track, moment: Moment) -> Event | None:
         recent, loss, rate = track.horizons, moment.loss, growth_rate(profile.lagged())
@@ -162,9 +182,9 @@ class VanishingDetector:
             direction=profile.direction,
             state=profile.state,
             value=float(reach),
-            threshold=VANISHING_SHARE * profile.due_timesteps,
+            threshold=VANISHING_SHARE * self._due(profile, fell=False),
             severity=Severity.INFO if low or not starves or (track.furthest and not lost) else Severity.WARNING,
-            detail=_detail(profile, list(recent), rate, hungry, track.furthest, low, lost),
+            detail=_detail(profile, track, rate, hungry, low, lost),
             remedy=LOST_REMEDY if lost else _remedy(profile, low),
         )
         return self._episodes.begin(profile.place, event, float(reach))
@@ -191,15 +211,14 @@ def _remedy(profile: Profile, low: str) -> str:
     return ("If the task needs a longer memory: " if low else "") + vanishing_remedy(profile, profile.lagged())
 
 
-def _detail(
-    profile: Profile, recent: list[int], rate: float | None, hungry: int, furthest: int | None, low: str, lost: str
-) -> str:
+def _detail(profile: Profile, track: _Track, rate: float | None, hungry: int, low: str, lost: str) -> str:
+    recent, furthest = list(track.horizons), track.furthest
     speed = "" if rate is None else f" ({rate_in_words(rate, recent[-1])})"
     shortest, longest = min(recent), max(recent)
     before = "" if shortest == longest else f", after {shortest} to {longest}"
     parts = [low, lost, *_crossed(profile)]
     parts += [
-        f"The sequences have {profile.timesteps}. Seen in {len(recent)} samples in a row{before}{speed}.",
+        f"The sequences have {_lengths(track.lengths)}. Seen in {len(recent)} samples in a row{before}{speed}.",
         *_left_out(profile),
         *_behind(profile),
     ]
@@ -218,6 +237,11 @@ def _detail(
     if furthest is not None and not lost:
         parts.append(f"Earlier it reached {furthest}; if the loss is low by now, it was enough.")
     return " ".join(filter(None, parts))
+
+
+def _lengths(lengths: Collection[int]) -> str:
+    shortest, longest = min(lengths), max(lengths)
+    return f"{longest}" if shortest == longest else f"{shortest} to {longest}"
 
 
 def _cut(profile: Profile) -> str:

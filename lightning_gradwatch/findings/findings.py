@@ -54,6 +54,7 @@ class Findings:
 
     Attributes:
         lagged, totals: the metrics accumulated over the training, by module, layer and direction.
+        steps: how many optimizer steps there were, once the training is over; 0 before.
         clipping: what became of each optimizer's gradients, as far as that is known.
     """
 
@@ -67,6 +68,7 @@ class Findings:
         self._announcer = announcer or Announcer(None)
         self.lagged: dict[Place, LaggedGradient] = {}
         self.totals: dict[Place, TotalGradient] = {}
+        self.steps = 0
         self.clipping: list[ClippingSummary] = []
         self._first_word = FirstWord()
         self._keep_sequences = keep_sequences
@@ -188,7 +190,7 @@ class Findings:
         verdicts = self.verdicts()
         lines += [f"  {plain(layer.line)}" for layer in verdicts] or [_NOTHING]
         lines += [f"  {said}" for said in self._first_word.doubts]
-        lines += _more_samples(verdicts, max((one.steps for one in self.clipping), default=0))
+        lines += _more_samples(verdicts, self.steps)
         lines += [f"  {plain(one.line(several=len(self.clipping) > 1))}" for one in self.clipping if one.steps]
         return [*lines, f"  {plain(_told([event for event in self._all_events() if not closes_episode(event)]))}"]
 

@@ -103,6 +103,7 @@ class Watching:
         watch, findings = self.watch, self._findings
         if watch is None:
             return False
+        findings.steps = moment.step + 1
         with suppress(Exception) if broken_off else nullcontext():
             findings.take(watch.finish(moment))
             findings.note_truncation()

@@ -7,9 +7,14 @@ import math
 import statistics
 
 from benchmarks.campaigns.truth.sentences import REMEDY, SAID, Context
-from benchmarks.campaigns.truth.verdicts import Words
+from benchmarks.campaigns.truth.verdicts import Words, is_finite
 from lightning_gradwatch import EventKind
 from lightning_gradwatch.events import closes_episode
+
+LONG = 0.2
+"""Norms of the parameters. A step that is longer is too long."""
+
+SPOILS_NONE = "The gradients of the weights are finite all the same, so it spoils none."
 
 
 def _step(c: Context) -> int:
@@ -25,8 +30,15 @@ def _where(c: Context) -> None:
         said = getattr(event, name, None)
         c.verdict(said is None or said == true, f"{name} is {true}")
     c.verdict(event.kind not in c.case.never, f"{event.kind} has no place here")
-    if c.truth.first_bad is not None and event.kind.startswith("NONFINITE"):
+    alone = event.kind == EventKind.NONFINITE_HIDDEN_GRADIENT and SPOILS_NONE in event.message
+    if c.truth.first_bad is not None and event.kind.startswith("NONFINITE") and not alone:
         c.number(event.step, c.truth.first_bad, c.truth.steps, "the first step that is not finite")
+
+
+@SAID(SPOILS_NONE)
+def _spoils_none(c: Context, m: Words) -> None:
+    c.verdict(math.isfinite(c.truth.norm(_step(c))), "the gradient of a weight is not finite")
+    c.verdict(not is_finite(c, _step(c)), "the gradients of the states are finite too")
 
 
 @SAID("The loss is <n:value> although every recurrent input and state is finite.", "The loss is <n:value>.")
@@ -460,8 +472,15 @@ def _ordinary(c: Context, m: Words) -> None:
     c.verdict(_step(c) > 0, "there was no step before it")
 
 
-@SAID("Its norm is out of the ordinary.")
 @SAID("The step would have been too long beside the parameters.")
+def _too_long(c: Context, m: Words) -> None:
+    """Whatever the norms before it were: where every step explodes, they are no smaller."""
+    length = c.truth.step_length(_step(c))
+    c.verdict(length > 0.9 * LONG, f"its length is {length:.3g} of the parameters' norm")
+    c.verdict(c.case.optimizer == "SGD", "the length of its steps does not follow from the gradient's norm")
+
+
+@SAID("Its norm is out of the ordinary.")
 @SAID("Steps before it exploded, and large ones are shortened for a while.")
 @SAID("It grew through time: many times as much as it ordinarily does.")
 def _why_clipped(c: Context, m: Words) -> None:

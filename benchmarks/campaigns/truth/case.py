@@ -133,6 +133,12 @@ class Truth:
         ]
         return math.nan if any(map(math.isnan, found)) else math.hypot(*found)
 
+    def step_length(self, step: int) -> float:
+        """Of what plain SGD would do with the gradient of a step as it is, in norms of all parameters."""
+        kept = self._kept[step][0]
+        sizes = [float(kept[name].double().norm()) for name, _ in self._net.named_parameters()]
+        return self.case.lr * self.norm(step) / math.hypot(*sizes)
+
     def input_sizes(self) -> list[tuple[float, float]]:
         """Median and maximum of the inputs of each batch."""
         found = [(batch[0] if isinstance(batch, list) else batch).abs().flatten() for _, batch, _ in self._kept]

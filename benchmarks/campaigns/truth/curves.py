@@ -292,9 +292,10 @@ def _vanishes(c: Context, m: Words) -> None:
     c.verdict(not late or any(one.horizon[0] < 0.5 * one.timesteps for one in late), "the horizon is long")
 
 
-@SAID("The sequences have <int:t>.")
+@SAID("The sequences have <int:t>« to <int:most>».")
 def _have(c: Context, m: Words) -> None:
-    timesteps(c, m["t"])
+    for said in filter(None, (m["t"], m.get("most"))):
+        timesteps(c, said)
 
 
 @SAID(f"Seen in <int:samples> samples in a row«, after <int:least> to <int:most>»« ({_RATE})».")

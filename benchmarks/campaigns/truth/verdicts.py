@@ -72,7 +72,7 @@ def _exploding(c: Context, m: Words) -> None:
 
 
 def _not_finite(c: Context, m: Words) -> None:
-    c.verdict(not all(_is_finite(c, step) for step in range(c.truth.steps)), "everything is finite")
+    c.verdict(not all(is_finite(c, step) for step in range(c.truth.steps)), "everything is finite")
 
 
 def barely(c: Context, m: Words) -> None:
@@ -177,11 +177,11 @@ def _first_word(c: Context, m: Words) -> None:
 @SAID("No sample from then on is finite.", "It was the last sample.")
 def _lost(c: Context, m: Words) -> None:
     later = [step for step in c.told.sampled if c.since is not None and step >= c.since]
-    c.verdict(bool(later) and not any(_is_finite(c, step) for step in later), "some sample is finite")
+    c.verdict(bool(later) and not any(is_finite(c, step) for step in later), "some sample is finite")
     c.verdict("last" not in c.sentence or len(later) == 1, f"there were {len(later)}")
 
 
-def _is_finite(c: Context, step: int) -> bool:
+def is_finite(c: Context, step: int) -> bool:
     """Whether loss and gradients were, those of the states too: a unit that is at rest keeps a NaN from every parameter."""
     return c.truth.finite(step) and all(
         math.isfinite(norm) for one in c.facts(steps=[step]) for row in one.total for norm in row

@@ -71,3 +71,4 @@ def test_a_file_is_one_idea() -> None:
     long = [path for path, text in texts.items() if len(text.splitlines()) > LINES]
     assert long
     assert [path.relative_to(ROOT) for path in long if not reasons.search(texts[path])] == []
+    assert [path.relative_to(ROOT) for path, text in texts.items() if path not in long and reasons.search(text)] == []

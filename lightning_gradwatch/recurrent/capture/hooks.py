@@ -327,7 +327,11 @@ class Capture:
                 self._unread.read_into(self._calls, self.loops, final=False)  # which watches its states
 
     def _after_tap(self, name: str, state: Tensor) -> None:
-        self._guarded(lambda: self._mark(name, self._keep_state(self.loops.read_tap(name, state))))
+        self._guarded(lambda: self._keep_tap(name, state))
+
+    def _keep_tap(self, name: str, state: Tensor) -> None:
+        self._keep_state(self.loops.read_tap(name, state))
+        self._mark(name, None)
 
     def _after_scan(self, scan: Scan) -> None:
         if torch.is_grad_enabled():

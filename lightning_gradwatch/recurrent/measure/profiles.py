@@ -1,6 +1,5 @@
 """From a fused call to its profiles: one for each layer, direction and state."""
 
-# Over 300 lines: one way from a sweep to profiles, of a call and of calls that go on from others.
 from __future__ import annotations
 
 from collections.abc import Iterator

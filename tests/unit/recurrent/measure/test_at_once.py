@@ -17,7 +17,7 @@ from lightning_gradwatch.recurrent.measure import at_once as module_under_test
 from lightning_gradwatch.recurrent.measure.exactness import ROUNDINGS
 from tests.cases import Case, cases
 from tests.sweeps import check
-from tests.unit.recurrent.measure import test_influence
+from tests.unit.recurrent.measure import influence
 
 
 @settings(max_examples=60, deadline=None)
@@ -45,7 +45,7 @@ def test_chunks_change_nothing(case: Case) -> None:
 @given(cases())
 def test_the_inputs_gradient_too(case: Case) -> None:
     """What goes on to the module's input is what autograd says."""
-    test_influence.check(case, at_once=True)
+    influence.check(case, at_once=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

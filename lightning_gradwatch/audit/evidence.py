@@ -65,6 +65,10 @@ class ClipSample:
         return not self.grown and self.coefficient < 1 - CHANGED
 
 
+ABOUT = 1e-2
+"""Share of a norm: what a norm that was clipped to a bound is about."""
+
+
 @dataclass(frozen=True, slots=True)
 class Clippers:
     """Who clips, as far as that can be known without listening to anybody's calls.
@@ -193,6 +197,22 @@ class ClipEvidence:
     def median_coefficient(self) -> float | None:
         """To what share of itself, where it was made smaller."""
         return median(sample.coefficient for sample in self.clipped) if self.clipped else None
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether what was made smaller has the Trainer's bound as its norm."""
+        bound = self.clippers.bound
+        return bound is not None and all(abs(one.after / bound - 1) <= ABOUT for one in self.clipped)
+
+    @property
+    def under_bound(self) -> bool:
+        """Whether what was made smaller is under the Trainer's bound on the norm, which is all that
+        is known to clip: then it was made so by something else, and never reached the bound.
+        """
+        who = self.clippers
+        unscaled = all(one.scale == 1.0 and one.part is None for one in self.clipped)
+        alone = who.alone and not who.named and unscaled and bool(self.clipped)
+        return alone and all(one.after < (1 - ABOUT) * (who.bound or 0.0) for one in self.samples)
 
     @property
     def partial(self) -> bool:

@@ -45,13 +45,14 @@ def _unseen(evidence: ClipEvidence) -> ClipVerdict | None:
 
 
 def _other_change(evidence: ClipEvidence) -> ClipVerdict | None:
-    """A fixed factor, or something that makes gradients larger no less often than smaller, as noise
-    does: no clipping.
+    """A fixed factor, what leaves the gradient under the one bound that there is, or something that
+    makes gradients larger no less often than smaller, as noise does: no clipping.
     """
     grown = sum(sample.grown for sample in evidence.samples)
     grows = grown > 0 and grown >= len(evidence.clipped)
     known = _is_known(evidence) or bool(evidence.clipped and evidence.clippers.named)
-    return ClipVerdict.NONE if (grows or evidence.constant is not None) and not known else None
+    other = evidence.under_bound or ((grows or evidence.constant is not None) and not known)
+    return ClipVerdict.NONE if other else None
 
 
 def _acts(evidence: ClipEvidence) -> ClipVerdict | None:
@@ -65,10 +66,10 @@ def _acts(evidence: ClipEvidence) -> ClipVerdict | None:
         return ClipVerdict.STEP_LIMITER if often else ClipVerdict.SAFETY_NET
     if not evidence.clipped:
         return None
-    low, high = interval(len(evidence.clipped), len(evidence.samples))
+    low, high = share_of_all(evidence)
     if low > LIMITING_SHARE:
         return ClipVerdict.STEP_LIMITER
-    return ClipVerdict.SAFETY_NET if high < LIMITING_SHARE else ClipVerdict.UNDECIDED
+    return ClipVerdict.SAFETY_NET if high <= LIMITING_SHARE else ClipVerdict.UNDECIDED
 
 
 def _has_no_effect(evidence: ClipEvidence) -> ClipVerdict | None:
@@ -136,6 +137,16 @@ _RULES: tuple[Rule, ...] = (
 def _is_known(evidence: ClipEvidence) -> bool:
     """Whether a setting says that something clips."""
     return evidence.clippers.bound is not None or bool(evidence.clippers.adaptive)
+
+
+def share_of_all(evidence: ClipEvidence) -> tuple[float, float]:
+    """Between which shares of all steps those lie on which the gradient was made smaller; one share
+    where there were enough, and each was looked at.
+    """
+    hits, samples = len(evidence.clipped), len(evidence.samples)
+    if samples >= max(evidence.steps, ENOUGH_STEPS):
+        return hits / samples, hits / samples
+    return interval(hits, samples)
 
 
 def interval(hits: int, samples: int) -> tuple[float, float]:

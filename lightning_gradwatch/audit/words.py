@@ -9,10 +9,10 @@ from lightning_gradwatch.audit.evidence import ClipEvidence, percentile_of
 from lightning_gradwatch.audit.phrases import acted, largest, late, left_alone, listed, looked_at, on
 from lightning_gradwatch.audit.rules import (
     ClipVerdict,
-    interval,
     may_be_unnoticed,
     may_have_acted,
     may_have_acted_on_probes,
+    share_of_all,
 )
 
 NO_BACKWARD = "its backward passes went past Lightning (use self.manual_backward(loss))"
@@ -44,6 +44,12 @@ def _none(evidence: ClipEvidence) -> str:
             f"{on(evidence, 'each of ')} the gradient was multiplied by {evidence.constant:.3g} between the "
             "backward pass and the step, whatever its norm: that is a fixed factor, not clipping."
         )
+    elif evidence.under_bound:
+        got = max(sample.after for sample in evidence.samples)
+        said = (
+            f"On {len(changed)} of {looked_at(evidence)} the gradient was made smaller between the backward pass and the step, "
+            f"but not by gradient_clip_val={evidence.clippers.bound:g}: the largest norm that reached it there is {got:.3g}."
+        )
     elif changed:
         said = (
             f"On {len(changed)} of {looked_at(evidence)} the gradient was changed between the backward pass "
@@ -72,7 +78,8 @@ def _safety_net(evidence: ClipEvidence) -> str:
 
 def _step_limiter(evidence: ClipEvidence) -> str:
     said = "it, not the gradient, sets the length of the steps"
-    rule = said if evidence.clippers.goes_along else "clipping is the rule, not the exception"
+    whole = evidence.clippers.goes_along and not (evidence.partial or evidence.uneven)
+    rule = said if whole else "clipping is the rule, not the exception"
     return f"{acted(evidence)}: {rule}.{late(evidence)}{largest(evidence)}"
 
 
@@ -84,7 +91,7 @@ def _no_effect(evidence: ClipEvidence) -> str:
     code = _without_effect(evidence)
     if code:
         is_early = set(code) <= set(who.early) or (evidence.stale and not who.in_loop)
-        other = ", or after the step" if who.in_loop else ", or for other parameters"
+        other = ", or after the step" if who.in_loop else ", or after the step, or for other parameters"
         before = f"before the backward pass{'' if is_early else other}"
         return f"{listed(code, 'clips', 'clip')} {before}: {on(evidence)[0].lower()}{on(evidence)[1:]} {untouched}.{largest(evidence)}"
     return (
@@ -122,7 +129,7 @@ def _undecided(evidence: ClipEvidence) -> str:
             f"{left_alone(evidence)}. That is too few to tell whether it ever acts: it may do so on up to {share:.0%} "
             f"of all steps.{largest(evidence)}"
         )
-    low, high = interval(len(evidence.clipped), len(evidence.samples))
+    low, high = share_of_all(evidence)
     return (
         f"{acted(evidence)}, which is too few to tell a safety net from what limits every step: the share of all "
         f"steps may be {low:.0%} or {high:.0%}.{late(evidence)}"
@@ -170,13 +177,21 @@ def _against_limiting(evidence: ClipEvidence) -> str:
             "bound until it acts on a few steps. A bound on the norm of all gradients, which keeps their direction, "
             f"would be one of about {advised_bound(evidence)}, {whose(evidence)}.{_longer(evidence)}"
         )
-    what = "the bound" if who.bound is None else "gradient_clip_val"
+    what = _which_bound(evidence)
     if evidence.partial:
         return (
             f"Raise {what}, if it is one on the norm of those gradients, to about {rounded_up(max(evidence.clipped_norms))}, the "
             f"largest that was seen: then it acts on a few steps, if any.{_longer(evidence)}"
         )
     return f"Raise {what} to about {advised_bound(evidence)}, {whose(evidence)}: then it acts on a few steps.{_longer(evidence)}"
+
+
+def _which_bound(evidence: ClipEvidence) -> str:
+    """The Trainer's own, where that is what was clipped to."""
+    who = evidence.clippers
+    if evidence.at_bound:
+        return "gradient_clip_val"
+    return f"the bound in {who.override}" if who.override else "the bound"
 
 
 def _for_explosions(evidence: ClipEvidence) -> str:
@@ -228,7 +243,7 @@ def _named(evidence: ClipEvidence) -> str:
     who = evidence.clippers
     if not who.named or evidence.for_others:
         return ""
-    said = "it is not called, or before the backward pass, or for other parameters"
+    said = "it is not called, or not between the backward pass and the step, or for other parameters"
     if who.in_loop:
         said = "it is not called between the backward pass and the step, or for other parameters"
     return f" {listed(who.named)} a clipping function: {said}."

@@ -222,3 +222,56 @@ def test_an_optimizer_that_was_not_looked_at_says_why() -> None:
     assert found.verdict is ClipVerdict.UNDECIDED
     assert found.sentence == "No optimizer step could be looked at: its backward passes went past Lightning."
     assert (found.share, found.median_coefficient, found.norm_percentiles) == (None, None, None)
+
+
+def test_where_each_step_was_looked_at_the_share_is_known() -> None:
+    """A third of 30 steps is a net, half of them too, and two thirds a limit; of 9 steps no share is a habit."""
+    for hits, verdict in ((10, ClipVerdict.SAFETY_NET), (15, ClipVerdict.SAFETY_NET), (20, ClipVerdict.STEP_LIMITER)):
+        found = samples(1.0, (2.0,) * hits + (0.5,) * (30 - hits))
+        assert judge_clipping(evidence(found)) is verdict
+        assert judge_clipping(evidence(found, steps=400)) in (verdict, ClipVerdict.UNDECIDED)
+    assert judge_clipping(evidence(samples(1.0, (2.0,) * 4 + (0.5,) * 5))) is ClipVerdict.UNDECIDED
+
+
+@pytest.mark.parametrize("factors", [(0.01, 0.02, 0.03), (0.1, 0.3, 0.2)])
+def test_what_leaves_the_gradient_under_the_one_bound_is_no_clipping(factors: tuple[float, ...]) -> None:
+    """A division by hand, as by a number of tokens, before a bound that is never reached."""
+    found = [ClipSample(step, norm, norm * factors[step % 3], True) for step, norm in enumerate(NORMS * 4)]
+    said = summarise_clipping(evidence(found, clippers=Clippers(bound=2.0), counted=Counted(12, 20, 3.0)))
+    assert said.verdict is ClipVerdict.NONE
+    largest = max(sample.after for sample in found)
+    assert f"but not by gradient_clip_val=2: the largest norm that reached it there is {largest:.3g}." in said.sentence
+    assert not said.remedy
+    reached = [*found, ClipSample(20, 4.0, 2.0, True)]
+    for other in (
+        evidence(reached, clippers=Clippers(bound=2.0)),
+        evidence(found, clippers=Clippers(bound=2.0, named=("f",))),
+    ):
+        assert judge_clipping(other) is not ClipVerdict.NONE
+
+
+@pytest.mark.parametrize(
+    ("clippers", "what"),
+    [
+        (Clippers(bound=0.1), "Raise gradient_clip_val to"),
+        (
+            Clippers(bound=100.0, override="Net.configure_gradient_clipping"),
+            "Raise the bound in Net.configure_gradient_clipping to",
+        ),
+        (Clippers(bound=0.6, adaptive="AdaptiveClip (Norm)"), "Raise the bound to"),
+        (Clippers(bound=1.0, named=("Net.f",)), "Raise the bound to"),
+        (Clippers(), "Raise the bound to"),
+    ],
+)
+def test_the_bound_that_is_to_be_raised_is_the_one_that_acts(clippers: Clippers, what: str) -> None:
+    """The Trainer's only where that is the norm which the optimizer got."""
+    assert summarise_clipping(evidence(samples(0.1), clippers=clippers)).remedy.startswith(what)
+
+
+def test_a_part_that_is_clipped_does_not_set_the_length_of_the_steps() -> None:
+    """Nor do several factors: the rest of the gradient has a say in it."""
+    for fields in ({"part": 1.0}, {"uneven": True}):
+        said = summarise_clipping(evidence(samples(0.4, **fields), clippers=Clippers(goes_along=True))).sentence
+        assert "clipping is the rule, not the exception" in said
+    whole = summarise_clipping(evidence(samples(0.4), clippers=Clippers(goes_along=True))).sentence
+    assert "sets the length of the steps" in whole

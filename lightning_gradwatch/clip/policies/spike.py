@@ -63,10 +63,11 @@ class Spike(ArgumentsMixin):
     by itself, but the norm is held to ``factor``·m, or more by as much as the loss is larger, and
     m and q are not learned from it: a level that rises since the gradient grows is no new level.
 
-    The very first step may be as long as the parameters under SGD. Of another optimizer its norm N
-    may be 100 times theirs, or what fits the loss L: N·‖w‖ ≤ 100·abs(L), as the loss may be a sum.
-    One beyond is brought back to a tenth of the parameters' norm, or length. Until ``window`` norms
-    are known, such a tenth is ordinary.
+    The very first step may be as long as the parameters under SGD, or as is stable for a loss L
+    that is quadratic: η·N² ≤ 4·abs(L), as small weights are no measure of a step. Of another
+    optimizer its norm N may be 100 times theirs, or what fits the loss: N·‖w‖ ≤ 100·abs(L), as the
+    loss may be a sum. One beyond is brought back to a tenth of the parameters' norm, or length.
+    Until ``window`` norms are known, such a tenth is ordinary.
 
     All is in ratios: the loss's scale does not matter. Our own; the median rather than the mean as
     in Leys et al. (2013), "Detecting outliers". What each constant buys is in the documentation,
@@ -198,7 +199,11 @@ class Spike(ArgumentsMixin):
     def _first(self, reading: StepReading, unit: float) -> Decision:
         """Hold the first norm against the parameters."""
         norm, along, loss = reading.norm, reading.step_size is not None, _loss(reading)
-        bound = unit if along else max(STEEPEST * unit, STEEPEST * (loss or 0.0) / unit)
+        if reading.step_size:
+            # A quadratic loss whose least value is 0 has η·N² ≤ 4·L at each rate that is stable
+            bound = max(unit, 2.0 * math.sqrt((loss or 0.0) / reading.step_size))
+        else:
+            bound = unit if along else max(STEEPEST * unit, STEEPEST * (loss or 0.0) / unit)
         exploded, target = norm > bound, min(norm, LEFT_OVER * unit)
         if exploded and loss is not None:
             self._be_wary(reading)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,8 +79,39 @@ def test_a_first_norm_that_fits_the_loss_is_ordinary() -> None:
 
 
 def test_the_loss_is_no_excuse_where_the_length_is_known() -> None:
-    """Under SGD a step longer than the parameters is too long, however large the loss."""
+    """Under SGD a step longer than the parameters, and than a quadratic loss allows, is too long, however large the loss."""
     assert Spike().decide(StepReading(1e6, parameter_norm=10.0, step_size=0.1, loss=1e6)).coefficient < 1.0
+
+
+@pytest.mark.parametrize("spread", [0.001, 0.01, 0.1])
+@pytest.mark.parametrize("rate", [0.01, 0.03, 0.1])
+def test_weights_that_begin_near_zero_are_no_measure_of_a_step(spread: float, rate: float) -> None:
+    """Linear regression by SGD from small weights: no step is clipped, and the loss falls as without a policy."""
+    torch.manual_seed(0)
+    x, truth = torch.randn(32, 2), torch.tensor([2.0, -3.4])
+    weights, policy, losses = (spread * torch.randn(2)).requires_grad_(), Spike(), []
+    for _ in range(200):
+        loss = (x @ weights - x @ truth - 0.01 * torch.randn(32)).square().mean()
+        (slope,) = torch.autograd.grad(loss, [weights])
+        losses.append(loss.item())
+        told = StepReading(slope.norm().item(), parameter_norm=weights.norm().item(), step_size=rate, loss=losses[-1])
+        assert policy.decide(told).coefficient == 1.0
+        weights = (weights - rate * slope).detach().requires_grad_()
+    assert losses[-1] < losses[0] / 10
+
+
+@given(st.integers(1, 6), st.floats(0.05, 1.0), st.floats(-3.0, 3.0), st.integers(0, 2**31))
+def test_a_first_step_that_is_stable_for_a_quadratic_loss_is_left_alone(
+    size: int, part: float, scale: float, seed: int
+) -> None:
+    """Of any curvature and scale, at each rate up to the largest that is stable, from weights of 0 on."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64) * 10**scale
+    hessian, far = root @ root.T, torch.randn(size, generator=generator, dtype=torch.float64)
+    slope, loss = hessian @ far, 0.5 * (far @ hessian @ far)
+    rate = part * 2 / float(torch.linalg.eigvalsh(hessian)[-1]) * (1 - 1e-9)
+    told = StepReading(float(slope.norm()), parameter_norm=1e-30, step_size=rate, loss=float(loss))
+    assert Spike().decide(told).coefficient == 1.0
 
 
 def test_a_first_step_that_explodes_is_not_remembered_for_long() -> None:

@@ -67,7 +67,8 @@ class ClipEvents:
             details.append(outcome.decision.reason)
         if threshold is not None and not math.isclose(threshold, outcome.clipped_norm, rel_tol=1e-3):
             bound = f"An ordinary step stays under {threshold:.4g}."
-            first = f"It is the first step: {threshold:.4g} is a bound that follows from the parameters' size alone."
+            alone = "follows from this step alone: the parameters' size and the loss"
+            first = f"It is the first step: {threshold:.4g} is a bound that {alone}."
             details.append(first if group.state.steps == 1 else bound)
         if group.state.episodes == _MOST_EPISODES:
             details.append("Further ones are counted in gradwatch/clip_rate only.")

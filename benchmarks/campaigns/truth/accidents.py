@@ -462,7 +462,9 @@ def _habit(c: Context, m: Words) -> None:
     c.verdict(int(m["steps"]) >= int(m["clipped"]) >= 0.8 * int(m["steps"]), "it is not the rule")
 
 
-@SAID("It is the first step: <n:bound> is a bound that follows from the parameters' size alone.")
+@SAID(
+    "It is the first step: <n:bound> is a bound that follows from this step alone: the parameters' size and the loss."
+)
 def _first_step(c: Context, m: Words) -> None:
     c.verdict(_step(c) == 0, "there were steps before it")
 

@@ -91,7 +91,7 @@ def _no_effect(evidence: ClipEvidence) -> str:
     code = _without_effect(evidence)
     if code:
         is_early = set(code) <= set(who.early) or (evidence.stale and not who.in_loop)
-        other = ", or after the step" if who.in_loop else ", or after the step, or for other parameters"
+        other = f", or after the step{'' if who.in_loop else ', or for other parameters'}"
         before = f"before the backward pass{'' if is_early else other}"
         return f"{listed(code, 'clips', 'clip')} {before}: {on(evidence)[0].lower()}{on(evidence)[1:]} {untouched}.{largest(evidence)}"
     return (

@@ -35,11 +35,12 @@ class Spike(ArgumentsMixin):
     how many times as large as its own median the loss is, from 1 to 30. A step explodes for one of
     two reasons, and the event says which.
 
-    **Its norm is out of the ordinary**: over ``factor``·q and over ``factor``·e·m. So what has
-    come up three times is part of the run; and where the loss is larger, for a rare class, a
+    **Its norm is out of the ordinary**: over ``factor``·q and over ``factor``·e·m. So what was let
+    through three times is part of the run; and where the loss is larger, for a rare class, a
     weight, a sum, the norm may be, too. Where the loss is larger still and alone accounts for the
     norm, as after a corrupted target or a change of the loss's scale, the step is clipped, but m
-    and, within ``window`` steps, q learn from it as it was: the third such step is ordinary.
+    and, within ``window`` steps, q learn from it as it was: after three such steps the next is
+    ordinary.
 
     **The step is too long** (SGD): momentum included, it would move the parameters by more than
     ``longest_step`` of their own norm, and its norm is over 3 m.

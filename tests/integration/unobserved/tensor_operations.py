@@ -203,7 +203,7 @@ class PairScan(torch.autograd.Function):
         return h
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         a, h = ctx.saved_tensors
         flows = [grad[:, -1]]
         for t in range(grad.shape[1] - 2, -1, -1):

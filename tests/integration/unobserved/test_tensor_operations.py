@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,14 @@ def test_it_is_told_beside_an_lstm(name: str, tmp_path: Path) -> None:
     assert str(event.module) in write_report(log, tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize("name", RECURRENCES)
-def test_tapped_it_is_measured_and_not_told(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("made", "mark"),
+    [*((one, tap) for one in RECURRENCES.values()), *((one, tap_scan) for one in SCANS.values())],
+    ids=[*RECURRENCES, *SCANS],
+)
+def test_marked_it_is_measured_and_not_told(made: Callable[[], Net], mark: Any, tmp_path: Path) -> None:
     """The remedy that is given: nothing more is said of it."""
-    net = with_lstm(RECURRENCES[name]())
-    watch = fit(net, lambda net, x: net[1](net[0](x)[0], tap).square().mean(), tmp_path)
+    watch = fit(with_lstm(made()), lambda net, x: net[1](net[0](x)[0], mark).square().mean(), tmp_path)
     assert not notes(watch)
     assert {record["module"] for record in load_run(tmp_path / "run").profile_records} == {"net.0", "mine"}
 
@@ -91,32 +95,19 @@ def test_a_scan_is_told_beside_an_lstm(name: str, tmp_path: Path) -> None:
         assert "tap_scan(h, decay=a)" in event.remedy
 
 
-@pytest.mark.parametrize("name", SCANS)
-def test_a_scan_that_is_marked_is_measured_and_not_told(name: str, tmp_path: Path) -> None:
-    """The remedy that is given: nothing more is said of it."""
-    net = with_lstm(SCANS[name]())
-    watch = fit(net, lambda net, x: net[1](net[0](x)[0], tap_scan).square().mean(), tmp_path)
-    assert not notes(watch)
-    assert {record["module"] for record in load_run(tmp_path / "run").profile_records} == {"net.0", "mine"}
-
-
-@pytest.mark.parametrize("name", SCANS)
-def test_a_scan_by_itself_is_told_at_once(name: str, tmp_path: Path) -> None:
-    """Nobody is advised to take GradWatch out."""
-    with pytest.warns(UserWarning, match="found no recurrent module") as said:
-        fit(SCANS[name](), lambda net, x: net(x, lambda h, **_: h).square().mean(), tmp_path)
-    (line,) = [str(warning.message) for warning in said if "found no recurrent module" in str(warning.message)]
-    assert "tap_scan(h, decay=a)" in line
-    assert "Take it out" not in line
-
-
-@pytest.mark.parametrize("name", ["products", "linear layers", "fast weights"])
-def test_by_itself_it_is_told_at_once(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("made", "remedy"),
+    [
+        *((RECURRENCES[name], "tap(h, name=") for name in ("products", "linear layers", "fast weights")),
+        *((one, "tap_scan(h, decay=a)") for one in SCANS.values()),
+    ],
+)
+def test_by_itself_it_is_told_at_once(made: Callable[[], Net], remedy: str, tmp_path: Path) -> None:
     """Where nothing else is watched, nobody is advised to take GradWatch out, but told how to have it measured."""
     with pytest.warns(UserWarning, match="found no recurrent module") as said:
-        fit(RECURRENCES[name](), lambda net, x: net(x).square().mean(), tmp_path)
+        fit(made(), lambda net, x: net(x, lambda h, **_: h).square().mean(), tmp_path)
     (line,) = [str(warning.message) for warning in said if "found no recurrent module" in str(warning.message)]
-    assert "tap(h, name=" in line
+    assert remedy in line
     assert "Take it out" not in line
 
 
